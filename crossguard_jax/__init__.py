@@ -1,0 +1,1 @@
+"""A guard for multimodal models, trained and immunized in JAX."""

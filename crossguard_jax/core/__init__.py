@@ -1,0 +1,1 @@
+"""The words everybody speaks: array types, sharding rules, trees, random streams, metrics."""
