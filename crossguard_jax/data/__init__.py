@@ -1,0 +1,1 @@
+"""What an example is, where examples come from, and how they reach a training step."""

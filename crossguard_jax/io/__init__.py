@@ -1,0 +1,1 @@
+"""Files and streams: durable JSON lines, pictures from untrusted bytes, progress on stderr."""
