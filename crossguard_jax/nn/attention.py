@@ -1,0 +1,116 @@
+"""Attention behind one function; the implementation follows the backend.
+
+On CPU an einsum in [B, H, L, E] layout (the library call's backward pass costs twice as much
+there), on GPU cuDNN's flash attention, on TPU the splash kernel where its shapes allow.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from crossguard_jax.core.typing import Array, Bool, Float
+
+Query = Float[Array, "B L H E"]
+Key = Float[Array, "B S K E"]
+KeyMask = Bool[Array, "B S"] | None
+
+
+def attention(
+    q: Query, k: Key, v: Key, mask: KeyMask, *, causal: bool, implementation: str = "auto"
+) -> Query:
+    """``softmax(q k^T / sqrt(E)) v`` with grouped key/value heads.
+
+    Args:
+        q: queries; head ``h`` attends with key/value head ``h * K // H``.
+        k: keys.
+        v: values.
+        mask: False where a key is padding; None if no key is.
+        causal: whether query ``i`` sees keys ``<= i + S - L`` only.
+        implementation: a key of `IMPLEMENTATIONS`, or "auto": the backend's best that takes these
+            shapes.
+
+    Returns:
+        The attended values, in ``q``'s dtype. A query that sees no key returns a finite value.
+    """
+    if implementation == "auto":
+        implementation = choose(jax.default_backend(), q, k)
+    out = IMPLEMENTATIONS[implementation](q, k, v, mask, causal)
+    return checkpoint_name(out, "context")
+
+
+def choose(backend: str, q: Query, k: Key) -> str:
+    """The implementation that "auto" stands for on a backend ("cpu", "gpu", "tpu")."""
+    width, same_length = q.shape[-1], q.shape[1] == k.shape[1]
+    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0:
+        return "cudnn" if width <= 128 else "xla"
+    if backend == "tpu" and same_length and q.shape[1] % 128 == 0 and width % 128 == 0:
+        return "splash"
+    return "einsum" if backend == "cpu" else "xla"
+
+
+def _visible(n_queries: int, n_keys: int, mask: KeyMask, causal: bool) -> Array | None:
+    """Which keys each query may see, [B or 1, 1, L, S]; None if all."""
+    visible = None if mask is None else mask[:, None, None, :]
+    if causal and n_queries > 1:
+        triangle = jnp.tri(n_queries, n_keys, n_keys - n_queries, dtype=bool)[None, None]
+        visible = triangle if visible is None else visible & triangle
+    return visible
+
+
+def _einsum(q: Query, k: Key, v: Key, mask: KeyMask, causal: bool) -> Query:
+    b, n_queries, h, e = q.shape
+    n_keys, n_kv = k.shape[1], k.shape[2]
+    # [B, K, G * L, E]: the queries of one key head are one matrix, whatever the group size.
+    q = q.reshape(b, n_queries, n_kv, h // n_kv, e).transpose(0, 2, 3, 1, 4) * e**-0.5
+    q = q.reshape(b, n_kv, -1, e)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bkle,bkse->bkls", q, k, preferred_element_type=jnp.float32)
+    visible = _visible(n_queries, n_keys, mask, causal)
+    if visible is not None:
+        grouped = scores.reshape(b, n_kv, -1, n_queries, n_keys)
+        scores = jnp.where(visible[:, :, None], grouped, jnp.finfo(jnp.float32).min)
+        scores = scores.reshape(b, n_kv, -1, n_keys)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkls,bkse->bkle", weights, v)
+    return out.reshape(b, h, n_queries, e).transpose(0, 2, 1, 3)
+
+
+def _library(q: Query, k: Key, v: Key, mask: KeyMask, causal: bool, backend: str) -> Query:
+    visible = _visible(q.shape[1], k.shape[1], mask, causal)
+    if visible is not None:
+        visible = jnp.broadcast_to(visible, (q.shape[0], 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation=backend)
+
+
+def _splash(
+    q: Query, k: Key, v: Key, mask: KeyMask, causal: bool, interpret: bool = False
+) -> Query:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    b, n_queries, h, e = q.shape
+    shape = (n_queries, k.shape[1])
+    head = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+    run = kernel.make_splash_mha_single_device(masks.MultiHeadMask([head] * h), interpret=interpret)
+    # The kernel wants as many key heads as query heads, heads first, and queries scaled.
+    k, v = (jnp.repeat(x, h // x.shape[2], axis=2).transpose(0, 2, 1, 3) for x in (k, v))
+    q = (q * e**-0.5).transpose(0, 2, 1, 3)
+    if mask is None:
+        return jax.vmap(run)(q, k, v).transpose(0, 2, 1, 3)
+    # Padding is a segment of its own, so padded queries see padded keys: finite, and never read.
+    segments = mask.astype(jnp.int32)
+    ids = jax.vmap(kernel.SegmentIds)(segments, segments)
+    return jax.vmap(run)(q, k, v, ids).transpose(0, 2, 1, 3)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Query, Key, Key, KeyMask, bool], Query]] = {
+    "einsum": _einsum,
+    "xla": functools.partial(_library, backend="xla"),
+    "cudnn": functools.partial(_library, backend="cudnn"),
+    "splash": _splash,
+    "splash_interpret": functools.partial(_splash, interpret=True),
+}
+"""Every implementation, by the name a config may ask for."""

@@ -1,0 +1,235 @@
+"""Llama (arXiv 2302.13971 and later): GQA, RoPE with scaling, after ``modeling_llama``."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
+from crossguard_jax.nn.attention import attention
+from crossguard_jax.nn.layers import (
+    ACTIVATIONS,
+    Dense,
+    Embed,
+    RMSNorm,
+    pick_layer,
+    run_stack,
+    stack,
+)
+from crossguard_jax.nn.lora import LoraScale
+
+Rotation = tuple[Float[Array, "B L E"], Float[Array, "B L E"]]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """RoPE scaling: kind "default", "linear" or "llama3", with that kind's numbers."""
+
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The Hub config's fields, by their names there."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    remat: str = "none"
+    attention: str = "auto"
+
+
+def rope_frequencies(config: LlamaConfig) -> Float[Array, " half"]:
+    """Angular frequency per pair of channels, in radians per position."""
+    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequency = config.rope_theta**-exponent
+    scaling = config.rope_scaling
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    if scaling.kind == "llama3":
+        # Long waves are slowed by the factor, short ones kept, those between interpolated.
+        turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        keep = jnp.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+        return frequency * (keep + (1 - keep) / scaling.factor)
+    return frequency
+
+
+def rotations(positions: Int[Array, "B L"], config: LlamaConfig, dtype: jnp.dtype) -> Rotation:
+    """Cosines and sines of every position, computed in float32."""
+    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(x: Float[Array, "B L H E"], rotation: Rotation) -> Float[Array, "B L H E"]:
+    """Rotary position embedding, halves paired (the Hub's layout)."""
+    cos, sin = rotation
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return x * cos[:, :, None] + turned * sin[:, :, None]
+
+
+class SelfAttention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
+        keys = jax.random.split(key, 4)
+        d, bias = config.hidden_size, config.attention_bias
+        n_q = config.num_attention_heads * config.head_dim
+        n_kv = config.num_key_value_heads * config.head_dim
+        self.q_proj = Dense(d, n_q, keys[0], ("embed", "heads"), bias=bias)
+        self.k_proj = Dense(d, n_kv, keys[1], ("embed", "kv"), bias=bias)
+        self.v_proj = Dense(d, n_kv, keys[2], ("embed", "kv"), bias=bias)
+        self.o_proj = Dense(n_q, d, keys[3], ("heads", "embed"), bias=bias)
+        self.head_dim = config.head_dim
+        self.implementation = config.attention
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B S"] | None,
+        rotation: Rotation,
+        lora_scale: LoraScale,
+        last: Int[Array, " B"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """With ``last``, only that position of each row asks; all its predecessors answer."""
+        b, n_tokens = x.shape[:2]
+        k = self.k_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
+        v = self.v_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
+        k = rotate(k, rotation)
+        if last is not None:
+            before = jnp.arange(n_tokens) <= last[:, None]
+            mask = before if mask is None else mask & before
+            x, *rotation = (take_rows(a, last) for a in (x, *rotation))
+        q = self.q_proj(x, lora_scale).reshape(b, x.shape[1], -1, self.head_dim)
+        q = rotate(q, tuple(rotation))
+        out = attention(q, k, v, mask, causal=last is None, implementation=self.implementation)
+        return self.o_proj(out.reshape(b, x.shape[1], -1), lora_scale)
+
+
+class Mlp(nnx.Module):
+    """The gated feed-forward layer."""
+
+    def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
+        keys = jax.random.split(key, 3)
+        d, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Dense(d, inner, keys[0], ("embed", "mlp"), bias=bias)
+        self.up_proj = Dense(d, inner, keys[1], ("embed", "mlp"), bias=bias)
+        self.down_proj = Dense(inner, d, keys[2], ("mlp", "embed"), bias=bias)
+        self.act = config.hidden_act
+
+    def __call__(self, x: Array, lora_scale: LoraScale) -> Array:
+        gate = ACTIVATIONS[self.act](self.gate_proj(x, lora_scale))
+        return self.down_proj(gate * self.up_proj(x, lora_scale), lora_scale)
+
+
+class Block(nnx.Module):
+    """A pre-norm decoder layer."""
+
+    def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
+        keys = jax.random.split(key)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, keys[0])
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = Mlp(config, keys[1])
+
+    def __call__(
+        self,
+        x: Array,
+        mask: Array | None,
+        rotation: Rotation,
+        lora_scale: LoraScale,
+        last: Array | None = None,
+    ) -> Array:
+        attended = self.self_attn(self.input_layernorm(x), mask, rotation, lora_scale, last)
+        x = attended + (x if last is None else take_rows(x, last))
+        return x + self.mlp(self.post_attention_layernorm(x), lora_scale)
+
+
+class Llama(nnx.Module):
+    """The decoder with its head."""
+
+    def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
+        keys = jax.random.split(key, 3)
+        d, v = config.hidden_size, config.vocab_size
+        self.embed_tokens = Embed(v, d, keys[0], ("vocab", "embed"))
+        self.layers = stack(lambda k: Block(config, k), keys[1], config.num_hidden_layers)
+        self.norm = RMSNorm(d, config.rms_norm_eps)
+        tied = config.tie_word_embeddings
+        self.lm_head = (
+            nnx.data(None) if tied else Dense(d, v, keys[2], ("embed", "vocab"), bias=False)
+        )
+        self.config = config
+
+    def hidden(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"] | None,
+        lora_scale: LoraScale = 1.0,
+        last: Int[Array, " B"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Final normalized states from token embeddings.
+
+        Args:
+            x: token embeddings.
+            mask: False at padding, which may be on either side.
+            lora_scale: weight of the adapter, per example if an array.
+            last: positions; the last layer then works on these alone, and T is 1.
+        """
+        config = self.config
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        rotation = rotations(positions, config, x.dtype)
+        n = config.num_hidden_layers - (last is not None)
+        x, _ = run_stack(
+            self.layers,
+            n,
+            lambda layer, x: layer(x, mask, rotation, lora_scale),
+            x,
+            remat=config.remat,
+        )
+        if last is not None:
+            x = pick_layer(self.layers, n)(x, mask, rotation, lora_scale, last)
+        return self.norm(x)
+
+    def head(self, x: Float[Array, "B L D"], columns: Array | None = None) -> Float[Array, "B L V"]:
+        """Logits in float32, of all tokens or of the given ``columns`` alone."""
+        if self.lm_head is None:
+            table = self.embed_tokens.embedding[...]
+            kernel = (table if columns is None else table[columns]).T
+        else:
+            kernel = self.lm_head.kernel[...]
+            kernel = kernel if columns is None else kernel[:, columns]
+        return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        mask: Bool[Array, "B L"] | None = None,
+        lora_scale: LoraScale = 1.0,
+    ) -> Float[Array, "B L V"]:
+        """Next-token logits at every position."""
+        return self.head(self.hidden(self.embed_tokens(input_ids), mask, lora_scale))
+
+
+def take_rows(x: Array, index: Int[Array, " B"]) -> Array:
+    """One position of each row, its axis kept: [B, L, ...] and [B] to [B, 1, ...]."""
+    return jnp.take_along_axis(x, index.reshape(-1, *[1] * (x.ndim - 1)), axis=1)

@@ -1,0 +1,128 @@
+"""LLaVA-1.5 (arXiv 2310.03744): a CLIP picture tower, a projector, a Llama."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
+from crossguard_jax.nn.clip import ClipVision, VisionConfig
+from crossguard_jax.nn.layers import ACTIVATIONS, Dense
+from crossguard_jax.nn.llama import Llama, LlamaConfig
+from crossguard_jax.nn.lora import LoraScale
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    """The Hub config's fields, by their names there.
+
+    Attributes:
+        vision_feature_layer: hidden state(s) of the tower to use, by transformers' index; several
+            are joined along the width.
+        vision_feature_select_strategy: "default" drops the class token, "full" keeps it.
+        image_token_id: the token a picture's features replace, one token a patch.
+    """
+
+    vision: VisionConfig
+    text: LlamaConfig
+    image_token_id: int = 32000
+    vision_feature_layer: tuple[int, ...] = (-2,)
+    vision_feature_select_strategy: str = "default"
+    projector_hidden_act: str = "gelu"
+    multimodal_projector_bias: bool = True
+
+    @property
+    def tokens_per_image(self) -> int:
+        """P: how many tokens a picture takes in the sequence."""
+        return self.vision.n_patches + (self.vision_feature_select_strategy == "full")
+
+
+class Projector(nnx.Module):
+    """Two dense layers from the tower's width to the language model's."""
+
+    def __init__(self, config: LlavaConfig, key: PRNGKeyArray):
+        keys = jax.random.split(key)
+        n_in = config.vision.hidden_size * len(config.vision_feature_layer)
+        d, bias = config.text.hidden_size, config.multimodal_projector_bias
+        self.linear_1 = Dense(n_in, d, keys[0], ("embed", "mlp"), bias=bias)
+        self.linear_2 = Dense(d, d, keys[1], ("mlp", "embed"), bias=bias)
+        self.act = config.projector_hidden_act
+
+    def __call__(self, x: Array, lora_scale: LoraScale = 1.0) -> Array:
+        return self.linear_2(ACTIVATIONS[self.act](self.linear_1(x, lora_scale)), lora_scale)
+
+
+class Llava(nnx.Module):
+    """The whole model. Pictures come in one slot (or ``I`` slots) a row."""
+
+    def __init__(self, config: LlavaConfig, key: PRNGKeyArray):
+        keys = jax.random.split(key, 3)
+        self.vision_tower = ClipVision(config.vision, keys[0])
+        self.multi_modal_projector = Projector(config, keys[1])
+        self.language_model = Llama(config.text, keys[2])
+        self.config = config
+
+    def image_features(
+        self, pixel_values: Float[Array, "M C X Y"], lora_scale: LoraScale = 1.0
+    ) -> Float[Array, "M P D"]:
+        """Pictures (normalized pixels) to the tokens that stand for them."""
+        config = self.config
+        states = self.vision_tower.hidden_states(
+            pixel_values, config.vision_feature_layer, lora_scale
+        )
+        x = jnp.concatenate(states, axis=-1)
+        if config.vision_feature_select_strategy == "default":
+            x = x[:, 1:]
+        return self.multi_modal_projector(x, lora_scale)
+
+    def embed(
+        self,
+        input_ids: Int[Array, "B L"],
+        pixel_values: Float[Array, "B C X Y"] | Float[Array, "B I C X Y"] | None,
+        lora_scale: LoraScale = 1.0,
+    ) -> Float[Array, "B L D"]:
+        """Token embeddings with each row's picture tokens replaced by its own pictures' features.
+
+        A row without picture tokens ignores its slots, so rows with and without a picture share a
+        batch; no row can see another's picture.
+        """
+        image_id, table = self.config.image_token_id, self.language_model.embed_tokens
+        here = input_ids == image_id
+        # The picture token may lie outside the vocabulary; its embedding is never used.
+        x = table(jnp.where(here, 0, input_ids))
+        if pixel_values is None:
+            return x
+        b = input_ids.shape[0]
+        pictures = pixel_values.reshape(-1, *pixel_values.shape[-3:])
+        if jnp.ndim(lora_scale) == 1:
+            lora_scale = jnp.repeat(lora_scale, pictures.shape[0] // b)
+        features = self.image_features(pictures, lora_scale).reshape(b, -1, x.shape[-1])
+        index = jnp.clip(jnp.cumsum(here, axis=1) - 1, 0, features.shape[1] - 1)
+        placed = jnp.take_along_axis(features, index[..., None], axis=1)
+        return jnp.where(here[..., None], placed.astype(x.dtype), x)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        pixel_values: Float[Array, "B C X Y"] | Float[Array, "B I C X Y"] | None,
+        mask: Bool[Array, "B L"] | None = None,
+        lora_scale: LoraScale = 1.0,
+    ) -> Float[Array, "B L V"]:
+        """Next-token logits at every position, float32."""
+        x = self.embed(input_ids, pixel_values, lora_scale)
+        return self.language_model.head(self.language_model.hidden(x, mask, lora_scale))
+
+    def last_logits(
+        self,
+        input_ids: Int[Array, "B L"],
+        pixel_values: Float[Array, "B C X Y"] | Float[Array, "B I C X Y"] | None,
+        mask: Bool[Array, "B L"],
+        columns: Int[Array, " V"] | None = None,
+        lora_scale: LoraScale = 1.0,
+    ) -> Float[Array, "B V"]:
+        """Logits after each row's last real token, of the given vocabulary ``columns`` alone."""
+        x = self.embed(input_ids, pixel_values, lora_scale)
+        last = input_ids.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        x = self.language_model.hidden(x, mask, lora_scale, last=last)
+        return self.language_model.head(x, columns)[:, 0]

@@ -1,0 +1,137 @@
+"""LoRA as a tree of its own: rank-R updates beside frozen kernels (arXiv 2106.09685).
+
+An adapter is the ``nnx.LoRAParam`` part of a model. `split` takes it out, so gradients and
+optimizer state exist for it alone; several adapters over one base are several small trees.
+Rank and alpha live with the adapter and are never passed loose.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+
+LoraScale = float | Float[Array, " B"]
+"""Multiplies an adapter's update: 1 is on, 0 is off, an array blends per example."""
+
+
+class Lora(nnx.Module):
+    """``scale * alpha / R * (x @ a) @ b``, computed in the input's dtype.
+
+    Args:
+        stacked: leading axes of the kernel this belongs to (``(n_layers,)`` in a stack).
+        n_in: the kernel's input width.
+        n_out: the kernel's output width.
+        rank: R.
+        alpha: the update's weight; ``alpha / rank`` multiplies it, as in PEFT.
+        key: random key of ``a`` (uniform in ``+-1/sqrt(n_in)``, PEFT's); ``b`` starts at zero.
+        axes: logical axes ``(in, out)`` of the kernel.
+    """
+
+    def __init__(
+        self,
+        stacked: tuple[int, ...],
+        n_in: int,
+        n_out: int,
+        rank: int,
+        alpha: float,
+        key: PRNGKeyArray,
+        axes: tuple[str | None, str | None],
+    ):
+        bound = n_in**-0.5
+        a = jax.random.uniform(key, (*stacked, n_in, rank), minval=-bound, maxval=bound)
+        self.a = nnx.LoRAParam(a, axes=(axes[0], "lora_rank"))
+        self.b = nnx.LoRAParam(jnp.zeros((*stacked, rank, n_out)), axes=("lora_rank", axes[1]))
+        self.alpha = float(alpha)
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.a.shape[-1]
+
+    def __call__(
+        self, x: Float[Array, "B *L n_in"], scale: LoraScale = 1.0
+    ) -> Float[Array, "B *L n_out"]:
+        scale = jnp.asarray(scale, x.dtype) * (self.alpha / self.rank)
+        scale = scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim)) if scale.ndim else scale
+        # The scale meets the narrow [.., R] product, not the wide one.
+        return (x @ self.a[...].astype(x.dtype) * scale) @ self.b[...].astype(x.dtype)
+
+
+def dense_layers(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """Every layer with a LoRA slot, as ``(dotted path, layer)`` in a fixed order."""
+    for path, node in nnx.iter_modules(model, graph=False):
+        if hasattr(node, "kernel") and hasattr(node, "lora"):
+            yield ".".join(map(str, path)), node
+
+
+def attach(
+    model: nnx.Module, targets: str, rank: int, alpha: float, key: PRNGKeyArray
+) -> nnx.Module:
+    """A copy of ``model`` with a fresh adapter on every layer whose path matches.
+
+    Args:
+        model: any model of this package, possibly abstract (`jax.eval_shape`).
+        targets: a regular expression that must match a whole path, such as
+            ``vision_tower\\..*\\.(q|v)_proj`` (paths have no layer index: a stack is one layer).
+        rank: R of every update.
+        alpha: PEFT's ``lora_alpha``.
+        key: random key.
+
+    Raises:
+        UserError: no layer matches; the message lists the paths there are.
+    """
+    model = detach(model)
+    paths = [path for path, _ in dense_layers(model)]
+    matched = {path for path in paths if re.fullmatch(targets, path)}
+    if not matched:
+        raise UserError(f"lora.targets {targets!r} matches no layer; there are: {', '.join(paths)}")
+    for (path, layer), layer_key in zip(
+        dense_layers(model), jax.random.split(key, len(paths)), strict=True
+    ):
+        if path in matched:
+            *stacked, n_in, n_out = layer.kernel.shape
+            axes = layer.kernel.get_metadata("axes")
+            layer.lora = Lora(tuple(stacked), n_in, n_out, rank, alpha, layer_key, axes)
+    return model
+
+
+def detach(model: nnx.Module) -> nnx.Module:
+    """A copy of ``model`` (sharing its arrays) whose LoRA slots are empty."""
+    model = jax.tree.map(lambda x: x, model)
+    for _, layer in dense_layers(model):
+        layer.lora = nnx.data(None)
+    return model
+
+
+def fold(model: nnx.Module) -> nnx.Module:
+    """A copy of ``model`` with every update added into its kernel and the slots emptied.
+
+    The product is taken in float32 and rounded once, to the kernel's dtype.
+    """
+    updates = {
+        path: layer.lora.alpha / layer.lora.rank * (layer.lora.a[...] @ layer.lora.b[...])
+        for path, layer in dense_layers(model)
+        if layer.lora is not None
+    }
+    model = detach(model)
+    for path, layer in dense_layers(model):
+        if path in updates:
+            kernel = layer.kernel[...]
+            layer.kernel[...] = (kernel.astype(jnp.float32) + updates[path]).astype(kernel.dtype)
+    return model
+
+
+def split(model: nnx.Module) -> tuple[Any, Any, Any]:
+    """``(graphdef, adapters, frozen)``: what is static, what is trained, what is not."""
+    return nnx.split(model, nnx.LoRAParam, ..., graph=False)
+
+
+def merge(graphdef: Any, *states: Any) -> Any:
+    """The model that `split` took apart, or one with another adapter in its place."""
+    return nnx.merge(graphdef, *states)
