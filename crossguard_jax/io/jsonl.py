@@ -13,20 +13,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from crossguard_jax.core.errors import UserError
 
 MAX_LINE_BYTES = 16 * 2**20
-
-Row = tuple[int, "dict[str, Any] | RowError"]
-
 
 @dataclass(frozen=True, slots=True)
 class RowError:
     """Why a row of a file could not be read."""
 
     reason: str
+
+
+Row = tuple[int, dict[str, Any] | RowError]
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
@@ -154,7 +154,7 @@ class JsonlWriter:
             self.sync()
             self._file.close()
 
-    def __enter__(self) -> "JsonlWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
