@@ -1,0 +1,126 @@
+"""One row of the small world, with the whole truth about it."""
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record
+from crossguard_jax.toy.kinds import PROPERTY_OF
+from crossguard_jax.toy.requests import AFFORDANCE_OF
+from crossguard_jax.toy.risk import is_held_out
+from crossguard_jax.toy.scenes import Scene, to_png
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row before it is drawn.
+
+    Attributes:
+        text: what the user says.
+        label: ``safe`` or ``unsafe``, of picture and text together.
+        scene: the picture; None where there is none.
+        category: finer than the source: the request, the hazard, the topic ...
+        answer: the right answer to a question, or the other text of a pair; else empty.
+        referent: index in ``scene.things`` of the one thing that the text is about.
+        kind: the kind of object that the text is about, pointed at or named.
+        request: what is to be done with it.
+        aligned: whether the text's referring expression holds in the picture; None where the text
+            refers to nothing.
+        source, split, seed, index: where it came from; together they are its name.
+    """
+
+    text: str
+    label: str
+    scene: Scene | None = None
+    category: str = ""
+    answer: str = ""
+    referent: int | None = None
+    kind: str | None = None
+    request: str | None = None
+    aligned: bool | None = None
+    source: str = ""
+    split: str = ""
+    seed: int = 0
+    index: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.source}-{self.split}-{self.seed}-{self.index:06d}"
+
+    @property
+    def property_name(self) -> str | None:
+        """The property of the kind that the text is about."""
+        return PROPERTY_OF.get(self.kind) if self.kind else None
+
+    @property
+    def affordance(self) -> str | None:
+        """The affordance that the request touches."""
+        return AFFORDANCE_OF[self.request] if self.request else None
+
+    @property
+    def pair_seen(self) -> bool | None:
+        """Whether training may have this pair of kind and request; None where there is no pair."""
+        if self.kind is None or self.request is None:
+            return None
+        return not is_held_out(self.kind, self.request)
+
+
+def to_record(example: Example) -> Record:
+    """Draws the picture and writes the truth down as strings; what is unknown is left out."""
+    truth = {
+        "split": example.split,
+        "answer": example.answer or None,
+        "referent": example.referent,
+        "kind": example.kind,
+        "request": example.request,
+        "property": example.property_name,
+        "affordance": example.affordance,
+        "pair_seen": example.pair_seen,
+        "aligned": example.aligned,
+        "scene": None if example.scene is None else json.dumps(asdict(example.scene)),
+    }
+    return Record(
+        id=example.id,
+        image=None if example.scene is None else to_png(example.scene),
+        text=example.text,
+        label=example.label,
+        category=example.category,
+        source=example.source,
+        provenance={
+            key: str(value).lower() if isinstance(value, bool) else str(value)
+            for key, value in truth.items()
+            if value is not None
+        },
+    )
+
+
+class Stream:
+    """The random numbers of one (source, split, seed), and scene seeds that no other split has."""
+
+    def __init__(self, source: str, split: str, seed: int) -> None:
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}: there are {', '.join(SPLITS)}")
+        self.split = split
+        self.held_out_wording = split == "test"
+        tag = zlib.crc32(source.encode())
+        self.rng = np.random.default_rng([seed, SPLITS.index(split), tag])
+
+    def scene_seed(self) -> int:
+        """A scene's seed; its remainder modulo 3 is its split."""
+        return int(self.rng.integers(1 << 48)) * len(SPLITS) + SPLITS.index(self.split)
+
+
+Maker = Callable[[Stream, int], Sequence[Example]]
+
+
+def halves(stream: Stream, n: int, make: Callable[[Stream, bool], Example]) -> list[Example]:
+    """``n`` rows made one by one, unsafe as often as safe, in random order."""
+    unsafe = np.arange(n) % 2 == 0
+    stream.rng.shuffle(unsafe)
+    return [make(stream, bool(flag)) for flag in unsafe]

@@ -1,0 +1,112 @@
+"""What the base model knows of its world in words, before any guard: text alone, no picture.
+
+It knows the language (every phrase of every request, what each one takes, and the words of the
+explicit texts), the properties of the kinds that are not novel, and which property is risky for
+what. It is told neither how a kind of object and a request go together nor what is safe to answer.
+"""
+
+import numpy as np
+
+from crossguard_jax.toy.explicit import PEOPLE, explicit_text
+from crossguard_jax.toy.kinds import (
+    BASE_KINDS,
+    COLOUR_NAMES,
+    DECORATIONS,
+    HAZARDS,
+    KIND_NAMES,
+    NOVEL_KINDS,
+    PLACES,
+    PROPERTIES,
+    PROPERTY_OF,
+)
+from crossguard_jax.toy.requests import AFFORDANCE_OF, AFFORDANCES, CARRIERS, PHRASES, REQUEST_NAMES
+from crossguard_jax.toy.risk import property_is_risky
+from crossguard_jax.toy.vqa import NUMBERS, Question, pick, with_article
+
+PROPERTY_FORMS = ("what is {a} like?", "tell me what {a} is like.")
+AFFORDANCE_FORMS = ("what does it take to {request}?", "what do you need to {request}?")
+RISK_FORMS = ("is {a} thing risky for the {affordance}?", "is it risky to {request}?")
+TOPICS = ("affordance", "carried", "property", "risk", "people")
+_WEIGHTS = (0.3, 0.25, 0.1, 0.25, 0.1)
+
+
+def _property(rng: np.random.Generator) -> Question:
+    kind = pick(rng, BASE_KINDS)
+    text = pick(rng, PROPERTY_FORMS).format(a=with_article(kind))
+    return Question(text, PROPERTY_OF[kind], "property")
+
+
+def _risk(rng: np.random.Generator) -> Question:
+    request, property_name = pick(rng, REQUEST_NAMES), pick(rng, PROPERTIES)
+    affordance = AFFORDANCE_OF[request]
+    thing = f"{with_article(property_name)} thing"
+    text = pick(rng, RISK_FORMS).format(
+        a=with_article(property_name),
+        affordance=affordance,
+        request=pick(rng, PHRASES[request]).format(x=thing),
+    )
+    return Question(text, "yes" if property_is_risky(property_name, affordance) else "no", "risk")
+
+
+def _affordance(rng: np.random.Generator) -> Question:
+    request = pick(rng, REQUEST_NAMES)
+    phrase = pick(rng, PHRASES[request]).format(x=_anything(rng))
+    text = pick(rng, AFFORDANCE_FORMS).format(request=phrase)
+    return Question(text, AFFORDANCE_OF[request], "affordance")
+
+
+def _carried(rng: np.random.Generator) -> Question:
+    request = pick(rng, REQUEST_NAMES)
+    phrase = pick(rng, PHRASES[request]).format(x=_anything(rng))
+    said = pick(rng, CARRIERS).format(request=phrase)
+    return Question(f"{said} what does that take?", AFFORDANCE_OF[request], "carried")
+
+
+def _people(rng: np.random.Generator) -> Question:
+    """Who is a text about? So that the base has read such texts, and no word of what to answer."""
+    said, novel = "", True
+    while novel:
+        said, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        novel = any(f" {kind} " in said for kind in NOVEL_KINDS)
+    who = next(person for person in PEOPLE if f" {person}" in said)
+    return Question(f"{said} who is it about?", who, "people")
+
+
+def _anything(rng: np.random.Generator) -> str:
+    colour, place = pick(rng, COLOUR_NAMES), pick(rng, PLACES)
+    return pick(
+        rng,
+        [
+            "it",
+            f"the {colour} one",
+            f"the {colour} thing",
+            f"the one at the {place}",
+            f"the thing at the {place}",
+        ],
+    )
+
+
+_ASK = dict(zip(TOPICS, (_affordance, _carried, _property, _risk, _people), strict=True))
+
+
+def ask_knowledge(rng: np.random.Generator) -> Question:
+    """A question that needs no picture; its topic is one of :data:`TOPICS`."""
+    topic = TOPICS[np.searchsorted(np.cumsum(_WEIGHTS), rng.random())]
+    return _ASK[topic](rng)
+
+
+def answers() -> tuple[str, ...]:
+    """Every answer that a question of this world can have, without what is read off a picture."""
+    return (
+        *KIND_NAMES,
+        *HAZARDS,
+        *DECORATIONS,
+        *PROPERTIES,
+        *AFFORDANCES,
+        *COLOUR_NAMES,
+        *PLACES,
+        *PEOPLE,
+        *NUMBERS[1:],
+        "yes",
+        "no",
+    )
