@@ -1,0 +1,7 @@
+"""``python -m crossguard_jax VERB ...``, the same as ``crossguard VERB ...``."""
+
+import sys
+
+from crossguard_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,142 @@
+"""Configurations: ``FILE:VARIANT`` with ``--config.a.b=value`` on top, locked and type-checked.
+
+A configuration file defines ``get_config(variant)`` and, beside it, ``VARIANTS``: the names it
+answers to. Overrides go through ml_collections' own ``config_flags`` on a private ``FlagValues``,
+so that nothing here touches the flags of the program that uses the library.
+"""
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from crossguard_jax.core.errors import UserError
+
+OVERRIDE = re.compile(r"^--(?:no)?config\.(?P<key>[^=]+)(?P<value>=.*)?$", re.DOTALL)
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Reads a configuration file and applies the command line's overrides to it.
+
+    Args:
+      spec: ``FILE:VARIANT``, or ``FILE`` where the file's ``get_config`` has a default. A relative
+        path is looked for in the working directory, then in the repository.
+      overrides: ``--config.a.b=value`` each, in the order given; the last one wins. ``--config.a``
+        and ``--noconfig.a`` set a boolean; a tuple is written as ``--config.a="(1, 2)"``.
+
+    Returns:
+      The configuration, locked: reading or writing a field that does not exist raises.
+
+    Raises:
+      UserError: no such file, variant or field (naming the nearest), or a value of the wrong type.
+    """
+    path, _, variant = spec.partition(":")
+    config = _get_config(_load_module(_find(path)), path, variant)
+    keys = list(_keys(config))
+    for override in overrides:
+        match = OVERRIDE.match(override)
+        if match is None:
+            raise UserError(f"{override}: an override is written --config.FIELD=VALUE")
+        key = match["key"]
+        if key not in keys:
+            raise UserError(f"{spec} has no field {key!r}: did you mean {_nearest(key, keys)!r}?")
+        _check_settable(config, key, match["value"])
+    return _apply(config, spec, overrides)
+
+
+def _find(path: str) -> Path:
+    for candidate in (Path(path), REPOSITORY / path):
+        if candidate.is_file():
+            return candidate
+    known = [str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("configs/*.py"))]
+    hint = f": did you mean {_nearest(path, known)!r}?" if known else ""
+    raise UserError(f"no configuration file {path!r}{hint}")
+
+
+def _load_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"crossguard_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: a configuration is a Python file, its name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"{path}: a configuration file defines get_config(variant), this does not")
+    return module
+
+
+def _get_config(module: ModuleType, path: str, variant: str) -> ConfigDict:
+    names = [str(name) for name in getattr(module, "VARIANTS", ())]
+    if variant and names and variant not in names:
+        raise UserError(
+            f"{path} has no variant {variant!r}: did you mean {_nearest(variant, names)!r}? "
+            f"It has {', '.join(names)}"
+        )
+    if not variant:
+        parameters = inspect.signature(module.get_config).parameters.values()
+        if any(p.default is p.empty for p in parameters):
+            raise UserError(f"{path}: name a variant, {path}:NAME, one of {', '.join(names)}")
+    config = module.get_config(variant) if variant else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config must return an ml_collections.ConfigDict")
+    return config.lock()
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Every field's dotted path, inner nodes included."""
+    for name, value in config.items(preserve_field_references=True):
+        yield f"{prefix}{name}"
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def _check_settable(config: ConfigDict, key: str, value: str | None) -> None:
+    *path, name = key.split(".")
+    for step in path:
+        config = config[step]
+    kind = config.get_type(name)
+    if kind is ConfigDict and len(config[name]):
+        # A dict given whole would escape the check of its keys.
+        raise UserError(f"--config.{key}: set its fields one by one: {', '.join(config[name])}")
+    if kind not in (bool, int, float, str, tuple, ConfigDict):
+        raise UserError(f"--config.{key}: a {kind.__name__} is set in the file, not on the line")
+    if value is None and kind is not bool:
+        raise UserError(f"--config.{key}: needs a value, write --config.{key}=VALUE")
+
+
+def _nearest(asked: str, known: Iterable[str]) -> str:
+    """The name most like `asked`; the last part weighs as much as the whole path, so that a right
+    name in the wrong place (``learning_rate`` for ``optim.learning_rate``) is found too."""
+
+    def likeness(name: str) -> float:
+        ends = (asked.rpartition(".")[2], name.rpartition(".")[2])
+        return sum(SequenceMatcher(None, *pair).ratio() for pair in ((asked, name), ends))
+
+    return max(known, key=likeness)
+
+
+def _apply(config: ConfigDict, spec: str, overrides: Sequence[str]) -> ConfigDict:
+    argv = ["crossguard", *overrides]
+    values = flags.FlagValues()
+    try:
+        # absl prints usage hints of its own; the one line below is the user's message.
+        with contextlib.redirect_stderr(io.StringIO()):
+            holder = config_flags.DEFINE_config_dict(
+                "config", config, flag_values=values, sys_argv=argv
+            )
+            values(argv)
+    except (flags.Error, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).removeprefix("flag ")
+        raise UserError(f"{spec}: {reason}") from error
+    return holder.value.lock()

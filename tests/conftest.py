@@ -1,0 +1,78 @@
+"""What every test may use.
+
+One device is the default: most tests need no more, and timings stay simple. A test that needs
+several asks for ``run_with_devices``, since the number of devices is settled when JAX starts.
+Nothing of the package is imported here: the runtime type checker must come first.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Compiled programs are kept between runs; most of a first run is compilation.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Nothing a test needs lies on the Hub, so a test that asks for it is wrong, and fails at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository under test."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def run_with_devices() -> Callable[..., str]:
+    """Runs Python code in a process of its own that sees ``n`` CPU devices; returns its stdout.
+
+    ``run_with_devices(n, code, *arguments, timeout=300)``: ``code`` is a snippet (dedented here)
+    or a path to a script, ``arguments`` its ``sys.argv[1:]``. A failure shows the process's output.
+    """
+
+    def run(n: int, code: str | Path, *arguments: str, timeout: float = 300) -> str:
+        flags = [
+            flag
+            for flag in os.environ.get("XLA_FLAGS", "").split()
+            if not flag.startswith("--xla_force_host_platform_device_count")
+        ]
+        environ = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={n}"]),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
+            ),
+        }
+        program = [str(code)] if isinstance(code, Path) else ["-c", textwrap.dedent(code)]
+        done = subprocess.run(
+            [sys.executable, *program, *arguments],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if done.returncode != 0:
+            pytest.fail(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}", pytrace=False)
+        return done.stdout
+
+    return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` that were asked for are skipped where there is no GPU."""
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanted:
+        return
+    import jax
+
+    if jax.default_backend() != "gpu":
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
