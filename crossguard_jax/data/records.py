@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from crossguard_jax.core.errors import UserError
@@ -33,6 +33,15 @@ class Rejected:
     file: str
     row: int  # the line on which it starts, or the position in the file's array, from 1
     reason: str
+
+
+def accepted(rows: Iterable[Record | Rejected], rejected: jsonl.JsonlWriter) -> Iterator[Record]:
+    """Passes the records on and writes every rejected row (``file, row, reason``) to a file."""
+    for row in rows:
+        if isinstance(row, Rejected):
+            rejected.append(asdict(row))
+        else:
+            yield row
 
 
 def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> int:

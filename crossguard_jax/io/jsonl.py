@@ -19,6 +19,7 @@ from crossguard_jax.core.errors import UserError
 
 MAX_LINE_BYTES = 16 * 2**20
 
+
 @dataclass(frozen=True, slots=True)
 class RowError:
     """Why a row of a file could not be read."""

@@ -1,0 +1,193 @@
+"""Batches of records, by Grain: mixed by weight, shuffled, sharded by process, resumable.
+
+What a model needs of a record (token ids, pixels) is made by a ``transform`` that the caller hands
+in. It is run on a whole batch, in a thread, while the step before it computes.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.builders import RecordSource
+from crossguard_jax.data.records import Record
+
+Batch = dict[str, np.ndarray]
+Transform = Callable[[list[Record]], Batch]
+
+
+def mixture(
+    sources: Mapping[str, RecordSource],
+    weights: Mapping[str, float],
+    *,
+    seed: int,
+    batch_size: int,
+    transform: Transform,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+    threads: int = 1,
+) -> "Batches":
+    """Endless training batches in which each source has its weight's share.
+
+    Shares hold in every stretch of batches, not only on average: the sources take turns (weights
+    are rounded to a hundredth of the smallest). Each source is reshuffled every time it has been gone through. A process reads every
+    ``process_count``-th record of each source, so that no two processes ever see one record, and
+    all have the same shares.
+
+    Args:
+      sources: records by position, by name.
+      weights: relative weights by name, one for each source; 0 leaves a source out.
+      seed: decides the order, and nothing else does.
+      batch_size: records in a batch of this process.
+      transform: ``batch_size`` records to arrays with a leading axis B.
+      process_index: this process's number, as ``jax.process_index()``.
+      process_count: how many processes there are.
+      prefetch: batches made ahead.
+      threads: threads that make them; the order does not depend on it.
+
+    Raises:
+      UserError: a weight without a source or the reverse, no weight above 0, or a source with
+        fewer records than processes.
+    """
+    import grain
+
+    used = _used_weights(sources, weights, process_count)
+    parts = []
+    for name in used:
+        part = grain.MapDataset.source(sources[name])[process_index::process_count]
+        # A source's order depends on its own name and not on which others are mixed in. The hash
+        # matters: Grain's epoch e of seed s is epoch e - 1 of seed s + 1.
+        parts.append(part.shuffle(seed=zlib.crc32(f"{name}/{seed}".encode())).repeat())
+    mixed = grain.MapDataset.mix(parts, list(used.values()))
+    batches = mixed.batch(batch_size, drop_remainder=True, batch_fn=_on_list(transform))
+    return Batches(
+        batches.to_iter_dataset(_ahead(prefetch, threads)),
+        identity={
+            "seed": seed,
+            "batch_size": batch_size,
+            "process_count": process_count,
+            "weights": used,
+            "records": {name: len(sources[name]) for name in used},
+        },
+    )
+
+
+def evaluation(
+    source: RecordSource,
+    *,
+    batch_size: int,
+    transform: Transform,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+    threads: int = 1,
+) -> "Batches":
+    """Every record once, in order, in batches of one size.
+
+    Beside the transform's arrays a batch has ``row`` (int64 [B], the record's position in
+    ``source``) and ``mask`` (bool [B], False where a row only fills up the last batch: it repeats
+    the last record). Process p of n takes the p-th stretch of each n * ``batch_size`` records, so
+    all have equally many batches, the last ones of which may be all filling.
+
+    Args:
+      source: records by position.
+      batch_size: rows in a batch of this process.
+      transform: ``batch_size`` records to arrays with a leading axis B.
+      process_index: this process's number.
+      process_count: how many processes there are.
+      prefetch: batches made ahead.
+      threads: threads that make them.
+
+    Raises:
+      UserError: the source is empty.
+    """
+    import grain
+
+    total = len(source)
+    if not total:
+        raise UserError("evaluation: the source holds no records; check its split and rejects")
+    stride = batch_size * process_count
+
+    def make(batch: int) -> Batch:
+        first = batch * stride + process_index * batch_size
+        rows = np.arange(first, first + batch_size, dtype=np.int64)
+        mask = rows < total
+        rows = np.minimum(rows, total - 1)
+        arrays = transform([source[int(row)] for row in rows])
+        return arrays | {"row": rows, "mask": mask}
+
+    batches = grain.MapDataset.range(math.ceil(total / stride)).map(make)
+    return Batches(
+        batches.to_iter_dataset(_ahead(prefetch, threads)),
+        identity={"batch_size": batch_size, "process_count": process_count, "records": total},
+    )
+
+
+class Batches(Iterator[Batch]):
+    """An iterator whose place can be kept in a checkpoint and found again exactly."""
+
+    def __init__(self, dataset: Any, identity: Mapping[str, Any]):
+        """Starts at the first batch; ``identity`` is what the order of batches depends on."""
+        self._iterator = iter(dataset)
+        self._identity = dict(identity)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """The place just after the last batch handed out; fit for JSON, the same on all processes."""
+        return {"place": self._iterator.get_state(), "identity": self._identity}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to the place that ``get_state`` told; batches made ahead are dropped.
+
+        Raises:
+          UserError: the state is of other sources, weights, seed, batch size or process count,
+            with which the next batch would be another one.
+        """
+        for name, value in self._identity.items():
+            if (saved := state["identity"].get(name)) != value:
+                raise UserError(
+                    f"data state: saved with {name} {saved}, now {value}; restore the old setting "
+                    "or start a new run"
+                )
+        self._iterator.set_state(state["place"])
+
+    def close(self) -> None:
+        """Ends the threads that make batches ahead."""
+        self._iterator.close()
+
+
+def _used_weights(
+    sources: Mapping[str, RecordSource], weights: Mapping[str, float], process_count: int
+) -> dict[str, float]:
+    if set(sources) != set(weights):
+        odd = ", ".join(sorted(set(sources) ^ set(weights)))
+        raise UserError(f"mixture: every source needs a weight and the reverse; mend {odd}")
+    used = {name: float(weight) for name, weight in weights.items() if weight}
+    if not used or min(used.values()) < 0 or not math.isfinite(sum(used.values())):
+        raise UserError(f"mixture: weights must be 0 or more, and not all 0; got {dict(weights)}")
+    for name in used:
+        if len(sources[name]) < process_count:
+            raise UserError(
+                f"mixture: source {name!r} has {len(sources[name])} records for {process_count} "
+                "processes; add records or set its weight to 0"
+            )
+    return used
+
+
+def _on_list(transform: Transform) -> Callable[[Any], Batch]:
+    return lambda records: transform(list(records))
+
+
+def _ahead(prefetch: int, threads: int) -> Any:
+    import grain
+
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

@@ -1,0 +1,48 @@
+"""Readers of data as users have it on disk, by name.
+
+A reader is a plain function ``reader(path, **options)`` that yields a ``Record`` for every good row
+and a ``Rejected`` for every other one. Pictures are read when their row is reached.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.sources.figstep import figstep
+from crossguard_jax.data.sources.nlvr import nlvr
+from crossguard_jax.data.sources.table import table
+from crossguard_jax.data.sources.vlguard import vlguard
+from crossguard_jax.data.sources.vqav2 import vqav2
+
+SOURCES: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
+    "table": table,
+    "vlguard": vlguard,
+    "figstep": figstep,
+    "vqav2": vqav2,
+    "nlvr": nlvr,
+}
+
+
+def read(name: str, path: str | Path, **options: Any) -> Iterator[Record | Rejected]:
+    """Rows of the source called ``name`` at ``path``.
+
+    Raises:
+      UserError: there is no such source or it has no such option (the message names the nearest
+        one), or ``path`` does not hold what the source expects.
+    """
+    if name not in SOURCES:
+        raise UserError(f"source {name!r}: unknown{_nearest(name, list(SOURCES))}")
+    known = list(inspect.signature(SOURCES[name]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise UserError(f"source {name!r}: no option {option!r}{_nearest(option, known)}")
+    return SOURCES[name](path, **options)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
+    return f"; did you mean {match!r}? (there are {', '.join(known)})"

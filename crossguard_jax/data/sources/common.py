@@ -1,0 +1,71 @@
+"""What every reader needs: checked fields, checked pictures, one bad row at a time."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.io import images
+from crossguard_jax.io.jsonl import Row, RowError
+
+
+def records_of(
+    path: Path, rows: Iterable[Row], make: Callable[[int, dict[str, Any]], list[Record]]
+) -> Iterator[Record | Rejected]:
+    """Turns each row into its records; a row for which ``make`` raises UserError is rejected."""
+    for row, value in rows:
+        if isinstance(value, RowError):
+            yield Rejected(str(path), row, value.reason)
+            continue
+        try:
+            made = make(row, value)
+        except UserError as error:
+            yield Rejected(str(path), row, str(error))
+        else:
+            yield from made
+
+
+def text_field(row: Mapping[str, Any], name: str) -> str:
+    """The row's text called ``name``, not empty and fit for a tokenizer."""
+    text = required(row, name)
+    if not isinstance(text, str):
+        raise UserError(f"field {name!r} is a {type(text).__name__}; give text")
+    if not text.strip():
+        raise UserError(f"field {name!r} is empty; give a text")
+    if "\0" in text:
+        raise UserError(f"field {name!r} holds NUL bytes; remove them")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"field {name!r} holds half a surrogate pair; write it as valid Unicode")
+    return text
+
+
+def required(row: Mapping[str, Any], name: str) -> Any:
+    """The row's field called ``name``, whatever it holds."""
+    if name not in row:
+        raise UserError(f"no field {name!r} (there are {', '.join(map(str, row)) or 'none'})")
+    return row[name]
+
+
+def picture_name(row: Mapping[str, Any], name: str) -> str:
+    """The row's picture path, as written."""
+    value = required(row, name)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UserError(f"field {name!r} is no picture path but {str(value)[:80]!r}")
+    return value
+
+
+def picture(path: Path, check: bool) -> bytes:
+    """The encoded picture at ``path``; with ``check`` it must also decode to its last pixel."""
+    data = images.read_picture(path)
+    if check:
+        images.decode(data, str(path))
+    return data
+
+
+def first_folder(root: Path, *names: str) -> Path:
+    """The first of ``root``'s folders of these names (``"."`` is ``root`` itself) that exists."""
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise UserError(f"{root}: no picture folder {' or '.join(names)} in it; unpack the pictures")

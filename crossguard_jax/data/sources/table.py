@@ -1,0 +1,101 @@
+"""A folder of pictures with a JSON-lines, JSON, CSV or TSV table of rows that name them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.sources.common import picture, picture_name, records_of, text_field
+from crossguard_jax.io.jsonl import read_rows
+
+TABLE_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
+
+
+def table(
+    path: str | Path,
+    *,
+    pictures: str | Path | None = None,
+    id: str = "id",
+    image: str | None = "image",
+    text: str = "text",
+    label: str = "label",
+    category: str = "category",
+    default_label: str = "",
+    labels: Mapping[str, str] | None = None,
+    source: str | None = None,
+    check_pictures: bool = True,
+) -> Iterator[Record | Rejected]:
+    """Reads rows that name their picture, in the order of the file.
+
+    A row needs the text and the picture; a picture given as null (in CSV: left empty) makes it a
+    row of text alone.
+
+    Args:
+      path: the table, or a folder that holds exactly one.
+      pictures: the folder that picture paths are relative to; the table's own unless given.
+      id: the column that names the row; a row without it is called STEM-ROW.
+      image: the column of the picture's path; None for a table of texts alone.
+      text: the column of the text.
+      label: the column of the label, which may be missing.
+      category: the column of the category, which may be missing.
+      default_label: the label of rows that have none.
+      labels: what the table's labels mean, such as ``{"1": "unsafe", "0": "safe"}``.
+      source: the records' source; the table's file name without ending unless given.
+      check_pictures: decode each picture here, so that a damaged one is a rejected row.
+
+    Raises:
+      UserError: the table cannot be opened, or a folder holds none or several.
+    """
+    path = _the_table(Path(path))
+    root = Path(pictures) if pictures is not None else path.parent
+    source = path.stem if source is None else source
+
+    def make(row: int, value: dict[str, Any]) -> list[Record]:
+        words = text_field(value, text)
+        if image is not None and image not in value:
+            raise UserError(f"no field {image!r}; give a picture's path, or null for text alone")
+        data = None
+        if image is not None and value[image] not in (None, ""):
+            data = picture(root / picture_name(value, image), check_pictures)
+        found = _word(value.get(label)) or default_label
+        return [
+            Record(
+                id=_word(value.get(id)) or f"{path.stem}-{row}",
+                image=data,
+                text=words,
+                label=found if labels is None else _mapped(found, labels),
+                category=_word(value.get(category)),
+                source=source,
+                provenance={"file": str(path), "row": str(row)},
+            )
+        ]
+
+    return records_of(path, read_rows(path), make)
+
+
+def _the_table(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    tables = sorted(p for p in path.iterdir() if p.suffix.lower() in TABLE_ENDINGS)
+    if len(tables) != 1:
+        names = ", ".join(table.name for table in tables) or "none"
+        raise UserError(f"{path}: expected one table ({', '.join(TABLE_ENDINGS)}), found {names}")
+    return tables[0]
+
+
+def _word(value: Any) -> str:
+    """A label, id or category as text: JSON's ``true`` reads ``"true"``, null reads ``""``."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, (str, int, float)):
+        raise UserError(f"expected a word or a number, found {str(value)[:80]!r}")
+    return str(value).strip()
+
+
+def _mapped(label: str, labels: Mapping[str, str]) -> str:
+    if label not in labels:
+        raise UserError(f"label {label!r} is none of {', '.join(map(repr, labels))}")
+    return labels[label]
