@@ -8,7 +8,7 @@ from flax import nnx
 
 from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
 from crossguard_jax.nn.attention import attention
-from crossguard_jax.nn.layers import ACTIVATIONS, Dense, Embed, LayerNorm, run_stack, stack
+from crossguard_jax.nn.layers import ACTIVATIONS, Dense, Embed, LayerNorm, Linear, run_stack, stack
 from crossguard_jax.nn.lora import LoraScale
 
 
@@ -109,9 +109,7 @@ class Block(nnx.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = Mlp(config, keys[1])
 
-    def __call__(
-        self, x: Array, mask: Array | None, causal: bool, lora_scale: LoraScale
-    ) -> Array:
+    def __call__(self, x: Array, mask: Array | None, causal: bool, lora_scale: LoraScale) -> Array:
         x = x + self.self_attn(self.layer_norm1(x), mask, causal, lora_scale)
         return x + self.mlp(self.layer_norm2(x), lora_scale)
 
@@ -124,16 +122,14 @@ class ClipVision(nnx.Module):
         d = config.hidden_size
         n_pixels = config.num_channels * config.patch_size**2
         self.class_embedding = nnx.Param(jax.random.normal(keys[0], (d,)) * 0.02, axes=("embed",))
-        self.patch_embedding = Dense(n_pixels, d, keys[1], ("patch", "embed"), bias=False)
+        self.patch_embedding = Linear(n_pixels, d, keys[1], ("patch", "embed"), bias=False)
         self.position_embedding = Embed(config.n_patches + 1, d, keys[2], ("seq", "embed"))
         self.pre_layrnorm = LayerNorm(d, config.layer_norm_eps)  # the Hub's spelling
         self.layers = stack(lambda k: Block(config, k), keys[3], config.num_hidden_layers)
         self.post_layernorm = LayerNorm(d, config.layer_norm_eps)
         self.config = config
 
-    def embed(
-        self, pixels: Float[Array, "M C X Y"], lora_scale: LoraScale = 1.0
-    ) -> Float[Array, "M P D"]:
+    def embed(self, pixels: Float[Array, "M C X Y"]) -> Float[Array, "M P D"]:
         """Normalized pixels to the input of the first layer, the class token first."""
         m, c, height, width = pixels.shape
         p = self.config.patch_size
@@ -142,7 +138,7 @@ class ClipVision(nnx.Module):
         x = pixels[:, :, : height // p * p, : width // p * p]
         x = x.reshape(m, c, height // p, p, width // p, p).transpose(0, 2, 4, 1, 3, 5)
         dtype = self.patch_embedding.kernel.dtype
-        x = self.patch_embedding(x.reshape(m, -1, c * p * p).astype(dtype), lora_scale)
+        x = self.patch_embedding(x.reshape(m, -1, c * p * p).astype(dtype))
         cls = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (m, 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=1) + self.position_embedding.embedding[...]
         return self.pre_layrnorm(x)
@@ -159,7 +155,7 @@ class ClipVision(nnx.Module):
         """
         total = self.config.num_hidden_layers
         indices = [i % (total + 1) for i in layers]
-        x = self.embed(pixels, lora_scale)
+        x = self.embed(pixels)
         y, every = run_stack(
             self.layers,
             max(indices),
@@ -224,10 +220,10 @@ class Clip(nnx.Module):
         width = config.projection_dim
         self.vision_model = ClipVision(config.vision, keys[0])
         self.text_model = ClipText(config.text, keys[1])
-        self.visual_projection = Dense(
+        self.visual_projection = Linear(
             config.vision.hidden_size, width, keys[2], ("embed", None), bias=False
         )
-        self.text_projection = Dense(
+        self.text_projection = Linear(
             config.text.hidden_size, width, keys[3], ("embed", None), bias=False
         )
         self.logit_scale = nnx.Param(jnp.asarray(2.6592), axes=())

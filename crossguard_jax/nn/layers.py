@@ -36,8 +36,8 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-class Dense(nnx.Module):
-    """``x @ kernel + bias``, plus a LoRA term when the slot is filled.
+class Linear(nnx.Module):
+    """``x @ kernel + bias``.
 
     Args:
         n_in: width of the input.
@@ -58,14 +58,23 @@ class Dense(nnx.Module):
     ):
         self.kernel = nnx.Param(jax.random.normal(key, (n_in, n_out)) * n_in**-0.5, axes=axes)
         self.bias = nnx.Param(jnp.zeros(n_out), axes=axes[1:]) if bias else None
+
+    def __call__(self, x: Float[Array, "B *L n_in"]) -> Float[Array, "B *L n_out"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Dense(Linear):
+    """A `Linear` with a slot for a LoRA update (empty until `lora.attach` fills it)."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.lora: Lora | None = nnx.data(None)
 
     def __call__(
         self, x: Float[Array, "B *L n_in"], lora_scale: LoraScale = 1.0
     ) -> Float[Array, "B *L n_out"]:
-        y = x @ self.kernel[...].astype(x.dtype)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
+        y = super().__call__(x)
         if self.lora is not None:
             y = y + self.lora(x, lora_scale)
         return checkpoint_name(y, "projection")

@@ -13,6 +13,7 @@ from crossguard_jax.nn.layers import (
     ACTIVATIONS,
     Dense,
     Embed,
+    Linear,
     RMSNorm,
     pick_layer,
     run_stack,
@@ -176,7 +177,7 @@ class Llama(nnx.Module):
         self.norm = RMSNorm(d, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = (
-            nnx.data(None) if tied else Dense(d, v, keys[2], ("embed", "vocab"), bias=False)
+            nnx.data(None) if tied else Linear(d, v, keys[2], ("embed", "vocab"), bias=False)
         )
         self.config = config
 

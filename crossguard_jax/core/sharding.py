@@ -1,0 +1,110 @@
+"""One table from logical axes to mesh axes, and the mesh itself.
+
+Every parameter names its logical axes where it is made; `DEFAULT_RULES` (or a config's own table)
+says which mesh axis carries each. Parameters inside a stack have one axis more in front:
+``layers``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.tree import named_leaves
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+DEFAULT_RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "seq": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "lora_rank": None,
+    "patch": None,
+}
+"""Fully sharded data parallelism over ``fsdp``, Megatron-style tensor parallelism over
+``tensor``, replicas over ``data``."""
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None
+) -> Mesh:
+    """A mesh over all devices; one of the three sizes may be -1: the rest.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if sizes.count(-1) == 1 and known and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise UserError(
+            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} does not fit {len(devices)} "
+            "device(s); make the product that number, or give one of them as -1"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES)
+
+
+def partition_spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules = DEFAULT_RULES
+) -> PartitionSpec:
+    """The spec of one array; an axis whose size the mesh does not divide stays whole.
+
+    Args:
+        axes: logical names, one a dimension; a stacked parameter may leave out ``layers``.
+        shape: the array's shape.
+        mesh: gives the sizes.
+        rules: the table.
+
+    Raises:
+        UserError: a logical axis the table does not know.
+    """
+    if len(axes) == len(shape) - 1:
+        axes = ("layers", *axes)
+    spec = []
+    for name, size in zip(axes, shape, strict=True):
+        if name is not None and name not in rules:
+            raise UserError(f"axis_rules: no rule for {name!r}; there are: {', '.join(rules)}")
+        target = rules[name] if name is not None else None
+        names = (target,) if isinstance(target, str) else tuple(target or ())
+        names = tuple(n for n in names if mesh.shape[n] > 1)
+        if size % int(np.prod([mesh.shape[n] for n in names])):
+            names = ()
+        spec.append(names[0] if len(names) == 1 else names or None)
+    return PartitionSpec(*spec)
+
+
+def shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
+    """A `NamedSharding` for every array of a state (concrete or abstract), in the same tree."""
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
+        spec = partition_spec(variable.get_metadata("axes"), variable.shape, mesh, rules)
+        return variable.replace(NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def spec_table(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> dict[str, str]:
+    """Every parameter's partition spec by name: what the golden file of the tests holds."""
+    return {
+        name: str(partition_spec(v.get_metadata("axes"), v.shape, mesh, rules))
+        for name, v in named_leaves(state)
+    }
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
+    """How a batch's leading axis is spread."""
+    target = rules["batch"]
+    return NamedSharding(mesh, PartitionSpec(target if target else None))

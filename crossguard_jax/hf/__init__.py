@@ -1,0 +1,1 @@
+"""Hub folders in and out: configs, one bidirectional name table, streamed loading, export."""

@@ -1,0 +1,155 @@
+"""A Hub folder's ``config.json`` as this package's frozen configs.
+
+transformers' own config classes fill in what the file leaves out, so a default that is theirs is
+ours.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.nn import bert, clip, llama, llava
+from crossguard_jax.nn.layers import ACTIVATIONS
+
+Config = llava.LlavaConfig | llama.LlamaConfig | clip.ClipConfig | bert.BertConfig
+
+MODELS: dict[str, Any] = {
+    "llava": llava.Llava,
+    "llama": llama.Llama,
+    "clip": clip.Clip,
+    "bert": bert.Bert,
+}
+"""The module class of each family; a family is a Hub ``model_type``."""
+
+
+def read_config(folder: str | Path, **options: Any) -> tuple[str, Config]:
+    """``(family, config)`` of a Hub folder.
+
+    Args:
+        folder: holds ``config.json``.
+        options: ``remat`` and ``attention`` for every tower.
+
+    Raises:
+        UserError: no such file, not a model this package runs, or a setting it does not know.
+    """
+    from transformers import AutoConfig
+
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; give a folder with config.json and *.safetensors")
+    try:
+        hub = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{path}: transformers cannot read it: {first}") from error
+    return from_hub(hub, str(path), **options)
+
+
+def from_hub(hub: Any, where: str = "config", **options: Any) -> tuple[str, Config]:
+    """``(family, config)`` of a transformers config object."""
+    readers = {"llava": _llava, "llama": _llama, "clip": _clip, "bert": _bert}
+    if hub.model_type not in readers:
+        known = ", ".join(readers)
+        raise UserError(f"{where}: model_type {hub.model_type!r} is none of {known}")
+    try:
+        return hub.model_type, readers[hub.model_type](hub, options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _tower(hub: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The fields that every tower shares."""
+    return dict(
+        hidden_size=hub.hidden_size,
+        intermediate_size=hub.intermediate_size,
+        num_hidden_layers=hub.num_hidden_layers,
+        num_attention_heads=hub.num_attention_heads,
+        hidden_act=_activation(hub.hidden_act),
+        **options,
+    )
+
+
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation {name!r} is none of {', '.join(ACTIVATIONS)}")
+    return name
+
+
+def _vision(hub: Any, options: dict[str, Any]) -> clip.VisionConfig:
+    if hub.model_type != "clip_vision_model":
+        raise UserError(f"vision_config.model_type {hub.model_type!r}: only CLIP's tower is known")
+    return clip.VisionConfig(
+        **_tower(hub, options),
+        layer_norm_eps=hub.layer_norm_eps,
+        image_size=hub.image_size,
+        patch_size=hub.patch_size,
+        num_channels=hub.num_channels,
+    )
+
+
+def _llama(hub: Any, options: dict[str, Any], tied: bool | None = None) -> llama.LlamaConfig:
+    if hub.model_type != "llama":
+        raise UserError(f"text_config.model_type {hub.model_type!r}: only Llama is known")
+    rope = dict(hub.rope_parameters or {})
+    kind = rope.get("rope_type", "default")
+    if kind not in ("default", "linear", "llama3"):
+        raise UserError(f"rope_type {kind!r} is none of default, linear, llama3")
+    fields = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "factor")
+    scaling = {f: rope[f] for f in fields if rope.get(f) is not None}
+    return llama.LlamaConfig(
+        **_tower(hub, options),
+        vocab_size=hub.vocab_size,
+        num_key_value_heads=hub.num_key_value_heads or hub.num_attention_heads,
+        head_dim=getattr(hub, "head_dim", None) or hub.hidden_size // hub.num_attention_heads,
+        max_position_embeddings=hub.max_position_embeddings,
+        rms_norm_eps=hub.rms_norm_eps,
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        rope_scaling=llama.RopeScaling(kind, **scaling),
+        attention_bias=hub.attention_bias,
+        mlp_bias=hub.mlp_bias,
+        tie_word_embeddings=hub.tie_word_embeddings if tied is None else tied,
+    )
+
+
+def _llava(hub: Any, options: dict[str, Any]) -> llava.LlavaConfig:
+    layers = hub.vision_feature_layer
+    if hub.vision_feature_select_strategy not in ("default", "full"):
+        raise UserError(
+            f"vision_feature_select_strategy {hub.vision_feature_select_strategy!r} is neither "
+            "default nor full"
+        )
+    return llava.LlavaConfig(
+        vision=_vision(hub.vision_config, options),
+        # The head belongs to the whole model there: its own setting decides, not text_config's.
+        text=_llama(hub.text_config, options, tied=bool(hub.tie_word_embeddings)),
+        image_token_id=hub.image_token_index,
+        vision_feature_layer=(layers,) if isinstance(layers, int) else tuple(layers),
+        vision_feature_select_strategy=hub.vision_feature_select_strategy,
+        projector_hidden_act=_activation(hub.projector_hidden_act),
+        multimodal_projector_bias=hub.multimodal_projector_bias,
+    )
+
+
+def _clip(hub: Any, options: dict[str, Any]) -> clip.ClipConfig:
+    text = hub.text_config
+    return clip.ClipConfig(
+        vision=_vision(hub.vision_config, options),
+        text=clip.TextConfig(
+            **_tower(text, options),
+            layer_norm_eps=text.layer_norm_eps,
+            vocab_size=text.vocab_size,
+            max_position_embeddings=text.max_position_embeddings,
+            eos_token_id=text.eos_token_id,
+        ),
+        projection_dim=hub.projection_dim,
+    )
+
+
+def _bert(hub: Any, options: dict[str, Any]) -> bert.BertConfig:
+    return bert.BertConfig(
+        **_tower(hub, options),
+        layer_norm_eps=hub.layer_norm_eps,
+        vocab_size=hub.vocab_size,
+        max_position_embeddings=hub.max_position_embeddings,
+        type_vocab_size=hub.type_vocab_size,
+    )

@@ -1,0 +1,176 @@
+"""Hub folders in: safetensors streamed tensor by tensor into (sharded) arrays.
+
+Every problem of a folder is collected first and raised as one error: keys that are missing, have
+another shape or map to nothing, and files that do not open. Each device's shard is then read by
+itself, so the host never holds more than one shard of one stacked parameter.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, make_mesh, shardings
+from crossguard_jax.core.tree import named_leaves
+from crossguard_jax.hf import configs, names
+
+
+def load_model(
+    folder: str | Path,
+    dtype: str | None = "float32",
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+    **options: Any,
+) -> nnx.Module:
+    """A model from a Hub folder.
+
+    Args:
+        folder: ``config.json`` and one or many ``*.safetensors`` (with their index).
+        dtype: what the weights are cast to; None keeps each tensor's own type.
+        mesh: where they go; None puts all on the first device.
+        rules: logical to mesh axes.
+        options: ``remat`` and ``attention``, as in `configs.read_config`.
+
+    Returns:
+        A `Llava`, `Llama`, `Clip` or `Bert`, by the config's ``model_type``.
+
+    Raises:
+        UserError: whatever is wrong with the folder, all of it in one message.
+    """
+    family, config = configs.read_config(folder, **options)
+    abstract = jax.eval_shape(lambda: configs.MODELS[family](config, jax.random.key(0)))
+    graphdef, state = nnx.split(abstract, graph=False)
+    with open_tensors(folder) as tensors:
+        channels = _channels(config)
+        plan = _plan(family, state, tensors, channels, str(folder))
+        where = shardings(state, mesh or make_mesh(1, devices=jax.devices()[:1]), rules)
+        leaves = [
+            variable.replace(_read(tensors, plan[name], variable, spec.get_value(), dtype))
+            for (name, variable), (_, spec) in zip(
+                named_leaves(state), named_leaves(where), strict=True
+            )
+        ]
+    paths = [tuple(name.split(".")) for name, _ in named_leaves(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(zip(paths, leaves, strict=True)))
+
+
+def _channels(config: Any) -> int:
+    vision = getattr(config, "vision", None)
+    return vision.num_channels if vision else 3
+
+
+class Tensors:
+    """The tensors of a folder by key: shapes without reading, values by slice."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack):
+        self.problems: list[str] = []
+        self._files: dict[str, Any] = {}
+        self.source: dict[str, str] = {}
+        for file in self._listed(folder):
+            try:
+                handle = stack.enter_context(safe_open(folder / file, framework="np"))
+            except FileNotFoundError:
+                self.problems.append(f"{file}: missing, but listed in the index")
+            except (SafetensorError, OSError) as error:
+                self.problems.append(f"{file}: truncated or not a safetensors file ({error})")
+            else:
+                self._files.update(dict.fromkeys(handle.keys(), handle))
+                self.source.update(dict.fromkeys(handle.keys(), file))
+
+    def _listed(self, folder: Path) -> list[str]:
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            try:
+                return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+                self.problems.append(f"{index.name}: unreadable ({error!r})")
+                return []
+        files = sorted(p.name for p in folder.glob("*.safetensors"))
+        files = [f for f in files if not f.startswith("adapter_")]
+        if not files:
+            self.problems.append("no *.safetensors file (pickled *.bin weights are not opened)")
+        return files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._files
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape, from the header."""
+        return tuple(self._files[key].get_slice(key).get_shape())
+
+    def read(self, key: str) -> np.ndarray:
+        """The whole tensor."""
+        return self._files[key].get_tensor(key)
+
+
+@contextlib.contextmanager
+def open_tensors(folder: str | Path) -> Iterator[Tensors]:
+    """All safetensors of a folder, open while the context lasts."""
+    with contextlib.ExitStack() as stack:
+        yield Tensors(Path(folder), stack)
+
+
+def _plan(
+    family: str, state: Any, tensors: Tensors, channels: int, folder: str
+) -> dict[str, tuple[names.HubTensor, list[str]]]:
+    """For each parameter its Hub tensors and the keys this folder has them under."""
+    spelled = {names.canonical(family, key): key for key in tensors}
+    problems, plan = list(tensors.problems), {}
+    for name, variable in named_leaves(state):
+        hub = names.hub_tensor(family, name, variable.shape)
+        layer_shape = variable.shape[1:] if hub.stacked else variable.shape
+        # Shapes on the Hub's side, without touching data: write() of an empty view.
+        expected = hub.transform.write(np.broadcast_to(np.int8(0), layer_shape), channels).shape
+        found = []
+        for key in hub.keys:
+            actual = spelled.pop(key, None)
+            if actual is None:
+                problems.append(f"{key}: missing")
+            elif tensors.shape(actual) != expected:
+                got = list(tensors.shape(actual))
+                problems.append(f"{actual}: shape {got}, the config says {list(expected)}")
+            found.append(actual)
+        plan[name] = (hub, found)
+    tied = {"lm_head.weight", "language_model.lm_head.weight"}
+    problems += [
+        f"{key}: maps to no parameter of this model"
+        for canonical, key in spelled.items()
+        if not names.IGNORED.match(canonical) and canonical not in tied
+    ]
+    if problems:
+        shown = "; ".join(problems[:40]) + (
+            f"; and {len(problems) - 40} more" * (len(problems) > 40)
+        )
+        raise UserError(f"{folder}: {len(problems)} problem(s): {shown}")
+    return plan
+
+
+def _read(
+    tensors: Tensors,
+    planned: tuple[names.HubTensor, list[str]],
+    variable: nnx.Variable,
+    sharding: jax.sharding.Sharding,
+    dtype: str | None,
+) -> jax.Array:
+    hub, keys = planned
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        rows, rest = (index[0], index[1:]) if hub.stacked else (slice(None), index)
+        parts = (hub.transform.read(tensors.read(key))[rest] for key in keys[rows])
+        target = jnp.dtype(dtype) if dtype else None
+        arrays = [part.astype(target) if target else part for part in parts]
+        return np.stack(arrays) if hub.stacked else np.asarray(arrays[0], order="C")
+
+    return jax.make_array_from_callback(variable.shape, sharding, shard)
