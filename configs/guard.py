@@ -1,0 +1,172 @@
+"""The guard: LoRA on both towers of a LLaVA, cross-entropy on the two label tokens.
+
+From the paper (CrossGuard, arXiv 2510.17687): the base LLaVA-1.5-7B, adapters on the vision tower
+and on the language model, the loss, and the mixture's kinds of data (implicit from ImpForge,
+explicit from VLGuard and FigStep, benign from VQAv2). It gives no number for any field below, so
+every number here is ours.
+"""
+
+from ml_collections import ConfigDict
+
+# Regular expressions over whole module paths. A tower's layers are one stack, without an index.
+VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
+LANGUAGE = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+EXPLICIT = ("explicit_text", "explicit_picture", "typographic")
+
+
+def tiny() -> ConfigDict:
+    """The small world's guard: minutes on two cores, through the code of the 7B."""
+    config = ConfigDict()
+    # toy:// is a model that ships with the package; any Hub folder may stand here.
+    config.model = {"path": "toy://llava", "dtype": "float32", "remat": "none"}
+    config.lora = {"rank": 16, "alpha": 32.0, "targets": f"{VISION}|{LANGUAGE}"}
+    config.data = {
+        # A prompt by its name; it brings its two label words.
+        "prompt": "short",
+        # Tokens of a row, its picture's among them.
+        "max_length": 96,
+        "sources": {
+            "implicit": small_world("implicit", weight=0.5, limit=16_384),
+            "explicit_text": small_world("explicit_text", weight=0.1, limit=4_096),
+            "explicit_picture": small_world("explicit_picture", weight=0.1, limit=4_096),
+            "typographic": small_world("typographic", weight=0.1, limit=4_096),
+            "benign_vqa": small_world("benign_vqa", weight=0.2, limit=8_192),
+        },
+        "validation": {
+            "implicit": small_world("implicit", split="val", limit=512),
+            "benign_vqa": small_world("benign_vqa", split="val", limit=256),
+        },
+    }
+    config.optim = {
+        "learning_rate": 2e-3,
+        "schedule": "cosine",
+        "warmup_steps": 30,
+        "end_learning_rate": 0.0,
+        "b1": 0.9,
+        "b2": 0.99,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        # Microbatches to a step; the gradient is that of the whole batch.
+        "accumulate": 1,
+    }
+    config.train = {
+        "steps": 600,
+        "batch_size": 64,
+        "eval_every": 100,
+        "save_every": 100,
+        # The checkpoint kept beside the latest: the one with the best validation figure.
+        "keep_best": "auroc",
+        "seed": 0,
+    }
+    # Devices along each axis of the mesh, -1 for all that are left.
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    # Logical axis -> mesh axis, laid over the default table; None keeps an axis whole.
+    config.axis_rules = {}
+    return config
+
+
+def explicit_only() -> ConfigDict:
+    """Ablation: danger that one modality shows alone, and nothing of ImpForge."""
+    config = tiny()
+    for name, source in config.data.sources.items():
+        source.weight = source.weight if name in EXPLICIT else 0.0
+    return config
+
+
+def no_benign() -> ConfigDict:
+    """Ablation: neither benign questions nor the safe half of the implicit rows."""
+    config = tiny()
+    config.data.sources.benign_vqa.weight = 0.0
+    config.data.sources.implicit.labels = ("unsafe",)
+    return config
+
+
+def vision_lora() -> ConfigDict:
+    """Ablation: adapters on the vision tower alone."""
+    config = tiny()
+    config.lora.targets = VISION
+    return config
+
+
+def language_lora() -> ConfigDict:
+    """Ablation: adapters on the language model alone."""
+    config = tiny()
+    config.lora.targets = LANGUAGE
+    return config
+
+
+def nlvr() -> ConfigDict:
+    """The same training on another task: is a sentence true of a picture (NLVR v1)?"""
+    config = tiny()
+    config.data.prompt = "true_false"
+    config.data.sources = {"nlvr": source("nlvr", "shared/data/nlvr", split="dev")}
+    config.data.validation = {}
+    # 989 rows: a few passes, and what fits them best beyond that is memory.
+    config.train.update({"steps": 120, "eval_every": 0, "save_every": 60, "keep_best": ""})
+    config.optim.warmup_steps = 10
+    return config
+
+
+def llava_7b() -> ConfigDict:
+    """The paper's guard, from a downloaded LLaVA-1.5-7B and the sources' own downloads."""
+    config = tiny()
+    config.model = {"path": "llava-hf/llava-1.5-7b-hf", "dtype": "bfloat16", "remat": "names"}
+    config.data.prompt = "llava_v1"
+    # 576 picture tokens and the text.
+    config.data.max_length = 1_024
+    config.data.sources = {
+        "implicit": source("table", "data/impforge", weight=0.4),
+        "vlguard": source("vlguard", "data/VLGuard", weight=0.25),
+        "figstep": source("figstep", "data/FigStep", weight=0.1),
+        "vqav2": source("vqav2", "data/VQAv2", weight=0.25, limit=20_000),
+    }
+    config.data.validation = {
+        "vqav2": source("vqav2", "data/VQAv2", split="val", limit=500),
+        "figstep": source("figstep", "data/FigStep", split="test"),
+    }
+    config.optim.update({"learning_rate": 1e-4, "warmup_steps": 100, "accumulate": 4})
+    config.train.update({"steps": 3_000, "eval_every": 250, "save_every": 250})
+    # The frozen base is what fills the memory, so every device holds a part of it.
+    config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    return config
+
+
+def source(
+    reader: str, path: str, *, split: str = "train", weight: float = 1.0, limit: int = 0
+) -> dict[str, object]:
+    """Where rows come from: a reader, what it reads, and the source's share of the mixture.
+
+    A weight of 0 leaves the source out. A limit of 0 reads all rows. ``labels`` keeps the rows with
+    these labels, all where it is empty.
+    """
+    return {
+        "reader": reader,
+        "path": path,
+        "split": split,
+        "weight": weight,
+        "limit": limit,
+        "labels": (),
+    }
+
+
+def small_world(
+    name: str, *, split: str = "train", weight: float = 1.0, limit: int
+) -> dict[str, object]:
+    """One of the small world's sources, drawn when it is asked for."""
+    return source("toy", name, split=split, weight=weight, limit=limit)
+
+
+VARIANTS = {
+    "tiny": tiny,
+    "llava_7b": llava_7b,
+    "nlvr": nlvr,
+    "explicit_only": explicit_only,
+    "no_benign": no_benign,
+    "vision_lora": vision_lora,
+    "language_lora": language_lora,
+}
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """The configuration of that name."""
+    return VARIANTS[variant]()
