@@ -7,7 +7,7 @@ in. It is run on a whole batch, in a thread, while the step before it computes.
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ Transform = Callable[[list[Record]], Batch]
 
 def mixture(
     sources: Mapping[str, RecordSource],
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | int],
     *,
     seed: int,
     batch_size: int,
@@ -34,9 +34,9 @@ def mixture(
     """Endless training batches in which each source has its weight's share.
 
     Shares hold in every stretch of batches, not only on average: the sources take turns (weights
-    are rounded to a hundredth of the smallest). Each source is reshuffled every time it has been gone through. A process reads every
-    ``process_count``-th record of each source, so that no two processes ever see one record, and
-    all have the same shares.
+    are rounded to a hundredth of the smallest). Each source is reshuffled every time it has been
+    gone through. A process reads every ``process_count``-th record of each source, so that no two
+    processes ever see one record, and all have the same shares.
 
     Args:
       sources: records by position, by name.
@@ -135,14 +135,14 @@ class Batches(Iterator[Batch]):
         self._iterator = iter(dataset)
         self._identity = dict(identity)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Batch:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
-        """The place just after the last batch handed out; fit for JSON, the same on all processes."""
+        """The place after the last batch handed out; fit for JSON, the same on all processes."""
         return {"place": self._iterator.get_state(), "identity": self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -166,7 +166,7 @@ class Batches(Iterator[Batch]):
 
 
 def _used_weights(
-    sources: Mapping[str, RecordSource], weights: Mapping[str, float], process_count: int
+    sources: Mapping[str, RecordSource], weights: Mapping[str, float | int], process_count: int
 ) -> dict[str, float]:
     if set(sources) != set(weights):
         odd = ", ".join(sorted(set(sources) ^ set(weights)))

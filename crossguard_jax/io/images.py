@@ -124,7 +124,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     largest = float(values.max())
     scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
     full = next((scale for scale in scales if largest <= scale), largest)
-    return Image.fromarray(np.round(values.clip(0, full) * (255.0 / full)).astype(np.uint8), "L")
+    return Image.fromarray(np.round(values.clip(0, full) * (255.0 / full)).astype(np.uint8))
 
 
 def _line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from crossguard_jax.core.errors import UserError
 
@@ -83,7 +83,7 @@ def read_json(path: str | Path, object_hook: Callable[[dict], Any] | None = None
     """
     with _open(path) as file:
         try:
-            return json.load(io.TextIOWrapper(file, "utf-8-sig"), object_hook=object_hook)
+            return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error}); download or write it again") from error
 
@@ -96,9 +96,8 @@ def read_csv(path: str | Path, delimiter: str = ",") -> Iterator[Row]:
     Raises:
       UserError: the file cannot be opened, or its header is missing or names a column twice.
     """
-    with _open(path) as raw:
-        # Bytes that are not UTF-8 come through as surrogates, so that they spoil one row only.
-        text = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
+    # Bytes that are not UTF-8 come through as surrogates, so that they spoil one row only.
+    with io.TextIOWrapper(_open(path), "utf-8-sig", errors="surrogateescape", newline="") as text:
         reader = csv.reader(iter(lambda: text.readline(MAX_LINE_BYTES), ""), delimiter=delimiter)
         try:
             header = next(reader, [])
@@ -155,7 +154,7 @@ class JsonlWriter:
             self.sync()
             self._file.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "JsonlWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:

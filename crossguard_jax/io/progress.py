@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Self, TextIO
+from typing import Any
 
 REDRAW_SECONDS = 0.2  # on a terminal, where a line replaces the one before
 LINE_SECONDS = 30.0  # elsewhere (a log file, a batch system), where every line stays
@@ -29,7 +29,7 @@ class Progress:
         start: int = 0,
         enabled: bool = True,
         quiet_seconds: float = 5.0,
-        stream: TextIO | None = None,
+        stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Starts the clock.
@@ -41,7 +41,7 @@ class Progress:
           start: how much had been done before (resumed work); it does not count for the rate.
           enabled: False prints nothing (every process but the first).
           quiet_seconds: how long to stay silent at first.
-          stream: where to print; stderr unless given.
+          stream: the text stream to print to; stderr unless given.
           clock: seconds, monotonic.
         """
         self.what, self.total, self.unit = what, total, unit
@@ -100,7 +100,7 @@ class Progress:
         self._stream.flush()
         self._printed_at = now
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *exception: object) -> None:

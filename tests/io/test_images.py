@@ -1,0 +1,173 @@
+"""Pictures from untrusted bytes."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.io import images
+
+GRADIENT = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)
+
+
+def encoded(picture: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int = 64, height: int = 48) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of that size by its header, with next to no pixels behind it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+
+
+def test_a_png_keeps_its_pixels():
+    picture = noise()
+    decoded = images.decode(encoded(picture), "p.png")
+    assert decoded.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(picture))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10, 4000)])
+def test_odd_shapes_keep_their_size(size):
+    assert images.decode(encoded(noise(*size)), "p.png").size == size
+
+
+def test_the_first_frame_of_an_animation_is_taken():
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    for format in ("GIF", "WEBP", "PNG"):
+        data = encoded(red, format, save_all=True, append_images=[blue], duration=100)
+        assert np.asarray(images.decode(data, "p"))[4, 4, 0] > 240, format
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned a quarter: show the stored picture turned clockwise
+    picture = Image.new("RGB", (40, 20), "black")
+    picture.paste("white", (0, 0, 20, 20))
+    decoded = images.decode(encoded(picture, "JPEG", exif=exif, quality=95), "p.jpg")
+    assert decoded.size == (20, 40)
+    assert np.asarray(decoded)[5, 10].min() > 200 and np.asarray(decoded)[35, 10].max() < 50
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"MM\x00*\xff\xff\xff\xff rubbish", b"rubbish"])
+def test_damaged_exif_leaves_the_picture_as_it_is_stored(exif):
+    data = encoded(noise(), "JPEG", exif=b"Exif\x00\x00" + exif)
+    assert images.decode(data, "p.jpg").size == (64, 48)
+
+
+def test_cmyk_and_palette_come_out_in_their_colours():
+    red = Image.new("RGB", (16, 16), (255, 0, 0))
+    cmyk = images.decode(encoded(red.convert("CMYK"), "JPEG", quality=100), "p.jpg")
+    palette = images.decode(encoded(red.convert("P", palette=Image.Palette.ADAPTIVE)), "p.png")
+    for decoded in (cmyk, palette):
+        assert np.abs(np.asarray(decoded, np.int32)[8, 8] - [255, 0, 0]).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_white(mode):
+    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 128), (2, 0, 4, 4))
+    pixels = np.asarray(images.decode(encoded(picture.convert(mode)), "p.png"))
+    assert pixels[0, 0].tolist() == [255] * 3
+    assert abs(int(pixels[0, 3, 0]) - 127) <= 1
+
+
+def test_a_transparent_palette_colour_is_laid_on_white():
+    picture = Image.new("P", (4, 4), 0)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.putpixel((3, 3), 1)
+    pixels = np.asarray(images.decode(encoded(picture, transparency=0), "p.png"))
+    assert pixels[0, 0].tolist() == [255] * 3 and pixels[3, 3].tolist() == [255, 0, 0]
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    values = (GRADIENT.astype(np.uint32) * 65535 // GRADIENT.max()).astype(np.uint16)
+    for format in ("PNG", "TIFF"):
+        decoded = images.decode(encoded(Image.fromarray(values), format), "p")
+        expected = np.round(values / 257.0)
+        assert np.abs(np.asarray(decoded, np.float64)[..., 0] - expected).max() <= 1, format
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0, 40_000.0])
+def test_floating_point_greys_are_scaled_by_their_range(top):
+    values = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)
+    pixels = np.asarray(images.decode(encoded(Image.fromarray(values), "TIFF"), "p.tif"))
+    assert pixels[0, 0, 0] == 0
+    assert pixels[7, 7, 0] == (round(255 * top / 65535) if top > 255 else 255)
+
+
+def test_a_truncated_picture_is_an_error_that_names_it():
+    for format, name in (("JPEG", "cut.jpg"), ("PNG", "cut.png")):
+        data = encoded(noise(), format)
+        with pytest.raises(UserError, match=f"^{name}: the {format} data is damaged.*drop the row"):
+            images.decode(data[: len(data) // 2], name)
+
+
+def test_a_text_file_called_png_is_told_apart_from_an_unknown_format():
+    with pytest.raises(UserError, match="fake.png: not a picture .it holds text"):
+        images.decode(b"hello, this is no picture\n", "fake.png")
+    with pytest.raises(UserError, match="its header is of no known format"):
+        images.decode(bytes(range(256)), "fake.png")
+    with pytest.raises(UserError, match="no bytes"):
+        images.decode(b"", "fake.png")
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_refused_by_its_header_alone(side):
+    # Decoding would fail too, but with another message: nearly all pixels are missing.
+    with pytest.raises(UserError, match="bomb.png: the picture is larger than 64,000,000 pixels"):
+        images.decode(png_claiming(side, side), "bomb.png")
+
+
+def test_the_pixel_limit_is_the_callers():
+    with pytest.raises(UserError, match="larger than 100 pixels"):
+        images.decode(encoded(noise()), "p.png", max_pixels=100)
+    assert images.decode(encoded(noise()), "p.png", max_pixels=64 * 48).size == (64, 48)
+
+
+def test_formats_that_start_other_programs_are_not_opened():
+    with pytest.raises(UserError, match="not a picture"):
+        images.decode(encoded(noise(), "EPS"), "p.eps")
+
+
+def test_decoding_changes_no_setting_of_pillow():
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+    images.decode(encoded(noise()), "p.png")
+    with pytest.raises(UserError):
+        images.decode(png_claiming(60_000, 60_000), "bomb.png")
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before
+
+
+def test_reading_a_picture_file_is_bounded_and_names_what_is_wrong(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"12345")
+    (tmp_path / "empty.png").touch()
+    assert images.read_picture(tmp_path / "a.png") == b"12345"
+    for path, words in {
+        tmp_path / "none.png": "does not exist",
+        tmp_path: "not a regular file",
+        tmp_path / "empty.png": "is empty",
+        f"{tmp_path}/nul\0.png": "does not exist|cannot be read",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            images.read_picture(path)
+    with pytest.raises(UserError, match="over 4 bytes"):
+        images.read_picture(tmp_path / "a.png", max_bytes=4)
