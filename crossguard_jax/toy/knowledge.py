@@ -21,13 +21,13 @@ from crossguard_jax.toy.kinds import (
 )
 from crossguard_jax.toy.requests import AFFORDANCE_OF, AFFORDANCES, CARRIERS, PHRASES, REQUEST_NAMES
 from crossguard_jax.toy.risk import property_is_risky
-from crossguard_jax.toy.vqa import NUMBERS, Question, pick, with_article
+from crossguard_jax.toy.vqa import NUMBERS, Question, pick, with_article, words
 
 PROPERTY_FORMS = ("what is {a} like?", "tell me what {a} is like.")
 AFFORDANCE_FORMS = ("what does it take to {request}?", "what do you need to {request}?")
 RISK_FORMS = ("is {a} thing risky for the {affordance}?", "is it risky to {request}?")
 TOPICS = ("affordance", "carried", "property", "risk", "people")
-_WEIGHTS = (0.3, 0.25, 0.1, 0.25, 0.1)
+_CUTS = np.cumsum((0.3, 0.25, 0.1, 0.25))
 
 
 def _property(rng: np.random.Generator) -> Question:
@@ -67,8 +67,8 @@ def _people(rng: np.random.Generator) -> Question:
     said, novel = "", True
     while novel:
         said, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
-        novel = any(f" {kind} " in said for kind in NOVEL_KINDS)
-    who = next(person for person in PEOPLE if f" {person}" in said)
+        novel = bool(set(NOVEL_KINDS) & set(words(said)))
+    who = next(person for person in PEOPLE if person in words(said))
     return Question(f"{said} who is it about?", who, "people")
 
 
@@ -91,7 +91,7 @@ _ASK = dict(zip(TOPICS, (_affordance, _carried, _property, _risk, _people), stri
 
 def ask_knowledge(rng: np.random.Generator) -> Question:
     """A question that needs no picture; its topic is one of :data:`TOPICS`."""
-    topic = TOPICS[np.searchsorted(np.cumsum(_WEIGHTS), rng.random())]
+    topic = TOPICS[np.searchsorted(_CUTS, rng.random())]
     return _ASK[topic](rng)
 
 

@@ -5,6 +5,8 @@ A cell is one patch of the small picture tower, so that a letter is one thing to
 
 import numpy as np
 
+from crossguard_jax.core.typing import Bool
+
 CELL = 8
 _ROWS = {
     "A": "01110 10001 10001 11111 10001 10001 10001",
@@ -41,8 +43,8 @@ BENIGN_WORDS = tuple("hug call help feed meet love find kiss pay ask join heal".
 TARGET_WORDS = tuple("him her mom dad dog cat kid".split())
 
 
-def word_mask(word: str) -> np.ndarray:
-    """The word in capitals, as bool ``[8, 8 * len(word)]``: True where there is ink."""
+def word_mask(word: str) -> Bool[np.ndarray, "8 width"]:
+    """The word in capitals, 8 pixels wide a letter: True where there is ink."""
     mask = np.zeros((CELL, CELL * len(word)), dtype=bool)
     for i, letter in enumerate(word.upper()):
         mask[:7, CELL * i : CELL * i + 5] = GLYPHS[letter]

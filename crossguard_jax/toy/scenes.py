@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from crossguard_jax.toy.kinds import COLOUR_NAMES, COLOURS, PLACES
@@ -98,7 +99,7 @@ def _write(canvas: np.ndarray, scene: Scene, shade: np.ndarray, rng: np.random.G
         canvas[top + ys, left + xs] = ink
 
 
-def render(scene: Scene) -> np.ndarray:
+def render(scene: Scene) -> UInt8[np.ndarray, "X X C"]:
     """Draws the scene.
 
     Returns:
@@ -132,7 +133,7 @@ def render(scene: Scene) -> np.ndarray:
     return np.clip(canvas + noise, 0, 255).astype(np.uint8)
 
 
-def render_batch(scenes: Iterable[Scene]) -> np.ndarray:
+def render_batch(scenes: Iterable[Scene]) -> UInt8[np.ndarray, "B X X C"]:
     """Draws many scenes: uint8 ``[B, 32, 32, 3]``."""
     return np.stack([render(scene) for scene in scenes])
 

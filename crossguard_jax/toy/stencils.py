@@ -7,6 +7,7 @@ that a kind is told by silhouette and marks and never by colour. *cut* opens a h
 from functools import cache
 
 import numpy as np
+from jaxtyping import Float32
 from PIL import Image, ImageDraw
 
 GRID = 12
@@ -208,7 +209,7 @@ STENCILS: dict[str, tuple[tuple, ...]] = {
 }
 
 
-def _draw(pen: ImageDraw.ImageDraw, shape: str, numbers: tuple[float, ...], ink: int) -> None:
+def _draw(pen: ImageDraw.ImageDraw, shape: str, numbers: tuple[int | float, ...], ink: int) -> None:
     n = [number * _SCALE for number in numbers]
     if shape == "rect":
         pen.rectangle((n[0], n[1], n[2] - 1, n[3] - 1), fill=ink)
@@ -223,7 +224,7 @@ def _draw(pen: ImageDraw.ImageDraw, shape: str, numbers: tuple[float, ...], ink:
 
 
 @cache
-def stencil(name: str, size: int) -> np.ndarray:
+def stencil(name: str, size: int) -> Float32[np.ndarray, "size size 3"]:
     """How much of each pixel each ink covers.
 
     Args:

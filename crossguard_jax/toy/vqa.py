@@ -3,6 +3,7 @@
 Each topic has several forms; the last one is kept for evaluation on unseen wording.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from crossguard_jax.toy.scenes import Scene
 FORMS: dict[str, tuple[str, ...]] = {
     "kind": (
         "what is {it}?",
-        "what do you call {it}?",
+        "what is the name of {it}?",
         "tell me what {it} is.",
         "tell me the name of {it}.",
     ),
@@ -53,7 +54,7 @@ CAPTION_FORMS = ("{list}", "a picture of {list}", "there is {list}", "you see {l
 
 NUMBERS = ("no", "one", "two", "three", "four")
 _TOPICS = ("kind", "property", "colour", "place", "count", "exists")
-_WEIGHTS = (0.34, 0.26, 0.12, 0.12, 0.06, 0.10)
+_CUTS = np.cumsum((0.34, 0.26, 0.12, 0.12, 0.06))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,11 @@ class Question:
     answer: str
     topic: str
     about: int | None = None
+
+
+def words(text: str) -> list[str]:
+    """The text's words and punctuation marks, each a token."""
+    return re.findall(r"[a-z]+|[^\sa-z]", text.lower())
 
 
 def with_article(noun: str) -> str:
@@ -100,7 +106,7 @@ def ask(
         held_out: whether to use the form kept for evaluation.
         kinds: kinds that a question may ask for in vain ("is there a kettle?" - "no").
     """
-    topic = _TOPICS[np.searchsorted(np.cumsum(_WEIGHTS), rng.random())]
+    topic = _TOPICS[np.searchsorted(_CUTS, rng.random())]
     about = int(rng.integers(len(scene.things)))
     thing = scene.things[about]
     if topic == "property" and thing.kind not in PROPERTY_OF:

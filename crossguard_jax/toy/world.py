@@ -5,7 +5,6 @@ splits' pictures are disjoint, and ``test`` speaks in carriers and phrases that 
 (``heldout``: pairs of kind and request that no training row has).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -283,8 +282,3 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[Example]:
 def records(source: str, split: str, n: int, seed: int = 0) -> list[Record]:
     """The same rows drawn, as the data package knows them."""
     return [to_record(example) for example in examples(source, split, n, seed)]
-
-
-def words(text: str) -> list[str]:
-    """The text's words and punctuation marks, each a token."""
-    return re.findall(r"[a-z]+|[^\sa-z]", text.lower())
