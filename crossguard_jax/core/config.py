@@ -139,4 +139,5 @@ def _apply(config: ConfigDict, spec: str, overrides: Sequence[str]) -> ConfigDic
     except (flags.Error, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).removeprefix("flag ")
         raise UserError(f"{spec}: {reason}") from error
-    return holder.value.lock()
+    # A dict set from the line came unlocked, and lock() passes over a root that is locked already.
+    return holder.value.unlock().lock()

@@ -1,0 +1,154 @@
+"""Configurations: overrides are typed, and what is mistyped is told the nearest right name."""
+
+from pathlib import Path
+
+import pytest
+
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+
+FILE = """
+from ml_collections import ConfigDict, config_dict
+
+VARIANTS = ("small", "large")
+
+
+def get_config(variant):
+    width = {"small": 8, "large": 64}[variant]
+    return ConfigDict(
+        {
+            "name": "run",
+            "width": width,
+            "flag": True,
+            "sizes": (1, 2),
+            "list": [1],
+            "adapter": config_dict.placeholder(str),
+            "rules": {},
+            "optim": {"learning_rate": 1e-3, "warmup_steps": 10},
+            "data": {"sources": {"vqav2": {"weight": 0.5}}},
+        }
+    )
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    (tmp_path / "job.py").write_text(FILE)
+    return f"{tmp_path / 'job.py'}:small"
+
+
+def test_a_variant_is_chosen_by_its_name(spec: str) -> None:
+    assert load_config(spec).width == 8
+    assert load_config(spec.replace("small", "large")).width == 64
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ("--config.width=16", "width", 16),
+        ("--config.name=a b=c", "name", "a b=c"),
+        ("--config.name=", "name", ""),
+        ("--config.flag=false", "flag", False),
+        ("--noconfig.flag", "flag", False),
+        ("--config.flag", "flag", True),
+        ("--config.sizes=(3, 4, 5)", "sizes", (3, 4, 5)),
+        ("--config.adapter=runs/a", "adapter", "runs/a"),
+        ("--config.optim.learning_rate=3", "optim.learning_rate", 3.0),
+        ("--config.data.sources.vqav2.weight=0", "data.sources.vqav2.weight", 0.0),
+        ("--config.rules={'embed': None}", "rules.embed", None),
+    ],
+)
+def test_an_override_sets_its_field(spec: str, override: str, field: str, value: object) -> None:
+    found = load_config(spec, [override])
+    for name in field.split("."):
+        found = found[name]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_last_of_two_overrides_wins(spec: str) -> None:
+    assert load_config(spec, ["--config.width=1", "--config.width=2"]).width == 2
+
+
+def test_the_result_is_locked_all_the_way_down(spec: str) -> None:
+    config = load_config(spec, ["--config.rules={'embed': 'fsdp'}", "--config.width=9"])
+    for node in (config, config.optim, config.rules, config.data.sources.vqav2):
+        with pytest.raises(AttributeError):
+            node.unheard_of = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("--config.widht=16", "width"),
+        ("--config.optim.learning_rte=1", "optim.learning_rate"),
+        ("--config.learning_rate=1", "optim.learning_rate"),
+        ("--config.optm.warmup_steps=1", "optim.warmup_steps"),
+        ("--config.data.sources.vqa.weight=1", "data.sources.vqav2.weight"),
+        ("--config.optim.learning_rate.x=1", "optim.learning_rate"),
+    ],
+)
+def test_a_mistyped_field_is_told_the_nearest(spec: str, override: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{nearest}'") as caught:
+        load_config(spec, [override])
+    assert override.removeprefix("--config.").partition("=")[0] in str(caught.value)
+
+
+def test_a_mistyped_variant_is_told_the_nearest(spec: str) -> None:
+    with pytest.raises(UserError, match="no variant 'lrage': did you mean 'large'"):
+        load_config(spec.replace("small", "lrage"))
+
+
+def test_a_missing_variant_is_asked_for(spec: str) -> None:
+    with pytest.raises(UserError, match="name a variant.*small, large"):
+        load_config(spec.removesuffix(":small"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--config.width=1.5",
+        "--config.width=wide",
+        "--config.optim.learning_rate=fast",
+        "--config.flag=perhaps",
+        "--config.width",
+        "--config.list=[2]",
+        "--config.optim=3",
+        "--config.optim={'learning_rat': 1.0}",
+        "--config.rules=3",
+        "--settings.width=3",
+    ],
+)
+def test_a_value_of_the_wrong_type_is_one_line_naming_the_field(spec: str, override: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(spec, [override])
+    assert override.partition("=")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistyped_file_is_told_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'configs/guard.py'"):
+        load_config("configs/gaurd.py:tiny")
+
+
+def test_a_configuration_of_the_repository_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/guard.py:tiny").train.steps > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("def get_config(:", r"job\.py:1: not valid Python"),
+        ("width = 3", "defines get_config"),
+        ("def get_config(variant='a'):\n    return {}", "must return"),
+    ],
+)
+def test_a_file_that_is_no_configuration_says_why(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    (tmp_path / "job.py").write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        load_config(str(tmp_path / "job.py"))
