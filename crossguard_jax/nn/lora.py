@@ -24,30 +24,30 @@ class Lora(nnx.Module):
     """``scale * alpha / R * (x @ a) @ b``, computed in the input's dtype.
 
     Args:
-        stacked: leading axes of the kernel this belongs to (``(n_layers,)`` in a stack).
-        n_in: the kernel's input width.
-        n_out: the kernel's output width.
-        rank: R.
-        alpha: the update's weight; ``alpha / rank`` multiplies it, as in PEFT.
-        key: random key of ``a`` (uniform in ``+-1/sqrt(n_in)``, PEFT's); ``b`` starts at zero.
+        a: the factor next to the input, with the kernel's stacked axes in front if it has any.
+        b: the factor next to the output.
+        alpha: the update's weight; ``alpha / R`` multiplies it, as in PEFT.
         axes: logical axes ``(in, out)`` of the kernel.
     """
 
     def __init__(
         self,
-        stacked: tuple[int, ...],
-        n_in: int,
-        n_out: int,
-        rank: int,
+        a: Float[Array, "*N n_in R"],
+        b: Float[Array, "*N R n_out"],
         alpha: float,
-        key: PRNGKeyArray,
         axes: tuple[str | None, str | None],
     ):
+        self.a = nnx.LoRAParam(a, axes=(axes[0], "lora_rank"))
+        self.b = nnx.LoRAParam(b, axes=("lora_rank", axes[1]))
+        self.alpha = float(alpha)
+
+    @classmethod
+    def fresh(cls, kernel: nnx.Variable, rank: int, alpha: float, key: PRNGKeyArray) -> "Lora":
+        """PEFT's start: ``a`` uniform in ``+-1/sqrt(n_in)``, ``b`` zero, both float32."""
+        *stacked, n_in, n_out = kernel.shape
         bound = n_in**-0.5
         a = jax.random.uniform(key, (*stacked, n_in, rank), minval=-bound, maxval=bound)
-        self.a = nnx.LoRAParam(a, axes=(axes[0], "lora_rank"))
-        self.b = nnx.LoRAParam(jnp.zeros((*stacked, rank, n_out)), axes=("lora_rank", axes[1]))
-        self.alpha = float(alpha)
+        return cls(a, jnp.zeros((*stacked, rank, n_out)), alpha, kernel.get_metadata("axes"))
 
     @property
     def rank(self) -> int:
@@ -95,9 +95,7 @@ def attach(
         dense_layers(model), jax.random.split(key, len(paths)), strict=True
     ):
         if path in matched:
-            *stacked, n_in, n_out = layer.kernel.shape
-            axes = layer.kernel.get_metadata("axes")
-            layer.lora = Lora(tuple(stacked), n_in, n_out, rank, alpha, layer_key, axes)
+            layer.lora = Lora.fresh(layer.kernel, rank, alpha, layer_key)
     return model
 
 

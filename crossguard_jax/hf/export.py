@@ -1,0 +1,155 @@
+"""Models out: an ordinary Hub folder, or a PEFT adapter, each with a filled-in model card."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from crossguard_jax.core.tree import named_leaves
+from crossguard_jax.hf import names
+from crossguard_jax.hf.configs import MODELS
+from crossguard_jax.nn import lora
+
+SHARD_BYTES = 5 * 2**30
+"""The most bytes one safetensors file takes, as on the Hub."""
+
+# What of a source folder belongs to its weights and is written anew or left behind.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.msgpack", "*.h5")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a reader of an exported folder must know.
+
+    Attributes:
+        base: the model that was trained, by name or path.
+        data: what it was trained on.
+        metrics: dotted name to value, as in the report.
+        limits: what it must not be trusted with.
+        license: a Hub licence id.
+    """
+
+    base: str = "not recorded"
+    data: str = "not recorded"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    limits: str = (
+        "Scores are calibrated on the training mixture only. A low score is no proof of safety: "
+        "measure ASR and false positives on your own traffic, and set the threshold there."
+    )
+    license: str = "other"
+
+    def markdown(self, format: str) -> str:
+        """The README.md of an exported folder."""
+        rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in self.metrics.items())
+        table = f"| figure | value |\n| --- | --- |\n{rows}" if rows else "None were recorded."
+        library = "peft" if format == "peft" else "transformers"
+        head = (
+            f"---\nlibrary_name: {library}\nlicense: {self.license}\ntags:\n- guard\n- llava\n---"
+        )
+        return (
+            f"{head}\n\n# A multimodal guard ({format})\n\nReads a picture and a text and answers "
+            "with one of two label tokens; written by crossguard_jax.\n\n"
+            f"## Base\n\n{self.base}\n\n## Data\n\n{self.data}\n\n## Metrics\n\n{table}\n\n"
+            f"## Limits\n\n{self.limits}\n"
+        )
+
+
+def family_of(model: nnx.Module) -> str:
+    """The Hub ``model_type`` of one of our modules."""
+    return next(name for name, cls in MODELS.items() if type(model) is cls)
+
+
+def hub_tensors(model: nnx.Module) -> Iterator[tuple[str, np.ndarray]]:
+    """``(Hub key, array)`` of every parameter, one layer at a time; LoRA factors are left out."""
+    family = family_of(model)
+    vision = getattr(model.config, "vision", None)
+    channels = vision.num_channels if vision else 3
+    _, base = nnx.split(lora.detach(model), graph=False)
+    for name, variable in named_leaves(base):
+        hub = names.hub_tensor(family, name, variable.shape)
+        for i, key in enumerate(hub.keys):
+            value = np.asarray(variable[i] if hub.stacked else variable[...])
+            yield key, np.asarray(hub.transform.write(value, channels), order="C")
+
+
+def save_model(
+    model: nnx.Module,
+    folder: str | Path,
+    source: str | Path,
+    card: ModelCard | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a model as the Hub folder that transformers' own ``save_pretrained`` would.
+
+    Args:
+        model: adapters, if any, are folded into the weights first.
+        folder: is made; files of the same names are replaced.
+        source: the folder whose config, tokenizer and processor go along.
+        card: written as README.md.
+        dtype: of the weights; None keeps each one's own.
+        shard_bytes: a file's size limit; more than one file gets an index.
+    """
+    folder, source = Path(folder), Path(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = lora.fold(model)
+    _copy_companions(source, folder)
+    first = next(v for _, v in named_leaves(model))
+    config = json.loads((source / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(jnp.dtype(dtype or first.dtype))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if card:
+        (folder / "README.md").write_text(card.markdown("merged"))
+    _write_shards(model, folder, jnp.dtype(dtype) if dtype else None, shard_bytes)
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    if source.resolve() == folder.resolve():
+        return
+    for file in source.iterdir():
+        skipped = any(file.match(p) for p in (*_WEIGHTS, "README.md", "adapter_*", "LICENSE"))
+        if file.is_file() and not skipped:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _write_shards(model: nnx.Module, folder: Path, dtype: Any, limit: int) -> None:
+    pending: dict[str, np.ndarray] = {}
+    where: dict[str, int] = {}
+    n = size = total = 0
+
+    def flush() -> None:
+        nonlocal pending, size, n
+        if pending:
+            save_file(pending, folder / f"part-{n}.tmp", metadata={"format": "pt"})
+            n += 1
+        pending, size = {}, 0
+
+    for key, value in hub_tensors(model):
+        value = value.astype(dtype) if dtype else value
+        if size + value.nbytes > limit:
+            flush()
+        pending[key], where[key] = value, n
+        size, total = size + value.nbytes, total + value.nbytes
+    flush()
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    files = [
+        "model.safetensors" if n == 1 else f"model-{i + 1:05d}-of-{n:05d}.safetensors"
+        for i in range(n)
+    ]
+    for i, file in enumerate(files):
+        (folder / f"part-{i}.tmp").replace(folder / file)
+    if n > 1:
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {key: files[i] for key, i in sorted(where.items())},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
