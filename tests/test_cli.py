@@ -182,11 +182,7 @@ def test_a_reader_that_leaves_early_causes_no_complaint() -> None:
     done = subprocess.run(
         f'"{sys.executable}" -c "$CODE" | head -n 1',
         shell=True,
-        env={
-            "CODE": code,
-            "PYTHONPATH": str(Path(cli.__file__).parents[1]),
-            "PATH": "/usr/bin:/bin",
-        },
+        env=os.environ | {"CODE": code, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
         capture_output=True,
         text=True,
     )
