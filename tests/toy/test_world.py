@@ -6,7 +6,7 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.toy.examples import to_record
-from crossguard_jax.toy.kinds import HAZARDS, NOVEL_KINDS
+from crossguard_jax.toy.kinds import COLOUR_NAMES, HAZARDS, KIND_NAMES, NOVEL_KINDS
 from crossguard_jax.toy.lettering import HARMFUL_WORDS
 from crossguard_jax.toy.pointing import referents
 from crossguard_jax.toy.requests import CARRIERS, HELD_OUT_CARRIERS
@@ -106,6 +106,21 @@ def test_aligned_texts_have_one_referent_and_misaligned_ones_none():
         assert row.aligned and referents(row.text, row.scene) == [row.referent]
     for row in examples("implicit_misaligned", "train", 500):
         assert row.aligned is False and referents(row.text, row.scene) == []
+
+
+def test_how_a_text_points_does_not_depend_on_the_kind(implicit):
+    ways = ("left", "right", *COLOUR_NAMES)
+    rows = implicit["train"]
+    shares = {
+        kind: np.mean(
+            [[way in words(row.text) for way in ways] for row in rows if row.kind == kind], 0
+        )
+        for kind in KIND_NAMES
+    }
+    overall = np.mean([[way in words(row.text) for way in ways] for row in rows], 0)
+    # 250 rows a kind: the largest of 128 deviations stays within four standard errors.
+    for kind, share in shares.items():
+        assert (np.abs(share - overall) <= 4 * np.sqrt(overall * (1 - overall) / 250)).all(), kind
 
 
 def test_the_text_alone_does_not_tell_the_label(implicit):
@@ -242,7 +257,7 @@ def test_the_base_model_has_read_every_word_of_the_guards_training():
     read = {
         word
         for source in PRETRAINING
-        for row in examples(source, "train", 2500)
+        for row in examples(source, "train", 6000)
         for word in words(f"{row.text} {row.answer}")
     }
     guard = {
