@@ -1,0 +1,118 @@
+"""Orbax checkpoints of a run: the train state, the data's place, and what the run is.
+
+The frozen base is not saved: the run's identity records its hash, and a run resumed on another
+base, configuration or data is refused.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from crossguard_jax.core.errors import UserError
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    """A flat dict of the tree's arrays: what is on disk does not depend on container classes."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _unnamed(like: Any, named: Mapping[str, jax.Array]) -> Any:
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), [named[path] for path in paths])
+
+
+class Checkpoints:
+    """Saves in the background; keeps the latest ``keep`` and, apart, the best.
+
+    Args:
+        folder: the run's; ``latest/`` and ``best/`` are made in it.
+        identity: what must be the same for a run to go on (plain JSON values).
+        keep: how many of the latest stay.
+    """
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any], keep: int = 2):
+        self.folder, self.identity = Path(folder).resolve(), dict(identity)
+        self._latest = self._manager("latest", keep)
+        self._best = self._manager("best", 1)
+
+    def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        return ocp.CheckpointManager(self.folder / name, options=options)
+
+    def save(self, step: int, state: Any, data: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Saves after ``step``; returns once the arrays are copied, before they are on disk."""
+        # The copy is for the CPU backend, where a host view of a donated buffer would be
+        # overwritten by the next step while it is being written.
+        arrays = jax.tree.map(jnp.copy, _named(state))
+        self._latest.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays),
+                data=ocp.args.JsonSave(dict(data)),
+                meta=ocp.args.JsonSave({"identity": self.identity, **meta}),
+            ),
+        )
+
+    def save_best(self, step: int, trainable: Any) -> None:
+        """Keeps ``trainable`` as the best so far, in place of the one before."""
+        if step not in self._best.all_steps():
+            arrays = jax.tree.map(jnp.copy, _named(trainable))
+            self._best.save(step, args=ocp.args.StandardSave(arrays))
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any], dict[str, Any]] | None:
+        """``(state, data, meta)`` of the latest whole checkpoint; None if there is none.
+
+        Args:
+            like: a state of the same shapes, whose shardings the arrays take.
+
+        Raises:
+            UserError: the checkpoint is of another run; the message names what differs.
+        """
+        step = self._latest.latest_step()
+        if step is None:
+            return None
+        found = self._latest.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
+        )
+        saved = found["meta"]["identity"]
+        if saved != self.identity:
+            keys = sorted(k for k in saved | self.identity if saved.get(k) != self.identity.get(k))
+            changes = "; ".join(f"{k}: {saved.get(k)!r} -> {self.identity.get(k)!r}" for k in keys)
+            raise UserError(
+                f"{self.folder}: its checkpoint is of another run ({changes}); "
+                "give another folder, or the old settings"
+            )
+        arrays = self._latest.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(_named(like))))
+        )["state"]
+        return _unnamed(like, arrays), found["data"], found["meta"]
+
+    def restore_best(self, like: Any) -> tuple[int, Any] | None:
+        """``(step, trainable)`` of the best, on ``like``'s shardings; None if none was kept."""
+        self.wait()
+        step = self._best.latest_step()
+        if step is None:
+            return None
+        restore = ocp.args.StandardRestore(_abstract(_named(like)))
+        return step, _unnamed(like, self._best.restore(step, args=restore))
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
+        self._latest.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folders."""
+        self._latest.close()
+        self._best.close()
+
+
+def _abstract(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for name, x in arrays.items()
+    }

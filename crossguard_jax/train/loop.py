@@ -1,0 +1,222 @@
+"""The one training loop.
+
+A recipe hands it a state, a step and batches. The loop logs, evaluates, saves, stops on a loss
+that is no number, and finds its place again: killed at any moment and started anew, a run ends
+with the arrays of an uninterrupted one, bit for bit.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from tensorboardX import SummaryWriter
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.io import jsonl
+from crossguard_jax.io.progress import Progress
+from crossguard_jax.train.checkpoint import Checkpoints
+from crossguard_jax.train.step import Metrics, Step, TrainState
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Endless batches of host arrays whose place can be kept and found again."""
+
+    def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something to measure now and then: ``measure(state)`` every ``every`` steps and at the end.
+
+    With ``keep_best``, the state is kept whenever that metric is higher than before (lower, if the
+    name begins with ``-``).
+    """
+
+    every: int
+    measure: Callable[[TrainState], Mapping[str, float]]
+    keep_best: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is and how often it writes.
+
+    Attributes:
+        steps: optimizer steps in all.
+        save_every: steps between checkpoints; the last step is always saved.
+        log_every: steps between lines in ``metrics.jsonl`` and TensorBoard.
+    """
+
+    steps: int
+    save_every: int
+    log_every: int = 10
+
+
+def train(
+    state: TrainState,
+    step: Step,
+    frozen: Any,
+    batches: Batches,
+    schedule: Schedule,
+    folder: str | Path,
+    *,
+    identity: Mapping[str, Any],
+    batch_sharding: NamedSharding | None = None,
+    hooks: Sequence[Hook] = (),
+    name: str = "training",
+) -> TrainState:
+    """Runs to ``schedule.steps``, from the folder's latest checkpoint if there is one.
+
+    Args:
+        state: where a fresh run starts; it is donated.
+        step: from `step.make_step`, or anything of its type.
+        frozen: passed to every step as it is.
+        batches: this process's share of each batch.
+        schedule: how long, how often.
+        folder: takes checkpoints, ``metrics.jsonl`` and ``tensorboard/``.
+        identity: what makes this run this run (configuration, base hash), as plain JSON values.
+        batch_sharding: how the leading axis of a batch is spread; None puts it on one device.
+        hooks: evaluations.
+        name: for the progress line.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        UserError: a loss that is not finite (the batch is saved in the folder, and named), or a
+            checkpoint of another run.
+    """
+    folder = Path(folder)
+    checkpoints = Checkpoints(folder, identity)
+    best: dict[str, float] = {}
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state, place, meta = restored
+        batches.set_state(place)
+        best = dict(meta["best"])
+    first = int(state.step)
+    last: tuple[int, Any, Metrics] | None = None
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        log = stack.enter_context(contextlib.closing(_Log(folder, first)))
+        chief = jax.process_index() == 0
+        progress = stack.enter_context(
+            Progress(name, schedule.steps, unit="step", start=first, enabled=chief)
+        )
+        for n in range(first, schedule.steps):
+            batch = next(batches)
+            state, metrics = step(state, frozen, _place(batch, batch_sharding))
+            # The step before is looked at while this one computes.
+            if last is not None:
+                _check(last, folder)
+            last = (n + 1, batch, metrics)
+            done, ends = n + 1, n + 1 == schedule.steps
+            if done % schedule.log_every == 0 or ends:
+                _check(last, folder)
+                values = {k: float(v) for k, v in metrics.items()}
+                log.write(done, values)
+                progress.update(0, note=f"loss {values['loss']:.4f}")
+            for hook in hooks:
+                if hook.every and (done % hook.every == 0 or ends):
+                    _check(last, folder)
+                    _measure(hook, state, done, log, best, checkpoints)
+            if done % schedule.save_every == 0 or ends:
+                _check(last, folder)
+                log.sync()  # no checkpoint is ahead of its log
+                checkpoints.save(done, state, batches.get_state(), {"best": best})
+            progress.update()
+    return state
+
+
+def _place(batch: Any, sharding: NamedSharding | None) -> Any:
+    if sharding is None:
+        return jax.tree.map(jax.numpy.asarray, batch)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def _check(last: tuple[int, Any, Metrics], folder: Path) -> None:
+    """Stops on a loss that is no number, and keeps the batch that made it."""
+    n, batch, metrics = last
+    loss = float(metrics["loss"])
+    if not math.isfinite(loss):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"bad_batch_{n}.npz"
+        np.savez(file, **{k: np.asarray(v) for k, v in batch.items()})
+        raise UserError(
+            f"step {n}: the loss is {loss}; its batch is in {file}. Lower optim.learning_rate, "
+            "set optim.clip_norm, or look at the batch; the last checkpoint is whole"
+        )
+
+
+def _measure(
+    hook: Hook,
+    state: TrainState,
+    n: int,
+    log: "_Log",
+    best: dict[str, float],
+    checkpoints: Checkpoints,
+) -> None:
+    values = dict(hook.measure(state))
+    log.write(n, {f"eval/{k}": v for k, v in values.items()})
+    if not hook.keep_best:
+        return
+    metric = hook.keep_best.lstrip("-")
+    if metric not in values:
+        raise UserError(f"keep_best {metric!r} is none of {', '.join(values)}")
+    value = -values[metric] if hook.keep_best.startswith("-") else values[metric]
+    if value > best.get(hook.keep_best, -math.inf):
+        best[hook.keep_best] = value
+        checkpoints.save_best(n, state.trainable)
+
+
+class _Log:
+    """``metrics.jsonl`` and TensorBoard; what was written after the resumed step is dropped."""
+
+    def __init__(self, folder: Path, first: int):
+        self._writer: jsonl.JsonlWriter | None = None
+        if jax.process_index():
+            return
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            kept = [v for _, v in _rows(path) if v["step"] <= first]
+            jsonl.write_atomic(path, b"".join(jsonl.dumps(row) for row in kept))
+        self._writer = jsonl.JsonlWriter(path)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line, and one point a value."""
+        if self._writer is not None:
+            self._writer.append({"step": step, **values})
+            for key, value in values.items():
+                self._board.add_scalar(key, value, step)
+
+    def sync(self) -> None:
+        """What was written is on disk after it."""
+        if self._writer is not None:
+            self._writer.sync()
+
+    def close(self) -> None:
+        """Writes no more."""
+        if self._writer is not None:
+            self._writer.close()
+            self._board.close()
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((n, v) for n, v in jsonl.read_jsonl(path) if isinstance(v, dict))
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``."""
+    return [v for _, v in _rows(Path(folder) / "metrics.jsonl")]

@@ -1,0 +1,131 @@
+"""The train state, and how a loss becomes a jitted step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, partition_spec
+from crossguard_jax.core.typing import Array, PRNGKeyArray
+
+Metrics = dict[str, Array]
+Loss = Callable[[Any, Any, Any, PRNGKeyArray], tuple[Array, Metrics]]
+"""``loss(trainable, frozen, batch, key) -> (mean loss of the batch, metrics of the batch)``."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a step changes, and so everything a checkpoint holds beside the data's place.
+
+    Attributes:
+        step: optimizer steps done, int32.
+        trainable: what the optimizer moves (an adapter, or a whole model).
+        opt_state: the optimizer's moments, for ``trainable`` alone.
+        key: raw data of the run's random key; step ``n`` uses ``fold_in(key, n)``.
+    """
+
+    step: Array
+    trainable: Any
+    opt_state: Any
+    key: Array
+
+
+Step = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+"""``step(state, frozen, batch) -> (state, metrics)``; the state given is donated."""
+
+
+def init_state(
+    trainable: Any,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+) -> TrainState:
+    """A state at step 0, on the mesh: the moments are sharded as what they belong to.
+
+    ``trainable`` is copied, so that donating the state leaves the caller's arrays alone.
+    """
+
+    def make(trainable: Any) -> TrainState:
+        trainable = jax.tree.map(jnp.copy, trainable)
+        key = jax.random.key_data(jax.random.key(seed))
+        return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), key)
+
+    if mesh is None:
+        return jax.jit(make)(trainable)
+    return jax.jit(make, out_shardings=state_shardings(make, trainable, mesh, rules))(trainable)
+
+
+def state_shardings(make: Callable[[Any], Any], trainable: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Shardings of ``make(trainable)``: by logical axes where there are any, whole elsewhere."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        spec = partition_spec(leaf.get_metadata("axes"), leaf.shape, mesh, rules)
+        return leaf.replace(NamedSharding(mesh, spec))
+
+    abstract = jax.eval_shape(make, trainable)
+    return jax.tree.map(one, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def make_step(loss: Loss, optimizer: optax.GradientTransformation, accumulate: int = 1) -> Step:
+    """A jitted optimizer step on ``loss``.
+
+    Args:
+        loss: a mean over the batch's leading axis.
+        optimizer: moves ``state.trainable``.
+        accumulate: microbatches a step is split into, one after the other. As all are equally
+            large, the mean of their gradients is the gradient of the whole batch.
+
+    Raises:
+        UserError: (when called) the batch does not split evenly.
+    """
+
+    def gradient(*args: Any) -> tuple[Any, Metrics]:
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(*args)
+        return grads, {"loss": value, **metrics}
+
+    def gradients(state: TrainState, frozen: Any, batch: Any, key: Array) -> tuple[Any, Metrics]:
+        if accumulate == 1:
+            return gradient(state.trainable, frozen, batch, key)
+        n = jax.tree.leaves(batch)[0].shape[0]
+        if n % accumulate:
+            raise UserError(f"optim.accumulate {accumulate} does not divide the batch of {n}")
+        # Strided, so that each microbatch keeps the batch's own sharding over devices.
+        micro = jax.tree.map(
+            lambda x: x.reshape(n // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def one(total: Any, part: Any) -> tuple[Any, None]:
+            micro_batch, micro_key = part
+            found = gradient(state.trainable, frozen, micro_batch, micro_key)
+            return jax.tree.map(jnp.add, total, found), None
+
+        keys = jax.random.split(key, accumulate)
+        first = jax.tree.map(lambda x: x[0], (micro, keys))
+        shapes = jax.eval_shape(gradient, state.trainable, frozen, *first)
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(one, zero, (micro, keys))
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        grads, metrics = gradients(state, frozen, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        return replace(
+            state,
+            step=state.step + 1,
+            trainable=optax.apply_updates(state.trainable, updates),
+            opt_state=opt_state,
+        ), metrics
+
+    return jax.jit(step, donate_argnums=0)
