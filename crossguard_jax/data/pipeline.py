@@ -4,7 +4,9 @@ What a model needs of a record (token ids, pixels) is made by a ``transform`` th
 in. It is run on a whole batch, in a thread, while the step before it computes.
 """
 
+import functools
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -41,7 +43,7 @@ def mixture(
     Args:
       sources: records by position, by name.
       weights: relative weights by name, one for each source; 0 leaves a source out.
-      seed: decides the order, and nothing else does.
+      seed: decides the order, and nothing else does; 0 or more.
       batch_size: records in a batch of this process.
       transform: ``batch_size`` records to arrays with a leading axis B.
       process_index: this process's number, as ``jax.process_index()``.
@@ -56,13 +58,11 @@ def mixture(
     import grain
 
     used = _used_weights(sources, weights, process_count)
-    parts = []
-    for name in used:
-        part = grain.MapDataset.source(sources[name])[process_index::process_count]
-        # A source's order depends on its own name and not on which others are mixed in. The hash
-        # matters: Grain's epoch e of seed s is epoch e - 1 of seed s + 1.
-        parts.append(part.shuffle(seed=zlib.crc32(f"{name}/{seed}".encode())).repeat())
-    mixed = grain.MapDataset.mix(parts, list(used.values()))
+    endless = [
+        grain.MapDataset.source(_Shuffled(sources[name], name, seed, process_index, process_count))
+        for name in used
+    ]
+    mixed = grain.MapDataset.mix(endless, list(used.values()))
     batches = mixed.batch(batch_size, drop_remainder=True, batch_fn=_on_list(transform))
     return Batches(
         batches.to_iter_dataset(_ahead(prefetch, threads)),
@@ -163,6 +163,34 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Ends the threads that make batches ahead."""
         self._iterator.close()
+
+
+class _Shuffled:
+    """A process's share of a source, without end, in a new order each time through.
+
+    Grain can shuffle too, but takes 1.5 ms a row for a source of four records and 50 us for one of
+    a hundred: it draws 16-bit numbers until one is small enough.
+    """
+
+    def __init__(
+        self, source: RecordSource, name: str, seed: int, process_index: int, process_count: int
+    ):
+        self._source = source
+        self._mine = range(process_index, len(source), process_count)
+        # By name, so that the order does not depend on which other sources are mixed in.
+        self._key = [zlib.crc32(name.encode()), seed]
+        # Two, because a batch may begin in one time through and end in the next.
+        self._order = functools.lru_cache(maxsize=2)(self._draw)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Record:
+        epoch, place = divmod(index, len(self._mine))
+        return self._source[self._mine[self._order(epoch)[place]]]
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([*self._key, epoch]).permutation(len(self._mine))
 
 
 def _used_weights(

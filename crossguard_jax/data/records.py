@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import images, jsonl
@@ -72,7 +73,7 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
                 picture = f"{split}/{_file_name(record.id)}.png"
                 (folder / picture).parent.mkdir(exist_ok=True)
                 (folder / picture).write_bytes(_as_png(record.image, record.id))
-            row = {
+            row: dict[str, Any] = {
                 "id": record.id,
                 "image": picture,
                 "text": record.text,

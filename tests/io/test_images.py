@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import images
@@ -56,19 +56,28 @@ def test_the_first_frame_of_an_animation_is_taken():
         assert np.asarray(images.decode(data, "p"))[4, 4, 0] > 240, format
 
 
-def test_exif_rotation_is_applied():
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned a quarter: show the stored picture turned clockwise
-    picture = Image.new("RGB", (40, 20), "black")
-    picture.paste("white", (0, 0, 20, 20))
-    decoded = images.decode(encoded(picture, "JPEG", exif=exif, quality=95), "p.jpg")
-    assert decoded.size == (20, 40)
-    assert np.asarray(decoded)[5, 10].min() > 200 and np.asarray(decoded)[35, 10].max() < 50
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(noise(), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    decoded = images.decode(data, "p.png")
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(expected))
+
+
+def test_a_damaged_exif_tag_does_not_keep_the_picture_from_being_turned():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.XResolution] = 72.0
+    damaged = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x01")
+    data = encoded(noise(64, 48), "JPEG", exif=damaged)
+    assert images.decode(data, "p.jpg").size == (48, 64)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"MM\x00*\xff\xff\xff\xff rubbish", b"rubbish"])
-def test_damaged_exif_leaves_the_picture_as_it_is_stored(exif):
+def test_unreadable_exif_leaves_the_picture_as_it_is_stored(exif):
     data = encoded(noise(), "JPEG", exif=b"Exif\x00\x00" + exif)
     assert images.decode(data, "p.jpg").size == (64, 48)
 

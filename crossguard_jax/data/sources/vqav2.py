@@ -106,10 +106,9 @@ def _answers(file: Path) -> dict[Any, dict[str, str]]:
         return entry
 
     content = read_json(file, object_hook=shrink)
-    annotations = content.get("annotations") if isinstance(content, dict) else None
     try:
-        return dict(annotations)
-    except (TypeError, ValueError):
+        return dict(content["annotations"])
+    except (TypeError, ValueError, KeyError):
         raise UserError(
             f"{file}: no list of answers called 'annotations' in it; download the file again"
         ) from None
