@@ -168,8 +168,8 @@ class Batches(Iterator[Batch]):
 class _Shuffled:
     """A process's share of a source, without end, in a new order each time through.
 
-    Grain can shuffle too, but takes 1.5 ms a row for a source of four records and 50 us for one of
-    a hundred: it draws 16-bit numbers until one is small enough.
+    Grain can shuffle too, but draws 16-bit numbers until one is small enough: measured, 4.7 ms a
+    row for a source of 4 records, 0.2 ms for one of 100. This takes microseconds for any.
     """
 
     def __init__(

@@ -115,6 +115,11 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
         assert np.abs(np.asarray(decoded, np.float64)[..., 0] - expected).max() <= 1, format
 
 
+def test_a_dim_sixteen_bit_picture_stays_dim():
+    decoded = images.decode(encoded(Image.fromarray(np.full((8, 8), 5140, np.uint16))), "p.png")
+    assert np.asarray(decoded)[0, 0].tolist() == [20] * 3
+
+
 @pytest.mark.parametrize("top", [1.0, 255.0, 40_000.0])
 def test_floating_point_greys_are_scaled_by_their_range(top):
     values = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)

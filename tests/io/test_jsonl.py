@@ -58,10 +58,12 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     assert [value["n"] for _, value in read_jsonl(path)] == [0, 1, 2]
 
 
-def test_a_torn_line_longer_than_the_search_block_is_cut_off(tmp_path):
-    path = written(tmp_path, b'{"n": 0}\n{"text": "' + b"x" * 200_000)
-    JsonlWriter(path).close()
-    assert path.read_bytes() == b'{"n": 0}\n'
+def test_a_torn_line_is_cut_off_however_long_it_and_the_file_are(tmp_path):
+    rows = b'{"n": 0}\n' * 20_000
+    for torn in (b'{"text": "' + b"x" * 200_000, b'{"n"'):
+        path = written(tmp_path, rows + torn)
+        JsonlWriter(path).close()
+        assert path.read_bytes() == rows
 
 
 def test_a_killed_process_loses_no_row_that_it_appended(tmp_path):
