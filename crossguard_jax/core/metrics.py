@@ -8,9 +8,10 @@ The convention that everything else must share is in :func:`flagged`: a row is m
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Estimate:
         return cls(math.nan, math.nan, math.nan, 0)
 
     @classmethod
-    def exact(cls, value: float, n: int = 1) -> "Estimate":
+    def exact(cls, value: float | int, n: int = 1) -> "Estimate":
         """A number that was counted or timed rather than sampled: it has no interval."""
         return cls(float(value), math.nan, math.nan, n)
 
@@ -53,10 +54,13 @@ class Estimate:
         return {**numbers, "n": int(self.n)}
 
     @classmethod
-    def from_dict(cls, entry: dict[str, float | int | None]) -> "Estimate":
+    def from_dict(cls, entry: Mapping[str, Any]) -> "Estimate":
         """Inverse of :meth:`as_dict`."""
-        ends = (math.nan if entry[k] is None else float(entry[k]) for k in ("value", "low", "high"))
-        return cls(*ends, n=int(entry["n"]))
+        value, low, high = (
+            math.nan if entry[end] is None else float(entry[end])
+            for end in ("value", "low", "high")
+        )
+        return cls(value, low, high, int(entry["n"]))
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,12 @@ class RocCurve:
         thresholds: The scores themselves, falling, ``inf`` first.
     """
 
-    fpr: Float[np.ndarray, "K"]
-    tpr: Float[np.ndarray, "K"]
-    thresholds: Float[np.ndarray, "K"]
+    fpr: Float[np.ndarray, " points"]
+    tpr: Float[np.ndarray, " points"]
+    thresholds: Float[np.ndarray, " points"]
 
 
-def flagged(p_unsafe: Float[np.ndarray, "B"], threshold: float) -> Bool[np.ndarray, "B"]:
+def flagged(p_unsafe: Float[np.ndarray, " B"], threshold: float) -> Bool[np.ndarray, " B"]:
     """Rows marked unsafe: ``p_unsafe >= threshold``, compared in float64.
 
     Raises:
@@ -102,7 +106,7 @@ def wilson_interval(
     return low, high
 
 
-def proportion(hits: Bool[np.ndarray, "B"], confidence: float = DEFAULT_CONFIDENCE) -> Estimate:
+def proportion(hits: Bool[np.ndarray, " B"], confidence: float = DEFAULT_CONFIDENCE) -> Estimate:
     """The share of true entries, with Wilson's interval."""
     if hits.size == 0:
         return Estimate.empty()
@@ -111,29 +115,29 @@ def proportion(hits: Bool[np.ndarray, "B"], confidence: float = DEFAULT_CONFIDEN
 
 
 def attack_success_rate(
-    p_unsafe: Float[np.ndarray, "B"], unsafe: Bool[np.ndarray, "B"], threshold: float
+    p_unsafe: Float[np.ndarray, " B"], unsafe: Bool[np.ndarray, " B"], threshold: float
 ) -> Estimate:
     """Share of the malicious rows that get through, i.e. are marked safe. Lower is better."""
     return proportion(~flagged(p_unsafe, threshold)[unsafe])
 
 
 def false_positive_rate(
-    p_unsafe: Float[np.ndarray, "B"], unsafe: Bool[np.ndarray, "B"], threshold: float
+    p_unsafe: Float[np.ndarray, " B"], unsafe: Bool[np.ndarray, " B"], threshold: float
 ) -> Estimate:
     """Share of the benign rows that are marked unsafe (over-defense). Lower is better."""
     return proportion(flagged(p_unsafe, threshold)[~unsafe])
 
 
 def accuracy(
-    p_unsafe: Float[np.ndarray, "B"], unsafe: Bool[np.ndarray, "B"], threshold: float
+    p_unsafe: Float[np.ndarray, " B"], unsafe: Bool[np.ndarray, " B"], threshold: float
 ) -> Estimate:
     """Share of the rows whose verdict agrees with their label."""
     return proportion(flagged(p_unsafe, threshold) == unsafe)
 
 
 def auroc(
-    scores: Float[np.ndarray, "B"],
-    positive: Bool[np.ndarray, "B"],
+    scores: Float[np.ndarray, " B"],
+    positive: Bool[np.ndarray, " B"],
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Estimate:
     """Chance that a positive row outscores a negative one, a tie counting one half.
@@ -152,7 +156,7 @@ def auroc(
     return Estimate(value, *_auroc_interval(value, n_pos, n_neg, confidence), positive.size)
 
 
-def roc_curve(scores: Float[np.ndarray, "B"], positive: Bool[np.ndarray, "B"]) -> RocCurve:
+def roc_curve(scores: Float[np.ndarray, " B"], positive: Bool[np.ndarray, " B"]) -> RocCurve:
     """The ROC curve; rows that tie share one point. NaN rates where a class has no rows."""
     scores = _float64(scores)
     order = np.argsort(-scores, kind="stable")
@@ -166,7 +170,7 @@ def roc_curve(scores: Float[np.ndarray, "B"], positive: Bool[np.ndarray, "B"]) -
     )
 
 
-def threshold_at_fpr(benign_scores: Float[np.ndarray, "B"], max_fpr: float) -> float:
+def threshold_at_fpr(benign_scores: Float[np.ndarray, " B"], max_fpr: float) -> float:
     """The lowest threshold that flags at most ``max_fpr`` of the benign rows given.
 
     Returns ``-inf`` where every row may be flagged, NaN when there are no benign rows.
@@ -183,7 +187,7 @@ def threshold_at_fpr(benign_scores: Float[np.ndarray, "B"], max_fpr: float) -> f
 
 
 def recall_at_fpr(
-    scores: Float[np.ndarray, "B"], positive: Bool[np.ndarray, "B"], max_fpr: float
+    scores: Float[np.ndarray, " B"], positive: Bool[np.ndarray, " B"], max_fpr: float
 ) -> Estimate:
     """Recall (TPR) at the lowest threshold whose FPR on these rows is at most ``max_fpr``.
 
@@ -197,8 +201,8 @@ def recall_at_fpr(
 
 
 def expected_calibration_error(
-    p_unsafe: Float[np.ndarray, "B"],
-    unsafe: Bool[np.ndarray, "B"],
+    p_unsafe: Float[np.ndarray, " B"],
+    unsafe: Bool[np.ndarray, " B"],
     bins: int = DEFAULT_ECE_BINS,
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Estimate:
@@ -226,8 +230,8 @@ def expected_calibration_error(
 
 
 def paired_difference(
-    hits_a: Bool[np.ndarray, "B"],
-    hits_b: Bool[np.ndarray, "B"],
+    hits_a: Bool[np.ndarray, " B"],
+    hits_b: Bool[np.ndarray, " B"],
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Estimate:
     """``rate(a) - rate(b)`` for two systems judged on the same rows, in the same order.
@@ -264,7 +268,7 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(value, value - down, value + up, sum(e.n for e in estimates))
 
 
-def _float64(scores: Float[np.ndarray, "B"]) -> Float[np.ndarray, "B"]:
+def _float64(scores: Float[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
     scores = np.asarray(scores, dtype=np.float64)
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN")
@@ -275,11 +279,11 @@ def _normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
-def _share(counts: Int[np.ndarray, "K"], total: int) -> Float[np.ndarray, "K"]:
+def _share(counts: Int[np.ndarray, " points"], total: int) -> Float[np.ndarray, " points"]:
     return counts / total if total else np.full(counts.shape, np.nan)
 
 
-def _midranks(values: Float[np.ndarray, "B"]) -> Float[np.ndarray, "B"]:
+def _midranks(values: Float[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
     """Ranks from 1, tied values sharing the mean of theirs."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[group]
@@ -314,7 +318,7 @@ def _corrected_phi(both: int, a: int, b: int, n: int) -> float:
     spread = a * (n - a) * b * (n - b)
     if spread == 0:
         return 0.0
-    covariance = both * (n - a - b + both) - (a - both) * (b - both)
+    covariance: float = both * (n - a - b + both) - (a - both) * (b - both)
     if covariance > 0:
         covariance = max(covariance - n / 2, 0.0)
     return covariance / math.sqrt(spread)

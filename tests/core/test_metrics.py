@@ -49,9 +49,7 @@ def test_a_row_exactly_at_the_threshold_is_flagged():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_auroc_with_ties_equals_counting_every_pair(seed):
     p, unsafe = tied_case(seed)
-    pairs = [
-        1.0 if a > b else 0.5 if a == b else 0.0 for a in p[unsafe] for b in p[~unsafe]
-    ]
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in p[unsafe] for b in p[~unsafe]]
     got = metrics.auroc(p, unsafe)
     assert got.value == pytest.approx(np.mean(pairs), abs=1e-12)
     u = stats.mannwhitneyu(p[unsafe], p[~unsafe]).statistic

@@ -1,0 +1,275 @@
+"""Tables of systems against benchmarks, whose cells are figures and not yet text.
+
+A cell keeps its dotted name and its estimate, so that the Markdown, the HTML and the JSON of a
+report show one number and not three copies of it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.evals.text import escape_markdown
+
+Unit = Literal["percent", "points", "fraction", "plain"]
+Results = Mapping[str, Mapping[str, Estimate]]
+"""Figures by dotted name, by system; the system's key (``guard.full``) prefixes the names."""
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number in a report: its dotted name, its estimate, and how it is written.
+
+    Units: ``percent`` of a share; ``points``, a signed difference of shares in percentage points;
+    ``fraction``, three decimals; ``plain``, a count or a measurement.
+    """
+
+    name: str
+    estimate: Estimate
+    unit: Unit = "percent"
+    show_n: bool = False
+
+    def value_text(self) -> str:
+        """The value alone, or a dash where nothing was measured."""
+        return number_text(self.estimate.value, self.unit)
+
+    def interval_text(self) -> str:
+        """``low, high`` in the value's unit; empty where there is no interval."""
+        ends = (self.estimate.low, self.estimate.high)
+        if any(math.isnan(end) for end in ends):
+            return ""
+        return ", ".join(number_text(end, self.unit) for end in ends)
+
+    def n_text(self) -> str:
+        """``n = 167``, where the column's heading could not say it for all rows."""
+        return f"n = {self.estimate.n:,}" if self.show_n else ""
+
+    def text(self) -> str:
+        """Everything on one line: ``3.6 [1.7, 7.6]``, perhaps with ``(n = 167)``."""
+        interval, n = self.interval_text(), self.n_text()
+        parts = [self.value_text(), interval and f"[{interval}]", n and f"({n})"]
+        return " ".join(part for part in parts if part)
+
+
+Cell = str | Figure
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under headings. The first column names the row, the rest are aligned right."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str
+
+    def figures(self) -> dict[str, Estimate]:
+        """Every figure in the table by its dotted name."""
+        cells = (cell for row in self.rows for cell in row)
+        return {cell.name: cell.estimate for cell in cells if isinstance(cell, Figure)}
+
+
+def number_text(value: float, unit: Unit) -> str:
+    """A number as the tables write it."""
+    if math.isnan(value):
+        return ABSENT
+    if unit == "percent":
+        return f"{100 * value:.1f}"
+    if unit == "points":
+        rounded = round(100 * value, 1)
+        return f"{rounded:+.1f}" if rounded else "0.0"
+    if unit == "fraction":
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def to_markdown(table: Table) -> str:
+    """The table as GitHub-flavoured Markdown, its caption under it in italics."""
+    rule = ["---"] + ["---:"] * (len(table.columns) - 1)
+    lines = [map(escape_markdown, table.columns), rule]
+    lines += [[_cell_text(cell) for cell in row] for row in table.rows]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{body}\n\n*{escape_markdown(table.caption)}*\n"
+
+
+def benchmarks_with(figures: Mapping[str, Estimate], measure: str) -> list[str]:
+    """Names of the benchmarks that have the measure, in order, totals and categories left out."""
+    names = [name.split(".") for name in figures]
+    return [
+        parts[0]
+        for parts in names
+        if len(parts) == 2 and parts[1] == measure and parts[0] not in ("all", "mean")
+    ]
+
+
+def asr_table(results: Results, titles: Mapping[str, str] | None = None) -> Table:
+    """Systems by benchmarks: ASR on each and their mean, then FPR on each and over all benign rows.
+
+    Args:
+        results: What ``evaluate`` gave, by system.
+        titles: Names to show for systems and benchmarks; their own where absent.
+    """
+    titles = titles or {}
+    asr = [f"{name}.asr" for name in _union(results, "asr")]
+    fpr = [f"{name}.fpr" for name in _union(results, "fpr")]
+    names = [*asr, *(["mean.asr"] if len(asr) > 1 else []), *fpr]
+    names += ["all.fpr"] if len(fpr) != 1 else []
+    return _systems_by(
+        results,
+        names,
+        titles,
+        "Attack success rate (ASR: malicious rows marked safe) and benign false positive rate "
+        "(FPR: benign rows marked unsafe), in percent with 95% intervals; lower is better for "
+        "both. Neither means anything without the other.",
+    )
+
+
+def ranking_table(results: Results, titles: Mapping[str, str] | None = None) -> Table:
+    """One row per system and benchmark: AUROC, recall at 1% and 5% FPR, and the benign FPR beside.
+
+    The measures rank the benchmark's malicious rows against all benign rows given, and AUROC also
+    against the benchmark's own.
+    """
+    titles = titles or {}
+    columns: dict[str, tuple[str, Unit]] = {
+        "auroc": ("AUROC", "fraction"),
+        "auroc_own": ("AUROC, own benign rows", "fraction"),
+        "recall_at_1_fpr": ("Recall at 1% FPR (%)", "percent"),
+        "recall_at_5_fpr": ("Recall at 5% FPR (%)", "percent"),
+    }
+    rows = []
+    for system, figures in results.items():
+        for name in [*benchmarks_with(figures, "auroc"), "all"]:
+            cells = [
+                _figure(system, figures, f"{name}.{measure}", unit)
+                for measure, (_, unit) in columns.items()
+            ]
+            row = f"{titles.get(system, system)}: {titles.get(name, name)}"
+            rows.append((row, *cells, _figure(system, figures, "all.fpr", "percent")))
+    return Table(
+        ("System: benchmark", *(title for title, _ in columns.values()), "Benign FPR (%)"),
+        tuple(rows),
+        "Malicious rows of each benchmark ranked against all benign rows (and against the "
+        "benchmark's own, where it has any). Recall is the share of "
+        "malicious rows flagged at the lowest threshold that flags at most that share of the "
+        "benign rows. The last column is the benign FPR at the report's own threshold.",
+    )
+
+
+def calibration_table(results: Results, titles: Mapping[str, str] | None = None) -> Table:
+    """Systems by benchmarks: expected calibration error and accuracy over everything."""
+    titles = titles or {}
+    names = [f"{name}.ece" for name in _union(results, "ece")] + ["all.ece", "all.accuracy"]
+    return _systems_by(
+        results,
+        names,
+        titles,
+        "Expected calibration error (ECE: how far p_unsafe lies from the observed share of unsafe "
+        "rows, 15 equal bins; lower is better) and accuracy, in percent with 95% intervals.",
+    )
+
+
+def category_table(
+    system: str, figures: Mapping[str, Estimate], titles: Mapping[str, str] | None = None
+) -> Table:
+    """One system, a row per benchmark and category: ASR and FPR, each with its own n.
+
+    Args:
+        system: Its dotted name.
+        figures: What ``evaluate`` gave for it.
+        titles: Names to show for systems and benchmarks; their own where absent.
+    """
+    titles = titles or {}
+    parts = [name.split(".") for name in figures]
+    categories = dict.fromkeys((p[0], p[2]) for p in parts if len(p) == 4 and p[1] == "category")
+    rows = tuple(
+        (
+            f"{titles.get(benchmark, benchmark)}: {category.replace('_', ' ')}",
+            *(
+                _figure(
+                    system,
+                    figures,
+                    f"{benchmark}.category.{category}.{measure}",
+                    "percent",
+                    show_n=True,
+                )
+                for measure in ("asr", "fpr")
+            ),
+        )
+        for benchmark, category in categories
+    )
+    return Table(
+        ("Benchmark: category", "ASR (%)", "FPR (%)"),
+        rows,
+        f"{titles.get(system, system)}, by category, in percent with 95% intervals.",
+    )
+
+
+def difference_table(differences: Results, titles: Mapping[str, str] | None = None) -> Table:
+    """Paired differences (``benchmarks.compare``) in percentage points, a row per comparison."""
+    titles = titles or {}
+    names = dict.fromkeys(name for figures in differences.values() for name in figures)
+    return _systems_by(
+        differences,
+        list(names),
+        titles,
+        "Paired differences on the same rows, in percentage points with 95% intervals "
+        "(Newcombe's method 10); negative means that the first system errs less.",
+        unit="points",
+        first_column="First minus second",
+    )
+
+
+def _systems_by(
+    results: Results,
+    names: Sequence[str],
+    titles: Mapping[str, str],
+    caption: str,
+    unit: Unit = "percent",
+    first_column: str = "System",
+) -> Table:
+    """Systems in rows, dotted names in columns; n goes to the heading where all rows share it."""
+    headings, shared = [first_column], {}
+    for name in names:
+        counts = {figures[name].n for figures in results.values() if name in figures}
+        shared[name] = len(counts) == 1
+        n = f", n = {counts.pop():,}" if shared[name] else ""
+        headings.append(f"{_heading(name, titles)}{n}")
+    rows = tuple(
+        (
+            titles.get(system, system),
+            *(_figure(system, figures, name, unit, show_n=not shared[name]) for name in names),
+        )
+        for system, figures in results.items()
+    )
+    return Table(tuple(headings), rows, caption)
+
+
+def _figure(
+    system: str, figures: Mapping[str, Estimate], name: str, unit: Unit, show_n: bool = False
+) -> Cell:
+    if name not in figures:
+        return ABSENT
+    return Figure(f"{system}.{name}", figures[name], unit, show_n)
+
+
+def _heading(name: str, titles: Mapping[str, str]) -> str:
+    benchmark, measure = name.rsplit(".", 1)
+    words = {"all": "all benign" if measure == "fpr" else "all", "mean": "mean"}
+    shown = titles.get(benchmark, words.get(benchmark, benchmark))
+    kind = measure.removesuffix("_difference")
+    return f"{shown} {'accuracy' if kind == 'accuracy' else kind.upper()}"
+
+
+def _union(results: Results, measure: str) -> list[str]:
+    found: Iterable[str] = (
+        name for figures in results.values() for name in benchmarks_with(figures, measure)
+    )
+    return list(dict.fromkeys(found))
+
+
+def _cell_text(cell: Cell) -> str:
+    # A figure's brackets are ours, and no link: they need no escape.
+    return cell.text() if isinstance(cell, Figure) else escape_markdown(cell)
