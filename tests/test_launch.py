@@ -1,0 +1,213 @@
+"""``launch/run.sh``, with a stand-in for Python: it makes what is missing, and only that."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+# Answers what run.sh asks of a Python: its version, a virtual environment, an installation.
+STAND_IN = """#!/usr/bin/env bash
+set -eu
+case "$1 ${2:-}" in
+  "-c "*) cat "$(dirname "$0")/version" 2>/dev/null || echo "${FAKE_VERSION:-3.12}" ;;
+  "-m venv")
+    mkdir -p "${!#}/bin"
+    cp "$0" "${!#}/bin/python"
+    echo "${FAKE_VERSION:-3.12}" >"${!#}/bin/version"
+    echo "venv" >>"$LOG" ;;
+  "-m pip")
+    sleep "${FAKE_PIP_SECONDS:-0}"
+    echo "Collecting jax"
+    if [[ -n ${FAKE_PIP_FAILS:-} ]]; then echo "ERROR: no such package"; exit 1; fi
+    cp "$CROSSGUARD" "$(dirname "$0")/crossguard"
+    echo "install ${!#}" >>"$LOG" ;;
+  *) exit 9 ;;
+esac
+"""
+CROSSGUARD = """#!/usr/bin/env bash
+printf '<%s>' "$@"; echo
+env | grep -E '^(JAX_|XLA_|TF_CPP|TOKENIZERS)' | sort
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path, repository: Path) -> Path:
+    """What run.sh needs of the repository, in a folder whose name has a space."""
+    root = tmp_path / "a clone"
+    (root / "launch").mkdir(parents=True)
+    for name in ("launch/run.sh", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(repository / name, root / name)
+    return root
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    for name, text in (("python", STAND_IN), ("crossguard", CROSSGUARD)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHON": str(tmp_path / "python"),
+        "CROSSGUARD": str(tmp_path / "crossguard"),
+        "LOG": str(tmp_path / "log"),
+    }
+
+
+@pytest.fixture
+def run(clone: Path, environ: dict[str, str], tmp_path: Path) -> Run:
+    """``run(*argv, **variables)`` starts run.sh from another folder."""
+
+    def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(clone / "launch/run.sh"), *argv],
+            env=environ | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Callable[[], list[str]]:
+    """What was made so far: ``venv``, and for each installation its requirement file's name."""
+
+    def log() -> list[str]:
+        file = tmp_path / "log"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [line.rpartition("/")[2] for line in lines]
+
+    return log
+
+
+def test_the_first_run_installs_and_the_next_one_does_not(run: Run, log) -> None:
+    assert run("score", "--text", "two words").stdout.startswith("<score><--text><two words>\n")
+    assert log() == ["venv", "requirements.txt"]
+    assert run("score").returncode == 0
+    assert log() == ["venv", "requirements.txt"]
+
+
+def test_the_tests_bring_their_own_requirements(run: Run, log) -> None:
+    run("score")
+    run("test", "-m", "slow")
+    run("test")
+    run("score")
+    assert log() == ["venv", "requirements.txt", "requirements-dev.txt"]
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
+def test_a_changed_requirement_is_installed(run: Run, log, clone: Path, name: str) -> None:
+    run("score")
+    with (clone / name).open("a") as file:
+        file.write("# changed\n")
+    run("score")
+    run("score")
+    assert log() == ["venv", "requirements.txt", "requirements.txt"]
+
+
+def test_another_python_makes_the_environment_anew(run: Run, log) -> None:
+    run("score")
+    run("score", FAKE_VERSION="3.11")
+    assert log() == ["venv", "requirements.txt"] * 2
+
+
+def test_an_environment_is_kept_when_no_python_is_named(run: Run, log) -> None:
+    run("score", FAKE_VERSION="3.11")
+    assert run("score", PYTHON="").returncode == 0
+    assert log() == ["venv", "requirements.txt"]
+
+
+def test_a_failed_installation_is_told_and_tried_again(run: Run, log) -> None:
+    failed = run("score", FAKE_PIP_FAILS="1")
+    assert failed.returncode == 1
+    assert "no such package" in failed.stderr and "install.log" in failed.stderr
+    assert run("score").returncode == 0
+    assert log() == ["venv", "requirements.txt"]
+
+
+def test_of_several_that_start_at_once_one_installs(clone: Path, environ, log) -> None:
+    started = [
+        subprocess.Popen(
+            [str(clone / "launch/run.sh"), "score"],
+            env=environ | {"FAKE_PIP_SECONDS": "0.3"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in started]
+    assert all(output.startswith("<score>") for output in outputs)
+    assert log() == ["venv", "requirements.txt"]
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="no flock on this machine")
+def test_the_lock_is_not_held_while_the_verb_runs(clone: Path, environ, tmp_path: Path) -> None:
+    Path(environ["CROSSGUARD"]).write_text("#!/usr/bin/env bash\nsleep 20\n")
+    with subprocess.Popen([str(clone / "launch/run.sh"), "train"], env=environ) as process:
+        try:
+            while not (clone / ".venv/made-for-run").exists() and process.poll() is None:
+                time.sleep(0.02)
+            locked = subprocess.run(["flock", "-w", "5", str(clone / "requirements.txt"), "true"])
+            assert process.poll() is None
+            assert locked.returncode == 0
+        finally:
+            process.kill()
+
+
+def test_the_environment_is_set_but_the_users_own_settings_stay(run: Run, clone: Path) -> None:
+    lines = run("score").stdout.splitlines()
+    assert f"JAX_COMPILATION_CACHE_DIR={clone}/.jax_cache" in lines
+    assert "TOKENIZERS_PARALLELISM=false" in lines
+    assert not any(line.startswith("XLA_FLAGS") for line in lines)
+    lines = run("score", JAX_COMPILATION_CACHE_DIR="/c", XLA_FLAGS="--a=1").stdout.splitlines()
+    assert "JAX_COMPILATION_CACHE_DIR=/c" in lines
+    assert "XLA_FLAGS=--a=1" in lines
+
+
+def test_xla_flags_are_added_to(run: Run) -> None:
+    flag = "--xla_force_host_platform_device_count=8"
+    shown = run("score", CROSSGUARD_DEVICES="8").stdout.splitlines()
+    assert f"XLA_FLAGS={flag}" in shown
+    shown = run("score", CROSSGUARD_DEVICES="8", XLA_FLAGS="--a=1").stdout.splitlines()
+    assert f"XLA_FLAGS=--a=1 {flag}" in shown
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_without_a_verb_it_prints_the_help_and_installs_nothing(
+    repository: Path, environ: dict[str, str], log, argv: list[str]
+) -> None:
+    done = subprocess.run(
+        [str(repository / "launch/run.sh"), *argv],
+        env=environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: crossguard")
+    assert log() == []
+
+
+def test_an_unsupported_python_is_one_line(run: Run) -> None:
+    done = run("score", FAKE_VERSION="3.9")
+    assert done.returncode == 1
+    assert "3.11 or 3.12" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_no_python_at_all_is_one_line(run: Run, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "env", "dirname"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    done = run("score", PATH=str(tools), PYTHON="")
+    assert done.returncode == 1
+    assert "install one, or set PYTHON" in done.stderr and done.stderr.count("\n") == 1
