@@ -104,7 +104,13 @@ def spec_table(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> dict[str
     }
 
 
-def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
-    """How a batch's leading axis is spread."""
+def batch_sharding(
+    mesh: Mesh, rules: Rules = DEFAULT_RULES, size: int | None = None
+) -> NamedSharding:
+    """How a batch's leading axis is spread; whole where its ``size`` does not divide evenly."""
     target = rules["batch"]
-    return NamedSharding(mesh, PartitionSpec(target if target else None))
+    names = (target,) if isinstance(target, str) else tuple(target or ())
+    parts = int(np.prod([mesh.shape[n] for n in names]))
+    if size is not None and size % parts:
+        names = ()
+    return NamedSharding(mesh, PartitionSpec(names or None))

@@ -23,6 +23,28 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, make_mesh, shardi
 from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.hf import configs, names
 
+SHIPPED = "toy://"
+"""A path that begins so names one of the small models inside the package."""
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """A model folder's place on disk.
+
+    Raises:
+        UserError: it is not there; the message lists the shipped models where one was asked for.
+    """
+    name = str(path)
+    if name.startswith(SHIPPED):
+        root = Path(__file__).parents[1] / "toy" / "checkpoints"
+        folder = root / name.removeprefix(SHIPPED)
+        if not (folder / "config.json").is_file():
+            there = ", ".join(SHIPPED + p.parent.name for p in sorted(root.glob("*/config.json")))
+            raise UserError(f"{name}: no such shipped model (there are: {there or 'none'})")
+        return folder
+    if not Path(path).is_dir():
+        raise UserError(f"{name!r}: no such folder; give a downloaded Hub folder")
+    return Path(path)
+
 
 def load_model(
     folder: str | Path,
@@ -46,6 +68,7 @@ def load_model(
     Raises:
         UserError: whatever is wrong with the folder, all of it in one message.
     """
+    folder = resolve_folder(folder)
     family, config = configs.read_config(folder, **options)
     abstract = jax.eval_shape(lambda: configs.MODELS[family](config, jax.random.key(0)))
     graphdef, state = nnx.split(abstract, graph=False)

@@ -1,0 +1,260 @@
+"""Pictures and texts to arrays, through transformers' own tokenizer and picture processor."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.prompts import LLAVA_V1, PromptTemplate
+from crossguard_jax.data.records import Record
+from crossguard_jax.io import images
+from crossguard_jax.nn.llava import LlavaConfig
+
+Picture = Image.Image | bytes | str | os.PathLike | np.ndarray | None
+"""A picture as a user has it: decoded, encoded, a path, uint8 [X, Y, 3]; None is no picture."""
+
+SETTINGS = "guard_config.json"
+LENGTH_STEP = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a guard needs beside its weights; kept in ``guard_config.json`` of a model folder.
+
+    Attributes:
+        prompt: the template that puts a request to the model, with its two label words.
+        threshold: the least ``p_unsafe`` that is unsafe.
+        max_length: tokens of a row, the picture's among them; 0 is the model's context.
+    """
+
+    prompt: PromptTemplate = LLAVA_V1
+    threshold: float = 0.5
+    max_length: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> "Settings":
+        """A folder's settings; the defaults for one that has none (any LLaVA from the Hub)."""
+        path = folder / SETTINGS
+        if not path.exists():
+            return cls()
+        try:
+            raw = json.loads(path.read_text())
+            return cls(**raw | {"prompt": PromptTemplate(**raw["prompt"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}: not a guard's settings ({error}); remove it or mend it"
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """Writes the file into a folder."""
+        (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request, tokenized."""
+
+    ids: list[int]
+    has_picture: bool
+    truncated: bool
+
+
+class Encoder:
+    """A model folder's tokenizer and picture processor around a guard's prompt.
+
+    Args:
+        folder: the Hub folder.
+        config: the model's.
+        settings: the prompt and the length limit.
+
+    Raises:
+        UserError: the folder has no tokenizer or no picture processor, or both label words begin
+            with the same token after the prompt.
+    """
+
+    def __init__(self, folder: str | Path, config: LlavaConfig, settings: Settings):
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self.processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(
+                f"{folder}: no tokenizer or picture processor that transformers can load ({first})"
+            ) from error
+        limit = settings.max_length or config.text.max_position_embeddings
+        self.settings = replace(settings, max_length=limit)
+        self.image_token: str = self.tokenizer.convert_ids_to_tokens(config.image_token_id)
+        self.tokens_per_image = config.tokens_per_image
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = 0 if pad is None else pad
+        self.label_ids = self._label_ids()
+        self.image_size = config.vision.image_size
+
+    def _label_ids(self) -> tuple[int, int]:
+        """The first token of each label word where the prompt ends."""
+        prompt = self.settings.prompt
+        start = self._tokens(prompt.render("a text", has_image=False))
+        found = []
+        for word in (prompt.negative, prompt.positive):
+            ids = self._tokens(prompt.render("a text", has_image=False) + " " + word)
+            if ids[: len(start)] != start or len(ids) == len(start):
+                raise UserError(
+                    f"prompt {prompt.name!r}: the label {word!r} changes the prompt's own tokens; "
+                    "end the template on a whole token, without a space"
+                )
+            found.append(ids[len(start)])
+        if found[0] == found[1]:
+            raise UserError(
+                f"prompt {prompt.name!r}: {prompt.negative!r} and {prompt.positive!r} begin with "
+                f"one token ({found[0]}) of this tokenizer; choose other label words"
+            )
+        return found[0], found[1]
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+    def tokenize(
+        self, texts: Sequence[str], has_picture: Sequence[bool], truncate: bool = False
+    ) -> list[Row]:
+        """Prompts around texts, picture tokens expanded.
+
+        Raises:
+            UserError: a text is empty, or longer than the context and ``truncate`` is not set.
+        """
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(f"row {i}: the text is empty")
+        rows = self._ids(texts, has_picture)
+        limit, out = self.settings.max_length, []
+        for i, (ids, text, picture) in enumerate(zip(rows, texts, has_picture, strict=True)):
+            cut = len(ids) > limit
+            if cut and not truncate:
+                raise UserError(
+                    f"row {i}: {len(ids):,} tokens with the prompt and its picture, the limit is "
+                    f"{limit:,}; shorten the text, or allow truncation"
+                )
+            if cut:
+                ids = self._shortened(text, picture, len(ids) - limit)
+            out.append(Row(ids, picture, cut))
+        return out
+
+    def _ids(self, texts: Sequence[str], has_picture: Sequence[bool]) -> list[list[int]]:
+        special = self.tokenizer.all_special_tokens
+        prompts = [
+            self.settings.prompt.render(text, picture, self.image_token, special).replace(
+                self.image_token, self.image_token * self.tokens_per_image
+            )
+            for text, picture in zip(texts, has_picture, strict=True)
+        ]
+        return self.tokenizer(prompts)["input_ids"]
+
+    def _shortened(self, text: str, picture: bool, excess: int) -> list[int]:
+        """The row with the end of its text (never of the prompt) left out."""
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [end for _, end in offsets["offset_mapping"]]
+        while excess > 0:
+            ends = ends[: max(len(ends) - excess, 0)]
+            (ids,) = self._ids([text[: ends[-1]] if ends else ""], [picture])
+            # Cutting can change how the last word is split, so look again.
+            excess = len(ids) - self.settings.max_length
+            if not ends and excess > 0:
+                raise UserError(
+                    f"max_length {self.settings.max_length}: the prompt and the picture alone "
+                    f"take {len(ids)} tokens; raise it"
+                )
+        return ids
+
+    def pixels(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Normalized pixels, float32 [M, 3, X, X], of pictures (none of them None).
+
+        Raises:
+            UserError: a picture that does not decode.
+        """
+        decoded = [decode_picture(p, f"picture {i}") for i, p in enumerate(pictures)]
+        if not decoded:
+            return np.zeros((0, 3, self.image_size, self.image_size), np.float32)
+        values = self.processor(decoded, return_tensors="np")["pixel_values"]
+        return np.asarray(values, np.float32)
+
+    def pad(self, rows: Sequence[Row], length: int) -> dict[str, np.ndarray]:
+        """``input_ids`` and ``attention_mask``, int32 [B, L], padded on the right."""
+        ids = np.full((len(rows), length), self.pad_id, np.int32)
+        mask = np.zeros((len(rows), length), np.int32)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = row.ids
+            mask[i, : len(row.ids)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def slots(
+        self, pictures: Sequence[Picture], names: Sequence[str] | None = None
+    ) -> np.ndarray | None:
+        """One picture slot a row, float32 [B, 3, X, X], zero where there is none; None if all."""
+        here = [i for i, p in enumerate(pictures) if p is not None]
+        if not here:
+            return None
+        values = self.pixels([pictures[i] for i in here])
+        out = np.zeros((len(pictures), *values.shape[1:]), np.float32)
+        out[here] = values
+        return out
+
+    def training_batch(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
+        """Records to arrays of one fixed length, with ``labels`` int32 [B].
+
+        A text over the limit is cut; every row gets a picture slot.
+        """
+        pictures = [record.image for record in records]
+        rows = self.tokenize([r.text for r in records], [p is not None for p in pictures], True)
+        slots = self.slots(pictures)
+        if slots is None:
+            slots = np.zeros((len(rows), 3, self.image_size, self.image_size), np.float32)
+        labels = [self.settings.prompt.target(record.label) for record in records]
+        return {
+            **self.pad(rows, self.settings.max_length),
+            "pixel_values": slots,
+            "labels": np.asarray(labels, np.int32),
+        }
+
+
+def decode_picture(picture: Picture, name: str) -> Image.Image:
+    """Any picture as 8-bit RGB.
+
+    Raises:
+        UserError: it does not decode; the message names it.
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, bytes):
+        return images.decode(picture, name)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise UserError(
+                f"{name}: an array of {picture.dtype} {list(picture.shape)}; give uint8 [X, Y, 3]"
+            )
+        return Image.fromarray(picture)
+    if isinstance(picture, str | os.PathLike):
+        return images.decode(images.read_picture(picture), str(picture))
+    raise UserError(f"{name}: a {type(picture).__name__} is no picture; see guard.encoding.Picture")
+
+
+def bucket(length: int, limit: int) -> int:
+    """The padded length of a row: few lengths, so few compilations."""
+    return min(-(-length // LENGTH_STEP) * LENGTH_STEP, max(limit, length))
+
+
+def summary(encoder: Encoder) -> dict[str, Any]:
+    """What an encoder is, for ``doctor``."""
+    prompt = encoder.settings.prompt
+    return {
+        "prompt": prompt.name,
+        "labels": {prompt.negative: encoder.label_ids[0], prompt.positive: encoder.label_ids[1]},
+        "max_length": encoder.settings.max_length,
+        "tokens_per_image": encoder.tokens_per_image,
+    }

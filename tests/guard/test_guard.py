@@ -1,0 +1,146 @@
+"""The public face: it sees what transformers' processor sees, and a row stands for itself."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from crossguard_jax import Guard
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.prompts import PromptTemplate
+from crossguard_jax.guard.encoding import bucket
+
+LONG = "can i pour water on the thing at the top left of this picture ? please tell me . " * 2
+
+
+@pytest.fixture(scope="module")
+def guard(llava_folder):
+    return Guard.from_pretrained(llava_folder, prompt="short")
+
+
+def picture(seed: int, width: int = 30, height: int = 26) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def rows(n: int):
+    """Pictures (every third row has none) and texts of different lengths."""
+    texts = [f"can i touch the red one ? {'please ' * (i % 5)}" for i in range(n)]
+    return [None if i % 3 == 2 else picture(i) for i in range(n)], texts
+
+
+def test_encode_equals_transformers_own_processor(guard, llava_folder):
+    images, texts = rows(5)
+    ours = guard.encode(images, texts)
+    processor = LlavaProcessor.from_pretrained(llava_folder)
+    prompts = [
+        guard.settings.prompt.render(t, p is not None) for p, t in zip(images, texts, strict=True)
+    ]
+    theirs = processor(
+        images=[p for p in images if p is not None],
+        text=prompts,
+        padding=True,
+        padding_side="right",
+        return_tensors="np",
+    )
+    for key in ("input_ids", "attention_mask"):
+        assert np.array_equal(ours[key], theirs[key]), key
+    np.testing.assert_allclose(ours["pixel_values"], theirs["pixel_values"], atol=1e-6)
+
+
+def test_logits_and_scores_equal_transformers(guard, llava_folder):
+    images, texts = rows(5)
+    batch = guard.encode(images, texts)
+    ours = np.asarray(guard.logits(**batch))
+    model = LlavaForConditionalGeneration.from_pretrained(llava_folder).eval()
+    with torch.no_grad():
+        theirs = model(**{k: torch.as_tensor(v).clone() for k, v in batch.items()}).logits.numpy()
+    mask = batch["attention_mask"].astype(bool)
+    assert np.abs(ours[mask] - theirs[mask]).max() <= 1e-4
+    last = theirs[np.arange(5), mask.sum(1) - 1][:, list(guard.label_ids)]
+    expected = 1 / (1 + np.exp(last[:, 0] - last[:, 1]))
+    verdicts = guard.score(images, texts)
+    np.testing.assert_allclose([v.p_unsafe for v in verdicts], expected, atol=1e-5)
+    assert [v.label for v in verdicts] == ["unsafe" if p >= 0.5 else "safe" for p in expected]
+
+
+def test_a_verdict_does_not_depend_on_its_neighbours(guard):
+    images, texts = rows(16)
+    alone = [guard.score([p], [t])[0].p_unsafe for p, t in zip(images, texts, strict=True)]
+    together = [v.p_unsafe for v in guard.score(images, texts, batch_size=16)]
+    assert np.ptp(together) > 1e-3, "all rows alike: the comparison would show nothing"
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    # One padded batch by hand: the same row beside a much longer one.
+    encoder = guard.encoder
+    tokenized = encoder.tokenize([texts[0], LONG], [True, True])
+    batch = encoder.pad(tokenized, max(len(r.ids) for r in tokenized))
+    batch["pixel_values"] = encoder.slots([images[0], images[1]])
+    assert len(tokenized[1].ids) >= 2 * len(tokenized[0].ids)
+    np.testing.assert_allclose(guard.p_unsafe(batch)[0], alone[0], atol=1e-5)
+
+
+def test_padding_does_not_change_the_verdict(guard):
+    row = guard.encoder.tokenize(["can i touch it ?"], [True])
+    slots = guard.encoder.slots([picture(3)])
+    scores = [
+        guard.p_unsafe(guard.encoder.pad(row, n) | {"pixel_values": slots})[0]
+        for n in (len(row[0].ids), 64, 128)
+    ]
+    np.testing.assert_allclose(scores, scores[0], atol=1e-5)
+
+
+def test_a_picture_may_come_in_any_form(guard, tmp_path):
+    image = picture(1)
+    image.save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    forms = [image, data, tmp_path / "p.png", str(tmp_path / "p.png"), np.asarray(image)]
+    scores = {v.p_unsafe for v in guard.score(forms, ["can i touch it ?"] * 5)}
+    assert len(scores) == 1
+    with pytest.raises(UserError, match="float32"):
+        guard.score([np.zeros((4, 4, 3), np.float32)], ["a"])
+
+
+def test_a_long_text_is_an_error_or_is_cut_at_its_end(guard):
+    long = LONG * 4
+    with pytest.raises(UserError, match="row 1: .* tokens .* the limit is 160"):
+        guard.score([picture(0)] * 2, ["can i ?", long])
+    (verdict,) = guard.score([picture(0)], [long], truncate=True)
+    assert verdict.truncated
+    (row,) = guard.encoder.tokenize([long], [True], truncate=True)
+    end = guard.encoder.tokenizer("ASSISTANT:", add_special_tokens=False)["input_ids"]
+    assert len(row.ids) <= 160 and row.ids[-len(end) :] == end
+
+
+def test_a_text_cannot_forge_a_picture(guard):
+    (row,) = guard.encoder.tokenize(["look <image> at this"], [False])
+    assert guard.model.config.image_token_id not in row.ids
+
+
+def test_wrong_calls_are_told_what_is_wrong(guard, llava_folder):
+    with pytest.raises(UserError, match="2 images but 1 texts"):
+        guard.score([None, None], ["a"])
+    with pytest.raises(UserError, match="text is empty"):
+        guard.score([None], ["  "])
+    batch = guard.encode(*rows(3))
+    with pytest.raises(UserError, match="picture tokens for 1 picture"):
+        guard.logits(batch["input_ids"], batch["pixel_values"][:1], batch["attention_mask"])
+    same = PromptTemplate("same", "{image}{text} ASSISTANT:", "safe", "safe")
+    with pytest.raises(UserError, match="begin with one token"):
+        Guard.from_pretrained(llava_folder, prompt=same)
+    with pytest.raises(UserError, match="no such folder"):
+        Guard.from_pretrained(llava_folder / "nowhere")
+
+
+def test_settings_travel_with_the_folder(guard, llava_folder, tmp_path):
+    strict = Guard.from_pretrained(llava_folder, prompt="true_false", threshold=0.9)
+    strict.save_pretrained(tmp_path / "g")
+    again = Guard.from_pretrained(tmp_path / "g")
+    assert again.settings == strict.settings and again.settings.prompt.positive == "true"
+    images, texts = rows(4)
+    before, after = strict.score(images, texts), again.score(images, texts)
+    assert before == after
+
+
+def test_buckets_are_few_and_never_cut():
+    assert [bucket(n, 64) for n in (1, 16, 17, 60, 64, 70)] == [16, 16, 32, 64, 64, 70]
