@@ -189,7 +189,7 @@ class Guard:
             slots = self.encoder.slots([images[i] for i in same])
             if slots is not None:
                 batch["pixel_values"] = slots
-            scores[same] = self.p_unsafe(batch)
+            scores[same] = self.score_batch(batch)
         words = self.settings.prompt
         return [
             Verdict(
@@ -198,8 +198,11 @@ class Guard:
             for p, r in zip(scores.tolist(), rows, strict=True)
         ]
 
-    def p_unsafe(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+    def score_batch(self, batch: dict[str, np.ndarray], parts: Any = None) -> np.ndarray:
         """p_unsafe, float32 [B], of an encoded batch with one picture slot a row.
+
+        ``parts`` is another ``lora.split`` of this model (an adapter in training), in place of
+        the guard's own.
 
         The batch is filled up to a power of two (and to the mesh's share), so that few shapes
         are ever compiled.
@@ -212,7 +215,7 @@ class Guard:
         if self.mesh is not None:
             sharding = batch_sharding(self.mesh, self.rules, size)
             arrays = {k: jax.device_put(v, sharding) for k, v in arrays.items()}
-        parts = self._parts
+        parts = parts or self._parts
         return np.asarray(_p_unsafe(parts[0], parts[1:], arrays, np.asarray(self.label_ids)))[:n]
 
     def save_pretrained(

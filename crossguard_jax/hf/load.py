@@ -6,6 +6,7 @@ itself, so the host never holds more than one shard of one stacked parameter.
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,17 @@ def load_model(
 def _channels(config: Any) -> int:
     vision = getattr(config, "vision", None)
     return vision.num_channels if vision else 3
+
+
+def folder_hash(folder: str | Path) -> str:
+    """SHA-256 over a folder's config and weight files: which base an adapter belongs to."""
+    h = hashlib.sha256()
+    for file in sorted(Path(folder).iterdir()):
+        if file.name == "config.json" or file.suffix == ".safetensors":
+            h.update(file.name.encode())
+            with file.open("rb") as handle:
+                h.update(hashlib.file_digest(handle, "sha256").digest())
+    return h.hexdigest()
 
 
 class Tensors:

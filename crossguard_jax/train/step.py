@@ -25,16 +25,17 @@ class TrainState:
     """Everything a step changes, and so everything a checkpoint holds beside the data's place.
 
     Attributes:
-        step: optimizer steps done, int32.
+        step: optimizer steps done, int32 (the fields' types are open, since shapes and shardings
+            of a state are states too).
         trainable: what the optimizer moves (an adapter, or a whole model).
         opt_state: the optimizer's moments, for ``trainable`` alone.
         key: raw data of the run's random key; step ``n`` uses ``fold_in(key, n)``.
     """
 
-    step: Array
+    step: Any
     trainable: Any
     opt_state: Any
-    key: Array
+    key: Any
 
 
 Step = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]

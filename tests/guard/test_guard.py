@@ -77,14 +77,14 @@ def test_a_verdict_does_not_depend_on_its_neighbours(guard):
     batch = encoder.pad(tokenized, max(len(r.ids) for r in tokenized))
     batch["pixel_values"] = encoder.slots([images[0], images[1]])
     assert len(tokenized[1].ids) >= 2 * len(tokenized[0].ids)
-    np.testing.assert_allclose(guard.p_unsafe(batch)[0], alone[0], atol=1e-5)
+    np.testing.assert_allclose(guard.score_batch(batch)[0], alone[0], atol=1e-5)
 
 
 def test_padding_does_not_change_the_verdict(guard):
     row = guard.encoder.tokenize(["can i touch it ?"], [True])
     slots = guard.encoder.slots([picture(3)])
     scores = [
-        guard.p_unsafe(guard.encoder.pad(row, n) | {"pixel_values": slots})[0]
+        guard.score_batch(guard.encoder.pad(row, n) | {"pixel_values": slots})[0]
         for n in (len(row[0].ids), 64, 128)
     ]
     np.testing.assert_allclose(scores, scores[0], atol=1e-5)

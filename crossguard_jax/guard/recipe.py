@@ -1,0 +1,179 @@
+"""CrossGuard: LoRA on both towers of a LLaVA, cross-entropy on the two label tokens.
+
+``L = -E log p(y | picture, text)`` over a weighted mixture of implicit, explicit and benign rows
+(arXiv 2510.17687). The base is frozen: gradients and optimizer state exist for the adapter alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossguard_jax.core import metrics
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
+from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.data import pipeline
+from crossguard_jax.data.builders import RecordSource
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.mixture import Readers, open_sources
+from crossguard_jax.hf.load import folder_hash
+from crossguard_jax.nn import lora, verdict
+from crossguard_jax.train.checkpoint import Checkpoints
+from crossguard_jax.train.loop import Hook, Schedule, train
+from crossguard_jax.train.optim import optimizer
+from crossguard_jax.train.step import Loss, TrainState, init_state, make_step
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        guard: the base with the adapter that was kept.
+        step: the step the adapter is of (the best one, where the config keeps the best).
+        rows: records of each source.
+    """
+
+    guard: Guard
+    step: int
+    rows: dict[str, int]
+
+
+def guard_loss(graphdef: Any, label_ids: tuple[int, int]) -> Loss:
+    """Mean cross-entropy (nats) and accuracy of a batch with ``labels``, by the adapter."""
+
+    def loss(adapters: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        model = lora.merge(graphdef, adapters, frozen)
+        logits = verdict.label_logits(model, batch, jnp.asarray(label_ids))
+        right = (logits[:, 1] > logits[:, 0]) == batch["labels"]
+        return verdict.cross_entropy(logits, batch["labels"]).mean(), {"accuracy": right.mean()}
+
+    return loss
+
+
+def train_guard(config: Any, folder: str | Path, readers: Readers | None = None) -> Trained:
+    """Trains an adapter as a configuration of ``configs/guard.py`` says, or goes on with it.
+
+    Args:
+        config: the configuration.
+        folder: the run's; killed and started again, the run goes on where it was.
+        readers: data readers beside `data.sources`' own, by the name a config may use.
+
+    Raises:
+        UserError: see `Guard.from_pretrained`, `guard.mixture` and `train.loop`.
+    """
+    folder = Path(folder)
+    mesh = make_mesh(**config.mesh)
+    rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
+    guard = load_base(config, mesh, rules)
+    key = jax.random.key(config.train.seed)
+    model = lora.attach(guard.model, config.lora.targets, config.lora.rank, config.lora.alpha, key)
+    graphdef, adapters, frozen = lora.split(model)
+    opened = open_sources(config.data.sources, folder / "data", readers or {})
+    held = open_sources(config.data.validation, folder / "data" / "validation", readers or {})
+    sharding = batch_sharding(mesh, rules, config.train.batch_size)
+    adam = optimizer(config.optim, config.train.steps)
+    validate = _Validation(guard, graphdef, frozen, held, config.train.batch_size)
+    hooks = [Hook(config.train.eval_every, validate, config.train.keep_best)] if held else []
+    processes = jax.process_count()
+    batches = pipeline.mixture(
+        opened,
+        {name: config.data.sources[name].weight for name in opened},
+        seed=config.train.seed,
+        batch_size=config.train.batch_size // processes,
+        transform=guard.encoder.training_batch,
+        process_index=jax.process_index(),
+        process_count=processes,
+    )
+    rows = {name: len(source) for name, source in opened.items()}
+    state = train(
+        init_state(adapters, adam, config.train.seed, mesh, rules),
+        make_step(guard_loss(graphdef, guard.label_ids), adam, config.optim.accumulate),
+        frozen,
+        batches,
+        Schedule(config.train.steps, config.train.save_every),
+        folder,
+        identity=run_identity(config, guard, rows),
+        batch_sharding=sharding,
+        hooks=hooks,
+        name=f"training {folder.name}",
+    )
+    step, kept = _kept(folder, state, bool(hooks and config.train.keep_best))
+    trained = Guard(lora.merge(graphdef, kept, frozen), guard.folder, guard.settings, mesh, rules)
+    return Trained(trained, step, rows)
+
+
+def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
+    """The configuration's base model as a guard that has learned nothing yet."""
+    guard = Guard.from_pretrained(
+        config.model.path,
+        dtype=config.model.dtype,
+        mesh=mesh,
+        prompt=config.data.prompt,
+        rules=rules,
+        remat=config.model.remat,
+    )
+    settings = replace(guard.settings, max_length=config.data.max_length, threshold=0.5)
+    return Guard(guard.model, guard.folder, settings, mesh, rules)
+
+
+def run_identity(config: Any, guard: Guard, rows: Mapping[str, int]) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be this run's."""
+    flat = {"base": folder_hash(guard.folder), "rows": dict(rows)}
+    return flat | {"config": json.loads(config.to_json())}
+
+
+def _kept(folder: Path, state: TrainState, keep_best: bool) -> tuple[int, Any]:
+    if keep_best:
+        checkpoints = Checkpoints(folder, {})
+        found = checkpoints.restore_best(state.trainable)
+        checkpoints.close()
+        if found is not None:
+            return found
+    return int(state.step), state.trainable
+
+
+class _Validation:
+    """ASR, false positives, AUROC and loss over the held-out sources, at threshold 0.5."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        graphdef: Any,
+        frozen: Any,
+        held: Mapping[str, RecordSource],
+        batch_size: int,
+    ):
+        self._guard, self._graphdef, self._frozen = guard, graphdef, frozen
+        self._held, self._batch_size = held, batch_size
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        scores, labels = [], []
+        for source in self._held.values():
+            batches = pipeline.evaluation(
+                source, batch_size=self._batch_size, transform=self._guard.encoder.training_batch
+            )
+            for batch in batches:
+                mask = batch.pop("mask")
+                del batch["row"]
+                truth = batch.pop("labels").astype(bool)
+                p = self._guard.score_batch(batch, (self._graphdef, state.trainable, self._frozen))
+                scores.append(p[mask])
+                labels.append(truth[mask])
+        p, unsafe = np.concatenate(scores), np.concatenate(labels)
+        chosen = np.clip(np.where(unsafe, p, 1 - p), 1e-7, 1.0)
+        values = {"loss": float(-np.log(chosen).mean())}
+        for name, figure in (
+            ("accuracy", metrics.accuracy(p, unsafe, 0.5)),
+            ("asr", metrics.attack_success_rate(p, unsafe, 0.5)),
+            ("fpr", metrics.false_positive_rate(p, unsafe, 0.5)),
+            ("auroc", metrics.auroc(p, unsafe)),
+        ):
+            if figure.n and np.isfinite(figure.value):
+                values[name] = float(figure.value)
+        return values

@@ -1,0 +1,81 @@
+"""The recipe learns what is there to learn, moves adapters alone, and keeps the best."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.tree import digest
+from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.guard.recipe import train_guard
+from crossguard_jax.hf.load import load_model
+from crossguard_jax.nn import lora
+from crossguard_jax.train.loop import read_metrics
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (24, 24), (shade, 255 - shade, 60)).save(file, "PNG")
+    return file.getvalue()
+
+
+def bright(path: str, split: str, limit: int):
+    """Unsafe is a red picture: something only the picture tells. One row in forty is bad."""
+    rng = np.random.default_rng(len(split))
+    for i in range(limit):
+        if i % 40 == 39:
+            yield Rejected(path, i, "made bad for the test")
+            continue
+        shade = int(rng.integers(256))
+        label = "unsafe" if shade > 127 else "safe"
+        yield Record(f"{split}-{i}", png(shade), "can i touch the red one ?", label, "shade", path)
+
+
+@pytest.fixture
+def config(llava_folder) -> ConfigDict:
+    config = load_config("configs/guard.py:tiny")
+    source = ConfigDict(config.data.sources.implicit.to_dict())
+    with config.unlocked():
+        config.model.path = str(llava_folder)
+        source.update({"reader": "bright", "path": "anywhere", "limit": 256, "weight": 1.0})
+        held = ConfigDict(source.to_dict())
+        held.update({"split": "val", "limit": 64})
+        config.data.sources = {"bright": source}
+        config.data.validation = {"bright": held}
+        config.data.max_length = 48
+        config.optim.update({"learning_rate": 5e-3, "warmup_steps": 4})
+        config.train.update({"steps": 40, "batch_size": 16, "eval_every": 20, "save_every": 20})
+    return config
+
+
+def test_training_teaches_the_adapter_and_leaves_the_base_alone(config, llava_folder, tmp_path):
+    done = train_guard(config, tmp_path, {"bright": bright})
+    assert done.rows == {"bright": 250}
+    log = read_metrics(tmp_path)
+    evaluations = [row for row in log if "eval/auroc" in row]
+    assert [row["step"] for row in evaluations] == [20, 40]
+    assert max(row["eval/auroc"] for row in evaluations) > 0.95
+    assert done.step == max(evaluations, key=lambda row: row["eval/auroc"])["step"]
+    assert digest(lora.detach(done.guard.model)) == digest(load_model(llava_folder))
+    held = [r for r in bright("", "val", 64) if isinstance(r, Record)]
+    verdicts = done.guard.score([r.image for r in held], [r.text for r in held])
+    right = [v.label == r.label for v, r in zip(verdicts, held, strict=True)]
+    assert np.mean(right) > 0.85
+    rejected = (tmp_path / "data" / "bright.rejected.jsonl").read_text().splitlines()
+    assert len(rejected) == 6 and json.loads(rejected[0])["reason"] == "made bad for the test"
+
+
+def test_a_finished_run_started_again_gives_the_same_adapter(config, tmp_path):
+    config.train.update({"steps": 4, "eval_every": 0, "save_every": 2})
+    config.optim.warmup_steps = 1
+    first = train_guard(config, tmp_path, {"bright": bright})
+    again = train_guard(config, tmp_path, {"bright": bright})
+    assert digest(again.guard.model) == digest(first.guard.model)
+    config.optim.learning_rate = 1e-3
+    with pytest.raises(UserError, match="another run"):
+        train_guard(config, tmp_path, {"bright": bright})
