@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 # Regular expressions over whole module paths. A tower's layers are one stack, without an index.
 VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
 LANGUAGE = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
-EXPLICIT = ("explicit_text", "explicit_picture", "typographic")
 
 
 def tiny() -> ConfigDict:
@@ -23,8 +22,10 @@ def tiny() -> ConfigDict:
     config.data = {
         # A prompt by its name; it brings its two label words.
         "prompt": "short",
+        # A control trains with one input the same for all: "picture" or "text".
+        "blank": "",
         # Tokens of a row, its picture's among them.
-        "max_length": 96,
+        "max_length": 56,
         "sources": {
             "implicit": small_world("implicit", weight=0.5, limit=16_384),
             "explicit_text": small_world("explicit_text", weight=0.1, limit=4_096),
@@ -66,18 +67,18 @@ def tiny() -> ConfigDict:
 
 
 def explicit_only() -> ConfigDict:
-    """Ablation: danger that one modality shows alone, and nothing of ImpForge."""
+    """Ablation: danger that one modality shows alone and benign questions, nothing of ImpForge."""
     config = tiny()
-    for name, source in config.data.sources.items():
-        source.weight = source.weight if name in EXPLICIT else 0.0
+    config.data.sources.implicit.weight = 0.0
     return config
 
 
 def no_benign() -> ConfigDict:
-    """Ablation: neither benign questions nor the safe half of the implicit rows."""
+    """Ablation: no safe row at all: no benign questions, no safe halves of the other sources."""
     config = tiny()
     config.data.sources.benign_vqa.weight = 0.0
-    config.data.sources.implicit.labels = ("unsafe",)
+    for source in config.data.sources.values():
+        source.labels = ("unsafe",)
     return config
 
 

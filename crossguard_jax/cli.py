@@ -61,7 +61,87 @@ def config_argument(parser: argparse.ArgumentParser, default: str | None = None)
     )
 
 
+def _out_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--out", metavar="FOLDER", default=default, help=f"default: {default}")
+
+
+def _quickstart_arguments(parser: argparse.ArgumentParser) -> None:
+    _out_argument(parser, "runs/quickstart")
+    parser.add_argument(
+        "--rows", type=int, default=1000, help="rows of each implicit test set (default: 1000)"
+    )
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    config_argument(parser, "configs/guard.py:tiny")
+    _out_argument(parser, "runs/train")
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]FOLDER[+ADAPTER]",
+        help="a guard to score with; give several to compare them, the main one first",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
+        help="labelled rows; READER is table, vlguard, figstep, vqav2 or nlvr",
+    )
+    _out_argument(parser, "runs/evaluate")
+    parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="default: 0.5")
+    parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    parser.add_argument("--dtype", default="float32", help="default: float32")
+    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    parser.add_argument(
+        "--blank", choices=("", "picture", "text"), default="", help="score a control"
+    )
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="a LLaVA folder")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
+    parser.add_argument("--format", choices=("merged", "peft"), default="merged")
+    parser.add_argument("--dtype", help="of merged weights, e.g. bfloat16 (default: the model's)")
+    parser.add_argument("--out", required=True, metavar="FOLDER")
+
+
 VERBS: dict[str, Verb] = {
+    "quickstart": Verb(
+        help="train and judge a guard in the small world, and write a report",
+        example="launch/run.sh quickstart --out runs/quickstart",
+        handler="crossguard_jax.toy.quickstart:main",
+        add_arguments=_quickstart_arguments,
+    ),
+    "train": Verb(
+        help="train a guard's adapter; a run that was killed goes on",
+        example="launch/run.sh train --config configs/guard.py:tiny --config.train.steps=200",
+        handler="crossguard_jax.cli:train",
+        add_arguments=_train_arguments,
+    ),
+    "evaluate": Verb(
+        help="score labelled data with one or more guards, and write a report",
+        example=(
+            "launch/run.sh evaluate --model runs/quickstart/models/guard "
+            "--data runs/quickstart/data/test.jsonl"
+        ),
+        handler="crossguard_jax.evals.evaluate:main",
+        add_arguments=_evaluate_arguments,
+    ),
+    "export": Verb(
+        help="write a model as a folder that transformers or PEFT loads",
+        example=(
+            "launch/run.sh export --model toy://llava --adapter runs/train/adapter "
+            "--out runs/merged"
+        ),
+        handler="crossguard_jax.cli:export",
+        add_arguments=_export_arguments,
+    ),
     "test": Verb(
         help="run the test suite; what follows goes to pytest",
         example="launch/run.sh test -m slow tests/train",
@@ -179,3 +259,30 @@ def run_tests(args: argparse.Namespace) -> int:
     # A process of its own, because the runtime type checker must be there before the package is.
     code = subprocess.run([sys.executable, "-m", "pytest", *args.rest], cwd=repository).returncode
     return {0: OK, 4: USAGE}.get(code, FAILED)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains, and leaves the adapter in ``OUT/adapter`` as PEFT keeps it."""
+    from crossguard_jax.guard.recipe import train_guard
+    from crossguard_jax.hf.export import ModelCard
+    from crossguard_jax.toy.study import SOURCE, read
+    from crossguard_jax.train.loop import read_metrics
+
+    done = train_guard(args.config, args.out, {SOURCE: read})
+    last = [row for row in read_metrics(args.out) if row["step"] == done.step]
+    metrics = {k: v for row in last for k, v in row.items() if k != "step"}
+    data = ", ".join(f"{name} ({n:,} rows)" for name, n in done.rows.items())
+    folder = Path(args.out) / "adapter"
+    done.guard.save_pretrained(
+        folder, "peft", ModelCard(base=args.config.model.path, data=data, metrics=metrics)
+    )
+    print(f"adapter of step {done.step}: {folder}")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Loads a model (and adapter) as it is and writes it anew."""
+    from crossguard_jax.guard.guard import Guard
+
+    guard = Guard.from_pretrained(args.model, args.adapter, dtype=None)
+    guard.save_pretrained(args.out, args.format, dtype=args.dtype)
+    print(f"{args.format} model: {args.out}")

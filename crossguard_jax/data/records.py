@@ -1,12 +1,15 @@
 """What an example is, why a row is not one, and the plain files that both are kept in."""
 
+import functools
 import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import images, jsonl
@@ -34,6 +37,31 @@ class Rejected:
     file: str
     row: int  # the line on which it starts, or the position in the file's array, from 1
     reason: str
+
+
+BLANKS = ("", "picture", "text")
+"""What ``blanked`` may take away: nothing, the picture, the text."""
+
+
+def blanked(record: Record, what: str) -> Record:
+    """The record with one input made the same for all: what a control is trained and scored on.
+
+    A blanked picture is a grey square, a blanked text is ``"."``; a row without a picture stays
+    without one.
+
+    Raises:
+      UserError: ``what`` is none of ``BLANKS``.
+    """
+    if what not in BLANKS:
+        raise UserError(f"blank {what!r}: give 'picture', 'text', or '' for neither")
+    if what == "picture" and record.image is not None:
+        return replace(record, image=_grey_square())
+    return replace(record, text=".") if what == "text" else record
+
+
+@functools.cache
+def _grey_square() -> bytes:
+    return images.encode_png(Image.new("RGB", (32, 32), (128, 128, 128)))
 
 
 def accepted(rows: Iterable[Record | Rejected], rejected: jsonl.JsonlWriter) -> Iterator[Record]:

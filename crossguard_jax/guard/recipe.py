@@ -19,6 +19,7 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, m
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
+from crossguard_jax.data.records import Record, blanked
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import Readers, open_sources
 from crossguard_jax.hf.load import folder_hash
@@ -78,7 +79,13 @@ def train_guard(config: Any, folder: str | Path, readers: Readers | None = None)
     held = open_sources(config.data.validation, folder / "data" / "validation", readers or {})
     sharding = batch_sharding(mesh, rules, config.train.batch_size)
     adam = optimizer(config.optim, config.train.steps)
-    validate = _Validation(guard, graphdef, frozen, held, config.train.batch_size)
+    blank = config.data.blank
+
+    def transform(records: list[Record]) -> pipeline.Batch:
+        return guard.encoder.training_batch([blanked(record, blank) for record in records])
+
+    parts = (graphdef, frozen)
+    validate = _Validation(guard, parts, held, config.train.batch_size, transform)
     hooks = [Hook(config.train.eval_every, validate, config.train.keep_best)] if held else []
     processes = jax.process_count()
     batches = pipeline.mixture(
@@ -86,7 +93,7 @@ def train_guard(config: Any, folder: str | Path, readers: Readers | None = None)
         {name: config.data.sources[name].weight for name in opened},
         seed=config.train.seed,
         batch_size=config.train.batch_size // processes,
-        transform=guard.encoder.training_batch,
+        transform=transform,
         process_index=jax.process_index(),
         process_count=processes,
     )
@@ -144,19 +151,19 @@ class _Validation:
     def __init__(
         self,
         guard: Guard,
-        graphdef: Any,
-        frozen: Any,
+        parts: tuple[Any, Any],
         held: Mapping[str, RecordSource],
         batch_size: int,
+        transform: pipeline.Transform,
     ):
-        self._guard, self._graphdef, self._frozen = guard, graphdef, frozen
-        self._held, self._batch_size = held, batch_size
+        self._guard, (self._graphdef, self._frozen) = guard, parts
+        self._held, self._batch_size, self._transform = held, batch_size, transform
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         scores, labels = [], []
         for source in self._held.values():
             batches = pipeline.evaluation(
-                source, batch_size=self._batch_size, transform=self._guard.encoder.training_batch
+                source, batch_size=self._batch_size, transform=self._transform
             )
             for batch in batches:
                 mask = batch.pop("mask")

@@ -41,7 +41,8 @@ def table(
       category: the column of the category, which may be missing.
       default_label: the label of rows that have none.
       labels: what the table's labels mean, such as ``{"1": "unsafe", "0": "safe"}``.
-      source: the records' source; the table's file name without ending unless given.
+      source: the source of rows without a ``source`` of their own; the table's file name without
+        ending unless given.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
@@ -66,7 +67,7 @@ def table(
                 text=words,
                 label=found if labels is None else _mapped(found, labels),
                 category=_word(value.get(category)),
-                source=source,
+                source=_word(value.get("source")) or source,
                 provenance={"file": str(path), "row": str(row)},
             )
         ]
