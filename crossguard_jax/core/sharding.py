@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import named_leaves
@@ -58,7 +58,10 @@ def make_mesh(
 
 
 def partition_spec(
-    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules = DEFAULT_RULES
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = DEFAULT_RULES,
 ) -> PartitionSpec:
     """The spec of one array; an axis whose size the mesh does not divide stays whole.
 
@@ -96,7 +99,9 @@ def shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
     return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def spec_table(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> dict[str, str]:
+def spec_table(
+    state: Any, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES
+) -> dict[str, str]:
     """Every parameter's partition spec by name: what the golden file of the tests holds."""
     return {
         name: str(partition_spec(v.get_metadata("axes"), v.shape, mesh, rules))

@@ -4,13 +4,16 @@ transformers' own config classes fill in what the file leaves out, so a default 
 ours.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.nn import bert, clip, llama, llava
-from crossguard_jax.nn.layers import ACTIVATIONS
+from crossguard_jax.nn.attention import IMPLEMENTATIONS
+from crossguard_jax.nn.layers import ACTIVATIONS, REMAT_POLICIES
 
+Model = llava.Llava | llama.Llama | clip.Clip | bert.Bert
 Config = llava.LlavaConfig | llama.LlamaConfig | clip.ClipConfig | bert.BertConfig
 
 MODELS: dict[str, Any] = {
@@ -34,19 +37,28 @@ def read_config(folder: str | Path, **options: Any) -> tuple[str, Config]:
     """
     from transformers import AutoConfig
 
+    _check(options)
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{path}: not found; give a folder with config.json and *.safetensors")
     try:
-        hub = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        hub: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{path}: transformers cannot read it: {first}") from error
     return from_hub(hub, str(path), **options)
 
 
+def _check(options: dict[str, Any]) -> None:
+    known = {"remat": list(REMAT_POLICIES), "attention": ["auto", *IMPLEMENTATIONS]}
+    for name, value in options.items():
+        if value not in known[name]:
+            raise UserError(f"{name} {value!r} is none of {', '.join(known[name])}")
+
+
 def from_hub(hub: Any, where: str = "config", **options: Any) -> tuple[str, Config]:
     """``(family, config)`` of a transformers config object."""
+    readers: dict[str, Callable[[Any, dict[str, Any]], Config]]
     readers = {"llava": _llava, "llama": _llama, "clip": _clip, "bert": _bert}
     if hub.model_type not in readers:
         known = ", ".join(readers)

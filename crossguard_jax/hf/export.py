@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.hf import names
-from crossguard_jax.hf.configs import MODELS
+from crossguard_jax.hf.configs import MODELS, Model
 from crossguard_jax.nn import lora
 
 SHARD_BYTES = 5 * 2**30
@@ -66,7 +66,7 @@ def family_of(model: nnx.Module) -> str:
     return next(name for name, cls in MODELS.items() if type(model) is cls)
 
 
-def hub_tensors(model: nnx.Module) -> Iterator[tuple[str, np.ndarray]]:
+def hub_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """``(Hub key, array)`` of every parameter, one layer at a time; LoRA factors are left out."""
     family = family_of(model)
     vision = getattr(model.config, "vision", None)
@@ -80,7 +80,7 @@ def hub_tensors(model: nnx.Module) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def save_model(
-    model: nnx.Module,
+    model: Model,
     folder: str | Path,
     source: str | Path,
     card: ModelCard | None = None,
@@ -120,7 +120,7 @@ def _copy_companions(source: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _write_shards(model: nnx.Module, folder: Path, dtype: Any, limit: int) -> None:
+def _write_shards(model: Model, folder: Path, dtype: Any, limit: int) -> None:
     pending: dict[str, np.ndarray] = {}
     where: dict[str, int] = {}
     n = size = total = 0

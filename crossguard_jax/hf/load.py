@@ -53,7 +53,7 @@ def load_model(
     mesh: Mesh | None = None,
     rules: Rules = DEFAULT_RULES,
     **options: Any,
-) -> nnx.Module:
+) -> configs.Model:
     """A model from a Hub folder.
 
     Args:
@@ -173,7 +173,8 @@ def _plan(
             actual = spelled.pop(key, None)
             if actual is None:
                 problems.append(f"{key}: missing")
-            elif tensors.shape(actual) != expected:
+                continue
+            if tensors.shape(actual) != expected:
                 got = list(tensors.shape(actual))
                 problems.append(f"{actual}: shape {got}, the config says {list(expected)}")
             found.append(actual)
@@ -199,13 +200,38 @@ def _read(
     sharding: jax.sharding.Sharding,
     dtype: str | None,
 ) -> jax.Array:
+    """One parameter, shard after shard: a shard leaves the host before the next one is read."""
     hub, keys = planned
+    where: dict[jax.Device, Any] = dict(sharding.addressable_devices_indices_map(variable.shape))
+    # Devices that hold the same shard get it from one reading.
+    holders: dict[str, list[jax.Device]] = {}
+    for device, index in where.items():
+        holders.setdefault(repr(index), []).append(device)
+    arrays = []
+    for devices in holders.values():
+        shard = _shard(tensors, hub, keys, where[devices[0]], dtype)
+        arrays += jax.block_until_ready([jax.device_put(shard, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(variable.shape, sharding, arrays)
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
-        rows, rest = (index[0], index[1:]) if hub.stacked else (slice(None), index)
-        parts = (hub.transform.read(tensors.read(key))[rest] for key in keys[rows])
-        target = jnp.dtype(dtype) if dtype else None
-        arrays = [part.astype(target) if target else part for part in parts]
-        return np.stack(arrays) if hub.stacked else np.asarray(arrays[0], order="C")
 
-    return jax.make_array_from_callback(variable.shape, sharding, shard)
+def _shard(
+    tensors: Tensors,
+    hub: names.HubTensor,
+    keys: list[str],
+    index: tuple[slice, ...],
+    dtype: str | None,
+) -> np.ndarray:
+    """The part ``index`` of a parameter; a stack is filled layer by layer."""
+
+    def one(key: str, index: tuple[slice, ...]) -> np.ndarray:
+        part = hub.transform.read(tensors.read(key))[index]
+        return np.asarray(part, jnp.dtype(dtype) if dtype else None, order="C")
+
+    if not hub.stacked:
+        return one(keys[0], index)
+    keys = keys[index[0]]
+    first = one(keys[0], index[1:])
+    shard = np.empty((len(keys), *first.shape), first.dtype)
+    for i, key in enumerate(keys):
+        shard[i] = one(key, index[1:]) if i else first
+    return shard

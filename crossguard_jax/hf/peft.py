@@ -119,7 +119,7 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_adapter(model: nnx.Module, folder: str | Path) -> nnx.Module:
+def load_adapter(model: lora.ModelT, folder: str | Path) -> lora.ModelT:
     """A copy of ``model`` with a PEFT adapter in its slots.
 
     Raises:

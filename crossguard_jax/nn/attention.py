@@ -6,11 +6,13 @@ there), on GPU cuDNN's flash attention, on TPU the splash kernel where its shape
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float
 
 Query = Float[Array, "B L H E"]
@@ -30,23 +32,33 @@ def attention(
         mask: False where a key is padding; None if no key is.
         causal: whether query ``i`` sees keys ``<= i + S - L`` only.
         implementation: a key of `IMPLEMENTATIONS`, or "auto": the backend's best that takes these
-            shapes.
+            shapes. One query alone is never worth a kernel, and none takes it: always "auto".
 
     Returns:
         The attended values, in ``q``'s dtype. A query that sees no key returns a finite value.
     """
-    if implementation == "auto":
-        implementation = choose(jax.default_backend(), q, k)
+    if implementation == "auto" or q.shape[1] == 1:
+        implementation = choose(jax.default_backend(), q, k, jax.device_count())
     out = IMPLEMENTATIONS[implementation](q, k, v, mask, causal)
     return checkpoint_name(out, "context")
 
 
-def choose(backend: str, q: Query, k: Key) -> str:
-    """The implementation that "auto" stands for on a backend ("cpu", "gpu", "tpu")."""
-    width, same_length = q.shape[-1], q.shape[1] == k.shape[1]
-    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0:
-        return "cudnn" if width <= 128 else "xla"
-    if backend == "tpu" and same_length and q.shape[1] % 128 == 0 and width % 128 == 0:
+def choose(backend: str, q: Query, k: Key, n_devices: int = 1) -> str:
+    """The implementation that "auto" stands for on a backend ("cpu", "gpu", "tpu").
+
+    Args:
+        backend: where the program will run.
+        q: queries (their shape and dtype).
+        k: keys (their shape).
+        n_devices: how many devices there are. XLA cannot partition the TPU kernel by itself, so it
+            is for one device alone.
+    """
+    n_queries, n_keys, width = q.shape[1], k.shape[1], q.shape[-1]
+    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        # What cuDNN's backward pass takes with a mask, on every generation.
+        even = n_queries % 2 == 0 and n_keys % 2 == 0
+        return "cudnn" if even and width % 8 == 0 and width <= 128 else "xla"
+    if backend == "tpu" and n_devices == 1 and width % 128 == 0 and _splashable(n_queries, n_keys):
         return "splash"
     return "einsum" if backend == "cpu" else "xla"
 
@@ -78,11 +90,17 @@ def _einsum(q: Query, k: Key, v: Key, mask: KeyMask, causal: bool) -> Query:
     return out.reshape(b, h, n_queries, e).transpose(0, 2, 1, 3)
 
 
-def _library(q: Query, k: Key, v: Key, mask: KeyMask, causal: bool, backend: str) -> Query:
+def _library(
+    q: Query, k: Key, v: Key, mask: KeyMask, causal: bool, backend: Literal["xla", "cudnn"]
+) -> Query:
     visible = _visible(q.shape[1], k.shape[1], mask, causal)
     if visible is not None:
         visible = jnp.broadcast_to(visible, (q.shape[0], 1, q.shape[1], k.shape[1]))
     return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation=backend)
+
+
+def _splashable(n_queries: int, n_keys: int) -> bool:
+    return n_queries == n_keys and n_queries % 128 == 0
 
 
 def _splash(
@@ -91,8 +109,13 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    b, n_queries, h, e = q.shape
+    _, n_queries, h, e = q.shape
     shape = (n_queries, k.shape[1])
+    if not _splashable(*shape):
+        raise UserError(
+            "attention 'splash' wants as many queries as keys, in multiples of 128; got "
+            f"{n_queries} and {k.shape[1]}: set attention to 'auto'"
+        )
     head = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     run = kernel.make_splash_mha_single_device(masks.MultiHeadMask([head] * h), interpret=interpret)
     # The kernel wants as many key heads as query heads, heads first, and queries scaled.

@@ -120,9 +120,10 @@ class SelfAttention(nnx.Module):
         if last is not None:
             before = jnp.arange(n_tokens) <= last[:, None]
             mask = before if mask is None else mask & before
-            x, *rotation = (take_rows(a, last) for a in (x, *rotation))
+            x, cos, sin = (take_rows(a, last) for a in (x, *rotation))
+            rotation = cos, sin
         q = self.q_proj(x, lora_scale).reshape(b, x.shape[1], -1, self.head_dim)
-        q = rotate(q, tuple(rotation))
+        q = rotate(q, rotation)
         out = attention(q, k, v, mask, causal=last is None, implementation=self.implementation)
         return self.o_proj(out.reshape(b, x.shape[1], -1), lora_scale)
 

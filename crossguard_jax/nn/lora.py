@@ -7,7 +7,7 @@ Rank and alpha live with the adapter and are never passed loose.
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from flax import nnx
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+
+ModelT = TypeVar("ModelT", bound=nnx.Module)
 
 LoraScale = float | Float[Array, " B"]
 """Multiplies an adapter's update: 1 is on, 0 is off, an array blends per example."""
@@ -70,9 +72,7 @@ def dense_layers(model: nnx.Module) -> Iterator[tuple[str, Any]]:
             yield ".".join(map(str, path)), node
 
 
-def attach(
-    model: nnx.Module, targets: str, rank: int, alpha: float, key: PRNGKeyArray
-) -> nnx.Module:
+def attach(model: ModelT, targets: str, rank: int, alpha: float, key: PRNGKeyArray) -> ModelT:
     """A copy of ``model`` with a fresh adapter on every layer whose path matches.
 
     Args:
@@ -99,7 +99,7 @@ def attach(
     return model
 
 
-def detach(model: nnx.Module) -> nnx.Module:
+def detach(model: ModelT) -> ModelT:
     """A copy of ``model`` (sharing its arrays) whose LoRA slots are empty."""
     model = jax.tree.map(lambda x: x, model)
     for _, layer in dense_layers(model):
@@ -107,7 +107,7 @@ def detach(model: nnx.Module) -> nnx.Module:
     return model
 
 
-def fold(model: nnx.Module) -> nnx.Module:
+def fold(model: ModelT) -> ModelT:
     """A copy of ``model`` with every update added into its kernel and the slots emptied.
 
     The product is taken in float32 and rounded once, to the kernel's dtype.
@@ -127,7 +127,8 @@ def fold(model: nnx.Module) -> nnx.Module:
 
 def split(model: nnx.Module) -> tuple[Any, Any, Any]:
     """``(graphdef, adapters, frozen)``: what is static, what is trained, what is not."""
-    return nnx.split(model, nnx.LoRAParam, ..., graph=False)
+    graphdef, adapters, frozen = nnx.split(model, nnx.LoRAParam, ..., graph=False)
+    return graphdef, adapters, frozen
 
 
 def merge(graphdef: Any, *states: Any) -> Any:

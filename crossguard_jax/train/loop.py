@@ -152,7 +152,8 @@ def _check(last: tuple[int, Any, Metrics], folder: Path) -> None:
     if not math.isfinite(loss):
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"bad_batch_{n}.npz"
-        np.savez(file, **{k: np.asarray(v) for k, v in batch.items()})
+        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in batch.items()}
+        np.savez(file, **arrays)
         raise UserError(
             f"step {n}: the loss is {loss}; its batch is in {file}. Lower optim.learning_rate, "
             "set optim.clip_norm, or look at the batch; the last checkpoint is whole"
