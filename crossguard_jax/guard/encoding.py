@@ -21,6 +21,7 @@ Picture = Image.Image | bytes | str | os.PathLike | np.ndarray | None
 
 SETTINGS = "guard_config.json"
 LENGTH_STEP = 16
+MAX_ASPECT = 16
 
 
 @dataclass(frozen=True)
@@ -129,22 +130,37 @@ class Encoder:
         Raises:
             UserError: a text is empty, or longer than the context and ``truncate`` is not set.
         """
-        for i, text in enumerate(texts):
-            if not text.strip():
-                raise UserError(f"row {i}: the text is empty")
-        rows = self._ids(texts, has_picture)
-        limit, out = self.settings.max_length, []
-        for i, (ids, text, picture) in enumerate(zip(rows, texts, has_picture, strict=True)):
-            cut = len(ids) > limit
-            if cut and not truncate:
-                raise UserError(
-                    f"row {i}: {len(ids):,} tokens with the prompt and its picture, the limit is "
-                    f"{limit:,}; shorten the text, or allow truncation"
-                )
-            if cut:
-                ids = self._shortened(text, picture, len(ids) - limit)
-            out.append(Row(ids, picture, cut))
-        return out
+        rows = []
+        for i, row in enumerate(self.tokenize_each(texts, has_picture, truncate)):
+            if isinstance(row, UserError):
+                raise UserError(f"row {i}: {row}") from row
+            rows.append(row)
+        return rows
+
+    def tokenize_each(
+        self, texts: Sequence[str], has_picture: Sequence[bool], truncate: bool = False
+    ) -> list[Row | UserError]:
+        """As `tokenize`, with the error of each row that has one in its place."""
+        refused = [_text_error(text) for text in texts]
+        rows = self._ids(["" if e else t for t, e in zip(texts, refused, strict=True)], has_picture)
+        return [
+            error or self._fitted(ids, text, picture, truncate)
+            for error, ids, text, picture in zip(refused, rows, texts, has_picture, strict=True)
+        ]
+
+    def _fitted(self, ids: list[int], text: str, picture: bool, truncate: bool) -> Row | UserError:
+        limit = self.settings.max_length
+        if len(ids) <= limit:
+            return Row(ids, picture, False)
+        if not truncate:
+            return UserError(
+                f"{len(ids):,} tokens with the prompt and its picture, the limit is {limit:,}; "
+                "shorten the text, or allow truncation"
+            )
+        try:
+            return Row(self._shortened(text, picture, len(ids) - limit), picture, True)
+        except UserError as error:
+            return error
 
     def _ids(self, texts: Sequence[str], has_picture: Sequence[bool]) -> list[list[int]]:
         special = self.tokenizer.all_special_tokens
@@ -178,10 +194,20 @@ class Encoder:
         Raises:
             UserError: a picture that does not decode.
         """
-        decoded = [decode_picture(p, f"picture {i}") for i, p in enumerate(pictures)]
-        if not decoded:
+        if not pictures:
             return np.zeros((0, 3, self.image_size, self.image_size), np.float32)
-        values = self.processor(decoded, return_tensors="np")["pixel_values"]
+        return np.stack([self.picture(p, f"picture {i}") for i, p in enumerate(pictures)])
+
+    def picture(self, picture: Picture, name: str = "the picture") -> np.ndarray:
+        """Normalized pixels, float32 [3, X, X], of one picture (not None).
+
+        Raises:
+            UserError: it does not decode; the message calls it ``name``, or by its path.
+        """
+        decoded = decode_picture(picture, name)
+        if getattr(self.processor, "do_center_crop", False):
+            decoded = _middle(decoded)
+        (values,) = self.processor(decoded, return_tensors="np")["pixel_values"]
         return np.asarray(values, np.float32)
 
     def pad(self, rows: Sequence[Row], length: int) -> dict[str, np.ndarray]:
@@ -193,17 +219,10 @@ class Encoder:
             mask[i, : len(row.ids)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    def slots(
-        self, pictures: Sequence[Picture], names: Sequence[str] | None = None
-    ) -> np.ndarray | None:
+    def slots(self, pictures: Sequence[Picture]) -> np.ndarray | None:
         """One picture slot a row, float32 [B, 3, X, X], zero where there is none; None if all."""
-        here = [i for i, p in enumerate(pictures) if p is not None]
-        if not here:
-            return None
-        values = self.pixels([pictures[i] for i in here])
-        out = np.zeros((len(pictures), *values.shape[1:]), np.float32)
-        out[here] = values
-        return out
+        named = enumerate(pictures)
+        return side_by_side([p if p is None else self.picture(p, f"picture {i}") for i, p in named])
 
     def training_batch(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """Records to arrays of one fixed length, with ``labels`` int32 [B].
@@ -221,6 +240,27 @@ class Encoder:
             "pixel_values": slots,
             "labels": np.asarray(labels, np.int32),
         }
+
+
+def _text_error(text: str) -> UserError | None:
+    """Why a text cannot be put to a tokenizer."""
+    if not text.strip():
+        return UserError("the text is empty")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return UserError("the text holds half a surrogate pair; write it as valid Unicode")
+    return None
+
+
+def _middle(picture: Image.Image) -> Image.Image:
+    """The picture without the ends that a centre crop leaves out anyway, if it is very long.
+
+    A processor scales the shorter side first, so that a line of 1 x 3,000 pixels would take
+    gigabytes on its way to a square.
+    """
+    x, y = picture.size
+    keep = MAX_ASPECT * min(x, y)
+    dx, dy = max(x - keep, 0) // 2, max(y - keep, 0) // 2
+    return picture.crop((dx, dy, x - dx, y - dy)) if dx or dy else picture
 
 
 def decode_picture(picture: Picture, name: str) -> Image.Image:
@@ -242,6 +282,14 @@ def decode_picture(picture: Picture, name: str) -> Image.Image:
     if isinstance(picture, str | os.PathLike):
         return images.decode(images.read_picture(picture), str(picture))
     raise UserError(f"{name}: a {type(picture).__name__} is no picture; see guard.encoding.Picture")
+
+
+def side_by_side(pixels: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Pixels [3, X, X] of each row, zero for a row without, as [B, 3, X, X]; None if all are."""
+    shape = next((values.shape for values in pixels if values is not None), None)
+    if shape is None:
+        return None
+    return np.stack([np.zeros(shape, np.float32) if v is None else v for v in pixels])
 
 
 def bucket(length: int, limit: int) -> int:

@@ -1,7 +1,9 @@
 """The public `Guard`: a LLaVA folder that gives verdicts."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,14 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding
 from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate, get_template
-from crossguard_jax.guard.encoding import Encoder, Picture, Settings, bucket
+from crossguard_jax.guard.encoding import (
+    Encoder,
+    Picture,
+    Row,
+    Settings,
+    bucket,
+    side_by_side,
+)
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.export import ModelCard, save_model
 from crossguard_jax.hf.load import load_model, resolve_folder
@@ -174,29 +183,82 @@ class Guard:
         Raises:
             UserError: as `encode`.
         """
+
+        def stop(row: int, error: UserError) -> None:
+            raise UserError(f"row {row}: {error}") from error
+
+        return [*self._verdicts(images, texts, batch_size, threshold, truncate, stop).values()]
+
+    def score_each(
+        self,
+        images: Sequence[Picture],
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        threshold: float | None = None,
+        truncate: bool = False,
+    ) -> list[Verdict | UserError]:
+        """As `score`, with the error of each row that has one in its place."""
+        out: dict[int, Verdict | UserError] = {}
+        out |= self._verdicts(images, texts, batch_size, threshold, truncate, out.__setitem__)
+        return [out[i] for i in range(len(texts))]
+
+    def _verdicts(
+        self,
+        images: Sequence[Picture],
+        texts: Sequence[str],
+        batch_size: int,
+        threshold: float | None,
+        truncate: bool,
+        failed: Callable[[int, UserError], None],
+    ) -> dict[int, Verdict]:
+        """Verdicts by row, in order; ``failed`` is told of every row that gets none."""
         _same_length(images, texts)
-        if not texts:
-            return []
-        cut = self.settings.threshold if threshold is None else threshold
-        rows = self.encoder.tokenize(texts, [p is not None for p in images], truncate)
-        lengths = [bucket(len(row.ids), self.settings.max_length) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: (lengths[i], rows[i].has_picture))
-        scores = np.zeros(len(rows))
-        while order:
-            same = [i for i in order[:batch_size] if lengths[i] == lengths[order[0]]]
-            order = order[len(same) :]
-            batch = self.encoder.pad([rows[i] for i in same], lengths[same[0]])
-            slots = self.encoder.slots([images[i] for i in same])
+        rows: dict[int, Row] = {}
+        has_picture = [p is not None for p in images]
+        tokenized = self.encoder.tokenize_each(texts, has_picture, truncate) if texts else []
+        for i, row in enumerate(tokenized):
+            if isinstance(row, UserError):
+                failed(i, row)
+            else:
+                rows[i] = row
+        scores: dict[int, float] = {}
+        for length, some in self._batches(rows, batch_size):
+            pixels: dict[int, np.ndarray | None] = {}
+            for i in some:
+                try:
+                    pixels[i] = None if images[i] is None else self.encoder.picture(images[i])
+                except UserError as error:
+                    failed(i, error)
+            if not pixels:
+                continue
+            batch = self.encoder.pad([rows[i] for i in pixels], length)
+            slots = side_by_side([*pixels.values()])
             if slots is not None:
                 batch["pixel_values"] = slots
-            scores[same] = self.score_batch(batch)
+            scores |= zip(pixels, self.score_batch(batch).tolist(), strict=True)
+        cut = self.settings.threshold if threshold is None else threshold
         words = self.settings.prompt
-        return [
-            Verdict(
-                float(p), p >= cut, cut, words.positive if p >= cut else words.negative, r.truncated
-            )
-            for p, r in zip(scores.tolist(), rows, strict=True)
-        ]
+        verdicts = {}
+        for i, p in sorted(scores.items()):
+            # NaN compares as safe.
+            if math.isnan(p):
+                failed(i, UserError("the model's score is not a number; see crossguard doctor"))
+                continue
+            word = words.positive if p >= cut else words.negative
+            verdicts[i] = Verdict(p, p >= cut, cut, word, rows[i].truncated)
+        return verdicts
+
+    def _batches(
+        self, rows: Mapping[int, Row], batch_size: int
+    ) -> Iterator[tuple[int, Sequence[int]]]:
+        """``(padded length, rows)``: rows of one length, those with a picture together."""
+        lengths = {i: bucket(len(r.ids), self.settings.max_length) for i, r in rows.items()}
+        order = sorted(rows, key=lambda i: (lengths[i], rows[i].has_picture))
+        for length, same in itertools.groupby(order, key=lengths.__getitem__):
+            group = list(same)
+            for start in range(0, len(group), batch_size):
+                yield length, group[start : start + batch_size]
 
     def score_batch(self, batch: dict[str, np.ndarray], parts: Any = None) -> np.ndarray:
         """p_unsafe, float32 [B], of an encoded batch with one picture slot a row.

@@ -144,3 +144,37 @@ def test_settings_travel_with_the_folder(guard, llava_folder, tmp_path):
 
 def test_buckets_are_few_and_never_cut():
     assert [bucket(n, 64) for n in (1, 16, 17, 60, 64, 70)] == [16, 16, 32, 64, 64, 70]
+
+
+def test_one_bad_row_costs_itself_alone(guard):
+    images, texts = rows(6)
+    good = guard.score(images, texts)
+    images[1], texts[4], texts[2] = b"no picture", LONG * 4, "half \ud800 a pair"
+    found = guard.score_each(images, texts)
+    kept = (0, 3, 5)
+    np.testing.assert_allclose(
+        [found[i].p_unsafe for i in kept], [good[i].p_unsafe for i in kept], atol=1e-5
+    )
+    for i, words in ((1, "it holds text"), (2, "surrogate"), (4, "tokens .* the limit")):
+        assert isinstance(found[i], UserError)
+        with pytest.raises(UserError, match=f"row 1: .*{words}"):
+            guard.score([None, images[i]], ["can i ?", texts[i]])
+
+
+def test_a_score_that_is_not_a_number_is_no_verdict(guard, monkeypatch):
+    monkeypatch.setattr(
+        guard, "score_batch", lambda batch: np.full(len(batch["input_ids"]), np.nan)
+    )
+    with pytest.raises(UserError, match="row 0: .* not a number"):
+        guard.score([None], ["can i touch it ?"])
+
+
+def test_a_very_long_picture_is_its_middle_and_takes_no_memory(guard):
+    for size in ((12_000, 2), (2, 12_000)):
+        line = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
+        values = guard.encoder.picture(line)
+        assert values.shape == (3, 24, 24) and values.std() > 0.1
+    # Where both ways are cheap, they agree: what is left out is far from the square.
+    tall = picture(5, 30, 900)
+    expected = guard.encoder.processor(tall, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(guard.encoder.picture(tall), expected)
