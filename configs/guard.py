@@ -100,7 +100,7 @@ def nlvr() -> ConfigDict:
     """The same training on another task: is a sentence true of a picture (NLVR v1)?"""
     config = tiny()
     config.data.prompt = "true_false"
-    config.data.sources = {"nlvr": source("nlvr", "shared/data/nlvr", split="dev")}
+    config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
     config.data.validation = {}
     # 989 rows: a few passes, and what fits them best beyond that is memory.
     config.train.update({"steps": 120, "eval_every": 0, "save_every": 60, "keep_best": ""})

@@ -111,6 +111,14 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER")
 
 
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("guard",), help="what to measure")
+    parser.add_argument("--runs", type=int, default=9, help="counted rounds (default: 9)")
+    parser.add_argument("--batch", type=int, default=4, help="rows (default: 4)")
+    parser.add_argument("--threads", type=int, default=2, help="torch's threads (default: 2)")
+    _out_argument(parser, "runs/bench")
+
+
 VERBS: dict[str, Verb] = {
     "quickstart": Verb(
         help="train and judge a guard in the small world, and write a report",
@@ -132,6 +140,12 @@ VERBS: dict[str, Verb] = {
         ),
         handler="crossguard_jax.evals.evaluate:main",
         add_arguments=_evaluate_arguments,
+    ),
+    "bench": Verb(
+        help="measure against what people would use instead, in one interleaved run",
+        example="launch/run.sh bench guard",
+        handler="crossguard_jax.evals.bench.guard:main",
+        add_arguments=_bench_arguments,
     ),
     "export": Verb(
         help="write a model as a folder that transformers or PEFT loads",

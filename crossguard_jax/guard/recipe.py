@@ -57,13 +57,20 @@ def guard_loss(graphdef: Any, label_ids: tuple[int, int]) -> Loss:
     return loss
 
 
-def train_guard(config: Any, folder: str | Path, readers: Readers | None = None) -> Trained:
+def train_guard(
+    config: Any,
+    folder: str | Path,
+    readers: Readers | None = None,
+    data: str | Path | None = None,
+) -> Trained:
     """Trains an adapter as a configuration of ``configs/guard.py`` says, or goes on with it.
 
     Args:
         config: the configuration.
         folder: the run's; killed and started again, the run goes on where it was.
         readers: data readers beside `data.sources`' own, by the name a config may use.
+        data: where datasets are written once and found again, for runs that share them;
+            ``folder/data`` by default.
 
     Raises:
         UserError: see `Guard.from_pretrained`, `guard.mixture` and `train.loop`.
@@ -75,8 +82,9 @@ def train_guard(config: Any, folder: str | Path, readers: Readers | None = None)
     key = jax.random.key(config.train.seed)
     model = lora.attach(guard.model, config.lora.targets, config.lora.rank, config.lora.alpha, key)
     graphdef, adapters, frozen = lora.split(model)
-    opened = open_sources(config.data.sources, folder / "data", readers or {})
-    held = open_sources(config.data.validation, folder / "data" / "validation", readers or {})
+    data = Path(data or folder / "data")
+    opened = open_sources(config.data.sources, data, readers or {})
+    held = open_sources(config.data.validation, data / "validation", readers or {})
     sharding = batch_sharding(mesh, rules, config.train.batch_size)
     adam = optimizer(config.optim, config.train.steps)
     blank = config.data.blank

@@ -67,7 +67,9 @@ def run(folder: Path, rows: int, overrides: Sequence[str] = ()) -> Path:
         )
         if variant:
             run_folder = folder / "train" / model
-            guards[name] = train_guard(config, run_folder, {SOURCE: read}).guard
+            guards[name] = train_guard(
+                config, run_folder, {SOURCE: read}, folder / "datasets"
+            ).guard
             losses[name] = _losses(run_folder)
         else:
             mesh = make_mesh(**config.mesh)
@@ -76,7 +78,7 @@ def run(folder: Path, rows: int, overrides: Sequence[str] = ()) -> Path:
     scores = score_all(guards, tests)
     judged = Judged(scores, titles={k: v[2] for k, v in SYSTEMS.items()} | dict(BENCHMARKS))
     _export(folder, guards, judged)
-    _write_data(folder / "data", folder / "train" / "guard" / "data", tests, overrides)
+    _write_data(folder / "data", folder / "datasets", tests, overrides)
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
     sections = guard_sections(judged, lambda b, i: texts[b, i], losses)
     seconds["everything"] = round(time.monotonic() - began, 1)

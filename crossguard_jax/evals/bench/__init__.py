@@ -1,0 +1,1 @@
+"""Benches: this package beside what people would use instead, in one run, interleaved."""
