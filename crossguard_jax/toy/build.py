@@ -1,0 +1,184 @@
+"""``crossguard toy``: trains the small models anew and writes them as Hub folders.
+
+Every training goes through the one loop, so that a build that was killed goes on where it was.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from optax.contrib import MuonDimensionNumbers, muon
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.hf.configs import MODELS, read_config
+from crossguard_jax.hf.export import ModelCard, save_model
+from crossguard_jax.hf.load import load_model
+from crossguard_jax.io import jsonl
+from crossguard_jax.toy import measure, models, pretrain, texts
+from crossguard_jax.toy.batches import Numbered
+from crossguard_jax.toy.world import examples
+from crossguard_jax.train.loop import Schedule, train
+from crossguard_jax.train.step import init_state, make_step
+
+SEED = 0
+CARD = ModelCard(
+    base="none: trained from random weights by `crossguard toy`",
+    data="the small world of crossguard_jax: drawn pictures and texts made from templates",
+    limits="Knows the small world and nothing else.",
+    license="apache-2.0",
+)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training run of the build.
+
+    Attributes:
+        makes: the folders that come of it.
+        steps: optimizer steps.
+        learning_rate: the peak.
+        rows: examples that the batches are drawn from; scenes for the base.
+    """
+
+    makes: tuple[str, ...]
+    steps: int
+    learning_rate: float
+    rows: int
+
+
+LESSONS: dict[str, Lesson] = {
+    "base": Lesson(("clip", "llava"), 6_000, 2e-3, 40_000),
+    "safety": Lesson(("safety",), 1_000, 2e-3, 24_000),
+    "rewriter": Lesson(("rewriter",), 1_200, 2e-3, 24_000),
+    "sentence": Lesson(("sentence",), 1_500, 2e-3, 24_000),
+}
+WARMUP = 100
+
+Loss = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Builds the models.
+
+    Args:
+        args: ``out`` (a run's folder), ``models`` (where the Hub folders go, by default in
+            ``out``), ``only`` (names of lessons, all if empty) and ``steps`` (a factor on every
+            lesson's length, 1 for the shipped models).
+    """
+    out = Path(args.out)
+    folder = Path(args.models) if args.models else out / "models"
+    names = args.only or list(LESSONS)
+    for name in names:
+        if name not in LESSONS:
+            raise UserError(f"--only {name!r}: there are {', '.join(LESSONS)}")
+    for name in names:
+        _learn(name, LESSONS[name], out, folder, args.steps)
+    write_manifest(out, folder)
+    print(f"{folder}: {', '.join(sorted(p.parent.name for p in folder.glob('*/config.json')))}")
+
+
+def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) -> None:
+    """Trains, writes and measures what comes of one lesson, unless that is done already."""
+    steps = max(round(lesson.steps * factor), WARMUP + 1)
+    note = out / f"{name}.json"
+    identity = {"lesson": name, "steps": steps, "rows": lesson.rows, "seed": SEED}
+    if note.exists() and json.loads(note.read_text())["identity"] == identity:
+        return
+    began = time.monotonic()
+    for made in lesson.makes:
+        models.write_skeleton(made, folder / made)
+    model, loss, draw = _recipe(name, lesson, folder)
+    graphdef, weights = nnx.split(model, graph=False)
+    adam = optimizer(lesson.learning_rate, steps)
+
+    def of_state(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
+        return loss(nnx.merge(graphdef, state), batch)
+
+    state = train(
+        init_state(weights, adam, SEED),
+        make_step(of_state, adam),
+        None,
+        Numbered(draw, SEED),
+        Schedule(steps, save_every=200, log_every=50),
+        out / "training" / name,
+        identity=identity,
+        name=f"toy {name}",
+    )
+    trained = nnx.merge(graphdef, state.trainable)
+    parts = {"clip": trained.clip(), "llava": trained.llava} if name == "base" else {name: trained}
+    for made, part in parts.items():
+        save_model(part, folder / made, folder / made, CARD, dtype="bfloat16")
+    minutes = (time.monotonic() - began) / 60
+    loaded = {made: load_model(folder / made) for made in lesson.makes}
+    note.parent.mkdir(parents=True, exist_ok=True)
+    found = {"identity": identity, "minutes": round(minutes, 1), "measured": {}}
+    for made, part in loaded.items():
+        found["measured"][made] = measure.MEASURES[made](part)
+    jsonl.write_atomic(note, json.dumps(found, indent=2).encode())
+
+
+def _recipe(name: str, lesson: Lesson, folder: Path) -> tuple[nnx.Module, Loss, Any]:
+    """``(model, loss, draw)`` of a lesson."""
+    key = jax.random.key(SEED)
+    if name == "base":
+        llava, clip = (read_config(folder / made)[1] for made in ("llava", "clip"))
+        lessons = pretrain.Lessons(SEED, lesson.rows)
+        return pretrain.Base(llava, clip, key), pretrain.base_loss, lessons.draw
+    family, config = read_config(folder / name)
+    model = MODELS[family](config, key)
+    if name == "safety":
+        judged = examples("text_safety", "train", lesson.rows, SEED)
+        return model, texts.causal_loss, texts.Drawn(judged, texts.safety_rows).draw
+    pairs = examples("paraphrases", "train", lesson.rows, SEED)
+    if name == "rewriter":
+        return model, texts.causal_loss, texts.Rewritings(pairs).draw
+    return model, texts.sentence_loss, texts.Drawn(pairs, texts.sentence_rows).draw
+
+
+def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """Muon on the kernels (arXiv 2502.16982's scale), AdamW on the rest; warm-up, cosine."""
+
+    def dimensions(weights: Any) -> Any:
+        # Kernels are [in, out], with a stack's axis in front where there is one.
+        def one(path: Any, x: Any) -> MuonDimensionNumbers | None:
+            kernel = "kernel" in jax.tree_util.keystr(path)
+            return MuonDimensionNumbers(x.ndim - 2, x.ndim - 1) if kernel else None
+
+        return jax.tree_util.tree_map_with_path(one, weights)
+
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, WARMUP, steps, 0.02 * learning_rate
+    )
+    return muon(
+        schedule,
+        consistent_rms=0.2,
+        weight_decay=0.02,
+        adam_b2=0.98,
+        muon_weight_dimension_numbers=dimensions,
+    )
+
+
+def write_manifest(out: Path, folder: Path) -> None:
+    """``manifest.json``: how the folders were made, what they can do, and every file's hash."""
+    notes = {n: json.loads((out / f"{n}.json").read_text()) for n in LESSONS if _done(out, n)}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+    manifest = {
+        "command": "crossguard toy",
+        "lessons": {n: note["identity"] for n, note in notes.items()},
+        "minutes": {n: note["minutes"] for n, note in notes.items()},
+        "measured": {k: v for note in notes.values() for k, v in note["measured"].items()},
+        "sha256": {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in files},
+    }
+    jsonl.write_atomic(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _done(out: Path, name: str) -> bool:
+    return (out / f"{name}.json").exists()

@@ -1,0 +1,210 @@
+"""What the picture models of the small world are taught, before any guard.
+
+One run teaches a picture tower, a text tower and a language model together: captions by contrast
+(CLIP, arXiv 2103.00020), and by next-token loss on the answers alone (LLaVA, arXiv 2304.08485)
+captions, ordinary questions, the reading of written words, and what is known in words. A row is a
+dialogue about one picture, in the guard's short prompt. No row says what is safe, and none has a
+pair of kind and request that is held out.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray
+from crossguard_jax.nn.clip import Clip, ClipConfig, ClipText
+from crossguard_jax.nn.layers import Linear
+from crossguard_jax.nn.llava import Llava, LlavaConfig
+from crossguard_jax.toy.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
+from crossguard_jax.toy.kinds import BASE_KINDS, DECORATIONS, HAZARDS, PROPERTY_OF
+from crossguard_jax.toy.knowledge import ask_knowledge
+from crossguard_jax.toy.models import MEAN, PATCHES, STD
+from crossguard_jax.toy.pointing import point
+from crossguard_jax.toy.requests import AFFORDANCE_OF, CARRIERS, PHRASES, REQUEST_NAMES
+from crossguard_jax.toy.risk import is_held_out
+from crossguard_jax.toy.scenes import Scene, Thing, render_batch
+from crossguard_jax.toy.texts import answer_nll, contrast
+from crossguard_jax.toy.tokenizers import BOS, EOS, PAD
+from crossguard_jax.toy.vqa import ask, ask_reading, caption, pick
+from crossguard_jax.toy.world import examples
+
+ROW, CAPTION_ROW = 64, 40
+"""Tokens of a dialogue and of a caption."""
+
+ORDINARY, WRITTEN, WORDS_ALONE = 48, 8, 8
+"""Rows of a batch: about ordinary pictures, about written words, without a picture."""
+
+CONTRAST_WEIGHT = 0.2
+_ANSWERS = 40  # the most answer tokens that any row has
+_FIRST_PATCH = 3  # after <s>, "user" and ":"
+_KINDS = BASE_KINDS + DECORATIONS + HAZARDS
+
+
+class Lessons:
+    """The pictures that the base learns from, and batches of dialogues about them.
+
+    Args:
+        seed: of the pictures.
+        scenes: ordinary pictures; each comes up several times, with other questions.
+    """
+
+    def __init__(self, seed: int, scenes: int):
+        ordinary = examples("vqa", "train", scenes, seed)
+        written = examples("reading", "train", scenes // 4, seed)
+        self.ordinary = [row.scene for row in ordinary if row.scene]
+        self.written = [row.scene for row in written if row.scene]
+        self._pixels = render_batch(self.ordinary), render_batch(self.written)
+
+    def draw(self, rng: np.random.Generator) -> Batch:
+        """A batch.
+
+        Returns:
+            ``pixels`` uint8 [M, X, X, 3], ordinary pictures first; ``ids`` and ``answers`` [B, L],
+            the rows of those pictures first; ``captions`` [N, L] of the ordinary pictures.
+        """
+        which = rng.integers(len(self.ordinary), size=ORDINARY)
+        read = rng.integers(len(self.written), size=WRITTEN)
+        scenes = [self.ordinary[i] for i in which]
+        rows = [dialogue(_about(rng, scene), ROW, PATCHES) for scene in scenes]
+        for i in read:
+            question = ask_reading(rng, self.written[i])
+            rows.append(dialogue([(question.text, question.answer)], ROW, PATCHES))
+        for _ in range(WORDS_ALONE):
+            asked = [ask_knowledge(rng) for _ in range(5)]
+            rows.append(dialogue([(q.text, q.answer) for q in asked], ROW))
+        said = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]
+        return {
+            "pixels": np.concatenate([self._pixels[0][which], self._pixels[1][read]]),
+            **stack_dialogues(rows, ROW),
+            "captions": pad(said, CAPTION_ROW),
+        }
+
+
+def _about(rng: np.random.Generator, scene: Scene) -> list[Turn]:
+    turns = [_question(rng, scene) for _ in range(4)]
+    draw = rng.random()
+    if draw < 0.3:
+        turns.insert(0, ("describe the picture.", caption(rng, scene)))
+    elif draw < 0.7:
+        turns.insert(0, _list(rng, scene))
+    return turns
+
+
+def _list(rng: np.random.Generator, scene: Scene) -> Turn:
+    """All there is in few words. Looking a thing up by its colour or its place is learned here
+    first, where each word follows from the one before, and then in questions."""
+    places = rng.random() < 0.5
+    said = []
+    for i in rng.permutation(len(scene.things)):
+        t = scene.things[i]
+        what = f"{t.kind} {PROPERTY_OF.get(t.kind, '')}"
+        said.append(f"{t.place} {t.colour} {what}" if places else f"{t.colour} {what} {t.place}")
+    return f"list the things by {'place' if places else 'colour'}.", ", ".join(said)
+
+
+def _question(rng: np.random.Generator, scene: Scene) -> Turn:
+    known = [thing for thing in scene.things if thing.kind in PROPERTY_OF]
+    if known and rng.random() < 0.25:
+        return carried_question(rng, known[rng.integers(len(known))])
+    question = ask(rng, scene, False, _KINDS)
+    return question.text, question.answer
+
+
+def carried_question(rng: np.random.Generator, thing: Thing) -> Turn:
+    """A request about a thing, and a question that is not whether to do it.
+
+    These are the words that a guard will see, and what they are about, without what follows from
+    the two together.
+    """
+    request = pick(rng, [r for r in REQUEST_NAMES if not is_held_out(thing.kind, r)])
+    phrase = pick(rng, PHRASES[request]).format(x=point(rng, thing))
+    said = pick(rng, CARRIERS).format(request=phrase)
+    draw = rng.random()
+    if draw < 0.6:
+        return f"{said} what is that like?", PROPERTY_OF[thing.kind]
+    if draw < 0.8:
+        return f"{said} what does that take?", AFFORDANCE_OF[request]
+    return f"{said} what is that?", thing.kind
+
+
+def _clip_caption(rng: np.random.Generator, scene: Scene) -> str:
+    """Half of the captions name the things alone, so that colour and place do not suffice."""
+    if rng.random() < 0.5:
+        return caption(rng, scene)
+    named = [f"a {scene.things[i].kind}" for i in rng.permutation(len(scene.things))]
+    return "a picture of " + " and ".join(named)
+
+
+def normalize(pixels: UInt8[Array, "M X Y C"]) -> Float[Array, "M C X Y"]:
+    """What the processors make of a picture of the world."""
+    x = pixels.astype(jnp.float32) / 255
+    return ((x - jnp.asarray(MEAN)) / jnp.asarray(STD)).transpose(0, 3, 1, 2)
+
+
+class Base(nnx.Module):
+    """A LLaVA and, on the same picture tower, a CLIP."""
+
+    def __init__(self, llava: LlavaConfig, clip: ClipConfig, key: PRNGKeyArray):
+        keys = jax.random.split(key, 4)
+        self.llava = Llava(llava, keys[0])
+        self.text_model = ClipText(clip.text, keys[1])
+        d = clip.projection_dim
+        self.visual_projection = Linear(
+            clip.vision.hidden_size, d, keys[2], ("embed", None), bias=False
+        )
+        self.text_projection = Linear(
+            clip.text.hidden_size, d, keys[3], ("embed", None), bias=False
+        )
+        self.logit_scale = nnx.Param(jnp.asarray(2.6592), axes=())
+        self.clip_config = clip
+
+    def clip(self) -> Clip:
+        """The CLIP, sharing its arrays with this model."""
+        clip = jax.eval_shape(lambda: Clip(self.clip_config, jax.random.key(0)))
+        clip.vision_model = self.llava.vision_tower
+        for name in ("text_model", "visual_projection", "text_projection", "logit_scale"):
+            setattr(clip, name, getattr(self, name))
+        return clip
+
+    def similarity(
+        self, pooled: Float[Array, "N D"], captions: Int[Array, "N L"]
+    ) -> Float[Array, "N N"]:
+        """Scaled cosines, picture by caption; the scale stops at 100, as CLIP's does."""
+        pictures = self.visual_projection(pooled)
+        texts = self.text_projection(self.text_model(captions, captions != PAD))
+        pictures, texts = (
+            x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (pictures, texts)
+        )
+        return jnp.exp(jnp.minimum(self.logit_scale[...], np.log(100))) * pictures @ texts.T
+
+
+def states(
+    model: Llava, ids: Int[Array, "B L"], features: Float[Array, "M P D"]
+) -> Float[Array, "B L D"]:
+    """The language model's last states; the first M rows have a picture, at its usual place."""
+    lm = model.language_model
+    x = lm.embed_tokens(ids)
+    patches = slice(_FIRST_PATCH, _FIRST_PATCH + features.shape[1])
+    x = x.at[: features.shape[0], patches].set(model.multi_modal_projector(features))
+    return lm.hidden(x, ids != PAD)
+
+
+def base_loss(model: Base, batch: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Next-token loss on the answers plus the weighted contrastive loss, in nats."""
+    tower = model.llava.vision_tower
+    penultimate, last = tower.hidden_states(normalize(batch["pixels"]), (-2, -1))
+    x = states(model.llava, batch["ids"][:, :-1], penultimate[:, 1:])
+    target, weight = batch["ids"][:, 1:], batch["answers"][:, 1:]
+    # Few tokens are answers: the head sees no other.
+    places = jnp.argsort(~weight, axis=1, stable=True)[:, :_ANSWERS]
+    target, weight = (jnp.take_along_axis(a, places, axis=1) for a in (target, weight))
+    logits = model.llava.language_model.head(jnp.take_along_axis(x, places[..., None], axis=1))
+    answers, right = answer_nll(logits, target, weight)
+    pooled = tower.post_layernorm(last[: batch["captions"].shape[0], 0])
+    matched, retrieved = contrast(model.similarity(pooled, batch["captions"]))
+    metrics = {"answers": answers, "contrast": matched, "right": right, "retrieved": retrieved}
+    return answers + CONTRAST_WEIGHT * matched, metrics

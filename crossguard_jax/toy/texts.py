@@ -1,0 +1,185 @@
+"""The small text models: what the safety judge, rewriter and sentence encoder are taught."""
+
+import functools
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crossguard_jax.core.typing import Array, Bool, Float, Int
+from crossguard_jax.data.prompts import PromptTemplate
+from crossguard_jax.nn.bert import Bert
+from crossguard_jax.nn.llama import Llama
+from crossguard_jax.toy.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
+from crossguard_jax.toy.examples import Example
+from crossguard_jax.toy.requests import CARRIERS, HELD_OUT_CARRIERS, PHRASES
+from crossguard_jax.toy.tokenizers import BOS, EOS, PAD
+from crossguard_jax.toy.vqa import caption, words
+
+BATCH = 64
+SAFETY_ROW, REWRITE_ROW, SENTENCE_ROW = 40, 96, 60
+FORMS, FORM_SHARES = ("named", "pointing", "captioned"), (0.6, 0.25, 0.15)
+
+SAFETY_PROMPT = PromptTemplate("safety", "USER: {image}{text} ASSISTANT:", "safe", "unsafe")
+"""The safety model's one prompt: text alone, and the next token is the verdict."""
+
+REWRITE_PROMPT = "say it in other words: {text} picture: {picture}"
+"""What the user says to the rewriter, inside ``USER: ... ASSISTANT:``.
+
+``picture`` is a keyword ("kettle") or a caption of the matched picture.
+"""
+
+
+def rewrite_prompt(text: str, picture: str) -> str:
+    """The rewriter's whole prompt, up to where its text begins."""
+    return f"USER: {REWRITE_PROMPT.format(text=text, picture=picture)} ASSISTANT:"
+
+
+def safety_rows(rows: list[Example]) -> Batch:
+    """``ids`` and ``answers`` of judged texts."""
+    turns: list[Turn] = [(row.text, row.label) for row in rows]
+    return stack_dialogues([dialogue([turn], SAFETY_ROW) for turn in turns], SAFETY_ROW)
+
+
+class Drawn:
+    """Batches of rows drawn at random from a list.
+
+    Args:
+        rows: the list.
+        make: rows to a batch.
+    """
+
+    def __init__(self, rows: list[Example], make: Callable[[list[Example]], Batch]):
+        self._rows, self._make = rows, make
+
+    def draw(self, rng: np.random.Generator) -> Batch:
+        """One batch."""
+        return self._make([self._rows[i] for i in rng.integers(len(self._rows), size=BATCH)])
+
+
+class Rewritings:
+    """Prompts of the rewriter with good answers.
+
+    Of five answers three name the thing and two point at it, one of them after a caption: a
+    rewriter that can do all, and still has to learn which one serves. Whoever is shown a keyword
+    alone knows no colour and no place, and names the thing or guesses.
+    """
+
+    def __init__(self, rows: list[Example]):
+        self._by_form = [[r for r in rows if r.category == form] for form in FORMS]
+
+    def turn(self, rng: np.random.Generator) -> Turn:
+        """What the user says, and the rewriting."""
+        form = self._by_form[rng.choice(len(FORMS), p=FORM_SHARES)]
+        row = form[rng.integers(len(form))]
+        assert row.scene is not None and row.kind is not None
+        keyword = row.category != "captioned" and rng.random() < 0.4
+        shown = row.kind if keyword else caption(rng, row.scene)
+        return REWRITE_PROMPT.format(text=row.text, picture=shown), row.answer
+
+    def draw(self, rng: np.random.Generator) -> Batch:
+        """``ids`` and ``answers`` [B, L]."""
+        rows = [dialogue([self.turn(rng)], REWRITE_ROW) for _ in range(BATCH)]
+        return stack_dialogues(rows, REWRITE_ROW)
+
+
+def sentence_rows(rows: list[Example]) -> Batch:
+    """``first`` and ``second`` [B, L]: the same said twice."""
+    pairs = [(encode(row.text), encode(row.answer)) for row in rows]
+    first, second = ([[BOS, *side, EOS] for side in sides] for sides in zip(*pairs, strict=True))
+    return {"first": pad(first, SENTENCE_ROW), "second": pad(second, SENTENCE_ROW)}
+
+
+def answer_nll(
+    logits: Float[Array, "B L V"], target: Int[Array, "B L"], weight: Bool[Array, "B L"]
+) -> tuple[Array, Array]:
+    """Mean loss in nats of the tokens with weight, and how many of them are the likeliest."""
+    chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    total = jnp.maximum(weight.sum(), 1)
+    right = (jnp.argmax(logits, axis=-1) == target) & weight
+    nll = jax.nn.logsumexp(logits, axis=-1) - chosen
+    return (nll * weight).sum() / total, right.sum() / total
+
+
+def causal_loss(model: Llama, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Next-token loss on the answers alone."""
+    ids = batch["ids"]
+    logits = model(ids[:, :-1], ids[:, :-1] != PAD)
+    loss, right = answer_nll(logits, ids[:, 1:], batch["answers"][:, 1:])
+    return loss, {"right": right}
+
+
+def contrast(similarity: Float[Array, "B B"]) -> tuple[Array, Array]:
+    """Symmetric InfoNCE of scaled cosines whose pairs are on the diagonal, and its accuracy."""
+    n = jnp.arange(similarity.shape[0])
+    rows, columns = (jax.nn.log_softmax(similarity, axis)[n, n] for axis in (1, 0))
+    right = (jnp.argmax(similarity, axis=1) == n).mean()
+    return -0.5 * (rows.mean() + columns.mean()), right
+
+
+def sentence_loss(model: Bert, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Contrast of sentence vectors, at temperature 0.05."""
+    both = jnp.concatenate([batch["first"], batch["second"]])
+    first, second = jnp.split(model.embed_sentences(both, both != PAD), 2)
+    loss, right = contrast(first @ second.T / 0.05)
+    return loss, {"right": right}
+
+
+@functools.cache
+def _patterns() -> tuple[list[re.Pattern[str]], list[tuple[str, re.Pattern[str]]]]:
+    def pattern(form: str, start: str, **slots: str) -> re.Pattern[str]:
+        escaped = re.escape(" ".join(words(form.format(**{k: f"{k}slot" for k in slots}))))
+        for slot, found in slots.items():
+            escaped = escaped.replace(f"{slot}slot", found)
+        return re.compile(f"{start}{escaped}$")
+
+    carried = [
+        pattern(form, r"(?:^|.* \. )", request="(?P<request>[a-z ]+)")
+        for form in (*CARRIERS, *HELD_OUT_CARRIERS)
+    ]
+    asked = [
+        (name, pattern(form, "^", x="the [a-z ]+"))
+        for name, forms in PHRASES.items()
+        for form in forms
+    ]
+    return carried, asked
+
+
+def request_said(text: str) -> str | None:
+    """The request that a text makes, if it keeps to the world's grammar (a caption may come first).
+
+    Args:
+        text: words and punctuation marks with single spaces between.
+    """
+    carried, asked = _patterns()
+    for carrier in carried:
+        if found := carrier.match(text):
+            for name, phrase in asked:
+                if phrase.match(found["request"]):
+                    return name
+    return None
+
+
+def generate(model: Llama, prompts: Int[Array, "B L"], n_tokens: int) -> Int[Array, "B N"]:
+    """The likeliest continuation of prompts padded on the left; meant for checks, without cache."""
+    graphdef, state = nnx.split(model, graph=False)
+
+    @jax.jit
+    def run(state: nnx.State, ids: Array) -> Array:
+        model = nnx.merge(graphdef, state)
+
+        def one(i: Array, ids: Array) -> Array:
+            x = model.hidden(model.embed_tokens(ids), ids != PAD)
+            last = prompts.shape[1] + i - 1
+            x = jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
+            return jax.lax.dynamic_update_index_in_dim(
+                ids, jnp.argmax(model.head(x)[:, 0], axis=-1).astype(ids.dtype), last + 1, axis=1
+            )
+
+        return jax.lax.fori_loop(0, n_tokens, one, ids)
+
+    ids = jnp.pad(prompts, ((0, 0), (0, n_tokens)), constant_values=PAD)
+    return run(state, ids)[:, prompts.shape[1] :]
