@@ -24,8 +24,8 @@ def tiny() -> ConfigDict:
         "prompt": "short",
         # A control trains with one input the same for all: "picture" or "text".
         "blank": "",
-        # Tokens of a row, its picture's among them.
-        "max_length": 56,
+        # Tokens of a training row, its picture's among them; a longer text is cut.
+        "max_length": 48,
         "sources": {
             "implicit": small_world("implicit", weight=0.5, limit=16_384),
             "explicit_text": small_world("explicit_text", weight=0.1, limit=4_096),
@@ -113,7 +113,7 @@ def llava_7b() -> ConfigDict:
     config = tiny()
     config.model = {"path": "llava-hf/llava-1.5-7b-hf", "dtype": "bfloat16", "remat": "names"}
     config.data.prompt = "llava_v1"
-    # 576 picture tokens and the text.
+    # 576 picture tokens, the prompt's own words, and the text.
     config.data.max_length = 1_024
     config.data.sources = {
         "implicit": source("table", "data/impforge", weight=0.4),

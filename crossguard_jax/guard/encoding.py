@@ -123,33 +123,43 @@ class Encoder:
         return self.tokenizer(text)["input_ids"]
 
     def tokenize(
-        self, texts: Sequence[str], has_picture: Sequence[bool], truncate: bool = False
+        self,
+        texts: Sequence[str],
+        has_picture: Sequence[bool],
+        truncate: bool = False,
+        limit: int = 0,
     ) -> list[Row]:
-        """Prompts around texts, picture tokens expanded.
+        """Prompts around texts, picture tokens expanded; ``limit`` 0 is the settings' length.
 
         Raises:
             UserError: a text is empty, or longer than the context and ``truncate`` is not set.
         """
         rows = []
-        for i, row in enumerate(self.tokenize_each(texts, has_picture, truncate)):
+        for i, row in enumerate(self.tokenize_each(texts, has_picture, truncate, limit)):
             if isinstance(row, UserError):
                 raise UserError(f"row {i}: {row}") from row
             rows.append(row)
         return rows
 
     def tokenize_each(
-        self, texts: Sequence[str], has_picture: Sequence[bool], truncate: bool = False
+        self,
+        texts: Sequence[str],
+        has_picture: Sequence[bool],
+        truncate: bool = False,
+        limit: int = 0,
     ) -> list[Row | UserError]:
         """As `tokenize`, with the error of each row that has one in its place."""
+        limit = limit or self.settings.max_length
         refused = [_text_error(text) for text in texts]
         rows = self._ids(["" if e else t for t, e in zip(texts, refused, strict=True)], has_picture)
         return [
-            error or self._fitted(ids, text, picture, truncate)
+            error or self._fitted(ids, text, picture, truncate, limit)
             for error, ids, text, picture in zip(refused, rows, texts, has_picture, strict=True)
         ]
 
-    def _fitted(self, ids: list[int], text: str, picture: bool, truncate: bool) -> Row | UserError:
-        limit = self.settings.max_length
+    def _fitted(
+        self, ids: list[int], text: str, picture: bool, truncate: bool, limit: int
+    ) -> Row | UserError:
         if len(ids) <= limit:
             return Row(ids, picture, False)
         if not truncate:
@@ -158,7 +168,7 @@ class Encoder:
                 "shorten the text, or allow truncation"
             )
         try:
-            return Row(self._shortened(text, picture, len(ids) - limit), picture, True)
+            return Row(self._shortened(text, picture, len(ids), limit), picture, True)
         except UserError as error:
             return error
 
@@ -172,18 +182,19 @@ class Encoder:
         ]
         return self.tokenizer(prompts)["input_ids"]
 
-    def _shortened(self, text: str, picture: bool, excess: int) -> list[int]:
-        """The row with the end of its text (never of the prompt) left out."""
+    def _shortened(self, text: str, picture: bool, length: int, limit: int) -> list[int]:
+        """The row of ``length`` tokens with the end of its text (never of the prompt) left out."""
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ends = [end for _, end in offsets["offset_mapping"]]
+        excess = length - limit
         while excess > 0:
             ends = ends[: max(len(ends) - excess, 0)]
             (ids,) = self._ids([text[: ends[-1]] if ends else ""], [picture])
             # Cutting can change how the last word is split, so look again.
-            excess = len(ids) - self.settings.max_length
+            excess = len(ids) - limit
             if not ends and excess > 0:
                 raise UserError(
-                    f"max_length {self.settings.max_length}: the prompt and the picture alone "
+                    f"max_length {limit}: the prompt and the picture alone "
                     f"take {len(ids)} tokens; raise it"
                 )
         return ids
@@ -224,19 +235,20 @@ class Encoder:
         named = enumerate(pictures)
         return side_by_side([p if p is None else self.picture(p, f"picture {i}") for i, p in named])
 
-    def training_batch(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-        """Records to arrays of one fixed length, with ``labels`` int32 [B].
+    def training_batch(self, records: Sequence[Record], length: int) -> dict[str, np.ndarray]:
+        """Records to arrays of ``length`` tokens a row, with ``labels`` int32 [B].
 
-        A text over the limit is cut; every row gets a picture slot.
+        A text that does not fit is cut; every row gets a picture slot.
         """
         pictures = [record.image for record in records]
-        rows = self.tokenize([r.text for r in records], [p is not None for p in pictures], True)
+        texts = [record.text for record in records]
+        rows = self.tokenize(texts, [p is not None for p in pictures], True, length)
         slots = self.slots(pictures)
         if slots is None:
             slots = np.zeros((len(rows), 3, self.image_size, self.image_size), np.float32)
         labels = [self.settings.prompt.target(record.label) for record in records]
         return {
-            **self.pad(rows, self.settings.max_length),
+            **self.pad(rows, length),
             "pixel_values": slots,
             "labels": np.asarray(labels, np.int32),
         }

@@ -266,11 +266,10 @@ class Guard:
         ``parts`` is another ``lora.split`` of this model (an adapter in training), in place of
         the guard's own.
 
-        The batch is filled up to a power of two (and to the mesh's share), so that few shapes
-        are ever compiled.
+        The batch is filled up (see `filled`), so that few shapes are ever compiled.
         """
         n = batch["input_ids"].shape[0]
-        size = 1 << (n - 1).bit_length()
+        size = filled(n)
         arrays: dict[str, Any] = {
             k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()
         }
@@ -307,6 +306,11 @@ class Guard:
         else:
             raise UserError(f"format {format!r} is neither 'merged' nor 'peft'")
         self.settings.write(folder)
+
+
+def filled(n: int) -> int:
+    """The batch size that ``n`` rows are computed as: 1, 4, 16, or a multiple of 32."""
+    return next((size for size in (1, 4, 16) if n <= size), -(-n // 32) * 32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

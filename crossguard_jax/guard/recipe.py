@@ -6,7 +6,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def train_guard(
     blank = config.data.blank
 
     def transform(records: list[Record]) -> pipeline.Batch:
-        return guard.encoder.training_batch([blanked(record, blank) for record in records])
+        rows = [blanked(record, blank) for record in records]
+        return guard.encoder.training_batch(rows, config.data.max_length)
 
     parts = (graphdef, frozen)
     validate = _Validation(guard, parts, held, config.train.batch_size, transform)
@@ -125,7 +126,7 @@ def train_guard(
 
 def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
     """The configuration's base model as a guard that has learned nothing yet."""
-    guard = Guard.from_pretrained(
+    return Guard.from_pretrained(
         config.model.path,
         dtype=config.model.dtype,
         mesh=mesh,
@@ -133,8 +134,6 @@ def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
         rules=rules,
         remat=config.model.remat,
     )
-    settings = replace(guard.settings, max_length=config.data.max_length, threshold=0.5)
-    return Guard(guard.model, guard.folder, settings, mesh, rules)
 
 
 def run_identity(config: Any, guard: Guard, rows: Mapping[str, int]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _write_data(
 ) -> None:
     """``train``, ``val`` and ``test`` as JSON lines with pictures beside them."""
     config = load_config("configs/guard.py:tiny", overrides)
-    opened = {
+    opened: dict[str, dict[str, Any]] = {
         "train": open_sources(config.data.sources, datasets, {SOURCE: read}),
         "val": open_sources(config.data.validation, datasets / "validation", {SOURCE: read}),
         "test": tests,
