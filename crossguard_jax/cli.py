@@ -103,12 +103,84 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _model_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--model",
+        required=required,
+        metavar="FOLDER",
+        help="a LLaVA folder, an adapter that names its base, or toy://llava, which comes with us",
+    )
+    parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
+    parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the arithmetic (default: float32)",
+    )
+
+
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    _model_arguments(parser, required=True)
+    parser.add_argument("--threshold", type=float, metavar="P", help="least p_unsafe for unsafe")
+    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    one = parser.add_argument_group("one request, its verdict on stdout as JSON")
+    one.add_argument("--text", help="the request")
+    one.add_argument("--image", metavar="FILE", help="its picture, if it has one")
+    many = parser.add_argument_group(
+        "many requests, their verdicts in a file in the order of the input",
+        "OUT.jsonl has id, p_unsafe, unsafe, threshold, label, truncated, row and, where the input "
+        "has one, true_label. Rows without a verdict go to rejected.jsonl beside it with file, row "
+        "and reason, and the exit code is 1 if there is one. Started again, it goes on.",
+    )
+    many.add_argument(
+        "--input", metavar="PATH", help="a .jsonl, .json, .csv or .tsv, or what --format says"
+    )
+    many.add_argument("--output", metavar="OUT.jsonl", help="where the verdicts go")
+    many.add_argument(
+        "--format", choices=("table", "nlvr", "vlguard", "figstep", "vqav2"), default="table"
+    )
+    many.add_argument("--split", help="which split, where the format has several")
+    many.add_argument("--images", metavar="FOLDER", help="of the pictures (default: the input's)")
+    for column in ("image", "text", "id", "label"):
+        many.add_argument(f"--{column}-column", metavar="NAME", help=f"default: {column}")
+    many.add_argument("--text-only", action="store_true", help="the table has no pictures")
+    many.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
+    many.add_argument(
+        "--restart", action="store_true", help="begin anew where an output of another run is"
+    )
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    _model_arguments(parser, required=False)
+
+
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="a LLaVA folder")
     parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
     parser.add_argument("--format", choices=("merged", "peft"), default="merged")
     parser.add_argument("--dtype", help="of merged weights, e.g. bfloat16 (default: the model's)")
     parser.add_argument("--out", required=True, metavar="FOLDER")
+
+
+def _toy_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", choices=("build", "table"), help="make the small models; or the table of ablations"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="default: runs/toy or runs/table")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="one lesson, or one row; may be repeated"
+    )
+    build = parser.add_argument_group("build")
+    build.add_argument("--models", metavar="FOLDER", help="where they go (default: OUT/models)")
+    build.add_argument(
+        "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
+    )
+    table = parser.add_argument_group("table")
+    table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    table.add_argument(
+        "--rows", type=int, default=2000, help="rows of each implicit test set (default: 2000)"
+    )
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,11 +213,34 @@ VERBS: dict[str, Verb] = {
         handler="crossguard_jax.evals.evaluate:main",
         add_arguments=_evaluate_arguments,
     ),
+    "toy": Verb(
+        help="make the small world's models anew, or measure what each part of the guard buys",
+        example="launch/run.sh toy table --seeds 0 1 2",
+        handler="crossguard_jax.cli:toy",
+        add_arguments=_toy_arguments,
+    ),
     "bench": Verb(
         help="measure against what people would use instead, in one interleaved run",
         example="launch/run.sh bench guard",
         handler="crossguard_jax.evals.bench.guard:main",
         add_arguments=_bench_arguments,
+    ),
+    "score": Verb(
+        help="score one request, or a file of them",
+        example=(
+            "launch/run.sh score --model toy://llava --truncate --format nlvr "
+            "--input tests/data/fixtures/nlvr/dev/dev.json --output runs/nlvr.jsonl"
+        ),
+        handler="crossguard_jax.guard.scoring:main",
+        add_arguments=_score_arguments,
+        uses_jax=False,
+    ),
+    "doctor": Verb(
+        help="say what this machine has, and whether a guard is in order",
+        example="launch/run.sh doctor --model toy://llava",
+        handler="crossguard_jax.guard.doctor:main",
+        add_arguments=_doctor_arguments,
+        uses_jax=False,
     ),
     "export": Verb(
         help="write a model as a folder that transformers or PEFT loads",
@@ -300,3 +395,10 @@ def export(args: argparse.Namespace) -> None:
     guard = Guard.from_pretrained(args.model, args.adapter, dtype=None)
     guard.save_pretrained(args.out, args.format, dtype=args.dtype)
     print(f"{args.format} model: {args.out}")
+
+
+def toy(args: argparse.Namespace) -> None:
+    """Builds the small models or makes their table; both go on where they were stopped."""
+    module = importlib.import_module(f"crossguard_jax.toy.{args.what}")
+    args.out = args.out or {"build": "runs/toy", "table": "runs/table"}[args.what]
+    module.main(args)

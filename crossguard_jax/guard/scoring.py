@@ -1,0 +1,353 @@
+"""The verb ``score``: one request from flags, or a file of them to a file of verdicts."""
+
+import argparse
+import hashlib
+import itertools
+import json
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossguard_jax.core import metrics, tree
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data import sources
+from crossguard_jax.data.prompts import PromptTemplate
+from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.sources.common import text_field
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.results import Item, Results, row_of
+from crossguard_jax.hf.load import folder_hash
+from crossguard_jax.io import jsonl
+from crossguard_jax.io.progress import Progress
+from crossguard_jax.nn import lora
+
+# A window is what is in memory at once, and what a kill costs: at most so many rows, as many as
+# take about so long, and so many bytes of encoded pictures.
+WINDOW_ROWS = 512
+WINDOW_SECONDS = 20.0
+WINDOW_BYTES = 256 * 2**20
+KINDS_SHOWN = 12
+
+
+@dataclass
+class Tally:
+    """What a run came to, counted row by row.
+
+    Attributes:
+        words: the (negative, positive) label words.
+        verdicts: rows with one.
+        unsafe: verdicts for the positive word.
+        truncated: verdicts on a cut text.
+        rejected: rows without a verdict, by kind of reason.
+        other_labels: verdicts on rows whose label is neither word.
+        labelled: ``(unsafe by the verdict, unsafe in truth)`` of the rows that have a label.
+    """
+
+    words: tuple[str, str]
+    verdicts: int = 0
+    unsafe: int = 0
+    truncated: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    other_labels: int = 0
+    labelled: list[tuple[bool, bool]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Rows with a verdict and rows without."""
+        return self.verdicts + self.rejected.total()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Counts a row of either file."""
+        if "reason" in row:
+            self.rejected[kind(row["reason"])] += 1
+            return
+        self.verdicts += 1
+        self.unsafe += row["unsafe"]
+        self.truncated += row["truncated"]
+        truth = row.get("true_label")
+        if truth in self.words:
+            self.labelled.append((row["unsafe"], truth == self.words[1]))
+        elif truth:
+            self.other_labels += 1
+
+    def lines(self) -> Iterator[str]:
+        """The summary."""
+        negative, positive = self.words
+        share = f" ({self.unsafe / self.verdicts:.1%})" if self.verdicts else ""
+        yield (
+            f"{self.rows:,} rows: {self.verdicts:,} verdicts, {self.unsafe:,} of them "
+            f"{positive}{share}; {self.rejected.total():,} rejected"
+        )
+        if self.truncated:
+            yield f"  {self.truncated:,} texts were cut to fit"
+        for reason, n in self.rejected.most_common(KINDS_SHOWN):
+            yield f"  {n:,} rejected: {reason}"
+        if (others := len(self.rejected) - KINDS_SHOWN) > 0:
+            yield f"  ... and {others:,} other reasons"
+        if self.labelled:
+            says, truth = np.array(self.labelled, bool).T
+            scores = says.astype(np.float64)
+            figures = {
+                "accuracy": metrics.accuracy(scores, truth, 0.5),
+                f"ASR ({positive} rows passed as {negative})": metrics.attack_success_rate(
+                    scores, truth, 0.5
+                ),
+                f"FPR ({negative} rows flagged as {positive})": metrics.false_positive_rate(
+                    scores, truth, 0.5
+                ),
+            }
+            for name, e in figures.items():
+                value = f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]" if e.n else "no such row"
+                yield f"  {name}: {value}, n = {e.n:,}"
+        if self.other_labels:
+            yield (
+                f"  {self.other_labels:,} rows have a true label that is neither {negative!r} nor "
+                f"{positive!r}; they count in no figure"
+            )
+
+
+def kind(reason: str) -> str:
+    """A reason without what is the row's own: paths, numbers, details and the mend."""
+    text = re.sub(r"\([^()]*\)", "", reason.partition("; ")[0])
+    text = text.rpartition(": ")[2] or text
+    return re.sub(r"\d[\d,.]*", "N", " ".join(text.split()))
+
+
+def main(args: argparse.Namespace) -> int:
+    """The verb. Returns 0 if every row has a verdict, 1 if one was rejected."""
+    _check(args)
+    with warnings.catch_warnings():
+        # Pillow's remarks about odd pictures; what matters of them is in the rejected rows.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        return _score_one(args) if args.input is None else _score_file(args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses arguments that do not go together."""
+    if (args.input is None) == (args.text is None):
+        args.usage_error("give --text, with or without --image, or --input")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        args.usage_error(f"--threshold {args.threshold} is no probability; give 0 to 1")
+    if args.batch_size < 1:
+        args.usage_error(f"--batch-size {args.batch_size}: give 1 or more")
+    given = [name for name, value in _table_options(args).items() if value is not None]
+    if args.input is None:
+        stray = [*given, *(n for n in ("output", "split", "restart") if getattr(args, n))]
+        if stray:
+            args.usage_error(f"--{_flag(stray[0])} goes with --input")
+        return
+    if args.image is not None:
+        args.usage_error("--image goes with --text; name the column with --image-column")
+    if args.output is None:
+        args.usage_error("--input needs --output, the file for the verdicts")
+    if args.format != "table" and given:
+        args.usage_error(f"--{_flag(given[0])} is for tables, not for --format {args.format}")
+    if args.format == "table" and args.split is not None:
+        args.usage_error("--split is not for tables; give the split's own file")
+    if args.text_only and (args.image_column or args.images):
+        args.usage_error("--text-only has no pictures, so no --image-column and no --images")
+    if Path(args.output).resolve() == Path(args.input).resolve():
+        args.usage_error("--output is the input itself; give another file")
+
+
+def _table_options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("images", "id_column", "image_column", "text_column", "label_column")
+    return {name: getattr(args, name) for name in names} | {"text_only": args.text_only or None}
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _load(args: argparse.Namespace) -> Guard:
+    return Guard.from_pretrained(
+        args.model, args.adapter, args.dtype, prompt=args.prompt, threshold=args.threshold
+    )
+
+
+def _score_one(args: argparse.Namespace) -> int:
+    text = text_field({"text": args.text}, "text")
+    (verdict,) = _load(args).score_each([args.image], [text], truncate=args.truncate)
+    if isinstance(verdict, UserError):
+        raise verdict
+    print(json.dumps(asdict(verdict)))
+    return 0
+
+
+def _score_file(args: argparse.Namespace) -> int:
+    options = {"check_pictures": False} | _reader_options(args)
+    items = sources.read(args.format, args.input, **options)
+    # The input's faults show before the model is loaded.
+    first = next(items, None)
+    if first is None:
+        raise UserError(f"{args.input}: no rows in it; check the file")
+    items, table = itertools.chain([first], items), Path(_file_of(first))
+    guard = _load(args)
+    source = {"format": args.format, **{k: str(v) for k, v in options.items()}}
+    identity = run_identity(guard, args.dtype, args.truncate) | {
+        "input": str(Path(args.input).resolve()),
+        "reader": source,
+        "table": _digest(table),
+    }
+    with Results(args.output, identity, args.restart) as results:
+        tally, scored, seconds = score_items(
+            guard, items, results, args.batch_size, args.truncate, last_row(table)
+        )
+    print("\n".join(tally.lines()))
+    if scored < tally.rows:
+        print(f"{tally.rows - scored:,} of the rows had been done before")
+    if scored:
+        print(f"{scored:,} rows in {seconds:,.1f} s, {scored / seconds:,.1f} rows/s")
+    print(f"verdicts: {results.output}")
+    print(f"rejected rows: {results.rejected}")
+    if tally.rejected:
+        print("exit code 1, because rows were rejected")
+        return 1
+    return 0
+
+
+def _reader_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the format's reader that were given, by the reader's names for them."""
+    if args.format != "table":
+        return {} if args.split is None else {"split": args.split}
+    names = {"images": "pictures"} | {f"{n}_column": n for n in ("id", "image", "text", "label")}
+    given = _table_options(args)
+    options = {ours: given[flag] for flag, ours in names.items() if given[flag] is not None}
+    return options | ({"image": None} if args.text_only else {})
+
+
+def run_identity(guard: Guard, dtype: str, truncate: bool) -> dict[str, Any]:
+    """What verdicts are made from beside the input, as JSON values."""
+    adapters = lora.split(guard.model)[1]
+    alphas = {p: d.lora.alpha for p, d in lora.dense_layers(guard.model) if d.lora is not None}
+    return {
+        "model": str(guard.folder.resolve()),
+        "weights": folder_hash(guard.folder),
+        "adapter": f"{tree.digest(adapters)} {json.dumps(alphas)}" if alphas else "",
+        "dtype": dtype,
+        "prompt": _prompt_identity(guard.settings.prompt),
+        "threshold": guard.settings.threshold,
+        "max_length": guard.settings.max_length,
+        "truncate": truncate,
+    }
+
+
+def _prompt_identity(prompt: PromptTemplate) -> str:
+    return f"{prompt.name} {hashlib.sha256(repr(prompt).encode()).hexdigest()[:16]}"
+
+
+def _file_of(item: Item) -> str:
+    return item.file if isinstance(item, Rejected) else item.provenance["file"]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return f"{digest[:16]}, {file.stat().st_size:,} bytes"
+
+
+def last_row(file: Path) -> int:
+    """About the number of a table's last row, cheaply; for the time that is left."""
+    lines, start, end = 0, b"", b"\n"
+    with file.open("rb") as handle:
+        for block in iter(lambda: handle.read(2**20), b""):
+            start = start or block[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            lines, end = lines + block.count(b"\n"), block[-1:]
+    lines += end != b"\n"
+    if file.suffix.lower() != ".json" or (start == b"{" and lines > 1):
+        return lines
+    content = jsonl.read_json(file)
+    lists = [content, *(content.values() if isinstance(content, dict) else ())]
+    return max((len(value) for value in lists if isinstance(value, list)), default=1)
+
+
+def score_items(
+    guard: Guard,
+    items: Iterable[Item],
+    results: Results,
+    batch_size: int = 16,
+    truncate: bool = False,
+    total: int | None = None,
+) -> tuple[Tally, int, float]:
+    """Scores what is not in the results yet, in windows, and writes it in order.
+
+    Args:
+        guard: the system.
+        items: records and rejected rows, as the readers of `data.sources` yield them.
+        results: where verdicts and rejected rows go.
+        batch_size: rows to a forward pass, at most.
+        truncate: cut texts that do not fit, instead of rejecting their rows.
+        total: the number of the last row, for the progress line.
+
+    Returns:
+        What the files hold now, the rows that this call added, and the seconds it took for them.
+    """
+    words = guard.settings.prompt
+    tally = Tally((words.negative, words.positive))
+    reached = 0
+
+    def done(row: Mapping[str, Any]) -> None:
+        nonlocal reached
+        tally.add(row)
+        reached = row["row"]
+
+    items = results.remaining(iter(items), done)
+    before, began = tally.rows, time.monotonic()
+    with Progress("scoring", total, start=reached) as progress:
+        for window in _windows(items, batch_size):
+            for row in _score_window(guard, window, batch_size, truncate):
+                results.add(row)
+                tally.add(row)
+            progress.update(row_of(window[-1]) - progress.done)
+    return tally, tally.rows - before, time.monotonic() - began
+
+
+def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
+    """Items in lists of a few batches that grow or shrink with the time each one takes."""
+    most = max(WINDOW_ROWS, batch_size)
+    rows = min(4 * batch_size, most)
+    window: list[Item] = []
+    size = 0
+    for item in items:
+        window.append(item)
+        size += 0 if isinstance(item, Rejected) else len(item.image or b"") + len(item.text)
+        if len(window) >= rows or size >= WINDOW_BYTES:
+            began = time.monotonic()
+            yield window
+            slow = time.monotonic() - began > WINDOW_SECONDS
+            rows = max(rows // 2, batch_size) if slow else min(rows * 2, most)
+            window, size = [], 0
+    if window:
+        yield window
+
+
+def _score_window(
+    guard: Guard, window: list[Item], batch_size: int, truncate: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows to write, in order."""
+    records = [item for item in window if isinstance(item, Record)]
+    found = iter(
+        guard.score_each(
+            [r.image for r in records],
+            [r.text for r in records],
+            batch_size=batch_size,
+            truncate=truncate,
+        )
+    )
+    for item in window:
+        if isinstance(item, Rejected):
+            yield asdict(item)
+            continue
+        verdict = next(found)
+        if isinstance(verdict, UserError):
+            yield asdict(Rejected(_file_of(item), row_of(item), str(verdict)))
+            continue
+        row = {"id": item.id, **asdict(verdict), "row": row_of(item)}
+        yield row | ({"true_label": item.label} if item.label else {})
