@@ -18,8 +18,8 @@ from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 
 ModelT = TypeVar("ModelT", bound=nnx.Module)
 
-LoraScale = float | Float[Array, " B"]
-"""Multiplies an adapter's update: 1 is on, 0 is off, an array blends per example."""
+LoraScale = float | Float[Array, ""] | Float[Array, " B"]
+"""Multiplies an adapter's update: 1 is on, 0 is off, an array [B] blends per example."""
 
 
 class Lora(nnx.Module):

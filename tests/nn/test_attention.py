@@ -1,0 +1,233 @@
+"""Every implementation of attention against a loop that can be read, forward and backward."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.nn.attention import IMPLEMENTATIONS, attention, choose
+
+HEADS = [(4, 4), (6, 2)]
+LENGTHS = [(7, 7), (3, 7), (1, 7)]
+MASKS = ["none", "left", "right"]
+
+
+def draw(b, n_queries, n_keys, h, n_kv, e, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shapes = [(b, n_queries, h, e), (b, n_keys, n_kv, e), (b, n_keys, n_kv, e)]
+    return tuple(rng.normal(size=shape).astype(dtype) for shape in shapes)
+
+
+def padding(kind, b, n):
+    """Row ``i`` is shorter than the longest by ``2 i`` keys."""
+    if kind == "none":
+        return None
+    mask = np.ones((b, n), bool)
+    for i, row in enumerate(mask):
+        row[slice(0, 2 * i) if kind == "left" else slice(n - 2 * i, n)] = False
+    return mask
+
+
+def on_device(mask):
+    return None if mask is None else jnp.asarray(mask)
+
+
+def visible_keys(i, n_queries, n_keys, row, causal):
+    seen = np.ones(n_keys, bool) if row is None else row.copy()
+    if causal:
+        seen[i + 1 + n_keys - n_queries :] = False
+    return seen
+
+
+def naive(q, k, v, mask, causal):
+    """One query at a time, in float64; a query that sees no key gives NaN."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    (b, n_queries, h, e), (_, n_keys, n_kv, _) = q.shape, k.shape
+    out = np.full(q.shape, np.nan)
+    for row, head, i in itertools.product(range(b), range(h), range(n_queries)):
+        kv = head * n_kv // h
+        seen = visible_keys(i, n_queries, n_keys, None if mask is None else mask[row], causal)
+        if seen.any():
+            scores = k[row, seen, kv] @ q[row, i, head] / np.sqrt(e)
+            weights = np.exp(scores - scores.max())
+            out[row, i, head] = weights @ v[row, seen, kv] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("implementation", ["einsum", "xla"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("heads", HEADS)
+def test_attention_is_what_the_loop_says(implementation, causal, heads):
+    for (n_queries, n_keys), side in itertools.product(LENGTHS, MASKS):
+        q, k, v = draw(3, n_queries, n_keys, *heads, 8)
+        mask = padding(side, 3, n_keys)
+        wanted = naive(q, k, v, mask, causal)
+        inputs = [jnp.asarray(x) for x in (q, k, v)] + [on_device(mask)]
+        # Not `attention`: it would choose for a single query by itself.
+        got = np.asarray(IMPLEMENTATIONS[implementation](*inputs, causal))
+        real = ~np.isnan(wanted)
+        assert real.any() and np.isfinite(got).all()
+        np.testing.assert_allclose(got[real], wanted[real], atol=2e-6)
+
+
+def total(implementation, mask, causal, weights):
+    """A scalar of the outputs, with a weight of its own for each."""
+    run = IMPLEMENTATIONS[implementation]
+    return lambda q, k, v: (run(q, k, v, mask, causal) * weights).sum()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("side", MASKS)
+def test_gradients_are_the_slopes_of_the_loop(causal, side):
+    q, k, v = draw(2, 5, 7, 4, 2, 8, np.float64)
+    mask = padding(side, 2, 7)
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=q.shape)
+    weights[np.isnan(naive(q, k, v, mask, causal))] = 0.0  # nobody reads a query without keys
+    towards = [rng.normal(size=x.shape) for x in (q, k, v)]
+
+    def value(t):
+        moved = [x + t * d for x, d in zip((q, k, v), towards, strict=True)]
+        return np.nansum(naive(*moved, mask, causal) * weights)
+
+    slope = (value(1e-4) - value(-1e-4)) / 2e-4
+    inputs = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    mask = on_device(mask)
+    for name in ("einsum", "xla"):
+        loss = total(name, mask, causal, jnp.asarray(weights, jnp.float32))
+        grads = jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
+        assert all(np.isfinite(g).all() for g in grads)
+        got = sum((np.asarray(g) * d).sum() for g, d in zip(grads, towards, strict=True))
+        assert got == pytest.approx(slope, rel=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("side", MASKS)
+def test_splash_is_the_plain_one_forward_and_backward(causal, side):
+    n = 128
+    q, k, v = (jnp.asarray(x) for x in draw(2, n, n, 2, 1, 128))
+    mask = padding(side, 2, n)
+    # Padded queries see what they like, so none of them is read.
+    read = np.ones((2, n), bool) if mask is None else mask
+    weights = np.random.default_rng(1).normal(size=q.shape) * read[:, :, None, None]
+    mask, weights = on_device(mask), jnp.asarray(weights, q.dtype)
+    both = {}
+    for name in ("einsum", "splash_interpret"):
+        out = IMPLEMENTATIONS[name](q, k, v, mask, causal)
+        assert np.isfinite(out).all()
+        grads = jax.grad(total(name, mask, causal, weights), (0, 1, 2))(q, k, v)
+        both[name] = [np.asarray(out)[read], *map(np.asarray, grads)]
+    for plain, splash in zip(*both.values(), strict=True):
+        np.testing.assert_allclose(splash, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["einsum", "xla"])
+def test_half_precision_stays_and_is_close(implementation):
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in draw(2, 6, 6, 4, 2, 8))
+    out = attention(q, k, v, None, causal=True, implementation=implementation)
+    assert out.dtype == jnp.bfloat16
+    wanted = naive(*(np.asarray(x, np.float32) for x in (q, k, v)), None, True)
+    np.testing.assert_allclose(np.asarray(out, np.float32), wanted, atol=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("side", MASKS)
+@pytest.mark.parametrize("n_queries", [64, 96])
+def test_cudnn_is_the_plain_one_forward_and_backward(causal, side, n_queries):
+    q, k, v = draw(2, n_queries, 96, 4, 2, 64)
+    mask = padding(side, 2, 96)
+    read = ~np.isnan(naive(q, k, v, mask, causal))
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=q.shape) * read, jnp.float32)
+    mask = on_device(mask)
+    both = {}
+    for name in ("einsum", "cudnn"):
+        inputs = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+        assert name == "einsum" or choose("gpu", *inputs[:2]) == name
+        out = IMPLEMENTATIONS[name](*inputs, mask, causal)
+        grads = jax.jit(jax.grad(total(name, mask, causal, weights), (0, 1, 2)))(*inputs)
+        both[name] = [np.asarray(out, np.float32)[read]] + [
+            np.asarray(g, np.float32) for g in grads
+        ]
+    for plain, fused in zip(*both.values(), strict=True):
+        assert np.linalg.norm(fused - plain) <= 0.02 * np.linalg.norm(plain)
+
+
+def shapes(n_queries, n_keys, width, dtype=jnp.bfloat16):
+    return (
+        jax.ShapeDtypeStruct((2, n_queries, 4, width), dtype),
+        jax.ShapeDtypeStruct((2, n_keys, 2, width), dtype),
+    )
+
+
+def zeros(*args):
+    return tuple(jnp.zeros(s.shape, s.dtype) for s in shapes(*args))
+
+
+@pytest.mark.parametrize(
+    "backend, shape, n_devices, wanted",
+    [
+        ("cpu", (128, 128, 128), 1, "einsum"),
+        ("cpu", (1, 128, 128), 8, "einsum"),
+        ("gpu", (128, 128, 128), 8, "cudnn"),
+        ("gpu", (64, 128, 8), 1, "cudnn"),
+        ("gpu", (128, 128, 128, jnp.float32), 1, "xla"),
+        ("gpu", (128, 128, 12), 1, "xla"),
+        ("gpu", (128, 128, 256), 1, "xla"),
+        ("gpu", (577, 577, 64), 1, "xla"),
+        ("gpu", (1, 128, 128), 1, "xla"),
+        ("tpu", (256, 256, 128), 1, "splash"),
+        ("tpu", (256, 256, 128), 8, "xla"),
+        ("tpu", (200, 200, 128), 1, "xla"),
+        ("tpu", (256, 256, 64), 1, "xla"),
+        ("tpu", (1, 256, 128), 1, "xla"),
+        ("other", (256, 256, 128), 1, "xla"),
+    ],
+)
+def test_each_backend_gets_its_own(backend, shape, n_devices, wanted):
+    assert choose(backend, *zeros(*shape), n_devices) == wanted
+
+
+GRID = [
+    (n_queries, n_keys, width, dtype)
+    for n_queries, n_keys in [(1, 128), (2, 96), (127, 127), (128, 128), (128, 256), (577, 577)]
+    for width in (12, 64, 128, 192)
+    for dtype in (jnp.bfloat16, jnp.float32)
+]
+
+
+@pytest.mark.parametrize("backend, platform", [("tpu", "tpu"), ("gpu", "cuda")])
+def test_what_is_chosen_lowers_for_its_platform_with_gradients(backend, platform, monkeypatch):
+    if backend == "gpu":
+        # The library asks the driver for its version before it looks at the shapes.
+        module = "jax._src.cudnn.fused_attention_stablehlo"
+        monkeypatch.setattr(f"{module}.check_cudnn_version", lambda: 91000)
+    chosen = set()
+    for shape in GRID:
+        q, k = shapes(*shape)
+        name = choose(backend, *zeros(*shape))
+        if name in chosen and name == "xla":
+            continue
+        chosen.add(name)
+        for masked, causal in itertools.product((False, True), repeat=2):
+            mask = jax.ShapeDtypeStruct(k.shape[:2], bool)
+
+            def loss(q, k, v, mask, name=name, masked=masked, causal=causal):
+                out = IMPLEMENTATIONS[name](q, k, v, mask if masked else None, causal)
+                return out.astype(jnp.float32).sum()
+
+            traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, mask)
+            traced.lower(lowering_platforms=(platform,))
+    assert chosen == {"tpu": {"splash", "xla"}, "gpu": {"cudnn", "xla"}}[backend]
+
+
+def test_a_kernel_asked_for_by_name_is_left_out_for_a_single_query_and_refused_elsewhere():
+    q, k, v = draw(2, 1, 7, 4, 2, 8)
+    alone = attention(*map(jnp.asarray, (q, k, v)), None, causal=False, implementation="splash")
+    np.testing.assert_allclose(alone, naive(q, k, v, None, False), atol=2e-6)
+    q, k, v = map(jnp.asarray, draw(2, 6, 7, 4, 2, 8))
+    with pytest.raises(UserError, match="multiples of 128; got 6 and 7"):
+        attention(q, k, v, None, causal=True, implementation="splash")

@@ -1,0 +1,173 @@
+"""Adapters: what they add, where they attach, and that nothing else is trained."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.tree import digest, n_bytes, named_leaves
+from crossguard_jax.nn import lora, verdict
+from crossguard_jax.nn.layers import Dense
+from crossguard_jax.train.step import init_state, make_step
+from tests.small_models import LABELS, TARGETS, adapted, batch, llava, on_device
+
+
+@pytest.fixture(scope="module")
+def base():
+    return llava()
+
+
+@pytest.fixture(scope="module")
+def rows(base):
+    return on_device(batch(base.config))
+
+
+@jax.jit
+def _logits(model, rows, scale):
+    return model(rows["input_ids"], rows["pixel_values"], rows["attention_mask"] == 1, scale)
+
+
+def logits(model, rows, scale=1.0):
+    """At every position. The scale is an array always, so that few programs are compiled."""
+    return _logits(model, rows, jnp.asarray(scale, jnp.float32))
+
+
+def test_a_fresh_adapter_changes_nothing(base, rows):
+    fresh = lora.attach(base, TARGETS, 4, 6.0, jax.random.key(0))
+    assert np.array_equal(logits(fresh, rows), logits(base, rows))
+
+
+def test_scale_0_is_off_and_1_is_on(base, rows):
+    model = adapted(base)
+    off, on = logits(model, rows, 0.0), logits(model, rows, 1.0)
+    assert np.array_equal(off, logits(base, rows))
+    assert np.abs(on - off).max() > 0.1
+    assert np.array_equal(on, logits(model, rows))
+
+
+def test_an_update_is_alpha_over_rank_times_the_product():
+    rank, alpha, x = 3, 7.5, jax.random.normal(jax.random.key(1), (2, 5, 8))
+    dense = Dense(8, 6, jax.random.key(0), ("embed", "mlp"))
+    plain = dense(x)
+    a, b = (jax.random.normal(jax.random.key(i), s) for i, s in ((2, (8, rank)), (3, (rank, 6))))
+    dense.lora = lora.Lora(a, b, alpha, ("embed", "mlp"))
+    wanted = np.asarray(plain) + 2.5 * (np.asarray(x) @ np.asarray(a) @ np.asarray(b))
+    np.testing.assert_allclose(dense(x), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dense(x, 0.5), (plain + wanted) / 2, rtol=1e-5, atol=1e-5)
+
+
+def test_each_row_takes_its_own_scale_pictures_included(base, rows):
+    model, scales = adapted(base), [0.0, 1.0, 0.3, -2.0]
+    mixed = logits(model, rows, scales)
+    alone = [logits(model, rows, scale) for scale in scales]
+    for i in range(len(scales)):
+        np.testing.assert_allclose(mixed[i], alone[i][i], atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+
+
+def test_each_row_takes_its_own_scale_with_several_pictures_a_row(base):
+    config, p = base.config, base.config.tokens_per_image
+    rows = on_device(batch(config, n=2, n_text=p + 6))
+    ids = np.array(rows["input_ids"])
+    ids[0, p + 3 : 2 * p + 3] = config.image_token_id
+    slots = jax.random.normal(jax.random.key(5), (2, 2, *rows["pixel_values"].shape[1:]))
+    rows |= {"input_ids": jnp.asarray(ids), "pixel_values": slots}
+    model = adapted(base)
+    off, mixed, on = (logits(model, rows, scales) for scales in ([0, 0], [0, 1], [1, 1]))
+    np.testing.assert_allclose(mixed, jnp.stack([off[0], on[1]]), atol=1e-5)
+    assert np.abs(on - off).max() > 0.1
+
+
+def test_a_picture_tower_adapter_alone_is_scaled_by_row(base, rows):
+    fresh = lora.attach(base, r"vision_tower\..*\.v_proj", 4, 8.0, jax.random.key(0))
+    for _, layer in lora.dense_layers(fresh):
+        if layer.lora is not None:
+            layer.lora.b[...] = jnp.ones_like(layer.lora.b[...])
+    off, on = logits(base, rows), logits(fresh, rows, [1, 1, 1, 1])
+    mixed = logits(fresh, rows, [0, 1, 0, 1])
+    np.testing.assert_allclose(mixed, jnp.stack([off[0], on[1], off[2], on[3]]), atol=1e-5)
+    assert np.abs(on - off).max() > 0.01
+
+
+VISION, LANGUAGE = r"vision_tower\..*\.(q|v)_proj", r"language_model\..*\.(q|v)_proj"
+
+
+@pytest.mark.parametrize(
+    "targets, wanted",
+    [
+        (VISION, ["vision_tower.layers.self_attn"]),
+        (LANGUAGE, ["language_model.layers.self_attn"]),
+        (
+            f"{VISION}|{LANGUAGE}",
+            ["language_model.layers.self_attn", "vision_tower.layers.self_attn"],
+        ),
+    ],
+)
+def test_targets_choose_either_tower_or_both(base, targets, wanted):
+    model = lora.attach(base, targets, 4, 8.0, jax.random.key(0))
+    found = [path for path, layer in lora.dense_layers(model) if layer.lora is not None]
+    assert sorted(found) == [f"{w}.{p}" for w in wanted for p in ("q_proj", "v_proj")]
+    assert all(layer.lora is None for _, layer in lora.dense_layers(base)), "the base is untouched"
+
+
+def test_targets_must_match_a_whole_path_and_the_error_lists_the_paths(base):
+    with pytest.raises(UserError) as caught:
+        lora.attach(base, "q_proj", 4, 8.0, jax.random.key(0))
+    paths = [path for path, _ in lora.dense_layers(base)]
+    assert len(paths) == 6 + 2 + 7
+    assert all(part in str(caught.value) for part in ["'q_proj' matches no layer", *paths])
+
+
+def test_a_folded_model_gives_the_same_logits(base, rows):
+    model = adapted(base)
+    folded = lora.fold(model)
+    assert all(layer.lora is None for _, layer in lora.dense_layers(folded))
+    difference = np.abs(logits(folded, rows) - logits(model, rows)).max()
+    assert difference <= 1e-5 * max(1.0, np.abs(logits(model, rows)).max())
+    assert digest(lora.detach(model)) == digest(base), "folding left the base alone"
+
+
+def test_several_adapters_share_one_base(base, rows):
+    graphdef, first, frozen = lora.split(adapted(base, seed=1))
+    second = lora.split(adapted(base, seed=2))[1]
+    scores = [logits(lora.merge(graphdef, a, frozen), rows) for a in (first, second, first)]
+    assert np.array_equal(scores[0], scores[2])
+    assert np.abs(scores[0] - scores[1]).max() > 0.01
+    assert np.array_equal(scores[1], logits(adapted(base, seed=2), rows))
+    assert digest(frozen) == digest(base)
+
+
+def test_only_adapters_have_gradients_and_moments(base, rows):
+    rank = 4
+    graphdef, adapters, frozen = lora.split(adapted(base, rank))
+    optimizer = optax.adamw(1e-2)
+    before = digest(frozen)
+
+    def loss(adapters, frozen, rows, key):
+        out = verdict.label_logits(lora.merge(graphdef, adapters, frozen), rows, jnp.array(LABELS))
+        return verdict.cross_entropy(out, rows["labels"]).mean(), {}
+
+    state = init_state(adapters, optimizer, seed=0)
+    adam = state.opt_state[0]
+    names = [name for name, _ in named_leaves(adapters)]
+    assert names and all(name.endswith((".lora.a", ".lora.b")) for name in names)
+    assert [name for name, _ in named_leaves(adam.mu)] == names
+    assert [name for name, _ in named_leaves(adam.nu)] == names
+
+    # By hand: an update takes R (in + out) numbers a layer, and Adam two of each and a counter.
+    numbers = sum(
+        rank * sum(layer.kernel.shape[-2:]) * np.prod(layer.kernel.shape[:-2], dtype=int)
+        for path, layer in lora.dense_layers(base)
+        if not path.endswith(("fc1", "fc2", "linear_2"))
+    )
+    assert n_bytes(adapters) == 4 * numbers
+    assert n_bytes(state.opt_state) == 2 * 4 * numbers + 4
+    assert n_bytes(frozen) > n_bytes(adapters)
+
+    state, metrics = make_step(loss, optimizer)(state, frozen, rows)
+    assert metrics["gradient_norm"] > 0
+    after = dict(named_leaves(state.trainable))
+    assert all(not np.array_equal(after[n][...], v[...]) for n, v in named_leaves(adapters))
+    assert digest(frozen) == before
