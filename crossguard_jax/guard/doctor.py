@@ -83,10 +83,10 @@ def machine() -> Iterator[Finding]:
     yield Finding(FACT, "python", f"{platform.python_version()} on {system}")
     packages = ("jax", "jaxlib", "flax", "transformers", "numpy")
     yield Finding(FACT, "packages", ", ".join(f"{name} {version(name)}" for name in packages))
-    yield Finding(FACT, "cpu", f"{_cores()} cores, {_gib(_memory())} of memory")
+    yield Finding(FACT, "cpu", f"{_cores()} cores, {_size(_memory())} of memory")
     for device in jax.local_devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")
-        what = f"{device.platform}: {device.device_kind}" + (f", {_gib(limit)}" if limit else "")
+        what = f"{device.platform}: {device.device_kind}" + (f", {_size(limit)}" if limit else "")
         yield Finding(FACT, f"device {device.id}", what)
     yield _device_computes()
     yield _cache()
@@ -106,8 +106,9 @@ def _memory() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def _gib(n: float) -> str:
-    return f"{n / 2**30:,.1f} GiB"
+def _size(n: int) -> str:
+    unit, divisor = ("GiB", 2**30) if n >= 2**30 else ("MiB", 2**20)
+    return f"{n / divisor:,.1f} {unit}"
 
 
 def _device_computes() -> Finding:
@@ -152,7 +153,7 @@ def examine(guard: Guard, dtype: str = "float32") -> Iterator[Finding]:
     """
     frozen = lora.split(guard.model)[2]
     types = sorted({str(x.dtype) for x in jax.tree.leaves(frozen)})
-    size = _gib(tree.n_bytes(frozen))
+    size = _size(tree.n_bytes(frozen))
     yield Finding(
         FACT, "parameters", f"{tree.count(frozen):,} in {', '.join(types)}, {size}; {guard.folder}"
     )
@@ -227,12 +228,12 @@ def _adapter_delta(guard: Guard, images: list[Any], texts: list[str]) -> float:
 
 
 def _spread(scores: Float[np.ndarray, "texts pictures"]) -> Iterator[Finding]:
-    """Whether scores vary at all, with the text, and with the picture."""
+    """Whether scores vary at all, with the text, and with the picture (none in the last column)."""
     span = f"p_unsafe from {scores.min():.4f} to {scores.max():.4f} over {scores.size} varied rows"
     for name, width, detail, fault in (
         ("scores vary", np.ptp(scores), span, "they are constant"),
         ("the text counts", np.ptp(scores, 0).max(), "", "no text changes a score"),
-        ("the picture counts", np.ptp(scores, 1).max(), "", "no picture changes a score"),
+        ("the picture counts", np.ptp(scores[:, :-1], 1).max(), "", "no picture changes a score"),
     ):
         detail = detail or f"p_unsafe changes by up to {width:.3g}"
         if width < LEAST_SPREAD:

@@ -115,7 +115,7 @@ class Tally:
 
 def kind(reason: str) -> str:
     """A reason without what is the row's own: paths, numbers, details and the mend."""
-    text = re.sub(r"\([^()]*\)", "", reason.partition("; ")[0])
+    text = re.sub(r"\(.*\)", "", reason).partition("; ")[0]
     text = text.rpartition(": ")[2] or text
     return re.sub(r"\d[\d,.]*", "N", " ".join(text.split()))
 
