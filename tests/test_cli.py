@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax import cli
+from crossguard_jax import cli, verbs
 from crossguard_jax.core.errors import UserError
 
 Main = Callable[..., tuple[int, str, str]]
@@ -21,10 +21,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--steps", type=int, default=1)
-        cli.config_argument(parser, default="configs/guard.py:tiny")
+        verbs.config_argument(parser, default="configs/guard.py:tiny")
 
     def run(handler: Callable[[argparse.Namespace], int | None], *argv: str):
-        probe = cli.Verb(
+        probe = verbs.Verb(
             help="try things",
             example="crossguard probe --steps 2",
             handler="probe:handler",
@@ -155,7 +155,7 @@ def test_a_mistyped_override_is_told_the_nearest_field(run: Main) -> None:
 def test_an_override_without_a_configuration_is_a_usage_error(
     run: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "plain", cli.Verb("do", "crossguard plain", "probe:handler"))
+    monkeypatch.setitem(cli.VERBS, "plain", verbs.Verb("do", "crossguard plain", "probe:handler"))
     code, _, err = run(nothing, "plain", "--config.train.steps=7")
     assert code == 2
     assert "takes no configuration" in err
@@ -172,10 +172,10 @@ def test_processes_are_joined_before_the_handler_runs(
 
 def test_a_reader_that_leaves_early_causes_no_complaint() -> None:
     code = (
-        "import sys; from crossguard_jax import cli\n"
+        "import sys; from crossguard_jax import cli, verbs\n"
         "def handler(args):\n"
         "    for _ in range(100_000): print('a line of output')\n"
-        "cli.VERBS['probe'] = cli.Verb('write', 'crossguard probe', 'x:y')\n"
+        "cli.VERBS['probe'] = verbs.Verb('write', 'crossguard probe', 'x:y')\n"
         "cli._import = lambda name: handler\n"
         "sys.exit(cli.main(['probe']))"
     )
