@@ -44,7 +44,7 @@ class Lesson:
     Attributes:
         makes: the folders that come of it.
         steps: optimizer steps.
-        learning_rate: the peak.
+        learning_rate: the kernels' peak.
         rows: examples that the batches are drawn from; scenes for the base.
     """
 
@@ -55,10 +55,10 @@ class Lesson:
 
 
 LESSONS: dict[str, Lesson] = {
-    "base": Lesson(("clip", "llava"), 6_000, 2e-3, 40_000),
-    "safety": Lesson(("safety",), 1_000, 2e-3, 24_000),
-    "rewriter": Lesson(("rewriter",), 1_200, 2e-3, 24_000),
-    "sentence": Lesson(("sentence",), 1_500, 2e-3, 24_000),
+    "base": Lesson(("clip", "llava"), 5_000, 5e-3, 60_000),
+    "safety": Lesson(("safety",), 1_000, 5e-3, 24_000),
+    "rewriter": Lesson(("rewriter",), 1_200, 5e-3, 24_000),
+    "sentence": Lesson(("sentence",), 1_500, 5e-3, 24_000),
 }
 WARMUP = 100
 
@@ -154,14 +154,15 @@ def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
 
         return jax.tree_util.tree_map_with_path(one, weights)
 
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, WARMUP, steps, 0.02 * learning_rate
-    )
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, WARMUP, steps, 0.02 * peak)
+
     return muon(
-        schedule,
+        schedule(learning_rate),
         consistent_rms=0.2,
         weight_decay=0.02,
         adam_b2=0.98,
+        adam_learning_rate=schedule(0.6 * learning_rate),
         muon_weight_dimension_numbers=dimensions,
     )
 

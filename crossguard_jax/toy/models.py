@@ -34,9 +34,9 @@ def _tower(width: int, layers: int) -> dict[str, Any]:
 
 
 def _vision() -> dict[str, Any]:
-    # LLaVA takes the states before the last layer (-2): three of the four layers.
+    # LLaVA takes the states before the last layer (-2): four of the five layers.
     sizes = {"image_size": SIDE, "patch_size": PATCH, "projection_dim": 128}
-    return {**_tower(128, 4), **sizes, "hidden_act": "quick_gelu"}
+    return {**_tower(128, 5), **sizes, "hidden_act": "quick_gelu"}
 
 
 def _llama(width: int, layers: int, length: int) -> dict[str, Any]:

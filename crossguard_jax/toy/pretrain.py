@@ -71,8 +71,7 @@ class Lessons:
         scenes = [self.ordinary[i] for i in which]
         rows = [dialogue(_about(rng, scene), ROW, PATCHES) for scene in scenes]
         for i in read:
-            question = ask_reading(rng, self.written[i])
-            rows.append(dialogue([(question.text, question.answer)], ROW, PATCHES))
+            rows.append(dialogue(_reading(rng, self.written[i]), ROW, PATCHES))
         for _ in range(WORDS_ALONE):
             asked = [ask_knowledge(rng) for _ in range(5)]
             rows.append(dialogue([(q.text, q.answer) for q in asked], ROW))
@@ -94,9 +93,20 @@ def _about(rng: np.random.Generator, scene: Scene) -> list[Turn]:
     return turns
 
 
+def _reading(rng: np.random.Generator, scene: Scene) -> list[Turn]:
+    """Letters first: a word is known once its letters are."""
+    question = ask_reading(rng, scene)
+    spelled = ", ".join(" ".join(word) for word in scene.words)
+    turns = [("spell the words.", spelled), (question.text, question.answer)]
+    return turns if rng.random() < 0.5 else turns[::-1]
+
+
 def _list(rng: np.random.Generator, scene: Scene) -> Turn:
-    """All there is in few words. Looking a thing up by its colour or its place is learned here
-    first, where each word follows from the one before, and then in questions."""
+    """All there is in few words.
+
+    Looking a thing up by its colour or its place is learned here first, where each word follows
+    from the one before, and then in questions.
+    """
     places = rng.random() < 0.5
     said = []
     for i in rng.permutation(len(scene.things)):
@@ -161,6 +171,15 @@ class Base(nnx.Module):
         )
         self.logit_scale = nnx.Param(jnp.asarray(2.6592), axes=())
         self.clip_config = clip
+        # The usual 0.02 is small beside what 128 channels add to it, and so short a run has no
+        # steps to lose until places and words are heard.
+        for table, times in (
+            (self.llava.vision_tower.position_embedding, 25.0),
+            (self.llava.language_model.embed_tokens, 5.0),
+            (self.text_model.token_embedding, 5.0),
+            (self.text_model.position_embedding, 5.0),
+        ):
+            table.embedding[...] = times * table.embedding[...]
 
     def clip(self) -> Clip:
         """The CLIP, sharing its arrays with this model."""
