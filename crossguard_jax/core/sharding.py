@@ -49,7 +49,7 @@ def make_mesh(
     known = int(np.prod([s for s in sizes if s != -1]))
     if sizes.count(-1) == 1 and known and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         raise UserError(
             f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} does not fit {len(devices)} "
             "device(s); make the product that number, or give one of them as -1"
@@ -72,21 +72,40 @@ def partition_spec(
         rules: the table.
 
     Raises:
-        UserError: a logical axis the table does not know.
+        UserError: a logical axis the table does not know, a mesh axis that is none, or two axes of
+            one array on the same mesh axis.
     """
     if len(axes) == len(shape) - 1:
         axes = ("layers", *axes)
-    spec = []
+    spec: list[str | tuple[str, ...] | None] = []
+    used: list[str] = []
     for name, size in zip(axes, shape, strict=True):
-        if name is not None and name not in rules:
-            raise UserError(f"axis_rules: no rule for {name!r}; there are: {', '.join(rules)}")
-        target = rules[name] if name is not None else None
-        names = (target,) if isinstance(target, str) else tuple(target or ())
-        names = tuple(n for n in names if mesh.shape[n] > 1)
+        names = tuple(n for n in _mesh_axes(name, mesh, rules) if mesh.shape[n] > 1)
         if size % int(np.prod([mesh.shape[n] for n in names])):
             names = ()
+        if taken := set(names) & set(used):
+            raise UserError(
+                f"axis_rules: two axes of a parameter ({', '.join(map(str, axes))}) are both on "
+                f"mesh axis {taken.pop()!r}; move one of them, or set it to None"
+            )
+        used += names
         spec.append(names[0] if len(names) == 1 else names or None)
     return PartitionSpec(*spec)
+
+
+def _mesh_axes(name: str | None, mesh: Mesh | AbstractMesh, rules: Rules) -> tuple[str, ...]:
+    """Where the table puts a logical axis."""
+    if name is None:
+        return ()
+    if name not in rules:
+        raise UserError(f"axis_rules: no rule for {name!r}; there are: {', '.join(rules)}")
+    target = rules[name]
+    names = (target,) if isinstance(target, str) else tuple(target or ())
+    for mesh_axis in names:
+        if mesh_axis not in mesh.shape:
+            known = ", ".join(mesh.shape)
+            raise UserError(f"axis_rules: {name} -> {mesh_axis!r} is no mesh axis; use {known}")
+    return names
 
 
 def shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
@@ -101,10 +120,10 @@ def shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
 
 def spec_table(
     state: Any, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES
-) -> dict[str, str]:
-    """Every parameter's partition spec by name: what the golden file of the tests holds."""
+) -> dict[str, list[Any]]:
+    """Where every parameter lies, by name: for each dimension its mesh axis (or axes, or None)."""
     return {
-        name: str(partition_spec(v.get_metadata("axes"), v.shape, mesh, rules))
+        name: list(partition_spec(v.get_metadata("axes"), v.shape, mesh, rules))
         for name, v in named_leaves(state)
     }
 
@@ -113,8 +132,7 @@ def batch_sharding(
     mesh: Mesh, rules: Rules = DEFAULT_RULES, size: int | None = None
 ) -> NamedSharding:
     """How a batch's leading axis is spread; whole where its ``size`` does not divide evenly."""
-    target = rules["batch"]
-    names = (target,) if isinstance(target, str) else tuple(target or ())
+    names = _mesh_axes("batch", mesh, rules)
     parts = int(np.prod([mesh.shape[n] for n in names]))
     if size is not None and size % parts:
         names = ()
