@@ -86,7 +86,7 @@ class Tally:
             f"{positive}{share}; {self.rejected.total():,} rejected"
         )
         if self.truncated:
-            yield f"  {self.truncated:,} texts were cut to fit"
+            yield f"  texts cut to fit: {self.truncated:,}"
         for reason, n in self.rejected.most_common(KINDS_SHOWN):
             yield f"  {n:,} rejected: {reason}"
         if (others := len(self.rejected) - KINDS_SHOWN) > 0:

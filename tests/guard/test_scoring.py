@@ -420,7 +420,7 @@ def test_a_table_of_texts_alone(score, tmp_path):
 def test_a_long_text_is_cut_when_asked_for(score, tmp_path):
     rows = small_table(tmp_path, text=TOO_LONG)
     code, summary, _ = score("--input", rows, "--output", tmp_path / "o.jsonl", "--truncate")
-    assert code == 0 and "1 texts were cut to fit" in summary
+    assert code == 0 and "texts cut to fit: 1" in summary
     assert [row["truncated"] for row in read(tmp_path / "o.jsonl")] == [True] + [False] * 4
 
 
