@@ -116,10 +116,10 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--image", metavar="FILE", help="its picture, if it has one")
     many = parser.add_argument_group(
         "many requests, their verdicts in a file in the order of the input",
-        "OUT.jsonl has id, p_unsafe, unsafe, threshold, label, truncated, row and, where the input\n"
-        "has one, true_label. A row that cannot be scored goes to rejected.jsonl beside it (file,\n"
-        "row, reason). Started again after a kill, it goes on. Exit code: 0 if every row has a\n"
-        "verdict, 1 if one was rejected.",
+        "OUT.jsonl has id, p_unsafe, unsafe, threshold, label, truncated, row and, where the\n"
+        "input has one, true_label. A row that cannot be scored goes to rejected.jsonl beside it\n"
+        "(file, row, reason). Started again after a kill, it goes on. Exit code: 0 if every row\n"
+        "has a verdict, 1 if one was rejected.",
     )
     many.add_argument(
         "--input", metavar="PATH", help="a .jsonl, .json, .csv or .tsv, or what --format says"

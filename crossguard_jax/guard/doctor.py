@@ -120,7 +120,7 @@ def _device_computes() -> Finding:
 
 
 def _cache() -> Finding:
-    folder = jax.config.jax_compilation_cache_dir
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
     if not folder:
         return Finding(
             FACT,

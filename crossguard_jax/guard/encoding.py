@@ -92,7 +92,7 @@ class Encoder:
             ) from error
         limit = settings.max_length or config.text.max_position_embeddings
         self.settings = replace(settings, max_length=limit)
-        self.image_token: str = self.tokenizer.convert_ids_to_tokens(config.image_token_id)
+        self.image_token = str(self.tokenizer.convert_ids_to_tokens(config.image_token_id))
         self.tokens_per_image = config.tokens_per_image
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = 0 if pad is None else pad
@@ -292,7 +292,7 @@ def decode_picture(picture: Picture, name: str) -> Image.Image:
             )
         return Image.fromarray(picture)
     if isinstance(picture, str | os.PathLike):
-        return images.decode(images.read_picture(picture), str(picture))
+        return images.decode(images.read_picture(Path(picture)), str(picture))
     raise UserError(f"{name}: a {type(picture).__name__} is no picture; see guard.encoding.Picture")
 
 
