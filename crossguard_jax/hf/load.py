@@ -2,7 +2,7 @@
 
 Every problem of a folder is collected first and raised as one error: keys that are missing, have
 another shape or map to nothing, and files that do not open. Each device's shard is then read by
-itself, so the host never holds more than one shard of one stacked parameter.
+itself and handed over, so the host holds about one shard of one stacked parameter at a time.
 """
 
 import contextlib
