@@ -128,6 +128,17 @@ def test_the_last_position_alone_gives_the_full_models_logits(model, rows, side)
     np.testing.assert_allclose(some, wanted[:, [9, 2, 5]], atol=1e-5)
 
 
+def test_any_position_can_be_asked_for_alone_and_sees_nothing_behind_it(model):
+    text = model.language_model
+    x = jax.random.normal(jax.random.key(2), (3, 9, model.config.text.hidden_size))
+    mask, places = jnp.ones((3, 9), bool).at[2, :2].set(False), jnp.array([4, 0, 7])
+    hidden = jax.jit(type(text).hidden)
+    for seen in (None, mask):
+        full = hidden(text, x, seen)
+        alone = hidden(text, x, seen, 1.0, places)
+        np.testing.assert_allclose(alone[:, 0], full[jnp.arange(3), places], atol=1e-5)
+
+
 def test_a_tied_head_uses_the_embedding_in_full_and_in_columns(rows):
     text = replace(llava_config().text, tie_word_embeddings=True)
     model = llava(text=text)
