@@ -19,7 +19,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.configs import MODELS, read_config
-from crossguard_jax.hf.export import ModelCard, save_model
+from crossguard_jax.hf.export import save_model
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.io import jsonl
 from crossguard_jax.toy import measure, models, pretrain, texts
@@ -29,12 +29,6 @@ from crossguard_jax.train.loop import Schedule, train
 from crossguard_jax.train.step import init_state, make_step
 
 SEED = 0
-CARD = ModelCard(
-    base="none: trained from random weights by `crossguard toy`",
-    data="the small world of crossguard_jax: drawn pictures and texts made from templates",
-    limits="Knows the small world and nothing else.",
-    license="apache-2.0",
-)
 
 
 @dataclass(frozen=True)
@@ -55,10 +49,10 @@ class Lesson:
 
 
 LESSONS: dict[str, Lesson] = {
-    "base": Lesson(("clip", "llava"), 5_000, 5e-3, 60_000),
-    "safety": Lesson(("safety",), 1_000, 5e-3, 24_000),
-    "rewriter": Lesson(("rewriter",), 1_200, 5e-3, 24_000),
-    "sentence": Lesson(("sentence",), 1_500, 5e-3, 24_000),
+    "base": Lesson(("clip", "llava"), 3_600, 4e-3, 60_000),
+    "safety": Lesson(("safety",), 600, 5e-3, 24_000),
+    "rewriter": Lesson(("rewriter",), 700, 5e-3, 24_000),
+    "sentence": Lesson(("sentence",), 1_000, 5e-3, 24_000),
 }
 WARMUP = 100
 
@@ -115,7 +109,7 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
     trained = nnx.merge(graphdef, state.trainable)
     parts = {"clip": trained.clip(), "llava": trained.llava} if name == "base" else {name: trained}
     for made, part in parts.items():
-        save_model(part, folder / made, folder / made, CARD, dtype="bfloat16")
+        save_model(part, folder / made, folder / made, dtype="bfloat16")
     minutes = (time.monotonic() - began) / 60
     loaded = {made: load_model(folder / made) for made in lesson.makes}
     note.parent.mkdir(parents=True, exist_ok=True)

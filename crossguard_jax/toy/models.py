@@ -21,7 +21,7 @@ NAMES = ("clip", "llava", "rewriter", "safety", "sentence")
 
 _SPECIAL = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
 _HEAD = 32  # width of an attention head, everywhere
-_CLIP_LENGTH, _TEXT_LENGTH, _LLAVA_LENGTH = 64, 96, 512
+_CLIP_LENGTH, _TEXT_LENGTH, _LLAVA_LENGTH = 64, 192, 512
 
 
 def _tower(width: int, layers: int) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def hub_config(name: str) -> Any:
     elif name == "llava":
         config = LlavaConfig(
             vision_config=CLIPVisionConfig(**_vision()),
-            text_config=LlamaConfig(**_llama(128, 3, _LLAVA_LENGTH)),
+            text_config=LlamaConfig(**_llama(128, 4, _LLAVA_LENGTH)),
             image_token_index=IMAGE,
             image_seq_length=PATCHES,
             vision_feature_layer=-2,

@@ -3,8 +3,9 @@
 One run teaches a picture tower, a text tower and a language model together: captions by contrast
 (CLIP, arXiv 2103.00020), and by next-token loss on the answers alone (LLaVA, arXiv 2304.08485)
 captions, ordinary questions, the reading of written words, and what is known in words. A row is a
-dialogue about one picture, in the guard's short prompt. No row says what is safe, and none has a
-pair of kind and request that is held out.
+dialogue about one picture, in the guard's short prompt. Beside that each patch learns the words
+for what it shows: with tens of millions of captions LLaVA finds them by itself, here there is no
+time. No row says what is safe, and none has a pair of kind and request that is held out.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,8 @@ ROW, CAPTION_ROW = 64, 40
 ORDINARY, WRITTEN, WORDS_ALONE = 48, 8, 8
 """Rows of a batch: about ordinary pictures, about written words, without a picture."""
 
-CONTRAST_WEIGHT = 0.2
+CONTRAST_WEIGHT, PATCH_WEIGHT = 0.2, 0.3
+_PATCH_WORDS = 5  # the most words for one patch
 _ANSWERS = 40  # the most answer tokens that any row has
 _FIRST_PATCH = 3  # after <s>, "user" and ":"
 _KINDS = BASE_KINDS + DECORATIONS + HAZARDS
@@ -64,14 +66,15 @@ class Lessons:
 
         Returns:
             ``pixels`` uint8 [M, X, X, 3], ordinary pictures first; ``ids`` and ``answers`` [B, L],
-            the rows of those pictures first; ``captions`` [N, L] of the ordinary pictures.
+            the rows of those pictures first; ``patches`` [M, P, W] words; ``captions`` [N, L] of
+            the ordinary pictures.
         """
         which = rng.integers(len(self.ordinary), size=ORDINARY)
         read = rng.integers(len(self.written), size=WRITTEN)
         scenes = [self.ordinary[i] for i in which]
         rows = [dialogue(_about(rng, scene), ROW, PATCHES) for scene in scenes]
-        for i in read:
-            rows.append(dialogue(_reading(rng, self.written[i]), ROW, PATCHES))
+        written = [self.written[i] for i in read]
+        rows += [dialogue(_reading(rng, scene), ROW, PATCHES) for scene in written]
         for _ in range(WORDS_ALONE):
             asked = [ask_knowledge(rng) for _ in range(5)]
             rows.append(dialogue([(q.text, q.answer) for q in asked], ROW))
@@ -79,8 +82,28 @@ class Lessons:
         return {
             "pixels": np.concatenate([self._pixels[0][which], self._pixels[1][read]]),
             **stack_dialogues(rows, ROW),
+            "patches": np.stack([patch_words(s) for s in (*scenes, *written)]),
             "captions": pad(said, CAPTION_ROW),
         }
+
+
+def patch_words(scene: Scene) -> Int[np.ndarray, "P W"]:
+    """The words for what each patch shows: its place, and the thing or the written word there."""
+    side = int(PATCHES**0.5)
+    things = {thing.place: thing for thing in scene.things}
+    rows = []
+    for row, column in np.ndindex(side, side):
+        line = row - scene.first_row
+        if 0 <= line < len(scene.words):
+            rows.append(encode(scene.words[line]))
+            continue
+        place = (
+            f"{'bottom' if 2 * row >= side else 'top'} {'right' if 2 * column >= side else 'left'}"
+        )
+        thing = things.get(place)
+        about = f"{thing.colour} {thing.kind} {PROPERTY_OF.get(thing.kind, '')}" if thing else ""
+        rows.append(encode(f"{place} {about}"))
+    return pad(rows, _PATCH_WORDS)
 
 
 def _about(rng: np.random.Generator, scene: Scene) -> list[Turn]:
@@ -204,26 +227,42 @@ class Base(nnx.Module):
 def states(
     model: Llava, ids: Int[Array, "B L"], features: Float[Array, "M P D"]
 ) -> Float[Array, "B L D"]:
-    """The language model's last states; the first M rows have a picture, at its usual place."""
+    """The language model's last states; the first M rows have a picture, at its usual place.
+
+    Args:
+        model: the LLaVA.
+        ids: tokens.
+        features: the pictures, in the language model's space.
+    """
     lm = model.language_model
     x = lm.embed_tokens(ids)
     patches = slice(_FIRST_PATCH, _FIRST_PATCH + features.shape[1])
-    x = x.at[: features.shape[0], patches].set(model.multi_modal_projector(features))
-    return lm.hidden(x, ids != PAD)
+    return lm.hidden(x.at[: features.shape[0], patches].set(features), ids != PAD)
 
 
 def base_loss(model: Base, batch: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Next-token loss on the answers plus the weighted contrastive loss, in nats."""
-    tower = model.llava.vision_tower
+    """Loss of the answers, plus the weighted losses of captions and of patches, all in nats."""
+    tower, lm = model.llava.vision_tower, model.llava.language_model
     penultimate, last = tower.hidden_states(normalize(batch["pixels"]), (-2, -1))
-    x = states(model.llava, batch["ids"][:, :-1], penultimate[:, 1:])
+    features = model.llava.multi_modal_projector(penultimate[:, 1:])
+    x = states(model.llava, batch["ids"][:, :-1], features)
     target, weight = batch["ids"][:, 1:], batch["answers"][:, 1:]
     # Few tokens are answers: the head sees no other.
     places = jnp.argsort(~weight, axis=1, stable=True)[:, :_ANSWERS]
     target, weight = (jnp.take_along_axis(a, places, axis=1) for a in (target, weight))
-    logits = model.llava.language_model.head(jnp.take_along_axis(x, places[..., None], axis=1))
+    logits = lm.head(jnp.take_along_axis(x, places[..., None], axis=1))
     answers, right = answer_nll(logits, target, weight)
     pooled = tower.post_layernorm(last[: batch["captions"].shape[0], 0])
     matched, retrieved = contrast(model.similarity(pooled, batch["captions"]))
-    metrics = {"answers": answers, "contrast": matched, "right": right, "retrieved": retrieved}
-    return answers + CONTRAST_WEIGHT * matched, metrics
+    scale = jnp.sqrt((features * features).mean(-1, keepdims=True) + 1e-6)
+    named = jax.nn.log_softmax(lm.head(features / scale), axis=-1)
+    there = batch["patches"] != PAD
+    patches = -(jnp.take_along_axis(named, batch["patches"], axis=-1) * there).sum() / there.sum()
+    metrics = {
+        "answers": answers,
+        "contrast": matched,
+        "patches": patches,
+        "right": right,
+        "retrieved": retrieved,
+    }
+    return answers + CONTRAST_WEIGHT * matched + PATCH_WEIGHT * patches, metrics

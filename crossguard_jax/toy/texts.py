@@ -20,7 +20,8 @@ from crossguard_jax.toy.tokenizers import BOS, EOS, PAD
 from crossguard_jax.toy.vqa import caption, words
 
 BATCH = 64
-SAFETY_ROW, REWRITE_ROW, SENTENCE_ROW = 40, 96, 60
+SAFETY_ROW, REWRITE_ROW = 32, 112
+SENTENCE_ROWS = 24, 52  # a text; another one, perhaps after a caption
 FORMS, FORM_SHARES = ("named", "pointing", "captioned"), (0.6, 0.25, 0.15)
 
 SAFETY_PROMPT = PromptTemplate("safety", "USER: {image}{text} ASSISTANT:", "safe", "unsafe")
@@ -89,8 +90,11 @@ class Rewritings:
 def sentence_rows(rows: list[Example]) -> Batch:
     """``first`` and ``second`` [B, L]: the same said twice."""
     pairs = [(encode(row.text), encode(row.answer)) for row in rows]
-    first, second = ([[BOS, *side, EOS] for side in sides] for sides in zip(*pairs, strict=True))
-    return {"first": pad(first, SENTENCE_ROW), "second": pad(second, SENTENCE_ROW)}
+    first, second = ([[BOS, *pair[side], EOS] for pair in pairs] for side in (0, 1))
+    return {
+        "first": pad(first, SENTENCE_ROWS[0]),
+        "second": pad(second, SENTENCE_ROWS[1]),
+    }
 
 
 def answer_nll(
@@ -122,8 +126,9 @@ def contrast(similarity: Float[Array, "B B"]) -> tuple[Array, Array]:
 
 def sentence_loss(model: Bert, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
     """Contrast of sentence vectors, at temperature 0.05."""
-    both = jnp.concatenate([batch["first"], batch["second"]])
-    first, second = jnp.split(model.embed_sentences(both, both != PAD), 2)
+    first, second = (
+        model.embed_sentences(batch[side], batch[side] != PAD) for side in ("first", "second")
+    )
     loss, right = contrast(first @ second.T / 0.05)
     return loss, {"right": right}
 

@@ -33,8 +33,8 @@ near nearest need never new next nine no none not nothing now number object obje
 once one only open or orange other others our out over own part people person picture place please
 point put quite rectangle red right room round row said same say second see seen seven several shape
 shapes she should show side sides similar single six size small smaller so some something sometimes
-soon spell square squares stack stacked still stop such sure take tall tell ten than that the their them
-then there these they thing things think this those three time to together too top total touch
+soon spell square squares stack stacked still stop such sure take tall tell ten than that the their
+them then there these they thing things think this those three time to together too top total touch
 touches touching tower towers triangle triangles true false try two under until up upon us use user
 very wall want was water way we well were what when where which while white who whole why wide will
 with within without word words work world would write yellow yes yet you your safe unsafe assistant
