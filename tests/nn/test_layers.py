@@ -89,10 +89,10 @@ def gradient_of(layers, remat, n):
     return jax.jit(jax.grad(loss, argnums=(0, 1))), adapters
 
 
-@pytest.mark.parametrize("n", [3, 4])
-def test_every_remat_policy_gives_the_same_gradients(layers, x, n):
+@pytest.mark.parametrize("n, policies", [(4, list(REMAT_POLICIES)), (3, ["none", "names"])])
+def test_every_remat_policy_gives_the_same_gradients(layers, x, n, policies):
     found = {}
-    for remat in REMAT_POLICIES:
+    for remat in policies:
         gradient, adapters = gradient_of(layers, remat, n)
         found[remat] = jax.tree.leaves(gradient(adapters, x))
     for remat, grads in found.items():
