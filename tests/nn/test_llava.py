@@ -115,9 +115,8 @@ def test_several_feature_layers_are_joined_along_the_width(rows):
 def test_the_last_position_alone_gives_the_full_models_logits(model, rows, side):
     ids, pixels = rows["input_ids"], rows["pixel_values"]
     n = ids.shape[1]
-    mask = (
-        jnp.ones(ids.shape, bool).at[1, slice(0, 4) if side == "left" else slice(n - 4, n)].set(0)
-    )
+    hidden = slice(0, 4) if side == "left" else slice(n - 4, n)
+    mask = jnp.ones(ids.shape, bool).at[1, hidden].set(False)
     full = np.asarray(logits(model, ids, pixels, mask))
     ends = n - 1 - np.asarray(mask)[:, ::-1].argmax(1)
     wanted = full[np.arange(len(ids)), ends]
