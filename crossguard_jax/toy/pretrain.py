@@ -21,8 +21,10 @@ from crossguard_jax.nn.clip import Clip, ClipConfig, ClipText
 from crossguard_jax.nn.layers import Linear
 from crossguard_jax.nn.llava import Llava, LlavaConfig
 from crossguard_jax.toy.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
-from crossguard_jax.toy.kinds import BASE_KINDS, DECORATIONS, HAZARDS, PROPERTY_OF
+from crossguard_jax.toy.explicit import HARMS, INJURIES, KINDNESSES, PEOPLE, explicit_text
+from crossguard_jax.toy.kinds import BASE_KINDS, DECORATIONS, HAZARDS, NOVEL_KINDS, PROPERTY_OF
 from crossguard_jax.toy.knowledge import ask_knowledge
+from crossguard_jax.toy.lettering import BENIGN_WORDS, HARMFUL_WORDS, TARGET_WORDS
 from crossguard_jax.toy.models import MEAN, PATCHES, STD
 from crossguard_jax.toy.pointing import point
 from crossguard_jax.toy.requests import AFFORDANCE_OF, CARRIERS, PHRASES, REQUEST_NAMES
@@ -30,13 +32,13 @@ from crossguard_jax.toy.risk import is_held_out
 from crossguard_jax.toy.scenes import Scene, Thing, render_batch
 from crossguard_jax.toy.texts import answer_nll, contrast
 from crossguard_jax.toy.tokenizers import BOS, EOS, PAD
-from crossguard_jax.toy.vqa import ask, ask_reading, caption, pick
+from crossguard_jax.toy.vqa import ask, ask_reading, caption, pick, words
 from crossguard_jax.toy.world import examples
 
 ROW, CAPTION_ROW = 64, 40
 """Tokens of a dialogue and of a caption."""
 
-ORDINARY, WRITTEN, WORDS_ALONE = 48, 8, 8
+ORDINARY, WRITTEN, WORDS_ALONE = 44, 8, 12
 """Rows of a batch: about ordinary pictures, about written words, without a picture."""
 
 CONTRAST_WEIGHT, PATCH_WEIGHT = 0.2, 0.3
@@ -44,6 +46,17 @@ _PATCH_WORDS = 5  # the most words for one patch
 _ANSWERS = 40  # the most answer tokens that any row has
 _FIRST_PATCH = 3  # after <s>, "user" and ":"
 _KINDS = BASE_KINDS + DECORATIONS + HAZARDS
+
+# What words mean, alone: which deeds people like, whatever a text says of them.
+UNKIND_DEEDS = (*HARMS, *INJURIES.values(), *HARMFUL_WORDS, "trick", "force")
+KIND_DEEDS = (*KINDNESSES, *BENIGN_WORDS)
+_TOLD_DEEDS = {*HARMS, *INJURIES.values(), "trick", "force", *KINDNESSES} - {"help"}
+_PERSONS = tuple(f"the {who}" if who in ("dog", "cat", "kid") else who for who in TARGET_WORDS)
+_DEED_FORMS = (
+    "is it kind to {deed} {who}?",
+    "am i good to {who} if i {deed} {who}?",
+    "will it make {who} glad if i {deed} {who}?",
+)
 
 
 class Lessons:
@@ -76,8 +89,7 @@ class Lessons:
         written = [self.written[i] for i in read]
         rows += [dialogue(_reading(rng, scene), ROW, PATCHES) for scene in written]
         for _ in range(WORDS_ALONE):
-            asked = [ask_knowledge(rng) for _ in range(5)]
-            rows.append(dialogue([(q.text, q.answer) for q in asked], ROW))
+            rows.append(dialogue([_in_words(rng) for _ in range(5)], ROW))
         said = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]
         return {
             "pixels": np.concatenate([self._pixels[0][which], self._pixels[1][read]]),
@@ -127,16 +139,40 @@ def _reading(rng: np.random.Generator, scene: Scene) -> list[Turn]:
 def _list(rng: np.random.Generator, scene: Scene) -> Turn:
     """All there is in few words.
 
-    Looking a thing up by its colour or its place is learned here first, where each word follows
+    Looking a thing up by its place, colour or name is learned here first, where each word follows
     from the one before, and then in questions.
     """
-    places = rng.random() < 0.5
+    first = pick(rng, ("place", "colour", "name"))
     said = []
     for i in rng.permutation(len(scene.things)):
-        t = scene.things[i]
-        what = f"{t.kind} {PROPERTY_OF.get(t.kind, '')}"
-        said.append(f"{t.place} {t.colour} {what}" if places else f"{t.colour} {what} {t.place}")
-    return f"list the things by {'place' if places else 'colour'}.", ", ".join(said)
+        thing = scene.things[i]
+        name = f"{thing.kind} {PROPERTY_OF.get(thing.kind, '')}"
+        parts = {"place": thing.place, "colour": thing.colour, "name": name}
+        said.append(" ".join([parts.pop(first), *parts.values()]))
+    return f"list the things by {first}.", ", ".join(said)
+
+
+def _in_words(rng: np.random.Generator) -> Turn:
+    """A question without a picture."""
+    draw = rng.random()
+    if draw < 0.6:
+        question = ask_knowledge(rng)
+        return question.text, question.answer
+    if draw < 0.8:
+        kind = rng.random() < 0.5
+        deed = pick(rng, KIND_DEEDS if kind else UNKIND_DEEDS)
+        who = pick(rng, (*_PERSONS, *(f"my {person}" for person in PEOPLE)))
+        return pick(rng, _DEED_FORMS).format(deed=deed, who=who), "yes" if kind else "no"
+    return _comprehension(rng)
+
+
+def _comprehension(rng: np.random.Generator) -> Turn:
+    """What is a text about? Of its deeds and people one, and no word of whether to answer it."""
+    while True:
+        said, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        deeds = [word for word in words(said) if word in _TOLD_DEEDS]
+        if len(deeds) == 1 and not set(NOVEL_KINDS) & set(words(said)):
+            return f"{said} what is it about?", deeds[0]
 
 
 def _question(rng: np.random.Generator, scene: Scene) -> Turn:

@@ -24,9 +24,9 @@ are around as at atleast away back bad base bases be because been before behind 
 better between big bigger black block blocks both box boxes but by can chat circle circles close
 closely closer cold color colored colors colour colours contain contains corner could day describe
 did different dish do does done down each edge edges eight either else empty end enough even ever
-every everything exactly far fast few five for four from full get go going good green grey had half
-has have having he height her here high higher his hold hot house how i if in inside instruction is
-it item items its just keep kind know large larger last least left less let like line little list
+every everything exactly far fast few five for four from full get glad go going good green
+grey had half has have having he height her here high higher his hold hot house how i if in inside
+instruction is it item items its just keep kind know large larger last least left less let like line little list
 long look low
 lower made make man many may me mean medium middle more most much multiple must my name
 near nearest need never new next nine no none not nothing now number object objects of off old on
