@@ -1,4 +1,4 @@
-"""``crossguard toy``: trains the small models anew and writes them as Hub folders.
+"""``crossguard toy build``: trains the small models anew and writes them as Hub folders.
 
 Every training goes through the one loop, so that a build that was killed goes on where it was.
 """
@@ -84,7 +84,8 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
     steps = max(round(lesson.steps * factor), WARMUP + 1)
     note = out / f"{name}.json"
     identity = {"lesson": name, "steps": steps, "rows": lesson.rows, "seed": SEED}
-    if note.exists() and json.loads(note.read_text())["identity"] == identity:
+    written = all((folder / made / "model.safetensors").exists() for made in lesson.makes)
+    if written and _done(out, name) and json.loads(note.read_text())["identity"] == identity:
         return
     began = time.monotonic()
     for made in lesson.makes:
@@ -162,11 +163,14 @@ def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
 
 
 def write_manifest(out: Path, folder: Path) -> None:
-    """``manifest.json``: how the folders were made, what they can do, and every file's hash."""
+    """``manifest.json``: how the folders were made, what they can do, and every file's hash.
+
+    Minutes are of each lesson's last start, with the measuring left out.
+    """
     notes = {n: json.loads((out / f"{n}.json").read_text()) for n in LESSONS if _done(out, n)}
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
     manifest = {
-        "command": "crossguard toy",
+        "command": "crossguard toy build",
         "lessons": {n: note["identity"] for n, note in notes.items()},
         "minutes": {n: note["minutes"] for n, note in notes.items()},
         "measured": {k: v for note in notes.values() for k, v in note["measured"].items()},

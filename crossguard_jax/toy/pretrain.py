@@ -8,7 +8,7 @@ for what it shows: with tens of millions of captions LLaVA finds them by itself,
 time. No row says what is safe, and none has a pair of kind and request that is held out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray
+from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn.clip import Clip, ClipConfig, ClipText
 from crossguard_jax.nn.layers import Linear
 from crossguard_jax.nn.llava import Llava, LlavaConfig
@@ -72,7 +73,7 @@ class Lessons:
         written = examples("reading", "train", scenes // 4, seed)
         self.ordinary = [row.scene for row in ordinary if row.scene]
         self.written = [row.scene for row in written if row.scene]
-        self._pixels = render_batch(self.ordinary), render_batch(self.written)
+        self._pixels = _draw_pictures(self.ordinary), _draw_pictures(self.written)
 
     def draw(self, rng: np.random.Generator) -> Batch:
         """A batch.
@@ -97,6 +98,15 @@ class Lessons:
             "patches": np.stack([patch_words(s) for s in (*scenes, *written)]),
             "captions": pad(said, CAPTION_ROW),
         }
+
+
+def _draw_pictures(scenes: Sequence[Scene]) -> UInt8[np.ndarray, "M X Y C"]:
+    with Progress("drawing pictures", len(scenes), "picture") as progress:
+        parts = []
+        for i in range(0, len(scenes), 1000):
+            parts.append(render_batch(scenes[i : i + 1000]))
+            progress.update(len(parts[-1]))
+    return np.concatenate(parts)
 
 
 def patch_words(scene: Scene) -> Int[np.ndarray, "P W"]:

@@ -24,20 +24,20 @@ are around as at atleast away back bad base bases be because been before behind 
 better between big bigger black block blocks both box boxes but by can chat circle circles close
 closely closer cold color colored colors colour colours contain contains corner could day describe
 did different dish do does done down each edge edges eight either else empty end enough even ever
-every everything exactly far fast few five for four from full get glad go going good green
-grey had half has have having he height her here high higher his hold hot house how i if in inside
-instruction is it item items its just keep kind know large larger last least left less let like line little list
-long look low
-lower made make man many may me mean medium middle more most much multiple must my name
-near nearest need never new next nine no none not nothing now number object objects of off old on
-once one only open or orange other others our out over own part people person picture place please
-point put quite rectangle red right room round row said same say second see seen seven several shape
-shapes she should show side sides similar single six size small smaller so some something sometimes
-soon spell square squares stack stacked still stop such sure take tall tell ten than that the their
-them then there these they thing things think this those three time to together too top total touch
-touches touching tower towers triangle triangles true false try two under until up upon us use user
-very wall want was water way we well were what when where which while white who whole why wide will
-with within without word words work world would write yellow yes yet you your safe unsafe assistant
+every everything exactly far fast few five for four from full get glad go going good green grey had
+half has have having he height her here high higher his hold hot house how i if in inside
+instruction is it item items its just keep kind know large larger last least left less let like
+line little list long look low lower made make man many may me mean medium middle more most much
+multiple must my name near nearest need never new next nine no none not nothing now number object
+objects of off old on once one only open or orange other others our out over own part people person
+picture place please point put quite rectangle red right room round row said same say second see
+seen seven several shape shapes she should show side sides similar single six size small smaller so
+some something sometimes soon spell square squares stack stacked still stop such sure take tall
+tell ten than that the their them then there these they thing things think this those three time to
+together too top total touch touches touching tower towers triangle triangles true false try two
+under until up upon us use user very wall want was water way we well were what when where which
+while white who whole why wide will with within without word words work world would write yellow
+yes yet you your safe unsafe assistant
 """
 _PIECES = "able al an ar ation ed en er es est ing ion le ly ment ness or ous re st tion un".split()
 
