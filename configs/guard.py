@@ -51,10 +51,10 @@ def tiny() -> ConfigDict:
         "accumulate": 1,
     }
     config.train = {
-        "steps": 600,
+        "steps": 500,
         "batch_size": 64,
-        "eval_every": 100,
-        "save_every": 100,
+        "eval_every": 125,
+        "save_every": 125,
         # The checkpoint kept beside the latest: the one with the best validation figure.
         "keep_best": "auroc",
         "seed": 0,
@@ -100,6 +100,7 @@ def nlvr() -> ConfigDict:
     """The same training on another task: is a sentence true of a picture (NLVR v1)?"""
     config = tiny()
     config.data.prompt = "true_false"
+    config.data.max_length = 96
     config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
     config.data.validation = {}
     # 989 rows: a few passes, and what fits them best beyond that is memory.

@@ -1,0 +1,94 @@
+"""Quickstart's run folder is a contract: this checks it with other people's tools."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
+
+from crossguard_jax import Guard
+from crossguard_jax.toy import quickstart
+
+SOURCES = ("implicit", "explicit_text", "explicit_picture", "typographic", "benign_vqa")
+SHORT = [
+    "--config.train.steps=6",
+    "--config.train.batch_size=16",
+    "--config.train.eval_every=3",
+    "--config.train.save_every=3",
+    "--config.optim.warmup_steps=1",
+    *(f"--config.data.sources.{name}.limit=64" for name in SOURCES),
+    "--config.data.validation.implicit.limit=32",
+    "--config.data.validation.benign_vqa.limit=32",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A quickstart of a few steps: everything but the learning."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    assert quickstart.run(folder, 16, SHORT) == folder / "report.html"
+    return folder
+
+
+def rows(folder, split):
+    return [json.loads(line) for line in (folder / "data" / f"{split}.jsonl").open()]
+
+
+def test_report_names_every_figure_with_its_interval(folder):
+    report = json.loads((folder / "report.json").read_text())
+    for system in ("guard.full", "guard.explicit_only", "base"):
+        for name in ("implicit.asr", "implicit_heldout.asr", "implicit.fpr", "benign_vqa.fpr"):
+            figure = report[f"{system}.{name}"]
+            assert figure["n"] == 8 and 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+    assert report["meta"]["threshold"] == 0.5
+    page = (folder / "report.html").read_text()
+    assert "data:image" in page and "http://" not in page
+
+
+def test_data_lies_beside_its_pictures(folder):
+    for split, least in (("train", 5 * 64), ("val", 64), ("test", 64)):
+        found = rows(folder, split)
+        assert len(found) == least
+        for row in found[:20]:
+            assert {"id", "image", "text", "label", "category", "source"} <= set(row)
+            assert Image.open(folder / "data" / row["image"]).size == (32, 32)
+        assert {row["label"] for row in found} == {"safe", "unsafe"}
+
+
+def test_every_model_loads_in_transformers_and_scores_as_we_do(folder):
+    row = next(row for row in rows(folder, "test") if row["source"] == "implicit")
+    image = Image.open(folder / "data" / row["image"])
+    scores = {}
+    for name in ("base", "guard", "guard_explicit_only"):
+        path = folder / "models" / name
+        model, info = LlavaForConditionalGeneration.from_pretrained(
+            path, output_loading_info=True, dtype=torch.float32
+        )
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        settings = json.loads((path / "guard_config.json").read_text())
+        text = settings["prompt"]["template"].replace("{image}", "<image>" * 16 + "\n")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        ids = tokenizer(text.replace("{text}", row["text"]), return_tensors="pt")["input_ids"]
+        pixels = AutoImageProcessor.from_pretrained(path)(image, return_tensors="pt")
+        with torch.no_grad():
+            logits = model.eval()(input_ids=ids, **pixels).logits[0, -1]
+        guard = Guard.from_pretrained(path)
+        safe, unsafe = guard.label_ids
+        scores[name] = torch.sigmoid(logits[unsafe] - logits[safe]).item()
+        (ours,) = guard.score([image], [row["text"]])
+        assert abs(ours.p_unsafe - scores[name]) <= 1e-5
+    assert np.ptp(list(scores.values())) > 0, "training changed nothing"
+
+
+def test_a_second_run_finds_everything_done(folder):
+    before = (folder / "report.json").read_text()
+    checkpoints = sorted((folder / "train").rglob("_CHECKPOINT_METADATA"))
+    stamps = [path.stat().st_mtime_ns for path in checkpoints]
+    assert stamps
+    quickstart.run(folder, 16, SHORT)
+    assert [path.stat().st_mtime_ns for path in checkpoints] == stamps
+    figures = [json.loads(text) for text in (before, (folder / "report.json").read_text())]
+    assert figures[0].pop("meta")["seconds"] and figures[1].pop("meta")
+    assert figures[0] == figures[1]
