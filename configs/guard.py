@@ -27,8 +27,8 @@ def tiny() -> ConfigDict:
         # Tokens of a training row, its picture's among them; a longer text is cut.
         "max_length": 48,
         "sources": {
-            "implicit": small_world("implicit", weight=0.5, limit=16_384),
-            "explicit_text": small_world("explicit_text", weight=0.1, limit=4_096),
+            "implicit": small_world("implicit", weight=0.4, limit=12_288),
+            "explicit_text": small_world("explicit_text", weight=0.2, limit=8_192),
             "explicit_picture": small_world("explicit_picture", weight=0.1, limit=4_096),
             "typographic": small_world("typographic", weight=0.1, limit=4_096),
             "benign_vqa": small_world("benign_vqa", weight=0.2, limit=8_192),
