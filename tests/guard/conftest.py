@@ -16,9 +16,10 @@ from transformers import (
 )
 
 TEXT = """USER : ASSISTANT safe unsafe true false can i touch the red one pour water on the thing at
-the top left of this picture what colour is it please tell me ? . , ! Is statement about or Answer
-with one word Statement Judge whether request to answer Consider text together each may look harmless
-alone and still lead harm other Text abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789"""
+the top left of this picture what colour is it please tell me ? . , ! Is statement about or
+Answer with one word Statement Judge whether request to answer Consider text together each
+may look harmless alone and still lead harm other Text abcdefghijklmnopqrstuvwxyz
+ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789"""
 
 
 @pytest.fixture(scope="session")
