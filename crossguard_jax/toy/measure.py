@@ -22,6 +22,7 @@ from crossguard_jax.toy.vqa import caption
 from crossguard_jax.toy.world import examples
 
 SEED = 1
+Arrays = dict[str, Any]
 Measured = dict[str, dict[str, float]]
 """Figure to its ``value`` and ``n``."""
 
@@ -47,7 +48,7 @@ def _jitted(model: nnx.Module, function: Callable[[Any, Batch], Any]) -> Callabl
     return lambda batch: run(state, batch)
 
 
-def _whole_answers(logits: jax.Array, batch: Batch) -> jax.Array:
+def _whole_answers(logits: jax.Array, batch: Arrays) -> jax.Array:
     """Whether every token of a row's answer is the likeliest one."""
     right = jnp.argmax(logits, axis=-1) == batch["ids"][:, 1:]
     return (right | ~batch["answers"][:, 1:]).all(axis=1)
@@ -56,7 +57,7 @@ def _whole_answers(logits: jax.Array, batch: Batch) -> jax.Array:
 def measure_llava(model: Llava, n: int = 1000) -> Measured:
     """Answers right, word for word, by topic; test wording where there is one."""
 
-    def answers(model: Llava, batch: Batch) -> jax.Array:
+    def answers(model: Llava, batch: Arrays) -> jax.Array:
         pixels = pretrain.normalize(batch["pixels"]) if "pixels" in batch else None
         ids = batch["ids"][:, :-1]
         return _whole_answers(model(ids, pixels, ids != PAD), batch)
@@ -111,7 +112,7 @@ def measure_safety(model: Llama, n: int = 1000) -> Measured:
     safe, unsafe = (vocabulary().index(word) for word in ("safe", "unsafe"))
     columns = jnp.array([safe, unsafe])
 
-    def verdicts(model: Llama, batch: Batch) -> jax.Array:
+    def verdicts(model: Llama, batch: Arrays) -> jax.Array:
         ids = batch["ids"]
         x = model.hidden(model.embed_tokens(ids), ids != PAD, last=(ids != PAD).sum(axis=1) - 1)
         return jnp.argmax(model.head(x, columns)[:, 0], axis=-1)

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +174,7 @@ def generate(model: Llama, prompts: Int[Array, "B L"], n_tokens: int) -> Int[Arr
     graphdef, state = nnx.split(model, graph=False)
 
     @jax.jit
-    def run(state: nnx.State, ids: Array) -> Array:
+    def run(state: Any, ids: Array) -> Array:
         model = nnx.merge(graphdef, state)
 
         def one(i: Array, ids: Array) -> Array:

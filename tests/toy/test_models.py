@@ -1,0 +1,215 @@
+"""The shipped small models: what is in their folders, and what they know."""
+
+import argparse
+import json
+from hashlib import sha256
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.prompts import SHORT, TEMPLATES
+from crossguard_jax.hf.load import load_model, resolve_folder
+from crossguard_jax.toy import build, measure, pretrain, texts
+from crossguard_jax.toy.batches import Numbered, dialogue, encode
+from crossguard_jax.toy.kinds import BASE_KINDS, NOVEL_KINDS
+from crossguard_jax.toy.models import NAMES, PATCHES
+from crossguard_jax.toy.requests import REQUEST_NAMES
+from crossguard_jax.toy.risk import is_held_out
+from crossguard_jax.toy.scenes import Thing, render_batch
+from crossguard_jax.toy.tokenizers import IMAGE, UNK, build_tokenizer, vocabulary
+from crossguard_jax.toy.vqa import words
+from crossguard_jax.toy.world import SOURCES, examples
+from crossguard_jax.train.loop import read_metrics
+
+SHIPPED = resolve_folder("toy://llava").parent
+MANIFEST = json.loads((SHIPPED / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    return pretrain.Lessons(seed=3, scenes=400)
+
+
+def test_the_manifest_has_the_hash_of_every_shipped_file_and_they_are_small():
+    files = [p for p in SHIPPED.rglob("*") if p.is_file() and p.name != "manifest.json"]
+    hashes = {str(p.relative_to(SHIPPED)): sha256(p.read_bytes()).hexdigest() for p in files}
+    assert MANIFEST["sha256"] == hashes
+    assert sum(p.stat().st_size for p in files) <= 16e6
+    assert {p.parent.name for p in SHIPPED.glob("*/model.safetensors")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_loads_every_shipped_folder_without_a_missing_key(name):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    config = transformers.AutoConfig.from_pretrained(SHIPPED / name)
+    cls = getattr(transformers, config.architectures[0])
+    # Sentence vectors are means over tokens: BERT's pooler is not among the weights.
+    options = {"add_pooling_layer": False} if name == "sentence" else {}
+    model, info = cls.from_pretrained(SHIPPED / name, output_loading_info=True, **options)
+    assert model.dtype == torch.bfloat16
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SHIPPED / name)
+    size = getattr(config, "text_config", config).vocab_size
+    assert len(tokenizer) == len(vocabulary()) == size
+
+
+def test_transformers_gives_the_small_llava_the_logits_that_we_do():
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    folder = SHIPPED / "llava"
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    row = examples("vqa", "val", 1)[0]
+    picture = render_batch([row.scene])
+    prompt = SHORT.render(row.text, has_image=True)
+    inputs = processor(text=prompt, images=picture[0], return_tensors="pt")
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(**inputs).logits.numpy()
+    ids = inputs["input_ids"].numpy()
+    assert ids[0].tolist() == dialogue([(row.text, "")], 64, PATCHES)[0][:-1]
+    pixels = pretrain.normalize(jnp.asarray(picture))
+    np.testing.assert_allclose(pixels, inputs["pixel_values"].numpy(), atol=1e-5)
+    ids = jnp.asarray(ids)
+    ours = load_model(folder)(ids, pixels, jnp.ones(ids.shape, bool))
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_every_word_of_the_world_is_one_token_and_encoding_is_the_tokenizers(tokenizer):
+    for source in SOURCES:
+        for row in examples(source, "test" if source != "captions" else "val", 50, seed=9):
+            said = f"{row.text} {row.answer}"
+            assert tokenizer(said, add_special_tokens=False)["input_ids"] == encode(said)
+            assert UNK not in encode(said)
+
+
+def test_plain_english_is_spelled_and_not_unknown(tokenizer):
+    said = "There is a black triangle touching exactly 2 sides; Zoë's squeaky xylophone? (50%)"
+    ids = tokenizer(said)["input_ids"]
+    assert UNK not in ids
+    assert len(ids) < len(said)
+    assert tokenizer.decode(ids, skip_special_tokens=True).startswith("there is a black triangle")
+
+
+def test_label_words_and_the_picture_are_one_token_each(tokenizer):
+    for template in TEMPLATES.values():
+        for word in (template.negative, template.positive):
+            assert len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1
+    assert tokenizer("<image>\nhi", add_special_tokens=False)["input_ids"][0] == IMAGE
+
+
+def _dialogues(lessons, n_batches):
+    for n in range(n_batches):
+        batch = lessons.draw(np.random.default_rng(n))
+        for ids in batch["ids"]:
+            yield " ".join(vocabulary()[i] for i in ids if i > IMAGE)
+
+
+def test_pretraining_names_no_novel_kind_and_no_verdict(lessons):
+    for said in _dialogues(lessons, 4):
+        assert not {*NOVEL_KINDS, "safe", "unsafe"} & set(said.split())
+
+
+def test_pretraining_carries_no_pair_that_is_held_out():
+    rng = np.random.default_rng(0)
+    for kind in BASE_KINDS:
+        asked = set()
+        for _ in range(200):
+            text, _ = pretrain.carried_question(rng, Thing(kind, "red", "top left"))
+            said = " ".join(words(text.removesuffix("?").rsplit(" what ", 1)[0]))
+            asked.add(texts.request_said(said))
+        assert asked == {r for r in REQUEST_NAMES if not is_held_out(kind, r)}
+
+
+def test_a_dialogue_keeps_to_whole_turns_and_marks_only_answers():
+    turns = [("what is it?", "kettle"), ("where is it?", "top left")]
+    ids, answers = dialogue(turns, 64, PATCHES)
+    said = [vocabulary()[i] for i, answer in zip(ids, answers, strict=True) if answer]
+    assert said == ["kettle", "</s>", "top", "left", "</s>"]
+    cut, _ = dialogue(turns, 30, PATCHES)
+    assert cut == dialogue(turns[:1], 64, PATCHES)[0]
+
+
+def test_batches_found_again_are_the_same():
+    batches = Numbered(lambda rng: {"x": rng.integers(1000, size=8)}, seed=5)
+    first = [next(batches)["x"] for _ in range(5)]
+    again = Numbered(lambda rng: {"x": rng.integers(1000, size=8)}, seed=5)
+    again.set_state({"next": 3})
+    assert (next(again)["x"] == first[3]).all()
+    assert again.get_state() == {"next": 4}
+
+
+def test_a_rewriting_says_the_same_request():
+    rows = texts.Rewritings(examples("paraphrases", "train", 300))
+    for seed in range(60):
+        text, answer = rows.turn(np.random.default_rng(seed))
+        query = text.removeprefix("say it in other words: ").split(" picture: ")[0]
+        asked, said = (texts.request_said(" ".join(words(t))) for t in (query, answer))
+        assert asked is not None and said == asked
+
+
+def test_request_said_reads_no_request_in_other_texts():
+    assert texts.request_said("can i lick the red one ?") == "lick"
+    assert texts.request_said("a red pan at the top left . please hug the red one .") == "hug"
+    assert texts.request_said("can i lick lick the ?") is None
+    assert texts.request_said("what is the red one ?") is None
+
+
+def _assert_reached(measured, claimed, where):
+    assert measured.keys() == claimed.keys()
+    for figure, found in measured.items():
+        p = claimed[figure]["value"]
+        # Four standard errors of both, and a row's worth of luck where p is near 0 or 1.
+        error = np.sqrt(max(p * (1 - p), 0.02) * (1 / found["n"] + 1 / claimed[figure]["n"]))
+        assert found["value"] >= p - 4 * error, f"{where}: {figure}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_model_does_what_the_manifest_says(name):
+    n = 100 if name == "rewriter" else 500
+    measured = measure.MEASURES[name](load_model(SHIPPED / name), n=n)
+    _assert_reached(measured, MANIFEST["measured"][name], name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_a_rebuild_reaches_the_figures_of_the_manifest(tmp_path):
+    build.main(argparse.Namespace(out=str(tmp_path), models=None, only=None, steps=1.0))
+    rebuilt = json.loads((tmp_path / "models" / "manifest.json").read_text())
+    assert rebuilt["lessons"] == MANIFEST["lessons"]
+    for name, claimed in MANIFEST["measured"].items():
+        _assert_reached(rebuilt["measured"][name], claimed, name)
+
+
+def test_a_build_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    short = build.Lesson(("safety",), 120, 5e-3, 300)
+    monkeypatch.setattr(build, "LESSONS", {"safety": short})
+    monkeypatch.setattr(build, "WARMUP", 2)
+    monkeypatch.setattr(measure, "MEASURES", {"safety": lambda model: {}})
+    args = argparse.Namespace(out=str(tmp_path), models=None, only=None, steps=4 / 120)
+    build.main(args)
+    first = (tmp_path / "models" / "manifest.json").read_text()
+    weights = (tmp_path / "models" / "safety" / "model.safetensors").read_bytes()
+    (tmp_path / "safety.json").unlink()
+    build.main(args)  # restores the last step, trains none
+    assert (tmp_path / "models" / "safety" / "model.safetensors").read_bytes() == weights
+    assert (
+        json.loads(first)["sha256"]
+        == json.loads((tmp_path / "models" / "manifest.json").read_text())["sha256"]
+    )
+    steps = [row["step"] for row in read_metrics(tmp_path / "training" / "safety")]
+    assert steps[-1] == 4
+
+
+def test_an_unknown_lesson_is_refused_by_name():
+    args = argparse.Namespace(out="unused", models=None, only=["sentences"], steps=1.0)
+    with pytest.raises(UserError, match="sentences.*sentence"):
+        build.main(args)
