@@ -213,3 +213,12 @@ def test_an_unknown_lesson_is_refused_by_name():
     args = argparse.Namespace(out="unused", models=None, only=["sentences"], steps=1.0)
     with pytest.raises(UserError, match="sentences.*sentence"):
         build.main(args)
+
+
+def test_the_text_models_prompts_are_the_rows_they_learned_from(tokenizer):
+    text = "can i lick the red one?"
+    judged = texts.SAFETY_PROMPT.render(text, has_image=False)
+    assert tokenizer(judged)["input_ids"] == dialogue([(text, "")], 64)[0][:-1]
+    asked = texts.REWRITE_PROMPT.format(text=text, picture="kettle")
+    prompt = texts.rewrite_prompt(text, "kettle")
+    assert tokenizer(prompt)["input_ids"] == dialogue([(asked, "")], 64)[0][:-1]
