@@ -7,6 +7,8 @@ from hashlib import sha256
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import SHORT, TEMPLATES
@@ -47,8 +49,6 @@ def test_the_manifest_has_the_hash_of_every_shipped_file_and_they_are_small():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_loads_every_shipped_folder_without_a_missing_key(name):
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
     config = transformers.AutoConfig.from_pretrained(SHIPPED / name)
     cls = getattr(transformers, config.architectures[0])
     # Sentence vectors are means over tokens: BERT's pooler is not among the weights.
@@ -63,8 +63,6 @@ def test_transformers_loads_every_shipped_folder_without_a_missing_key(name):
 
 
 def test_transformers_gives_the_small_llava_the_logits_that_we_do():
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
     folder = SHIPPED / "llava"
     processor = transformers.AutoProcessor.from_pretrained(folder)
     row = examples("vqa", "val", 1)[0]
