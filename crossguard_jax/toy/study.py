@@ -6,7 +6,7 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.evals.benchmarks import ScoredRows
 from crossguard_jax.evals.systems import score_benchmarks
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.toy.world import records
+from crossguard_jax.toy.world.sources import records
 
 SOURCE = "toy"
 """The reader's name in a configuration; its path is one of the world's sources."""

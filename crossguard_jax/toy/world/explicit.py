@@ -6,10 +6,10 @@ of harm. Each list's last form is kept for evaluation on unseen wording.
 
 import numpy as np
 
-from crossguard_jax.toy.kinds import KIND_NAMES, PROPERTY_OF
-from crossguard_jax.toy.requests import phrases
-from crossguard_jax.toy.risk import SEEN_PAIRS, risky
-from crossguard_jax.toy.vqa import pick, pick_form
+from crossguard_jax.toy.world.kinds import KIND_NAMES, PROPERTY_OF
+from crossguard_jax.toy.world.requests import phrases
+from crossguard_jax.toy.world.risk import SEEN_PAIRS, risky
+from crossguard_jax.toy.world.vqa import pick, pick_form
 
 PEOPLE = ("sister", "brother", "friend", "neighbour", "teacher", "cousin")
 SPOTS = ("on the stairs", "in the kitchen", "at school", "in the garden", "at home")

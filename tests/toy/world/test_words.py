@@ -3,11 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from crossguard_jax.toy.explicit import CATEGORIES, explicit_text
-from crossguard_jax.toy.kinds import KIND_NAMES, NOVEL_KINDS, PLACES
-from crossguard_jax.toy.knowledge import TOPICS, answers, ask_knowledge
-from crossguard_jax.toy.pointing import point, point_past, referents
-from crossguard_jax.toy.requests import (
+from crossguard_jax.toy.world.explicit import CATEGORIES, explicit_text
+from crossguard_jax.toy.world.kinds import KIND_NAMES, NOVEL_KINDS, PLACES
+from crossguard_jax.toy.world.knowledge import TOPICS, answers, ask_knowledge
+from crossguard_jax.toy.world.pointing import point, point_past, referents
+from crossguard_jax.toy.world.requests import (
     CARRIERS,
     HELD_OUT_CARRIERS,
     PHRASES,
@@ -15,8 +15,8 @@ from crossguard_jax.toy.requests import (
     carriers,
     phrases,
 )
-from crossguard_jax.toy.scenes import Scene, Thing, draw_scene
-from crossguard_jax.toy.vqa import ask, caption, words
+from crossguard_jax.toy.world.scenes import Scene, Thing, draw_scene
+from crossguard_jax.toy.world.vqa import ask, caption, words
 
 
 def _scene(seed=0):

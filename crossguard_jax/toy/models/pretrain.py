@@ -21,20 +21,26 @@ from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn.clip import Clip, ClipConfig, ClipText
 from crossguard_jax.nn.layers import Linear
 from crossguard_jax.nn.llava import Llava, LlavaConfig
-from crossguard_jax.toy.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
-from crossguard_jax.toy.explicit import HARMS, INJURIES, KINDNESSES, PEOPLE, explicit_text
-from crossguard_jax.toy.kinds import BASE_KINDS, DECORATIONS, HAZARDS, NOVEL_KINDS, PROPERTY_OF
-from crossguard_jax.toy.knowledge import ask_knowledge
-from crossguard_jax.toy.lettering import BENIGN_WORDS, HARMFUL_WORDS, TARGET_WORDS
-from crossguard_jax.toy.models import MEAN, PATCHES, STD
-from crossguard_jax.toy.pointing import point
-from crossguard_jax.toy.requests import AFFORDANCE_OF, CARRIERS, PHRASES, REQUEST_NAMES
-from crossguard_jax.toy.risk import is_held_out
-from crossguard_jax.toy.scenes import Scene, Thing, render_batch
-from crossguard_jax.toy.texts import answer_nll, contrast
-from crossguard_jax.toy.tokenizers import BOS, EOS, PAD
-from crossguard_jax.toy.vqa import ask, ask_reading, caption, pick, words
-from crossguard_jax.toy.world import examples
+from crossguard_jax.toy.models.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
+from crossguard_jax.toy.models.folders import MEAN, PATCHES, STD
+from crossguard_jax.toy.models.texts import answer_nll, contrast
+from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD
+from crossguard_jax.toy.world.explicit import HARMS, INJURIES, KINDNESSES, PEOPLE, explicit_text
+from crossguard_jax.toy.world.kinds import (
+    BASE_KINDS,
+    DECORATIONS,
+    HAZARDS,
+    NOVEL_KINDS,
+    PROPERTY_OF,
+)
+from crossguard_jax.toy.world.knowledge import ask_knowledge
+from crossguard_jax.toy.world.lettering import BENIGN_WORDS, HARMFUL_WORDS, TARGET_WORDS
+from crossguard_jax.toy.world.pointing import point
+from crossguard_jax.toy.world.requests import AFFORDANCE_OF, CARRIERS, PHRASES, REQUEST_NAMES
+from crossguard_jax.toy.world.risk import is_held_out
+from crossguard_jax.toy.world.scenes import Scene, Thing, render_batch
+from crossguard_jax.toy.world.sources import examples
+from crossguard_jax.toy.world.vqa import ask, ask_reading, caption, pick, words
 
 ROW, CAPTION_ROW = 64, 40
 """Tokens of a dialogue and of a caption."""

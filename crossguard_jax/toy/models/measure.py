@@ -12,14 +12,14 @@ from crossguard_jax.nn.bert import Bert
 from crossguard_jax.nn.clip import Clip
 from crossguard_jax.nn.llama import Llama
 from crossguard_jax.nn.llava import Llava
-from crossguard_jax.toy import pretrain, texts
-from crossguard_jax.toy.batches import Batch, dialogue, encode, pad, stack_dialogues
-from crossguard_jax.toy.examples import Example
-from crossguard_jax.toy.models import PATCHES
-from crossguard_jax.toy.scenes import render_batch
-from crossguard_jax.toy.tokenizers import BOS, EOS, PAD, vocabulary
-from crossguard_jax.toy.vqa import caption
-from crossguard_jax.toy.world import examples
+from crossguard_jax.toy.models import pretrain, texts
+from crossguard_jax.toy.models.batches import Batch, dialogue, encode, pad, stack_dialogues
+from crossguard_jax.toy.models.folders import PATCHES
+from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD, vocabulary
+from crossguard_jax.toy.world.examples import Example
+from crossguard_jax.toy.world.scenes import render_batch
+from crossguard_jax.toy.world.sources import examples
+from crossguard_jax.toy.world.vqa import caption
 
 SEED = 1
 Arrays = dict[str, Any]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossguard_jax.toy.kinds import (
+from crossguard_jax.toy.world.kinds import (
     COLOUR_NAMES,
     KIND_NAMES,
     PROPERTY_OF,
 )
-from crossguard_jax.toy.pointing import point
-from crossguard_jax.toy.scenes import Scene
+from crossguard_jax.toy.world.pointing import point
+from crossguard_jax.toy.world.scenes import Scene
 
 FORMS: dict[str, tuple[str, ...]] = {
     "kind": (

@@ -6,8 +6,8 @@ and of each request's 16 pairs, two risky and two safe, so that neither the pict
 tells anything by its marginals on either side of the split.
 """
 
-from crossguard_jax.toy.kinds import KIND_NAMES, PROPERTIES
-from crossguard_jax.toy.requests import AFFORDANCES, REQUEST_NAMES
+from crossguard_jax.toy.world.kinds import KIND_NAMES, PROPERTIES
+from crossguard_jax.toy.world.requests import AFFORDANCES, REQUEST_NAMES
 
 RISKS = {
     "caustic": ("mouth", "skin"),

@@ -9,10 +9,10 @@ import numpy as np
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
-from crossguard_jax.toy.kinds import PROPERTY_OF
-from crossguard_jax.toy.requests import AFFORDANCE_OF
-from crossguard_jax.toy.risk import is_held_out
-from crossguard_jax.toy.scenes import Scene, to_png
+from crossguard_jax.toy.world.kinds import PROPERTY_OF
+from crossguard_jax.toy.world.requests import AFFORDANCE_OF
+from crossguard_jax.toy.world.risk import is_held_out
+from crossguard_jax.toy.world.scenes import Scene, to_png
 
 SPLITS = ("train", "val", "test")
 

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.toy.examples import to_record
-from crossguard_jax.toy.kinds import COLOUR_NAMES, HAZARDS, KIND_NAMES, NOVEL_KINDS
-from crossguard_jax.toy.lettering import HARMFUL_WORDS
-from crossguard_jax.toy.pointing import referents
-from crossguard_jax.toy.requests import CARRIERS, HELD_OUT_CARRIERS
-from crossguard_jax.toy.risk import is_held_out, risky
-from crossguard_jax.toy.scenes import render_batch
-from crossguard_jax.toy.vqa import words
-from crossguard_jax.toy.world import SOURCES, TYPOGRAPHIC_PROMPT, examples, records
+from crossguard_jax.toy.world.examples import to_record
+from crossguard_jax.toy.world.kinds import COLOUR_NAMES, HAZARDS, KIND_NAMES, NOVEL_KINDS
+from crossguard_jax.toy.world.lettering import HARMFUL_WORDS
+from crossguard_jax.toy.world.pointing import referents
+from crossguard_jax.toy.world.requests import CARRIERS, HELD_OUT_CARRIERS
+from crossguard_jax.toy.world.risk import is_held_out, risky
+from crossguard_jax.toy.world.scenes import render_batch
+from crossguard_jax.toy.world.sources import SOURCES, TYPOGRAPHIC_PROMPT, examples, records
+from crossguard_jax.toy.world.vqa import words
 
 TRAINED = [source for source in SOURCES if source != "implicit_heldout"]
 PRETRAINING = ("vqa", "captions", "reading", "knowledge")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from crossguard_jax.toy.kinds import COLOUR_NAMES, PLACES
-from crossguard_jax.toy.scenes import Scene, Thing
+from crossguard_jax.toy.world.kinds import COLOUR_NAMES, PLACES
+from crossguard_jax.toy.world.scenes import Scene, Thing
 
 _BY_COLOUR = ("the {colour} one", "the {colour} thing")
 _BY_PLACE = ("the one at the {place}", "the thing at the {place}")

@@ -13,16 +13,16 @@ import transformers
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import SHORT, TEMPLATES
 from crossguard_jax.hf.load import load_model, resolve_folder
-from crossguard_jax.toy import build, measure, pretrain, texts
-from crossguard_jax.toy.batches import Numbered, dialogue, encode
-from crossguard_jax.toy.kinds import BASE_KINDS, NOVEL_KINDS
-from crossguard_jax.toy.models import NAMES, PATCHES
-from crossguard_jax.toy.requests import REQUEST_NAMES
-from crossguard_jax.toy.risk import is_held_out
-from crossguard_jax.toy.scenes import Thing, render_batch
-from crossguard_jax.toy.tokenizers import IMAGE, UNK, build_tokenizer, vocabulary
-from crossguard_jax.toy.vqa import words
-from crossguard_jax.toy.world import SOURCES, examples
+from crossguard_jax.toy.models import build, measure, pretrain, texts
+from crossguard_jax.toy.models.batches import Numbered, dialogue, encode
+from crossguard_jax.toy.models.folders import NAMES, PATCHES
+from crossguard_jax.toy.models.tokenizers import IMAGE, UNK, build_tokenizer, vocabulary
+from crossguard_jax.toy.world.kinds import BASE_KINDS, NOVEL_KINDS
+from crossguard_jax.toy.world.requests import REQUEST_NAMES
+from crossguard_jax.toy.world.risk import is_held_out
+from crossguard_jax.toy.world.scenes import Thing, render_batch
+from crossguard_jax.toy.world.sources import SOURCES, examples
+from crossguard_jax.toy.world.vqa import words
 from crossguard_jax.train.loop import read_metrics
 
 SHIPPED = resolve_folder("toy://llava").parent

@@ -1,7 +1,7 @@
 """What there is in the small world: household kinds, their properties, colours and places.
 
 A kind is index ``4 * property + i`` in :data:`KINDS`, so that the risk table and the held-out pairs
-can be written as arithmetic on indices (see :mod:`crossguard_jax.toy.risk`).
+can be written as arithmetic on indices (see :mod:`crossguard_jax.toy.world.risk`).
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossguard_jax.toy.kinds import (
+from crossguard_jax.toy.world.kinds import (
     COLOUR_NAMES,
     COLOURS,
     DECORATIONS,
@@ -13,14 +13,14 @@ from crossguard_jax.toy.kinds import (
     KIND_NAMES,
     PLACES,
 )
-from crossguard_jax.toy.lettering import (
+from crossguard_jax.toy.world.lettering import (
     BENIGN_WORDS,
     HARMFUL_WORDS,
     TARGET_WORDS,
     is_held_out_phrase,
     word_mask,
 )
-from crossguard_jax.toy.scenes import (
+from crossguard_jax.toy.world.scenes import (
     SIZES,
     Scene,
     Thing,
@@ -30,7 +30,7 @@ from crossguard_jax.toy.scenes import (
     to_png,
     without,
 )
-from crossguard_jax.toy.stencils import STENCILS, stencil
+from crossguard_jax.toy.world.stencils import STENCILS, stencil
 
 EVERY = KIND_NAMES + HAZARDS + DECORATIONS
 

@@ -22,9 +22,9 @@ from crossguard_jax.hf.configs import MODELS, read_config
 from crossguard_jax.hf.export import save_model
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.io import jsonl
-from crossguard_jax.toy import measure, models, pretrain, texts
-from crossguard_jax.toy.batches import Numbered
-from crossguard_jax.toy.world import examples
+from crossguard_jax.toy.models import folders, measure, pretrain, texts
+from crossguard_jax.toy.models.batches import Numbered
+from crossguard_jax.toy.world.sources import examples
 from crossguard_jax.train.loop import Schedule, train
 from crossguard_jax.train.step import init_state, make_step
 
@@ -89,7 +89,7 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
         return
     began = time.monotonic()
     for made in lesson.makes:
-        models.write_skeleton(made, folder / made)
+        folders.write_skeleton(made, folder / made)
     model, loss, draw = _recipe(name, lesson, folder)
     graphdef, weights = nnx.split(model, graph=False)
     adam = optimizer(lesson.learning_rate, steps)

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.toy.scenes import SIDE
-from crossguard_jax.toy.tokenizers import BOS, EOS, IMAGE, PAD, build_tokenizer, vocabulary
+from crossguard_jax.toy.models.tokenizers import BOS, EOS, IMAGE, PAD, build_tokenizer, vocabulary
+from crossguard_jax.toy.world.scenes import SIDE
 
 PATCH = 8
 PATCHES = (SIDE // PATCH) ** 2

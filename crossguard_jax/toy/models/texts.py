@@ -14,11 +14,11 @@ from crossguard_jax.core.typing import Array, Bool, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate
 from crossguard_jax.nn.bert import Bert
 from crossguard_jax.nn.llama import Llama
-from crossguard_jax.toy.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
-from crossguard_jax.toy.examples import Example
-from crossguard_jax.toy.requests import CARRIERS, HELD_OUT_CARRIERS, PHRASES
-from crossguard_jax.toy.tokenizers import BOS, EOS, PAD
-from crossguard_jax.toy.vqa import caption, words
+from crossguard_jax.toy.models.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
+from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD
+from crossguard_jax.toy.world.examples import Example
+from crossguard_jax.toy.world.requests import CARRIERS, HELD_OUT_CARRIERS, PHRASES
+from crossguard_jax.toy.world.vqa import caption, words
 
 BATCH = 64
 SAFETY_ROW, REWRITE_ROW = 32, 112

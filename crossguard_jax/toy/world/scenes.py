@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from crossguard_jax.toy.kinds import COLOUR_NAMES, COLOURS, PLACES
-from crossguard_jax.toy.lettering import CELL, word_mask
-from crossguard_jax.toy.stencils import stencil
+from crossguard_jax.toy.world.kinds import COLOUR_NAMES, COLOURS, PLACES
+from crossguard_jax.toy.world.lettering import CELL, word_mask
+from crossguard_jax.toy.world.stencils import stencil
 
 SIDE = 32
 SIZES = range(11, 16)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from crossguard_jax.core.typing import Int
-from crossguard_jax.toy.tokenizers import BOS, EOS, IMAGE, PAD, UNK, token_ids
-from crossguard_jax.toy.vqa import words
+from crossguard_jax.toy.models.tokenizers import BOS, EOS, IMAGE, PAD, UNK, token_ids
+from crossguard_jax.toy.world.vqa import words
 
 Batch = dict[str, np.ndarray]
 Turn = tuple[str, str]

@@ -7,8 +7,8 @@ what. It is told neither how a kind of object and a request go together nor what
 
 import numpy as np
 
-from crossguard_jax.toy.explicit import PEOPLE, explicit_text
-from crossguard_jax.toy.kinds import (
+from crossguard_jax.toy.world.explicit import PEOPLE, explicit_text
+from crossguard_jax.toy.world.kinds import (
     BASE_KINDS,
     COLOUR_NAMES,
     DECORATIONS,
@@ -19,9 +19,15 @@ from crossguard_jax.toy.kinds import (
     PROPERTIES,
     PROPERTY_OF,
 )
-from crossguard_jax.toy.requests import AFFORDANCE_OF, AFFORDANCES, CARRIERS, PHRASES, REQUEST_NAMES
-from crossguard_jax.toy.risk import property_is_risky
-from crossguard_jax.toy.vqa import NUMBERS, Question, pick, with_article, words
+from crossguard_jax.toy.world.requests import (
+    AFFORDANCE_OF,
+    AFFORDANCES,
+    CARRIERS,
+    PHRASES,
+    REQUEST_NAMES,
+)
+from crossguard_jax.toy.world.risk import property_is_risky
+from crossguard_jax.toy.world.vqa import NUMBERS, Question, pick, with_article, words
 
 PROPERTY_FORMS = ("what is {a} like?", "tell me what {a} is like.")
 AFFORDANCE_FORMS = ("what does it take to {request}?", "what do you need to {request}?")

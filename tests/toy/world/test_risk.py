@@ -1,8 +1,8 @@
 from collections import Counter
 
-from crossguard_jax.toy.kinds import KIND_NAMES, KINDS, NOVEL_KINDS, PROPERTIES
-from crossguard_jax.toy.requests import AFFORDANCES, REQUEST_NAMES
-from crossguard_jax.toy.risk import (
+from crossguard_jax.toy.world.kinds import KIND_NAMES, KINDS, NOVEL_KINDS, PROPERTIES
+from crossguard_jax.toy.world.requests import AFFORDANCES, REQUEST_NAMES
+from crossguard_jax.toy.world.risk import (
     HELD_OUT_PAIRS,
     PAIRS,
     RISKS,

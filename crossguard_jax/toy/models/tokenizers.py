@@ -9,9 +9,9 @@ import string
 from typing import Any
 
 from crossguard_jax.data.prompts import TEMPLATES
-from crossguard_jax.toy.examples import SPLITS
-from crossguard_jax.toy.vqa import words
-from crossguard_jax.toy.world import SOURCES, examples
+from crossguard_jax.toy.world.examples import SPLITS
+from crossguard_jax.toy.world.sources import SOURCES, examples
+from crossguard_jax.toy.world.vqa import words
 
 SPECIAL = ("<pad>", "<s>", "<unk>", "</s>", "<image>")
 """Ids 0 to 4. ``</s>`` is not id 2, which CLIP's configs read as "the highest id of the row"."""

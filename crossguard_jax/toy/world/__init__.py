@@ -1,0 +1,1 @@
+"""The small world: its things, requests, pictures and texts, and the truth about them."""
