@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.records import Rejected
 from crossguard_jax.io import images
 from crossguard_jax.io.jsonl import Row, RowError
 
+RecordT = TypeVar("RecordT")
+
 
 def records_of(
-    path: Path, rows: Iterable[Row], make: Callable[[int, dict[str, Any]], list[Record]]
-) -> Iterator[Record | Rejected]:
-    """Turns each row into its records; a row for which ``make`` raises UserError is rejected."""
+    path: Path, rows: Iterable[Row], make: Callable[[int, dict[str, Any]], list[RecordT]]
+) -> Iterator[RecordT | Rejected]:
+    """Turns each row into its records, or whatever else a reader makes of rows.
+
+    A row for which ``make`` raises UserError is rejected.
+    """
     for row, value in rows:
         if isinstance(value, RowError):
             yield Rejected(str(path), row, value.reason)

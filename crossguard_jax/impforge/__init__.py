@@ -1,0 +1,1 @@
+"""ImpForge: harmless pictures matched to queries, and the rewriter that hides intent in both."""

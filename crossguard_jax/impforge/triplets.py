@@ -1,0 +1,109 @@
+"""What stage 1 makes and stage 2 rewrites: a query, a keyword of it, and a harmless picture."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record, Rejected, write_jsonl
+from crossguard_jax.data.sources.common import picture, picture_name, records_of, text_field
+from crossguard_jax.io.jsonl import read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """``(x^I, x^T, k)`` of the paper (arXiv 2510.17687), with what is known of it.
+
+    Attributes:
+        id: names the triplet; no two are called the same.
+        query: x^T, the request whose intent is plain.
+        keyword: k, the visual word by which the picture was found.
+        image: x^I, the encoded file (PNG, JPEG, ...).
+        caption: what the picture shows, in words; "" where nobody has said.
+        category: the query's domain.
+        cosine: of keyword and picture, by CLIP.
+        provenance: where query and picture came from, the judge's answer, model hashes.
+    """
+
+    id: str
+    query: str
+    keyword: str
+    image: bytes
+    caption: str
+    category: str
+    cosine: float
+    provenance: dict[str, str]
+
+    @property
+    def shown(self) -> str:
+        """What a language model is told of the picture: the caption, or else the keyword."""
+        return self.caption or self.keyword
+
+
+def write_triplets(triplets: Iterable[Triplet], folder: str | Path, name: str = "triplets") -> int:
+    """Writes ``folder/NAME.jsonl`` with the pictures beside it; returns how many.
+
+    The layout is that of every table of rows here (``id, image, text, category, ...``), so a
+    table of one's own with these fields reads just as well.
+
+    Raises:
+        UserError: two share an id, or a picture does not decode.
+    """
+    return write_jsonl(map(_as_record, triplets), folder, name)
+
+
+def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
+    """Reads what `write_triplets` wrote, or a table of one's own.
+
+    A row has ``id, image, text`` (the query) and ``category``; ``keyword``, ``caption`` and
+    ``cosine`` stand beside them or in ``provenance``. A row with neither keyword nor caption is
+    rejected: nothing says what its picture shows.
+
+    Raises:
+        UserError: the table cannot be opened.
+    """
+    path = Path(path)
+
+    def make(row: int, value: dict[str, Any]) -> list[Triplet]:
+        more = value.get("provenance") or {}
+        if not isinstance(more, dict):
+            raise UserError(f"field 'provenance' is a {type(more).__name__}; give an object")
+        provenance = {str(k): str(v) for k, v in more.items()}
+        known = {k: provenance.pop(k, value.get(k) or "") for k in ("keyword", "caption", "cosine")}
+        if not known["keyword"] and not known["caption"]:
+            raise UserError("neither 'keyword' nor 'caption'; give one, to say what is shown")
+        try:
+            cosine = float(known["cosine"] or "nan")
+        except (TypeError, ValueError):
+            raise UserError(f"field 'cosine' is no number but {known['cosine']!r}") from None
+        return [
+            Triplet(
+                id=str(value.get("id") or f"{path.stem}-{row}"),
+                query=text_field(value, "text"),
+                keyword=str(known["keyword"]),
+                image=picture(path.parent / picture_name(value, "image"), check=True),
+                caption=str(known["caption"]),
+                category=str(value.get("category") or ""),
+                cosine=cosine,
+                provenance=provenance,
+            )
+        ]
+
+    return records_of(path, read_rows(path), make)
+
+
+def _as_record(triplet: Triplet) -> Record:
+    known = {
+        "keyword": triplet.keyword,
+        "caption": triplet.caption,
+        "cosine": f"{triplet.cosine:.6f}",
+    }
+    return Record(
+        id=triplet.id,
+        image=triplet.image,
+        text=triplet.query,
+        category=triplet.category,
+        source="triplets",
+        provenance=known | dict(triplet.provenance),
+    )

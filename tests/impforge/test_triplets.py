@@ -1,0 +1,66 @@
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crossguard_jax.data.records import Rejected
+from crossguard_jax.impforge.triplets import Triplet, read_triplets, write_triplets
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def triplet(n: int, **changes: object) -> Triplet:
+    fields = {
+        "id": f"q{n}",
+        "query": "how do i hide the kettle?",
+        "keyword": "kettle",
+        "image": png(n),
+        "caption": "a kettle, and \N{SNOWMAN}",
+        "category": "hot",
+        "cosine": 0.25,
+        "provenance": {"judge": "safe", "library": "p7"},
+    }
+    return Triplet(**fields | changes)
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    written = [triplet(0), triplet(1, caption="", cosine=-0.125), triplet(2, provenance={})]
+    assert write_triplets(written, tmp_path) == 3
+    assert list(read_triplets(tmp_path / "triplets.jsonl")) == written
+
+
+def test_a_table_of_ones_own_reads_and_its_bad_rows_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    good = {"image": "a.png", "text": "q", "keyword": "pan"}
+    rows = [
+        good,
+        good | {"keyword": ""},
+        good | {"image": "none.png"},
+        good | {"cosine": "much"},
+        good | {"text": " "},
+        good | {"provenance": 3},
+        good | {"id": 7, "caption": "a pan", "cosine": 0.5},
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list(read_triplets(path))
+    bad = {row.row: row.reason for row in found if isinstance(row, Rejected)}
+    first, last = (row for row in found if isinstance(row, Triplet))
+    assert sorted(bad) == [2, 3, 4, 5, 6]
+    assert "keyword" in bad[2] and "none.png" in bad[3] and "cosine" in bad[4]
+    assert first.id == "mine-1" and math.isnan(first.cosine) and first.shown == "pan"
+    assert (last.id, last.shown, last.cosine) == ("7", "a pan", 0.5)
+
+
+def test_two_of_one_name_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="two records are called 'q0'"):
+        write_triplets([triplet(0), triplet(0)], tmp_path)
