@@ -22,6 +22,8 @@ from crossguard_jax.hf.configs import MODELS, read_config
 from crossguard_jax.hf.export import save_model
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.io import jsonl
+from crossguard_jax.nn.clip import ClipConfig
+from crossguard_jax.nn.llava import LlavaConfig
 from crossguard_jax.toy.models import folders, measure, pretrain, texts
 from crossguard_jax.toy.models.batches import Numbered
 from crossguard_jax.toy.world.sources import examples
@@ -107,14 +109,16 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
         identity=identity,
         name=f"toy {name}",
     )
-    trained = nnx.merge(graphdef, state.trainable)
-    parts = {"clip": trained.clip(), "llava": trained.llava} if name == "base" else {name: trained}
+    trained: Any = nnx.merge(graphdef, state.trainable)
+    parts: dict[str, Any] = (
+        {"clip": trained.clip(), "llava": trained.llava} if name == "base" else {name: trained}
+    )
     for made, part in parts.items():
         save_model(part, folder / made, folder / made, dtype="bfloat16")
     minutes = (time.monotonic() - began) / 60
     loaded = {made: load_model(folder / made) for made in lesson.makes}
     note.parent.mkdir(parents=True, exist_ok=True)
-    found = {"identity": identity, "minutes": round(minutes, 1), "measured": {}}
+    found: dict[str, Any] = {"identity": identity, "minutes": round(minutes, 1), "measured": {}}
     for made, part in loaded.items():
         found["measured"][made] = measure.MEASURES[made](part)
     jsonl.write_atomic(note, json.dumps(found, indent=2).encode())
@@ -125,6 +129,7 @@ def _recipe(name: str, lesson: Lesson, folder: Path) -> tuple[nnx.Module, Loss, 
     key = jax.random.key(SEED)
     if name == "base":
         llava, clip = (read_config(folder / made)[1] for made in ("llava", "clip"))
+        assert isinstance(llava, LlavaConfig) and isinstance(clip, ClipConfig)
         lessons = pretrain.Lessons(SEED, lesson.rows)
         return pretrain.Base(llava, clip, key), pretrain.base_loss, lessons.draw
     family, config = read_config(folder / name)

@@ -19,7 +19,7 @@ MEAN, STD = (0.49, 0.49, 0.49), (0.2, 0.2, 0.2)
 NAMES = ("clip", "llava", "rewriter", "safety", "sentence")
 """The shipped models, each a folder of this name."""
 
-_SPECIAL = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+_SPECIAL: dict[str, Any] = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
 _HEAD = 32  # width of an attention head, everywhere
 _CLIP_LENGTH, _TEXT_LENGTH, _LLAVA_LENGTH = 64, 192, 512
 
@@ -58,6 +58,7 @@ def hub_config(name: str) -> Any:
     from transformers import BertConfig, CLIPConfig, LlamaConfig, LlavaConfig
     from transformers.models.clip import CLIPVisionConfig
 
+    config: Any
     if name == "clip":
         text = {
             **_tower(128, 2),

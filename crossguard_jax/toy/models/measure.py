@@ -42,7 +42,7 @@ def _in_parts(run: Callable[[Batch], Any], batch: Batch, size: int = 256) -> np.
     return np.concatenate([np.asarray(run(part)) for part in parts])
 
 
-def _jitted(model: nnx.Module, function: Callable[[Any, Batch], Any]) -> Callable[[Batch], Any]:
+def _jitted(model: nnx.Module, function: Callable[[Any, Arrays], Any]) -> Callable[[Batch], Any]:
     graphdef, state = nnx.split(model, graph=False)
     run = jax.jit(lambda state, batch: function(nnx.merge(graphdef, state), batch))
     return lambda batch: run(state, batch)
@@ -62,7 +62,8 @@ def measure_llava(model: Llava, n: int = 1000) -> Measured:
         ids = batch["ids"][:, :-1]
         return _whole_answers(model(ids, pixels, ids != PAD), batch)
 
-    run, found = _jitted(model, answers), {}
+    run = _jitted(model, answers)
+    found: Measured = {}
     for source, split in (
         ("vqa", "val"),
         ("vqa", "test"),
