@@ -278,6 +278,9 @@ def export(args: argparse.Namespace) -> None:
 
 def toy(args: argparse.Namespace) -> None:
     """Builds the small models or makes their table; both go on where they were stopped."""
-    module = importlib.import_module(f"crossguard_jax.toy.{args.what}")
-    args.out = args.out or {"build": "runs/toy", "table": "runs/table"}[args.what]
-    module.main(args)
+    module, out = {
+        "build": ("crossguard_jax.toy.models.build", "runs/toy"),
+        "table": ("crossguard_jax.toy.table", "runs/table"),
+    }[args.what]
+    args.out = args.out or out
+    importlib.import_module(module).main(args)
