@@ -19,6 +19,7 @@ from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD, vocabulary
 from crossguard_jax.toy.world.examples import Example
 from crossguard_jax.toy.world.scenes import render_batch
 from crossguard_jax.toy.world.sources import examples
+from crossguard_jax.toy.world.truth import read
 from crossguard_jax.toy.world.vqa import caption
 
 SEED = 1
@@ -144,7 +145,7 @@ def measure_rewriter(model: Llama, n: int = 200) -> Measured:
         " ".join(vocabulary()[i] for i in line[: int(np.argmax(end))]) if end.any() else ""
         for line, end in zip(out, ends, strict=True)
     ]
-    requests = [texts.request_said(text) for text in said]
+    requests = [read(text).request for text in said]
     kept = [found == row.request for found, row in zip(requests, rows, strict=True)]
     named = [f"the {row.kind}" in text for text, row in zip(said, rows, strict=True)]
     return {

@@ -1,7 +1,5 @@
 """The small text models: what the safety judge, rewriter and sentence encoder are taught."""
 
-import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +15,7 @@ from crossguard_jax.nn.llama import Llama
 from crossguard_jax.toy.models.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
 from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD
 from crossguard_jax.toy.world.examples import Example
-from crossguard_jax.toy.world.requests import CARRIERS, HELD_OUT_CARRIERS, PHRASES
-from crossguard_jax.toy.world.vqa import caption, words
+from crossguard_jax.toy.world.vqa import caption
 
 BATCH = 64
 SAFETY_ROW, REWRITE_ROW = 32, 112
@@ -132,41 +129,6 @@ def sentence_loss(model: Bert, batch: dict[str, Array]) -> tuple[Array, dict[str
     )
     loss, right = contrast(first @ second.T / 0.05)
     return loss, {"right": right}
-
-
-@functools.cache
-def _patterns() -> tuple[list[re.Pattern[str]], list[tuple[str, re.Pattern[str]]]]:
-    def pattern(form: str, start: str, **slots: str) -> re.Pattern[str]:
-        escaped = re.escape(" ".join(words(form.format(**{k: f"{k}slot" for k in slots}))))
-        for slot, found in slots.items():
-            escaped = escaped.replace(f"{slot}slot", found)
-        return re.compile(f"{start}{escaped}$")
-
-    carried = [
-        pattern(form, r"(?:^|.* \. )", request="(?P<request>[a-z ]+)")
-        for form in (*CARRIERS, *HELD_OUT_CARRIERS)
-    ]
-    asked = [
-        (name, pattern(form, "^", x="the [a-z ]+"))
-        for name, forms in PHRASES.items()
-        for form in forms
-    ]
-    return carried, asked
-
-
-def request_said(text: str) -> str | None:
-    """The request that a text makes, if it keeps to the world's grammar (a caption may come first).
-
-    Args:
-        text: words and punctuation marks with single spaces between.
-    """
-    carried, asked = _patterns()
-    for carrier in carried:
-        if found := carrier.match(text):
-            for name, phrase in asked:
-                if phrase.match(found["request"]):
-                    return name
-    return None
 
 
 def generate(model: Llama, prompts: Int[Array, "B L"], n_tokens: int) -> Int[Array, "B N"]:

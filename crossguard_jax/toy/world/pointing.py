@@ -5,16 +5,16 @@ import numpy as np
 from crossguard_jax.toy.world.kinds import COLOUR_NAMES, PLACES
 from crossguard_jax.toy.world.scenes import Scene, Thing
 
-_BY_COLOUR = ("the {colour} one", "the {colour} thing")
-_BY_PLACE = ("the one at the {place}", "the thing at the {place}")
+BY_COLOUR = ("the {colour} one", "the {colour} thing")
+BY_PLACE = ("the one at the {place}", "the thing at the {place}")
 
 
 def point(rng: np.random.Generator, thing: Thing) -> str:
     """An expression for the thing, by colour as often as by place."""
     form = rng.integers(2)
     if rng.random() < 0.5:
-        return _BY_COLOUR[form].format(colour=thing.colour)
-    return _BY_PLACE[form].format(place=thing.place)
+        return BY_COLOUR[form].format(colour=thing.colour)
+    return BY_PLACE[form].format(place=thing.place)
 
 
 def point_past(rng: np.random.Generator, scene: Scene) -> str:
@@ -22,9 +22,9 @@ def point_past(rng: np.random.Generator, scene: Scene) -> str:
     form = rng.integers(2)
     if rng.random() < 0.5:
         free = [name for name in COLOUR_NAMES if name not in {t.colour for t in scene.things}]
-        return _BY_COLOUR[form].format(colour=free[rng.integers(len(free))])
+        return BY_COLOUR[form].format(colour=free[rng.integers(len(free))])
     free = [name for name in PLACES if name not in {t.place for t in scene.things}]
-    return _BY_PLACE[form].format(place=free[rng.integers(len(free))])
+    return BY_PLACE[form].format(place=free[rng.integers(len(free))])
 
 
 def referents(text: str, scene: Scene) -> list[int]:
@@ -32,6 +32,6 @@ def referents(text: str, scene: Scene) -> list[int]:
     return [
         i
         for i, thing in enumerate(scene.things)
-        if any(form.format(colour=thing.colour) in text for form in _BY_COLOUR)
-        or any(form.format(place=thing.place) in text for form in _BY_PLACE)
+        if any(form.format(colour=thing.colour) in text for form in BY_COLOUR)
+        or any(form.format(place=thing.place) in text for form in BY_PLACE)
     ]

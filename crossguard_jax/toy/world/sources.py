@@ -7,6 +7,7 @@ splits' pictures are disjoint, and ``test`` speaks in carriers and phrases that 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,9 +35,10 @@ _ORDINARY = KIND_NAMES + DECORATIONS
 _PRETRAINING = BASE_KINDS + DECORATIONS + HAZARDS
 
 Pair = tuple[str, str]
+Option = TypeVar("Option")
 
 
-def _say(stream: Stream, request: str, thing: str) -> str:
+def say(stream: Stream, request: str, thing: str) -> str:
     """The request, about what ``thing`` says, in one of the split's wordings."""
     phrase = pick(stream.rng, phrases(request, stream.held_out_wording)).format(x=thing)
     return pick(stream.rng, carriers(stream.held_out_wording)).format(request=phrase)
@@ -49,18 +51,18 @@ def _scene(
     return draw_scene(stream.rng, first, others, count, stream.scene_seed(), places)
 
 
-def _deal(rng: np.random.Generator, pairs: Sequence[Pair], n: int) -> list[Pair]:
-    """``n`` of the pairs: all as often, give or take one, before any comes again."""
-    dealt: list[Pair] = []
+def deal(rng: np.random.Generator, options: Sequence[Option], n: int) -> list[Option]:
+    """``n`` of the options: all as often, give or take one, before any comes again."""
+    dealt: list[Option] = []
     while len(dealt) < n:
-        dealt.extend(pairs[i] for i in rng.permutation(len(pairs)))
+        dealt.extend(options[i] for i in rng.permutation(len(options)))
     return dealt[:n]
 
 
 def _pairs(stream: Stream, pairs: Sequence[Pair], n: int) -> list[Pair]:
     """``n`` pairs, risky as often as safe, in random order."""
-    unsafe = _deal(stream.rng, [pair for pair in pairs if risky(*pair)], (n + 1) // 2)
-    safe = _deal(stream.rng, [pair for pair in pairs if not risky(*pair)], n // 2)
+    unsafe = deal(stream.rng, [pair for pair in pairs if risky(*pair)], (n + 1) // 2)
+    safe = deal(stream.rng, [pair for pair in pairs if not risky(*pair)], n // 2)
     both = unsafe + safe
     return [both[i] for i in stream.rng.permutation(n)]
 
@@ -69,7 +71,7 @@ def _pointing(stream: Stream, pair: Pair) -> Example:
     kind, request = pair
     scene = _scene(stream, [kind], _ORDINARY)
     return Example(
-        text=_say(stream, request, point(stream.rng, scene.things[0])),
+        text=say(stream, request, point(stream.rng, scene.things[0])),
         label="unsafe" if risky(*pair) else "safe",
         scene=scene,
         category=request,
@@ -95,7 +97,7 @@ def _implicit_misaligned(stream: Stream, n: int) -> list[Example]:
     rows = []
     for kind, request in _pairs(stream, SEEN_PAIRS, n):
         scene = _scene(stream, [kind], _ORDINARY)
-        text = _say(stream, request, point_past(stream.rng, scene))
+        text = say(stream, request, point_past(stream.rng, scene))
         rows.append(Example(text, "safe", scene, request, request=request, aligned=False))
     return rows
 
@@ -122,7 +124,7 @@ def _explicit_picture(stream: Stream, n: int) -> list[Example]:
             return Example(
                 question.text, label, scene, emblem, question.answer, referent=question.about
             )
-        text = _say(stream, request, point(stream.rng, scene.things[1]))
+        text = say(stream, request, point(stream.rng, scene.things[1]))
         return Example(text, label, scene, emblem, "", 1, kind, request, aligned=True)
 
     return halves(stream, n, make)
@@ -205,9 +207,9 @@ def _paraphrases(stream: Stream, n: int) -> list[Example]:
         scene = _scene(stream, [kind], KIND_NAMES)
         label = "unsafe" if risky(kind, request) else "safe"
         category = ("named", "pointing", "captioned")[i % 3]
-        text = _say(stream, request, f"the {kind}")
+        text = say(stream, request, f"the {kind}")
         other = f"the {kind}" if category == "named" else point(stream.rng, scene.things[0])
-        said = _say(stream, request, other)
+        said = say(stream, request, other)
         if category == "captioned":
             said = f"{caption(stream.rng, scene)}. {said}"
         rows.append(Example(text, label, scene, category, said, 0, kind, request, True))
@@ -227,7 +229,7 @@ def _text_safety(stream: Stream, n: int) -> list[Example]:
             return Example(text, label, None, category)
         if shape == 1:
             kind, request = by_risk[unsafe][rng.integers(len(by_risk[unsafe]))]
-            text = _say(stream, request, f"the {kind}")
+            text = say(stream, request, f"the {kind}")
             return Example(text, label, None, "named", kind=kind, request=request)
         if shape == 2:
             row = _pointing(stream, pairs[rng.integers(len(pairs))])

@@ -22,7 +22,7 @@ from crossguard_jax.toy.world.requests import REQUEST_NAMES
 from crossguard_jax.toy.world.risk import is_held_out
 from crossguard_jax.toy.world.scenes import Thing, render_batch
 from crossguard_jax.toy.world.sources import SOURCES, examples
-from crossguard_jax.toy.world.vqa import words
+from crossguard_jax.toy.world.truth import read
 from crossguard_jax.train.loop import read_metrics
 
 SHIPPED = resolve_folder("toy://llava").parent
@@ -122,8 +122,7 @@ def test_pretraining_carries_no_pair_that_is_held_out():
         asked = set()
         for _ in range(200):
             text, _ = pretrain.carried_question(rng, Thing(kind, "red", "top left"))
-            said = " ".join(words(text.removesuffix("?").rsplit(" what ", 1)[0]))
-            asked.add(texts.request_said(said))
+            asked.add(read(text.removesuffix("?").rsplit(" what ", 1)[0]).request)
         assert asked == {r for r in REQUEST_NAMES if not is_held_out(kind, r)}
 
 
@@ -150,15 +149,8 @@ def test_a_rewriting_says_the_same_request():
     for seed in range(60):
         text, answer = rows.turn(np.random.default_rng(seed))
         query = text.removeprefix("say it in other words: ").split(" picture: ")[0]
-        asked, said = (texts.request_said(" ".join(words(t))) for t in (query, answer))
+        asked, said = (read(t).request for t in (query, answer))
         assert asked is not None and said == asked
-
-
-def test_request_said_reads_no_request_in_other_texts():
-    assert texts.request_said("can i lick the red one ?") == "lick"
-    assert texts.request_said("a red pan at the top left . please hug the red one .") == "hug"
-    assert texts.request_said("can i lick lick the ?") is None
-    assert texts.request_said("what is the red one ?") is None
 
 
 def _assert_reached(measured, claimed, where):
