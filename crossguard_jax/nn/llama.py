@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from crossguard_jax.nn.layers import (
 from crossguard_jax.nn.lora import LoraScale
 
 Rotation = tuple[Float[Array, "B L E"], Float[Array, "B L E"]]
+KeysValues = tuple[Float[Array, "B S K E"], Float[Array, "B S K E"]]
 
 
 @dataclass(frozen=True)
@@ -104,28 +106,31 @@ class SelfAttention(nnx.Module):
         self.head_dim = config.head_dim
         self.implementation = config.attention
 
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        mask: Bool[Array, "B S"] | None,
-        rotation: Rotation,
-        lora_scale: LoraScale,
-        last: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """With ``last``, only that position of each row asks; all its predecessors answer."""
+    def keys_values(
+        self, x: Float[Array, "B L D"], rotation: Rotation, lora_scale: LoraScale
+    ) -> KeysValues:
+        """What these tokens are to others: rotated keys, and values."""
         b, n_tokens = x.shape[:2]
         k = self.k_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
         v = self.v_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
-        k = rotate(k, rotation)
-        if last is not None:
-            before = jnp.arange(n_tokens) <= last[:, None]
-            mask = before if mask is None else mask & before
-            x, cos, sin = (take_rows(a, last) for a in (x, *rotation))
-            rotation = cos, sin
-        q = self.q_proj(x, lora_scale).reshape(b, x.shape[1], -1, self.head_dim)
+        return rotate(k, rotation), v
+
+    def attend(
+        self,
+        x: Float[Array, "B T D"],
+        seen: KeysValues,
+        mask: Bool[Array, "B S"] | None,
+        rotation: Rotation,
+        lora_scale: LoraScale,
+        *,
+        causal: bool,
+    ) -> Float[Array, "B T D"]:
+        """What these tokens take from the keys and values of those they see."""
+        b, n_tokens = x.shape[:2]
+        q = self.q_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
         q = rotate(q, rotation)
-        out = attention(q, k, v, mask, causal=last is None, implementation=self.implementation)
-        return self.o_proj(out.reshape(b, x.shape[1], -1), lora_scale)
+        out = attention(q, *seen, mask, causal=causal, implementation=self.implementation)
+        return self.o_proj(out.reshape(b, n_tokens, -1), lora_scale)
 
 
 class Mlp(nnx.Module):
@@ -162,9 +167,49 @@ class Block(nnx.Module):
         lora_scale: LoraScale,
         last: Array | None = None,
     ) -> Array:
-        attended = self.self_attn(self.input_layernorm(x), mask, rotation, lora_scale, last)
-        x = attended + (x if last is None else take_rows(x, last))
+        """With ``last``, only that position of each row asks; all its predecessors answer."""
+        y = self.input_layernorm(x)
+        seen = self.self_attn.keys_values(y, rotation, lora_scale)
+        if last is not None:
+            before = jnp.arange(x.shape[1]) <= last[:, None]
+            mask = before if mask is None else mask & before
+            x, y, cos, sin = (take_rows(a, last) for a in (x, y, *rotation))
+            rotation = cos, sin
+        return self.attend(x, y, seen, mask, rotation, lora_scale, causal=last is None)
+
+    def attend(
+        self,
+        x: Array,
+        y: Array,
+        seen: KeysValues,
+        mask: Array | None,
+        rotation: Rotation,
+        lora_scale: LoraScale,
+        *,
+        causal: bool,
+    ) -> Array:
+        """The layer on tokens ``x`` (``y`` is ``x`` normalized) that see these keys and values."""
+        x = x + self.self_attn.attend(y, seen, mask, rotation, lora_scale, causal=causal)
         return x + self.mlp(self.post_attention_layernorm(x), lora_scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens so far, a column a token, in the embeddings' dtype.
+
+    Attributes:
+        keys: rotated keys of every layer, ``[n_layers, B, K, S, E]``: heads first, as the matrix
+            products want them. Zeros where not yet filled.
+        values: values of every layer, of the same shape.
+        mask: ``[B, S]``, True where a column holds a real token.
+        length: int32, how many columns are filled: the place and position of the next token.
+    """
+
+    keys: Any
+    values: Any
+    mask: Any
+    length: Any
 
 
 class Llama(nnx.Module):
@@ -197,9 +242,7 @@ class Llama(nnx.Module):
             lora_scale: weight of the adapter, per example if an array.
             last: positions; the last layer then works on these alone, and T is 1.
         """
-        config = self.config
-        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        rotation = rotations(positions, config, x.dtype)
+        config, rotation = self.config, self._rotation(x)
         n = config.num_hidden_layers - (last is not None)
         x, _ = run_stack(
             self.layers,
@@ -211,6 +254,73 @@ class Llama(nnx.Module):
         if last is not None:
             x = pick_layer(self.layers, n)(x, mask, rotation, lora_scale, last)
         return self.norm(x)
+
+    def prefill(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"],
+        capacity: int,
+        lora_scale: LoraScale = 1.0,
+    ) -> tuple[Float[Array, "B 1 D"], Cache]:
+        """Reads prompts into a new cache.
+
+        Args:
+            x: token embeddings.
+            mask: False at padding, which must be on the left: the next token follows column L.
+            capacity: S, the columns of the cache, at least L.
+            lora_scale: weight of the adapter, per example if an array.
+
+        Returns:
+            The final state of the last column, and the cache.
+        """
+        rotation = self._rotation(x)
+
+        def body(x: Array, layer: Block) -> tuple[Array, KeysValues]:
+            y = layer.input_layernorm(x)
+            seen = layer.self_attn.keys_values(y, rotation, lora_scale)
+            return layer.attend(x, y, seen, mask, rotation, lora_scale, causal=True), seen
+
+        y, filled = jax.lax.scan(body, x, self.layers)
+        spare = capacity - x.shape[1]
+        room = ((0, 0), (0, 0), (0, 0), (0, spare), (0, 0))
+        keys, values = (jnp.pad(a.swapaxes(2, 3), room) for a in filled)
+        cache = Cache(keys, values, jnp.pad(mask, ((0, 0), (0, spare))), jnp.int32(x.shape[1]))
+        return self.norm(y[:, -1:]), cache
+
+    def decode(
+        self,
+        x: Float[Array, "B 1 D"],
+        real: Bool[Array, " B"],
+        cache: Cache,
+        lora_scale: LoraScale = 1.0,
+    ) -> tuple[Float[Array, "B 1 D"], Cache]:
+        """One token more: its final state, and the cache with it.
+
+        Args:
+            x: the token's embedding.
+            real: False in rows for which the token is padding.
+            cache: the tokens before it, with a column to spare.
+            lora_scale: weight of the adapter, per example if an array.
+        """
+        place, rotation = cache.length, self._rotation(x, cache.length)
+        mask = cache.mask.at[:, place].set(real)
+
+        # The cache is carried, not scanned over, so that a column is written in place.
+        def body(carry: Any, at: Any) -> tuple[Any, None]:
+            (x, *stored), (layer, i) = carry, at
+            y = layer.input_layernorm(x)
+            new = layer.self_attn.keys_values(y, rotation, lora_scale)
+            keys, values = (
+                jax.lax.dynamic_update_slice(a, b.swapaxes(1, 2)[None], (i, 0, 0, place, 0))
+                for a, b in zip(stored, new, strict=True)
+            )
+            seen = keys[i].swapaxes(1, 2), values[i].swapaxes(1, 2)
+            x = layer.attend(x, y, seen, mask, rotation, lora_scale, causal=False)
+            return (x, keys, values), None
+
+        layers = self.layers, jnp.arange(self.config.num_hidden_layers)
+        (x, keys, values), _ = jax.lax.scan(body, (x, cache.keys, cache.values), layers)
+        return self.norm(x), Cache(keys, values, mask, place + 1)
 
     def head(self, x: Float[Array, "B L D"], columns: Array | None = None) -> Float[Array, "B L V"]:
         """Logits in float32, of all tokens or of the given ``columns`` alone."""
@@ -230,6 +340,11 @@ class Llama(nnx.Module):
     ) -> Float[Array, "B L V"]:
         """Next-token logits at every position."""
         return self.head(self.hidden(self.embed_tokens(input_ids), mask, lora_scale))
+
+    def _rotation(self, x: Array, first: int | Array = 0) -> Rotation:
+        """Of consecutive columns, the position of the first given."""
+        positions = jnp.broadcast_to(first + jnp.arange(x.shape[1]), x.shape[:2])
+        return rotations(positions, self.config, x.dtype)
 
 
 def take_rows(x: Array, index: Int[Array, " B"]) -> Array:

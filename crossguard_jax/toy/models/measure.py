@@ -12,6 +12,7 @@ from crossguard_jax.nn.bert import Bert
 from crossguard_jax.nn.clip import Clip
 from crossguard_jax.nn.llama import Llama
 from crossguard_jax.nn.llava import Llava
+from crossguard_jax.nn.sampling import sample
 from crossguard_jax.toy.models import pretrain, texts
 from crossguard_jax.toy.models.batches import Batch, dialogue, encode, pad, stack_dialogues
 from crossguard_jax.toy.models.folders import PATCHES
@@ -128,6 +129,20 @@ def measure_safety(model: Llama, n: int = 1000) -> Measured:
     return by_label | _by_category(rows, said == truth)
 
 
+def _likeliest(model: Llama, batch: Arrays) -> jax.Array:
+    """The likeliest continuation of prompts, [B, 48]."""
+    return sample(
+        model,
+        model.embed_tokens(batch["ids"]),
+        batch["ids"] != PAD,
+        jax.random.key(0),
+        max_new_tokens=48,
+        eos_ids=(EOS,),
+        pad_id=PAD,
+        temperature=0.0,
+    ).tokens
+
+
 def measure_rewriter(model: Llama, n: int = 200) -> Measured:
     """How often the likeliest rewriting keeps to the world's grammar, and to what was asked."""
     rng = np.random.default_rng(SEED)
@@ -139,7 +154,7 @@ def measure_rewriter(model: Llama, n: int = 200) -> Measured:
         prompts.append(dialogue([turn], texts.REWRITE_ROW)[0][:-1])
     width = max(map(len, prompts))
     ids = np.array([[PAD] * (width - len(prompt)) + prompt for prompt in prompts], np.int32)
-    out = np.asarray(texts.generate(model, jnp.asarray(ids), 48))
+    out = _in_parts(_jitted(model, _likeliest), {"ids": ids})
     ends = out == EOS
     said = [
         " ".join(vocabulary()[i] for i in line[: int(np.argmax(end))]) if end.any() else ""

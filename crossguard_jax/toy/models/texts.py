@@ -1,12 +1,10 @@
 """The small text models: what the safety judge, rewriter and sentence encoder are taught."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from crossguard_jax.core.typing import Array, Bool, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate
@@ -129,25 +127,3 @@ def sentence_loss(model: Bert, batch: dict[str, Array]) -> tuple[Array, dict[str
     )
     loss, right = contrast(first @ second.T / 0.05)
     return loss, {"right": right}
-
-
-def generate(model: Llama, prompts: Int[Array, "B L"], n_tokens: int) -> Int[Array, "B N"]:
-    """The likeliest continuation of prompts padded on the left; meant for checks, without cache."""
-    graphdef, state = nnx.split(model, graph=False)
-
-    @jax.jit
-    def run(state: Any, ids: Array) -> Array:
-        model = nnx.merge(graphdef, state)
-
-        def one(i: Array, ids: Array) -> Array:
-            x = model.hidden(model.embed_tokens(ids), ids != PAD)
-            last = prompts.shape[1] + i - 1
-            x = jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
-            return jax.lax.dynamic_update_index_in_dim(
-                ids, jnp.argmax(model.head(x)[:, 0], axis=-1).astype(ids.dtype), last + 1, axis=1
-            )
-
-        return jax.lax.fori_loop(0, n_tokens, one, ids)
-
-    ids = jnp.pad(prompts, ((0, 0), (0, n_tokens)), constant_values=PAD)
-    return run(state, ids)[:, prompts.shape[1] :]
