@@ -12,6 +12,7 @@ from typing import Any
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.sources.beavertails import beavertails
 from crossguard_jax.data.sources.figstep import figstep
 from crossguard_jax.data.sources.nlvr import nlvr
 from crossguard_jax.data.sources.table import table
@@ -24,6 +25,7 @@ SOURCES: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
     "figstep": figstep,
     "vqav2": vqav2,
     "nlvr": nlvr,
+    "beavertails": beavertails,
 }
 
 
