@@ -4,7 +4,9 @@ transformers' own config classes fill in what the file leaves out, so a default 
 ours.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,70 @@ def read_config(folder: str | Path, **options: Any) -> tuple[str, Config]:
     except (ValueError, OSError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{path}: transformers cannot read it: {first}") from error
-    return from_hub(hub, str(path), **options)
+    family, config = from_hub(hub, str(path), **options)
+    if isinstance(config, bert.BertConfig):
+        config = replace(config, normalize=read_normalize(folder))
+    return family, config
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; download the whole folder") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable ({error}); download it again") from error
+
+
+def read_normalize(folder: str | Path) -> bool:
+    """Whether a sentence encoder's vectors are unit vectors, from sentence-transformers' files.
+
+    A folder without ``modules.json`` is mean-pooled and not normalized, as sentence-transformers
+    takes it.
+
+    Raises:
+        UserError: the sentence vector is made in another way than by the mean over all tokens.
+    """
+    path = Path(folder) / "modules.json"
+    if not path.is_file():
+        return False
+    modules = read_json(path)
+    try:
+        # The package that a class lives in has changed between generations; its name has not.
+        kinds = [module["type"].rpartition(".")[2] for module in modules]
+        places = [Path(folder) / module["path"] for module in modules]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: not a list of modules ({error!r}); download it again") from error
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise UserError(
+            f"{path}: the modules {', '.join(kinds)}; only Transformer, Pooling and Normalize, in "
+            "this order, are run: choose another sentence encoder"
+        )
+    if places[0] != Path(folder):
+        raise UserError(f"{path}: the encoder lies in {places[0]}; move its files to {folder}")
+    _check_pooling(places[1] / "config.json")
+    return len(kinds) == 3
+
+
+def _check_pooling(path: Path) -> None:
+    pooling = read_json(path)
+    if not isinstance(pooling, dict):
+        raise UserError(f"{path}: not a pooling's settings; download it again")
+    prefix = "pooling_mode_"  # older files have a key for each mode, newer ones a list or a name
+    modes = pooling.get("pooling_mode") or [
+        key.removeprefix(prefix) for key in pooling if key.startswith(prefix) and pooling[key]
+    ]
+    modes = [modes] if isinstance(modes, str) else modes
+    if modes not in ([], ["mean"], ["mean_tokens"]):  # without any, it is the mean
+        raise UserError(
+            f"{path}: pooling by {', '.join(modes)}; only the mean over tokens is known: choose "
+            "another sentence encoder"
+        )
 
 
 def _check(options: dict[str, Any]) -> None:

