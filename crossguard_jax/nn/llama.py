@@ -202,7 +202,7 @@ class Cache:
         keys: rotated keys of every layer, ``[n_layers, B, K, S, E]``: heads first, as the matrix
             products want them. Zeros where not yet filled.
         values: values of every layer, of the same shape.
-        mask: ``[B, S]``, True where a column holds a real token.
+        mask: ``[B, S]``, False at the prompts' padding and where not yet filled.
         length: int32, how many columns are filled: the place and position of the next token.
     """
 
@@ -290,7 +290,6 @@ class Llama(nnx.Module):
     def decode(
         self,
         x: Float[Array, "B 1 D"],
-        real: Bool[Array, " B"],
         cache: Cache,
         lora_scale: LoraScale = 1.0,
     ) -> tuple[Float[Array, "B 1 D"], Cache]:
@@ -298,12 +297,11 @@ class Llama(nnx.Module):
 
         Args:
             x: the token's embedding.
-            real: False in rows for which the token is padding.
             cache: the tokens before it, with a column to spare.
             lora_scale: weight of the adapter, per example if an array.
         """
         place, rotation = cache.length, self._rotation(x, cache.length)
-        mask = cache.mask.at[:, place].set(real)
+        mask = cache.mask.at[:, place].set(True)
 
         # The cache is carried, not scanned over, so that a column is written in place.
         def body(carry: Any, at: Any) -> tuple[Any, None]:

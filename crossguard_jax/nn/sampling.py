@@ -90,7 +90,7 @@ def sample(
         t, alive, cache, out = carry
         last = jax.lax.dynamic_slice_in_dim(out.tokens, t - 1, 1, axis=1)
         x = model.embed_tokens(last).astype(embeddings.dtype)
-        state, cache = model.decode(x, alive, cache, lora_scale)
+        state, cache = model.decode(x, cache, lora_scale)
         alive, out = put(t, state, alive, out)
         return t + 1, alive, cache, out
 
