@@ -1,5 +1,6 @@
-"""Lines of plain, ``.gz`` and ``.xz`` files; a download cut short keeps the lines that arrived."""
+"""Rows of plain, ``.gz`` and ``.xz`` files; a download cut short keeps the rows that arrived."""
 
+import csv
 import gzip
 import json
 import lzma
@@ -60,6 +61,43 @@ def json_rows(path: str | Path) -> Iterator[Row]:
             yield row, line
         elif line.strip():
             yield row, _parsed(line)
+
+
+def table_rows(path: str | Path, delimiter: str = ",") -> Iterator[Row]:
+    """Yields ``(line number, dict or RowError)`` for each row under the header; values are text.
+
+    Bytes that are not UTF-8 read as U+FFFD. A field may hold ``csv.field_size_limit()`` characters.
+
+    Raises:
+      UserError: as `lines` does, or the header names no column, or one twice.
+    """
+    lost: list[tuple[int, RowError]] = []
+
+    def texts() -> Iterator[str]:
+        for row, line in lines(path):
+            if isinstance(line, RowError):
+                lost.append((row, line))
+            else:
+                yield line.decode("utf-8-sig" if row == 1 else "utf-8", errors="replace")
+
+    reader = csv.reader(texts(), delimiter=delimiter)
+    header = next(reader, [])
+    if not any(header) or len(set(header)) < len(header):
+        raise UserError(f"{path}: line 1 must name every column once; it reads {header}")
+    while True:
+        row = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            yield row, RowError(f"not a table ({error})")
+            continue
+        if len(fields) == len(header):
+            yield row, dict(zip(header, fields, strict=True))
+        elif fields:
+            yield row, RowError(f"{len(fields)} fields where the header has {len(header)}")
+    yield from lost
 
 
 def _lines(file: Any, max_line_bytes: int) -> Iterator[bytes | RowError]:

@@ -209,9 +209,8 @@ def _words(sentence: str) -> list[str]:
 
 def _of_hanta(text: str, lemma: str, tag: str) -> _Token:
     pos = "noun" if tag in _NOUNS else "verb" if tag.startswith("VV") else ""
-    # HanTa takes some singulars for plurals: its lemma of "toaster" is "toast". None ends in -er.
-    singular = tag == "NN1" or text.lower().endswith("er")
-    own = pos == "noun" and singular
+    # HanTa takes some singulars for plurals: its lemma of "toaster" is "toast", of "floss" "flos".
+    own = pos == "noun" and text.lower().endswith(("er", "ss", "us"))
     return _Token(text, (text if own else lemma).lower(), pos, tag in _OPENERS)
 
 

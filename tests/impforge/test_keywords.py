@@ -47,12 +47,19 @@ def test_the_most_concrete_word_comes_first_and_each_lemma_once(extract):
 def test_a_compound_is_one_keyword_and_unrated_neighbours_are_two(extract):
     assert lemmas(extract("the frying pans on the gas stove")) == ["gas stove", "frying pan"]
     assert set(lemmas(extract("a bottle kettle"))) == {"bottle", "kettle"}
+    assert set(lemmas(extract("they hold hands"))) == {"hold", "hand"}  # rated, but no noun
     assert lemmas(extract("peel the hot water bottle")) == ["hot water bottle", "peel"]
 
 
 def test_verbs_are_judged_by_their_lemma(extract):
     assert lemmas(extract("I saw it")) == []  # not the tool
     assert extract("She poured it")[0] == Keyword("poured", "pour", "verb", 4.14)
+
+
+def test_a_noun_keeps_an_ending_that_is_no_plural(extract):
+    for noun, plural in (("toaster", "knives"), ("floss", "mice"), ("abacus", "children")):
+        lemma = {"knives": "knife", "mice": "mouse", "children": "child"}[plural]
+        assert set(lemmas(extract(f"The {noun} and the {plural}."))) == {noun, lemma}
 
 
 def test_the_thresholds_decide_what_is_visual(extract):
