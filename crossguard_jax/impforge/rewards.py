@@ -1,0 +1,346 @@
+"""The three rewards of the rewriter (ImpForge, arXiv 2510.17687), pure and vectorized.
+
+- safety: ``p(safe | t)`` of a Llama-Guard-style text model, over its two label tokens;
+- semantic: how near the picture with the text comes to the query, by a sentence encoder
+  (``caption``: the caption before the text) or by CLIP (``clip_sum``: the sum of both embeddings);
+- overlap: one less what the text gives away of the picture (`impforge.overlap`).
+
+`Rewards` holds the models and the host's side of it: what is done once a triplet, and the
+re-tokenization that each batch needs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
+from crossguard_jax.core.typing import Array, Bool, Float, Int
+from crossguard_jax.hf.configs import read_config
+from crossguard_jax.hf.load import folder_hash, load_model, resolve_folder
+from crossguard_jax.impforge import overlap
+from crossguard_jax.impforge.embedding import Embedder, PixelReader
+from crossguard_jax.impforge.texts import SafetyEncoder, TextEncoder, load_tokenizer
+from crossguard_jax.impforge.triplets import Triplet
+from crossguard_jax.nn.bert import Bert
+from crossguard_jax.nn.clip import Clip
+from crossguard_jax.nn.llama import Llama, LlamaConfig
+
+REWARDS = ("safety", "semantic", "overlap")
+"""What is summed; a weight each."""
+
+WORD_LENGTH = 16  # CLIP tokens of a single word, or of a policy's token
+
+ModelT = TypeVar("ModelT", Llama, Bert, Clip)
+
+
+def safety_reward(
+    model: Llama, ids: Int[Array, "B L"], mask: Bool[Array, "B L"], label_ids: tuple[int, int]
+) -> Float[Array, " B"]:
+    """``p(safe | t)``: softmax over the two label tokens behind the last token, float32.
+
+    Args:
+        model: of the Llama-Guard kind.
+        ids: texts in its prompt (`texts.SafetyEncoder`).
+        mask: False at padding, on either side; a row without a token gets 0.
+        label_ids: the (safe, unsafe) tokens.
+    """
+    last = ids.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    x = model.hidden(model.embed_tokens(ids), mask, last=last)
+    logits = model.head(x, jnp.asarray(label_ids))[:, 0].astype(jnp.float32)
+    return jnp.where(mask.any(axis=1), jax.nn.softmax(logits)[:, 0], 0.0)
+
+
+def caption_reward(
+    model: Bert,
+    ids: Int[Array, "B L"],
+    mask: Bool[Array, "B L"],
+    query: Float[Array, "B D"],
+) -> Float[Array, " B"]:
+    """``cos(g(caption + text), g(query))`` with Sentence-BERT's ``g``, float32.
+
+    Args:
+        model: the sentence encoder.
+        ids: captions with the texts behind them.
+        mask: False at padding.
+        query: sentence vectors of the queries.
+    """
+    return cosine(model.embed_sentences(ids, mask), query)
+
+
+def clip_sum_reward(
+    model: Clip,
+    ids: Int[Array, "B L"],
+    mask: Bool[Array, "B L"],
+    picture: Float[Array, "B D"],
+    query: Float[Array, "B D"],
+) -> Float[Array, " B"]:
+    """``cos(u(picture) + u(text), u(query))`` with CLIP's unit vectors ``u``, float32.
+
+    Args:
+        model: CLIP.
+        ids: the texts alone.
+        mask: False at padding.
+        picture: unit vectors of the pictures.
+        query: unit vectors of the queries.
+    """
+    return cosine(picture + model.embed_texts(ids, mask), query)
+
+
+def cosine(
+    a: Float[Array | np.ndarray, "B D"], b: Float[Array | np.ndarray, "B D"]
+) -> Float[Array, " B"]:
+    """Cosines of rows, float32; 0 where one is zero."""
+    a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    norms = jnp.linalg.norm(a, axis=1) * jnp.linalg.norm(b, axis=1)
+    return (a * b).sum(axis=1) / jnp.maximum(norms, 1e-12)
+
+
+def total(components: Mapping[str, Any], weights: Mapping[str, Any]) -> Float[Array, " B"]:
+    """The weighted sum of the rewards (paper: all weights equal), float32.
+
+    Args:
+        components: from `Rewards.components`.
+        weights: one for each of ``REWARDS``; 0 is an ablation.
+
+    Raises:
+        UserError: a weight is missing, or for something else.
+    """
+    if set(weights) != set(REWARDS):
+        raise UserError(
+            f"rewards.weights has {', '.join(weights)}; give one for each of {', '.join(REWARDS)}"
+        )
+    parts = [jnp.float32(weights[name]) * components[name] for name in REWARDS]
+    return parts[0] + parts[1] + parts[2]
+
+
+class Rewards:
+    """The judges of a rewriter's texts.
+
+    Args:
+        config: the ``rewards`` part of ``configs/impforge.py``.
+        policy: the rewriter's folder, for its vocabulary.
+        mesh: where the models go; None is the first device.
+        rules: logical to mesh axes.
+        cache: a folder that keeps the embedded vocabulary for the next time.
+
+    Attributes:
+        frozen: the models' states and the vocabulary: an argument of every jitted function that
+            calls `components` or `vectors`, never its closure.
+        label_ids: the safety model's (safe, unsafe) tokens.
+        hashes: of the models' folders.
+        width: of `vectors`.
+
+    Raises:
+        UserError: a folder that is no such model, or a setting that does not fit it.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        policy: str | Path,
+        mesh: Mesh | None = None,
+        rules: Rules = DEFAULT_RULES,
+        cache: str | Path | None = None,
+    ):
+        _check(config.semantic)
+        self._config, self._tau = config, float(config.overlap.tau)
+        self.by_caption = config.semantic.kind == "caption"
+        folders = {"safety": config.safety.path, "overlap": config.overlap.path}
+        if self.by_caption:
+            folders["semantic"] = config.semantic.path
+        self.hashes = {name: folder_hash(resolve_folder(path)) for name, path in folders.items()}
+        placed = (config.dtype, mesh, rules)
+        safety = _load(folders["safety"], Llama, *placed)
+        clip = _load(folders["overlap"], Clip, *placed)
+        judge = _load(folders["semantic"], Bert, *placed) if self.by_caption else clip
+        self._read_safety = _safety_encoder(config.safety, safety)
+        self.label_ids = self._read_safety.label_ids
+        length = _fitting("rewards.semantic.max_length", config.semantic.max_length, judge)
+        self._read = TextEncoder(
+            load_tokenizer(folders.get("semantic", config.overlap.path)), length
+        )
+        read_word = TextEncoder(load_tokenizer(config.overlap.path), min(WORD_LENGTH, room(clip)))
+        pixels = PixelReader(config.overlap.path)
+        dim = clip.config.projection_dim
+        self._pictures = Embedder(clip, Clip.embed_pictures, pixels, dim, "picture", mesh)
+        self._words = Embedder(clip, _vectors, read_word, dim, "word", mesh)
+        self.width = judge.config.hidden_size if isinstance(judge, Bert) else dim
+        self._texts = Embedder(judge, _vectors, self._read, self.width, "text", mesh)
+        # Static halves; the arrays are everybody's arguments.
+        self._safety, safety_state = nnx.split(safety, graph=False)
+        self._judge, judge_state = nnx.split(judge, graph=False)
+        table, special = self._vocabulary(policy, dim, cache)
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        self.frozen: dict[str, Any] = {
+            "safety": safety_state,
+            "semantic": judge_state,
+            "vocabulary": jax.device_put(table, whole),
+            "special": jax.device_put(special, whole),
+        }
+
+    def _vocabulary(
+        self, policy: str | Path, width: int, cache: str | Path | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        _, config = read_config(resolve_folder(policy))
+        if not isinstance(config, LlamaConfig):
+            raise UserError(f"{policy}: a rewriter is a Llama, this is a {type(config).__name__}")
+        name = f"{self.hashes['overlap']} {self._config.dtype}"
+        tokenizer = load_tokenizer(policy)
+        return overlap.embed_vocabulary(
+            self._words, width, tokenizer, config.vocab_size, cache, name
+        )
+
+    def context(self, triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
+        """What is known of triplets before any rewriting, batched.
+
+        Returns:
+            ``picture`` [T, D], CLIP's unit vectors; ``query`` [T, E], the semantic model's;
+            ``caption_alone`` [T], the semantic reward of no rewriting at all (of the caption, or
+            the picture, alone), which a constant caption adds to every score. All float32.
+
+        Raises:
+            UserError: a picture that does not decode.
+        """
+        picture = self._pictures([(t.id, t.image) for t in triplets])
+        query = self.embed([t.query for t in triplets])
+        alone = self.embed([t.shown for t in triplets]) if self.by_caption else picture
+        caption_alone = np.asarray(cosine(alone, query))
+        return {"picture": picture, "query": query, "caption_alone": caption_alone}
+
+    def encode(self, texts: Sequence[str], triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
+        """The re-tokenization of a batch, each array of one shape a batch size.
+
+        Args:
+            texts: the policy's, decoded without special tokens.
+            triplets: each text's own.
+
+        Returns:
+            ``safety_ids, safety_mask``; ``text_ids, text_mask``; and, for ``caption``,
+            ``joined_ids, joined_mask``.
+        """
+        said = {"safety": self._read_safety(texts), "text": self._read(texts)}
+        if self.by_caption:
+            join, pairs = self._config.semantic.join, zip(texts, triplets, strict=True)
+            said["joined"] = self._read([join.format(caption=t.shown, text=s) for s, t in pairs])
+        arrays: dict[str, np.ndarray] = {}
+        for name, (ids, mask) in said.items():
+            arrays |= {f"{name}_ids": ids, f"{name}_mask": mask}
+        return arrays
+
+    def components(
+        self,
+        frozen: dict[str, Any],
+        tokens: Int[Array, "B N"],
+        token_mask: Bool[Array, "B N"],
+        context: Mapping[str, Any],
+        encoded: Mapping[str, Any],
+    ) -> dict[str, Float[Array, " B"]]:
+        """The rewards of a batch, pure.
+
+        A text that says nothing earns nothing, whatever the judges think of nothing.
+
+        Args:
+            frozen: `frozen`.
+            tokens: the policy's texts.
+            token_mask: False at padding.
+            context: rows of `context`, a row a text.
+            encoded: from `encode`.
+
+        Returns:
+            ``safety``, ``semantic``, ``overlap``; and for the record ``caption_alone`` and
+            ``empty`` (1 for a text that says nothing). All float32.
+        """
+        e = encoded
+        safety_model = nnx.merge(self._safety, frozen["safety"])
+        safety = safety_reward(safety_model, e["safety_ids"], e["safety_mask"], self.label_ids)
+        judge: Any = nnx.merge(self._judge, frozen["semantic"])
+        picture, query = context["picture"], context["query"]
+        if self.by_caption:
+            semantic = caption_reward(judge, e["joined_ids"], e["joined_mask"], query)
+        else:
+            semantic = clip_sum_reward(judge, e["text_ids"], e["text_mask"], picture, query)
+        vocabulary, special = frozen["vocabulary"], frozen["special"]
+        empty = overlap.empty_texts(tokens, token_mask, special)
+        return {
+            "safety": jnp.where(empty, 0.0, safety),
+            "semantic": jnp.where(empty, 0.0, semantic),
+            "overlap": overlap.overlap_reward(
+                tokens, token_mask, vocabulary, special, picture, self._tau
+            ),
+            "caption_alone": context["caption_alone"],
+            "empty": empty.astype(jnp.float32),
+        }
+
+    def vectors(self, frozen: dict[str, Any], encoded: Mapping[str, Any]) -> Float[Array, "B D"]:
+        """The semantic model's unit vectors of the texts alone, pure; for an archive."""
+        judge: Any = nnx.merge(self._judge, frozen["semantic"])
+        return _vectors(judge, encoded["text_ids"], encoded["text_mask"])
+
+    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "B D"]:
+        """The same from texts, on the host."""
+        return self._texts(texts)
+
+    def words(self, texts: Sequence[str], triplets: Sequence[Triplet]) -> Float[np.ndarray, " B"]:
+        """The overlap reward by whole words: for evaluation, on the host."""
+        pictures = self._pictures([(t.id, t.image) for t in triplets])
+        return overlap.overlap_of_words(texts, pictures, self._words, self._tau)
+
+
+def _check(config: Any) -> None:
+    if config.kind not in ("caption", "clip_sum"):
+        raise UserError(
+            f"rewards.semantic.kind {config.kind!r} is neither 'caption' nor 'clip_sum'"
+        )
+    try:
+        said = config.join.format(caption="<c>", text="<t>")
+    except (KeyError, IndexError, ValueError):
+        said = ""
+    if said.count("<c>") != 1 or said.count("<t>") != 1:
+        raise UserError(
+            f"rewards.semantic.join {config.join!r}: write {{caption}} and {{text}} once each"
+        )
+
+
+def _load(folder: str, kind: type[ModelT], *placed: Any) -> ModelT:
+    model = load_model(folder, *placed)
+    if not isinstance(model, kind):
+        raise UserError(
+            f"{folder}: this is a {type(model).__name__}; the reward wants a {kind.__name__}"
+        )
+    return model
+
+
+def _safety_encoder(config: Any, model: Llama) -> SafetyEncoder:
+    return SafetyEncoder(
+        load_tokenizer(config.path),
+        config.prompt,
+        config.answer,
+        (config.safe, config.unsafe),
+        _fitting("rewards.safety.max_length", config.max_length, model),
+    )
+
+
+def _fitting(name: str, length: int, model: Llama | Bert | Clip) -> int:
+    if not 0 < length <= room(model):
+        raise UserError(f"{name} {length}: the model takes 1 to {room(model)} tokens")
+    return length
+
+
+def room(model: Llama | Bert | Clip) -> int:
+    """The most tokens that a model takes."""
+    config = model.config.text if isinstance(model, Clip) else model.config
+    return config.max_position_embeddings
+
+
+def _vectors(model: Bert | Clip, ids: Array, mask: Array) -> Array:
+    if isinstance(model, Clip):
+        return model.embed_texts(ids, mask)
+    x = model.embed_sentences(ids, mask)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)

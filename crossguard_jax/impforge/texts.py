@@ -1,0 +1,217 @@
+"""The host's side of the rewards: texts to arrays of fixed shapes, for models that read otherwise.
+
+A text that is too long loses its beginning: what it asks for stands at its end.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Bool, Int
+from crossguard_jax.data.prompts import neutralize
+from crossguard_jax.hf.load import resolve_folder
+
+CHAT = "chat"
+"""In place of a template: the chat template of the tokenizer."""
+
+_MARK = "TEXTHERE"  # no prompt has it
+# Three letters or more with something between each two of them: "k e t t l e", "p-a-n".
+_SPELLED = re.compile(r"(?<![\w'\u2019])[^\W\d_](?:[ .,_*-]{1,2}[^\W\d_]){2,}(?![\w'\u2019])")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+
+Encoded = tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]
+"""Token ids (int32) and which of them are not padding."""
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a Hub folder or a shipped model.
+
+    Raises:
+        UserError: there is none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve_folder(folder)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{folder}: no tokenizer that transformers can load ({first})") from error
+
+
+class TextEncoder:
+    """Texts as a text tower or a sentence encoder reads them, its special tokens around.
+
+    Args:
+        tokenizer: of the model.
+        length: L, of every row.
+    """
+
+    def __init__(self, tokenizer: Any, length: int):
+        self.tokenizer, self.length = tokenizer, length
+        tokenizer.truncation_side = "left"
+
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """Ids and mask, padded on the right."""
+        said = [_valid(text) for text in texts]
+        rows = (
+            self.tokenizer(said, truncation=True, max_length=self.length)["input_ids"]
+            if said
+            else []
+        )
+        return _padded(rows, self.length, self.tokenizer.pad_token_id)
+
+
+class SafetyEncoder:
+    """Texts inside a safety model's prompt, up to where its verdict begins.
+
+    Args:
+        tokenizer: of the model.
+        template: ``CHAT``, or a prompt with ``{text}`` in it (an ``{image}`` of the guard's
+            templates is left out).
+        answer: what stands between the prompt and the verdict: a space, or the line breaks with
+            which Llama Guard 2 and 3 begin their answers.
+        labels: the verdicts' words, safe first.
+        length: L, of every row.
+
+    Raises:
+        UserError: no such template, verdicts that begin with the same token, or a prompt that
+            leaves no room for a text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str,
+        answer: str,
+        labels: tuple[str, str],
+        length: int,
+    ):
+        self.tokenizer, self.length = tokenizer, length
+        # A chat template writes the special tokens itself.
+        self._add_special = template != CHAT
+        self._before, after = _frame(tokenizer, template)
+        self._after = after + answer
+        self.label_ids = self._label_ids(labels)
+        if (needed := len(self._ids([_MARK])[0])) > length:
+            raise UserError(
+                f"rewards.safety.max_length {length}: the prompt alone takes about {needed} "
+                "tokens; raise it"
+            )
+
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """Ids and mask, padded on the right; the prompt around a text is always whole."""
+        said = [neutralize(_valid(text), self.tokenizer.all_special_tokens) for text in texts]
+        rows = self._ids(said)
+        for i, row in enumerate(rows):
+            if len(row) > self.length:
+                rows[i] = self._shortened(said[i], len(row))
+        return _padded(rows, self.length, self.tokenizer.pad_token_id)
+
+    def _prompt(self, text: str) -> str:
+        # A space before the verdict is part of the verdict's token.
+        return f"{self._before}{text}{self._after}".rstrip(" ")
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokens([self._prompt(text) for text in texts])
+
+    def _tokens(self, prompts: list[str]) -> list[list[int]]:
+        if not prompts:
+            return []
+        return self.tokenizer(prompts, add_special_tokens=self._add_special)["input_ids"]
+
+    def _shortened(self, text: str, length: int) -> list[int]:
+        """The row of ``length`` tokens without the beginning of its text."""
+        while length > self.length:
+            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            starts = [start for start, _ in offsets["offset_mapping"]]
+            excess = length - self.length
+            # Cutting can change how the first word is split, so look again.
+            text = text[max(starts[excess], 1) if excess < len(starts) else len(text) :]
+            (row,) = self._ids([text])
+            length = len(row)
+        return row
+
+    def _label_ids(self, labels: tuple[str, str]) -> tuple[int, int]:
+        """The first token of each verdict where the prompt ends."""
+        (start,) = self._ids([_MARK])
+        found = []
+        for word in labels:
+            (ids,) = self._tokens([f"{self._before}{_MARK}{self._after}{word}"])
+            if ids[: len(start)] != start or len(ids) == len(start):
+                raise UserError(
+                    f"safety model: the label {word!r} changes the tokens of the prompt before "
+                    "it; correct rewards.safety.prompt or .answer"
+                )
+            found.append(ids[len(start)])
+        if found[0] == found[1]:
+            raise UserError(
+                f"safety model: the labels {labels[0]!r} and {labels[1]!r} begin with one token "
+                f"({found[0]}) of its tokenizer; correct the labels or rewards.safety.answer"
+            )
+        return found[0], found[1]
+
+
+def _frame(tokenizer: Any, template: str) -> tuple[str, str]:
+    """What stands before a text and behind it."""
+    if template == CHAT:
+        try:
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates are programs, and raise what they like
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"safety model: its tokenizer has no chat template for a user's text ({first}); "
+                "give rewards.safety.prompt with {text} in it"
+            ) from error
+        parts = prompt.split(_MARK)
+    else:
+        parts = template.replace("{image}", "").split("{text}")
+    if len(parts) != 2:
+        raise UserError(f"rewards.safety.prompt {template!r}: write {{text}} exactly once")
+    return parts[0], parts[1]
+
+
+def token_texts(tokenizer: Any, size: int) -> list[str]:
+    """What each token of a vocabulary says, without space around; "" for special tokens.
+
+    Args:
+        tokenizer: of the policy.
+        size: of the policy's vocabulary, which may be larger than the tokenizer's.
+    """
+    # Behind another token, as a tokenizer may treat a text's first one differently.
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    known = min(size, len(tokenizer))
+    said = tokenizer.batch_decode(
+        [anchor, *([*anchor, i] for i in range(known))],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    # A token may be a part of a character only, which says nothing.
+    texts = [text.removeprefix(said[0]).replace("\ufffd", "").strip() for text in said[1:]]
+    return texts + [""] * (size - known)
+
+
+def words(text: str) -> list[str]:
+    """A text's words in lower case; a word spelled letter by letter counts as the word."""
+    joined = _SPELLED.sub(lambda spelled: re.sub(r"[\W_]", "", spelled.group()), text)
+    return [word.lower() for word in _WORD.findall(joined)]
+
+
+def _valid(text: str) -> str:
+    """The text without halves of surrogate pairs, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, pad_id: int | None) -> Encoded:
+    ids = np.full((len(rows), length), 0 if pad_id is None else pad_id, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return ids, mask
