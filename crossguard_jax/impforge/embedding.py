@@ -1,4 +1,4 @@
-"""Vectors of many texts or pictures from a frozen model, in batches of one shape."""
+"""Vectors of many rows from a frozen model, in batches of one shape."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float
-from crossguard_jax.hf.load import resolve_folder
-from crossguard_jax.io import images
 from crossguard_jax.io.progress import Progress
 
 
@@ -57,34 +54,6 @@ class Embedder:
                 out[start : start + len(part)] = np.asarray(vectors)[: len(part)]
                 progress.update(len(part))
         return out
-
-
-class PixelReader:
-    """Encoded pictures with their names to the pixels that a folder's processor makes of them.
-
-    Raises:
-        UserError: the folder has no picture processor.
-    """
-
-    def __init__(self, folder: str):
-        from transformers import AutoImageProcessor
-
-        place = resolve_folder(folder)
-        try:
-            self._processor = AutoImageProcessor.from_pretrained(str(place), local_files_only=True)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"{place}: no picture processor that loads ({first})") from error
-
-    def __call__(self, rows: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray]:
-        """Normalized pixels, float32 [M, C, X, X].
-
-        Raises:
-            UserError: a picture does not decode.
-        """
-        decoded = [images.decode(data, f"the picture of {name}") for name, data in rows]
-        pixels = [self._processor(p, return_tensors="np")["pixel_values"][0] for p in decoded]
-        return (np.stack(pixels).astype(np.float32),)
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:

@@ -9,9 +9,10 @@
 re-tokenization that each batch needs.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.core.typing import Array, Bool, Float, Int
+from crossguard_jax.hf import tokens
+from crossguard_jax.hf.clip import ClipEncoder, load_clip
 from crossguard_jax.hf.configs import read_config
 from crossguard_jax.hf.load import folder_hash, load_model, resolve_folder
+from crossguard_jax.hf.sentence import load_sentence
 from crossguard_jax.impforge import overlap
-from crossguard_jax.impforge.embedding import Embedder, PixelReader
-from crossguard_jax.impforge.texts import SafetyEncoder, TextEncoder, load_tokenizer
+from crossguard_jax.impforge.embedding import Embedder
+from crossguard_jax.impforge.texts import SafetyEncoder, TextEncoder
 from crossguard_jax.impforge.triplets import Triplet
+from crossguard_jax.io import images
 from crossguard_jax.nn.bert import Bert
 from crossguard_jax.nn.clip import Clip
 from crossguard_jax.nn.llama import Llama, LlamaConfig
@@ -36,8 +41,6 @@ REWARDS = ("safety", "semantic", "overlap")
 """What is summed; a weight each."""
 
 WORD_LENGTH = 16  # CLIP tokens of a single word, or of a policy's token
-
-ModelT = TypeVar("ModelT", Llama, Bert, Clip)
 
 
 def safety_reward(
@@ -152,31 +155,32 @@ class Rewards:
         _check(config.semantic)
         self._config, self._tau = config, float(config.overlap.tau)
         self.by_caption = config.semantic.kind == "caption"
-        folders = {"safety": config.safety.path, "overlap": config.overlap.path}
-        if self.by_caption:
-            folders["semantic"] = config.semantic.path
-        self.hashes = {name: folder_hash(resolve_folder(path)) for name, path in folders.items()}
         placed = (config.dtype, mesh, rules)
-        safety = _load(folders["safety"], Llama, *placed)
-        clip = _load(folders["overlap"], Clip, *placed)
-        judge = _load(folders["semantic"], Bert, *placed) if self.by_caption else clip
-        self._read_safety = _safety_encoder(config.safety, safety)
+        clip = load_clip(config.overlap.path, *placed)
+        safety, self._read_safety = _load_safety(config.safety, *placed)
         self.label_ids = self._read_safety.label_ids
-        length = _fitting("rewards.semantic.max_length", config.semantic.max_length, judge)
-        self._read = TextEncoder(
-            load_tokenizer(folders.get("semantic", config.overlap.path)), length
-        )
-        read_word = TextEncoder(load_tokenizer(config.overlap.path), min(WORD_LENGTH, room(clip)))
-        pixels = PixelReader(config.overlap.path)
-        dim = clip.config.projection_dim
-        self._pictures = Embedder(clip, Clip.embed_pictures, pixels, dim, "picture", mesh)
-        self._words = Embedder(clip, _vectors, read_word, dim, "word", mesh)
-        self.width = judge.config.hidden_size if isinstance(judge, Bert) else dim
+        self.hashes = {"overlap": clip.digest}
+        self.hashes["safety"] = folder_hash(resolve_folder(config.safety.path))
+        judge: Bert | Clip = clip.model
+        tokenizer, room, self.width = clip.tokenizer, clip.context, clip.dimension
+        if self.by_caption:
+            sentence = load_sentence(config.semantic.path, *placed)
+            judge, tokenizer, room = sentence.model, sentence.tokenizer, sentence.max_length
+            self.width = sentence.model.config.hidden_size
+            self.hashes["semantic"] = folder_hash(sentence.folder)
+        length = _fitting("rewards.semantic.max_length", config.semantic.max_length, room)
+        self._read = TextEncoder(tokenizer, length)
         self._texts = Embedder(judge, _vectors, self._read, self.width, "text", mesh)
+        read_word = TextEncoder(clip.tokenizer, min(WORD_LENGTH, clip.context))
+        self._words = Embedder(clip.model, _vectors, read_word, clip.dimension, "word", mesh)
+        self._pictures = Embedder(
+            *(clip.model, Clip.embed_pictures, functools.partial(_pixels, clip)),
+            *(clip.dimension, "picture", mesh),
+        )
         # Static halves; the arrays are everybody's arguments.
         self._safety, safety_state = nnx.split(safety, graph=False)
         self._judge, judge_state = nnx.split(judge, graph=False)
-        table, special = self._vocabulary(policy, dim, cache)
+        table, special = self._vocabulary(policy, clip.dimension, cache)
         whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         self.frozen: dict[str, Any] = {
             "safety": safety_state,
@@ -188,13 +192,13 @@ class Rewards:
     def _vocabulary(
         self, policy: str | Path, width: int, cache: str | Path | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        _, config = read_config(resolve_folder(policy))
+        folder = resolve_folder(policy)
+        _, config = read_config(folder)
         if not isinstance(config, LlamaConfig):
             raise UserError(f"{policy}: a rewriter is a Llama, this is a {type(config).__name__}")
-        name = f"{self.hashes['overlap']} {self._config.dtype}"
-        tokenizer = load_tokenizer(policy)
+        tokenizer, size = tokens.load_tokenizer(folder), config.vocab_size
         return overlap.embed_vocabulary(
-            self._words, width, tokenizer, config.vocab_size, cache, name
+            self._words, width, tokenizer, size, cache, self.hashes["overlap"]
         )
 
     def context(self, triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
@@ -308,35 +312,30 @@ def _check(config: Any) -> None:
         )
 
 
-def _load(folder: str, kind: type[ModelT], *placed: Any) -> ModelT:
+def _load_safety(config: Any, *placed: Any) -> tuple[Llama, SafetyEncoder]:
+    folder = resolve_folder(config.path)
     model = load_model(folder, *placed)
-    if not isinstance(model, kind):
-        raise UserError(
-            f"{folder}: this is a {type(model).__name__}; the reward wants a {kind.__name__}"
-        )
-    return model
-
-
-def _safety_encoder(config: Any, model: Llama) -> SafetyEncoder:
-    return SafetyEncoder(
-        load_tokenizer(config.path),
+    if not isinstance(model, Llama):
+        raise UserError(f"{config.path}: a {type(model).__name__}; a safety model is a Llama here")
+    room = model.config.max_position_embeddings
+    return model, SafetyEncoder(
+        tokens.load_tokenizer(folder),
         config.prompt,
         config.answer,
         (config.safe, config.unsafe),
-        _fitting("rewards.safety.max_length", config.max_length, model),
+        _fitting("rewards.safety.max_length", config.max_length, room),
     )
 
 
-def _fitting(name: str, length: int, model: Llama | Bert | Clip) -> int:
-    if not 0 < length <= room(model):
-        raise UserError(f"{name} {length}: the model takes 1 to {room(model)} tokens")
+def _fitting(name: str, length: int, room: int) -> int:
+    if not 0 < length <= room:
+        raise UserError(f"{name} {length}: the model takes 1 to {room} tokens")
     return length
 
 
-def room(model: Llama | Bert | Clip) -> int:
-    """The most tokens that a model takes."""
-    config = model.config.text if isinstance(model, Clip) else model.config
-    return config.max_position_embeddings
+def _pixels(clip: ClipEncoder, rows: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray]:
+    pictures = [images.decode(data, f"the picture of {name}") for name, data in rows]
+    return (clip.pictures(pictures),)
 
 
 def _vectors(model: Bert | Clip, ids: Array, mask: Array) -> Array:

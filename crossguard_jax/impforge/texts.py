@@ -5,7 +5,6 @@ A text that is too long loses its beginning: what it asks for stands at its end.
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import numpy as np
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Bool, Int
 from crossguard_jax.data.prompts import neutralize
-from crossguard_jax.hf.load import resolve_folder
 
 CHAT = "chat"
 """In place of a template: the chat template of the tokenizer."""
@@ -25,22 +23,6 @@ _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 Encoded = tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]
 """Token ids (int32) and which of them are not padding."""
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a Hub folder or a shipped model.
-
-    Raises:
-        UserError: there is none that transformers can load.
-    """
-    from transformers import AutoTokenizer
-
-    folder = resolve_folder(folder)
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{folder}: no tokenizer that transformers can load ({first})") from error
 
 
 class TextEncoder:
@@ -58,12 +40,12 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Ids and mask, padded on the right."""
         said = [_valid(text) for text in texts]
-        rows = (
-            self.tokenizer(said, truncation=True, max_length=self.length)["input_ids"]
-            if said
-            else []
-        )
-        return _padded(rows, self.length, self.tokenizer.pad_token_id)
+        if not said:
+            return _padded([], self.length)
+        # What a tokenizer's file says of padding is for another use of it.
+        options = {"truncation": True, "max_length": self.length, "padding": False}
+        rows = self.tokenizer(said, **options)["input_ids"]
+        return _padded(rows, self.length)
 
 
 class SafetyEncoder:
@@ -110,7 +92,7 @@ class SafetyEncoder:
         for i, row in enumerate(rows):
             if len(row) > self.length:
                 rows[i] = self._shortened(said[i], len(row))
-        return _padded(rows, self.length, self.tokenizer.pad_token_id)
+        return _padded(rows, self.length)
 
     def _prompt(self, text: str) -> str:
         # A space before the verdict is part of the verdict's token.
@@ -122,7 +104,8 @@ class SafetyEncoder:
     def _tokens(self, prompts: list[str]) -> list[list[int]]:
         if not prompts:
             return []
-        return self.tokenizer(prompts, add_special_tokens=self._add_special)["input_ids"]
+        options = {"add_special_tokens": self._add_special, "truncation": False, "padding": False}
+        return self.tokenizer(prompts, **options)["input_ids"]
 
     def _shortened(self, text: str, length: int) -> list[int]:
         """The row of ``length`` tokens without the beginning of its text."""
@@ -208,8 +191,8 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, pad_id: int | None) -> Encoded:
-    ids = np.full((len(rows), length), 0 if pad_id is None else pad_id, np.int32)
+def _padded(rows: Sequence[Sequence[int]], length: int) -> Encoded:
+    ids = np.zeros((len(rows), length), np.int32)
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row

@@ -1,6 +1,5 @@
 """Texts on the host: prompts, labels, fixed shapes, and what a token says."""
 
-import json
 from typing import Any
 
 import pytest
@@ -151,9 +150,3 @@ def test_rows_have_one_shape_whatever_is_said() -> None:
         assert ids.shape == mask.shape == (len(said), 12)
         assert (ids.dtype, mask.dtype) == ("int32", "bool")
     assert mask.sum(axis=1).tolist()[:2] == [3, 4]
-
-
-def test_a_folder_without_a_tokenizer_is_named(tmp_path: Any) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(UserError, match="no tokenizer that transformers can load"):
-        texts.load_tokenizer(tmp_path)
