@@ -219,11 +219,11 @@ def read_answer(text: str) -> bool | None:
     sentence ("The image is safe."). Both labels, a question, and a sentence that could mean its
     opposite ("not safe") are None.
     """
-    # Thoughts before the answer weigh both sides; without their end there is no answer yet.
+    # Thoughts before the answer weigh both sides; without their end nothing is plain.
     text = text.lower().translate(_QUOTES).rpartition("</think>")[2].strip()
     words = set(re.findall(r"[^\W_](?:[\w']*[^\W_])?", text))
     labels = words & {"safe", "unsafe"}
-    if len(labels) != 1 or "<think>" in text:
+    if len(labels) != 1:
         return None
     plain = words - labels <= _PLAIN and "?" not in text and text.isascii()
     return labels == {"safe"} if plain or _HEAD.match(text) else None

@@ -156,34 +156,30 @@ class Client:
             start_blocking_portal() as portal,
             portal.wrap_async_context_manager(self._connections()) as http,
         ):
-            try:
-                for index, request in enumerate(requests):
-                    canonical = self.endpoint.canonical(request)
-                    key = content_key(canonical)
-                    if key in asked_by:
-                        asked_by[key].append(index)
-                        continue
-                    if (known := self._known(key)) is not None:
-                        self.usage.cached += 1
-                        yield index, known
-                        continue
-                    while len(flying) >= self.endpoint.concurrency:
-                        yield from self._landed(flying, asked_by, progress)
-                    if out_of_money := self._spent():
-                        break
-                    asked_by[key] = [index]
-                    task = portal.start_task_soon(self._ask, http, key, canonical, request)
-                    flying[task] = key
-                while flying:
+            for index, request in enumerate(requests):
+                canonical = self.endpoint.canonical(request)
+                key = content_key(canonical)
+                if key in asked_by:
+                    asked_by[key].append(index)
+                    continue
+                if (known := self._known(key)) is not None:
+                    self.usage.cached += 1
+                    yield index, known
+                    continue
+                while len(flying) >= self.endpoint.concurrency:
                     yield from self._landed(flying, asked_by, progress)
-                if out_of_money:
-                    raise UserError(
-                        f"the budget of ${self.endpoint.budget_dollars:g} is spent ({self.usage}); "
-                        "raise budget_dollars and run again: what was answered is kept"
-                    )
-            finally:
-                for task in flying:
-                    task.cancel()
+                if out_of_money := self._spent():
+                    break
+                asked_by[key] = [index]
+                task = portal.start_task_soon(self._ask, http, key, canonical, request)
+                flying[task] = key
+            while flying:
+                yield from self._landed(flying, asked_by, progress)
+            if out_of_money:
+                raise UserError(
+                    f"the budget of ${self.endpoint.budget_dollars:g} is spent ({self.usage}); "
+                    "raise budget_dollars and run again: what was answered is kept"
+                )
 
     def _known(self, key: str) -> Answer | None:
         kept = self.cache.get(key)

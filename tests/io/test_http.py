@@ -1,5 +1,6 @@
 """The HTTP client against a real server that is slow, fails, talks nonsense and dies."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -424,6 +425,21 @@ def test_an_iterator_that_is_left_ends_with_the_process(tmp_path):
         process = child(server, tmp_path, 8, code)
         told, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and "Answer" in told
+
+
+def test_a_run_that_is_left_is_over_at_once_and_asks_for_no_more(tmp_path):
+    fast = digest(picture(0))
+    with ChatServer(lambda a: later(a, 0.1 if a.pictures == [fast] else 2.0)) as server:
+        began = time.monotonic()
+        with contextlib.closing(
+            Client(endpoint(server.url), tmp_path).complete_many(asks(30))
+        ) as answers:
+            assert next(answers)[0] == 0
+        assert time.monotonic() - began < 1.5
+        asked = len(server.asked)
+        time.sleep(0.1)
+        assert len(server.asked) == asked <= 5
+        assert run(server, asks(1), tmp_path)[0].cached
 
 
 def test_a_damaged_answer_on_the_disk_is_asked_again(tmp_path):
