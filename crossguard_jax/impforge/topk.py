@@ -158,9 +158,7 @@ def _search_tile(
     and must be better, not as good.
     """
     k, groups = len(best), len(cosines) // GROUP
-    starts = first + GROUP * jnp.arange(groups)[:, None]
     maxima = cosines.reshape(groups, GROUP, -1).max(axis=1)
-    maxima = jnp.where(starts < n_rows, maxima, -jnp.inf)
 
     def beats(maxima: Array, best: Array) -> Array:
         return ~(maxima <= best[-1])  # true of NaN too, which may hide a number in its group

@@ -1,0 +1,287 @@
+"""Queries and a library of harmless pictures to triplets (ImpForge, stage 1).
+
+Each visual word of a query has the pictures nearest to it by CLIP; a judge confirms that a picture
+carries no malice by itself, and where it does not, the next one is tried.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.guard.scoring import kind
+from crossguard_jax.impforge.candidates import (
+    UNUSABLE,
+    Candidates,
+    Judge,
+    Library,
+    Pair,
+    choose,
+)
+from crossguard_jax.impforge.index import BuildCounts, PictureIndex, build_index
+from crossguard_jax.impforge.judge import Judgement
+from crossguard_jax.impforge.keywords import Extractor, Keyword
+from crossguard_jax.impforge.towers import Towers
+from crossguard_jax.impforge.triplets import Triplet, write_triplets
+from crossguard_jax.io import jsonl
+from crossguard_jax.io.progress import Progress
+
+REJECTED, INDEX = "rejected.jsonl", "index"
+
+EMPTY, TWICE = "the query is empty", "an earlier query has the same id"
+NO_WORD = "no visual word in the query"
+REFUSED = "the judge refused every picture near the query's words"
+UNRESOLVED = "no picture near the query's words was confirmed, as some could not be judged"
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """How queries are matched.
+
+    Attributes:
+        prompt: what CLIP reads of a word, with ``{}`` for the word.
+        candidates: pictures of a word that are tried, the nearest first.
+        per_query: triplets of a query, at most, its nearest words first; 0 is one for each word.
+        dtype: of the index's vectors, float16 or float32.
+        batch_size: texts or pictures that go through CLIP at once.
+    """
+
+    prompt: str = "a photo of a {}"
+    candidates: int = 5
+    per_query: int = 1
+    dtype: str = "float16"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.prompt.count("{}") != 1:
+            raise UserError(f"match prompt {self.prompt!r}: give one {{}} in it, for the word")
+        if self.candidates < 1 or self.per_query < 0:
+            raise UserError(
+                f"match: candidates {self.candidates} (at least 1), per_query {self.per_query} "
+                "(0 or more)"
+            )
+
+
+@dataclass
+class MatchSummary:
+    """What a run came to.
+
+    Attributes:
+        queries: rows that were read, good or not.
+        matched: queries with a triplet.
+        triplets: how many were written.
+        rejected: queries without one, by reason.
+        words: different visual words.
+        library: what the index's build met.
+        indexed: pictures in the index.
+        judged: pictures by verdict: ``safe``, ``unsafe``, ``unresolved``, and ``unusable``: gone or
+            changed since they were embedded.
+    """
+
+    queries: int = 0
+    matched: int = 0
+    triplets: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    words: int = 0
+    library: BuildCounts = field(default_factory=BuildCounts)
+    indexed: int = 0
+    judged: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> Iterator[str]:
+        """The summary, for people."""
+        yield (
+            f"{self.queries:,} queries: {self.matched:,} matched ({self.triplets:,} triplets), "
+            f"{self.rejected.total():,} rejected"
+        )
+        for reason, n in self.rejected.most_common():
+            yield f"  {n:,} rejected: {reason}"
+        seen = self.library
+        yield (
+            f"{self.indexed:,} pictures in the index: {seen.added:,} added, {seen.rejected:,} of "
+            f"the library rejected, {seen.gone:,} there no more"
+        )
+        verdicts = ", ".join(f"{n:,} {verdict}" for verdict, n in sorted(self.judged.items()))
+        yield f"{self.words:,} visual words; pictures looked at: {verdicts or 'none'}"
+
+
+def match(
+    queries: Iterable[Record | Rejected],
+    library: Library,
+    towers: Towers,
+    extractor: Extractor,
+    judge: Judge,
+    settings: MatchSettings,
+    folder: str | Path,
+    index: str | Path | None = None,
+    rebuild: bool = False,
+) -> MatchSummary:
+    """Writes ``folder/triplets.jsonl`` and, of the queries without one, ``folder/rejected.jsonl``.
+
+    After a kill it is run again: the index and the judge have kept what they had, and all else
+    takes little time.
+
+    Args:
+        queries: each a text and an id; pictures of theirs are not looked at.
+        library: the harmless pictures.
+        towers: CLIP.
+        extractor: finds the visual words of a text.
+        judge: confirms that a picture is harmless by itself.
+        settings: how.
+        folder: for the triplets.
+        index: the folder of the embedded library, which several runs may share;
+            ``folder/index`` unless given. Bad pictures are in its own ``rejected.jsonl``.
+        rebuild: embed the library anew.
+
+    Raises:
+        UserError: the index is stale (see `build_index`), or not one picture is in it.
+    """
+    folder, summary = Path(folder), MatchSummary()
+    place = folder / INDEX if index is None else Path(index)
+    scratch = folder / f".{REJECTED}.tmp"
+    scratch.unlink(missing_ok=True)
+    with jsonl.JsonlWriter(scratch) as writer:
+
+        def reject(row: Rejected, id: str) -> None:
+            summary.rejected[kind(row.reason)] += 1
+            writer.append(asdict(row) | {"id": id})
+
+        found = list(_with_words(queries, extractor, summary, reject))
+        dtype, batch_size = settings.dtype, settings.batch_size
+        pictures, summary.library = build_index(
+            place, library(), towers, dtype=dtype, batch_size=batch_size, rebuild=rebuild
+        )
+        summary.indexed = len(pictures)
+        if not summary.indexed:
+            raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
+        near = _nearest(found, pictures, towers, settings)
+        pairs = [_pairs(words, near) for _, words in found]
+        candidates = Candidates(pictures, library, (row for of in near.values() for row, _ in of))
+        verdicts = candidates.verdicts
+        chosen = choose(pairs, verdicts, settings.per_query, candidates.ask(judge))
+        for (query, _), mine, those in zip(found, chosen, pairs, strict=True):
+            if not mine:
+                reject(_unmatched(query, [verdicts[pair.row] for pair in those]), query.id)
+        triplets = _triplets(found, chosen, candidates, extractor, towers, settings)
+        summary.triplets = write_triplets(triplets, folder)
+    scratch.replace(folder / REJECTED)
+    summary.matched, summary.words = sum(map(bool, chosen)), len(near)
+    summary.judged.update(_name(verdict) for verdict in verdicts.values())
+    return summary
+
+
+def _name(verdict: Judgement) -> str:
+    if verdict.safe is None:
+        return "unusable" if verdict.source == UNUSABLE else "unresolved"
+    return "safe" if verdict.safe else "unsafe"
+
+
+_Words = tuple[Keyword, ...]
+_Near = Mapping[str, list[tuple[int, float]]]  # a word's lemma to rows and cosines, nearest first
+
+
+def _with_words(
+    queries: Iterable[Record | Rejected],
+    extractor: Extractor,
+    summary: MatchSummary,
+    reject: Callable[[Rejected, str], None],
+) -> Iterator[tuple[Record, _Words]]:
+    """The queries that have visual words."""
+    seen: set[str] = set()
+    with Progress("finding keywords", unit="query") as progress:
+        for query in queries:
+            summary.queries += 1
+            progress.update()
+            if isinstance(query, Rejected):
+                reject(query, "")
+                continue
+            words: _Words = ()
+            if query.id in seen:
+                reason = TWICE
+            elif not query.text.strip():
+                reason = EMPTY
+            else:
+                reason, words = NO_WORD, tuple(extractor(query.text))
+            seen.add(query.id)
+            if words:
+                yield query, words
+            else:
+                reject(_rejected(query, reason), query.id)
+
+
+def _rejected(query: Record, reason: str) -> Rejected:
+    where = query.provenance
+    return Rejected(where.get("file", query.source), int(where.get("row", 0)), reason)
+
+
+def _nearest(
+    found: Iterable[tuple[Record, _Words]],
+    pictures: PictureIndex,
+    towers: Towers,
+    settings: MatchSettings,
+) -> _Near:
+    """The pictures nearest to each different word."""
+    lemmas = list(dict.fromkeys(word.lemma for _, words in found for word in words))
+    prompts = [settings.prompt.replace("{}", lemma) for lemma in lemmas]
+    vectors = towers.embed_texts(prompts, settings.batch_size)
+    cosines, rows = pictures.search(vectors, settings.candidates, towers.mesh)
+    return {
+        lemma: list(zip(near.tolist(), values.tolist(), strict=True))
+        for lemma, near, values in zip(lemmas, rows, cosines, strict=True)
+    }
+
+
+def _pairs(words: _Words, near: _Near) -> list[Pair]:
+    """A query's words with their pictures, by cosine."""
+    pairs = [Pair(word, row, cosine) for word in words for row, cosine in near[word.lemma]]
+    return sorted(pairs, key=lambda pair: -pair.cosine)
+
+
+def _unmatched(query: Record, verdicts: Sequence[Judgement]) -> Rejected:
+    """Why no picture was taken, with the first that could not be judged."""
+    unresolved = next((v for v in verdicts if v.safe is None), None)
+    if unresolved is None:
+        return _rejected(query, REFUSED)
+    answer = " ".join(unresolved.answer.split())[:200]
+    return _rejected(query, f"{UNRESOLVED} ({answer})")
+
+
+def _triplets(
+    found: Sequence[tuple[Record, _Words]],
+    chosen: Sequence[Sequence[Pair]],
+    candidates: Candidates,
+    extractor: Extractor,
+    towers: Towers,
+    settings: MatchSettings,
+) -> Iterator[Triplet]:
+    for (query, _), pairs in zip(found, chosen, strict=True):
+        for number, pair in enumerate(pairs):
+            picture, verdict = candidates.indexed[pair.row], candidates.verdicts[pair.row]
+            came_from = candidates.provenance(pair.row)
+            yield Triplet(
+                id=f"{query.id}-{number}",
+                query=query.text,
+                keyword=pair.keyword.lemma,
+                image=candidates.read(pair.row),
+                caption=picture.caption,
+                category=query.category,
+                cosine=pair.cosine,
+                provenance={
+                    "query": query.id,
+                    "query_source": query.source,
+                    "query_label": query.label,
+                    **{f"query_{k}": query.provenance.get(k, "") for k in ("file", "row")},
+                    "picture": picture.id,
+                    "picture_digest": picture.digest,
+                    **{f"picture_{k}": came_from.get(k, "") for k in ("library", "file", "row")},
+                    "word": pair.keyword.word,
+                    "word_pos": pair.keyword.pos,
+                    "word_concreteness": f"{pair.keyword.concreteness:.2f}",
+                    "extractor": extractor.name,
+                    "prompt": settings.prompt,
+                    "clip": towers.digest,
+                    "judge": verdict.source,
+                    "judge_answer": verdict.answer,
+                },
+            )
