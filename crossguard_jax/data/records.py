@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import images, jsonl
 
+RecordT = TypeVar("RecordT")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -64,8 +65,8 @@ def _grey_square() -> bytes:
     return images.encode_png(Image.new("RGB", (32, 32), (128, 128, 128)))
 
 
-def accepted(rows: Iterable[Record | Rejected], rejected: jsonl.JsonlWriter) -> Iterator[Record]:
-    """Passes the records on and writes every rejected row (``file, row, reason``) to a file."""
+def accepted(rows: Iterable[RecordT | Rejected], rejected: jsonl.JsonlWriter) -> Iterator[RecordT]:
+    """Passes good rows on and writes every rejected one (``file, row, reason``) to a file."""
     for row in rows:
         if isinstance(row, Rejected):
             rejected.append(asdict(row))

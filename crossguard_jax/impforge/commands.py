@@ -1,0 +1,186 @@
+"""``crossguard match`` and ``crossguard forge``: plain files in, plain files out.
+
+Both are functions of a configuration and paths as well, so that whoever drives them from Python
+(quickstart does) runs the same code as the command line.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
+from crossguard_jax.core.tree import digest
+from crossguard_jax.data import library, sources
+from crossguard_jax.data.records import Record, Rejected, accepted
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.hf.clip import load_clip
+from crossguard_jax.hf.peft import save_adapter
+from crossguard_jax.impforge.forge import Forged, ForgeSettings, forge
+from crossguard_jax.impforge.judge import AcceptAll, EndpointJudge, GuardJudge, PictureJudge
+from crossguard_jax.impforge.keywords import make_extractor
+from crossguard_jax.impforge.matching import MatchSettings, MatchSummary, match
+from crossguard_jax.impforge.recipe import run_identity, train_rewriter
+from crossguard_jax.impforge.rewriter import Rewriter
+from crossguard_jax.impforge.towers import Towers
+from crossguard_jax.impforge.triplets import Triplet, read_triplets
+from crossguard_jax.impforge.twins import pair_twins
+from crossguard_jax.io.chat import Endpoint
+from crossguard_jax.io.http import Client
+from crossguard_jax.io.jsonl import JsonlWriter
+from crossguard_jax.nn import lora
+
+
+def run_match(args: argparse.Namespace) -> int:
+    """The verb ``match``: exit code 1 if a query has no triplet."""
+    summary = match_files(
+        args.config, args.queries, args.pictures, args.out, args.format, args.rebuild
+    )
+    print("\n".join(summary.lines()))
+    print(f"triplets: {Path(args.out) / 'triplets.jsonl'}")
+    return int(bool(summary.rejected))
+
+
+def match_files(
+    config: Any,
+    queries: str | Path,
+    pictures: str | Path,
+    folder: str | Path,
+    form: str = "table",
+    rebuild: bool = False,
+) -> MatchSummary:
+    """Matches a file of queries with a library of pictures.
+
+    Args:
+        config: ``configs/impforge.py``'s; its ``match`` is what counts.
+        queries: a table of texts, or BeaverTails.
+        pictures: a COCO folder, WIT shards, or any folder of pictures.
+        folder: takes ``triplets.jsonl``, ``rejected.jsonl`` and the index.
+        form: the queries' format: a name in `data.sources`.
+        rebuild: embed the library anew.
+
+    Raises:
+        UserError: see `matching.match`.
+    """
+    settings, folder = config.match, Path(folder)
+    rules = {**DEFAULT_RULES, **config.axis_rules}
+    mesh = make_mesh(**config.mesh)
+    clip = load_clip(settings.clip, settings.dtype, mesh, rules)
+    return match(
+        sources.read(form, queries, **({"image": None} if form == "table" else {})),
+        lambda: library.pictures(pictures),
+        Towers(clip.model, clip, clip.digest, mesh, rules),
+        make_extractor(settings.keywords),
+        make_judge(settings.judge, folder / "judged").judge,
+        MatchSettings(**settings.settings),
+        folder,
+        rebuild=rebuild,
+    )
+
+
+def make_judge(config: Any, cache: Path) -> PictureJudge:
+    """The judge that a configuration names: ``none``, ``guard`` or ``endpoint``.
+
+    Raises:
+        UserError: there is no such judge.
+    """
+    if config.kind == "none":
+        return AcceptAll()
+    if config.kind == "guard":
+        return GuardJudge(Guard.from_pretrained(config.guard), cache)
+    if config.kind == "endpoint":
+        return EndpointJudge(Client(Endpoint(**config.endpoint), cache))
+    raise UserError(f"match.judge.kind {config.kind!r} is none of none, guard, endpoint")
+
+
+@dataclass(frozen=True)
+class ForgeRun:
+    """A finished run: the rewriter with its trained part, and what was forged."""
+
+    rewriter: Rewriter
+    trained: Any
+    triplets: list[Triplet]
+    forged: Forged
+
+
+def run_forge(args: argparse.Namespace) -> None:
+    """The verb ``forge``."""
+    done = forge_files(args.config, args.triplets, args.out, args.harmless, args.held_out)
+    if args.export_rewriter:
+        policy = done.rewriter.policy
+        model = lora.merge(policy.adapted, done.trained["policy"], done.rewriter.frozen)
+        save_adapter(model, Path(args.export_rewriter), str(done.rewriter.folder))
+        print(f"rewriter's adapter: {args.export_rewriter}")
+    kept = ", ".join(f"{n:,} {label}" for label, n in done.forged.kept.items())
+    print(f"{done.forged.written:,} written, kept {kept}")
+    print(f"data: {Path(args.out) / 'train.jsonl'}, its card: {Path(args.out) / 'data_card.md'}")
+
+
+def forge_files(
+    config: Any,
+    triplets: str | Path,
+    folder: str | Path,
+    harmless: str | Path | None = None,
+    held_out: str | Path | None = None,
+) -> ForgeRun:
+    """Trains the rewriter on a file of triplets, then forges a data set of them.
+
+    Args:
+        config: ``configs/impforge.py``'s.
+        triplets: from ``match``, or a table of one's own (`triplets.read_triplets`).
+        folder: takes the run (``rewriter/``), the data set and its card.
+        harmless: a table of queries that mean no harm, for benign twins.
+        held_out: triplets to measure the rewriter on as it learns.
+
+    Raises:
+        UserError: see `train_rewriter` and `forge.forge`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = _read(triplets, folder / "rejected.jsonl")
+    measured = _read(held_out, folder / "rejected_held_out.jsonl") if held_out else []
+    twins = pair_twins(rows, _harmless(config, harmless, folder), config.ppo.seed)
+    # Twins train the rewriter too, so that it learns to rewrite both alike.
+    every = [*rows, *twins]
+    rewriter, trained = train_rewriter(config, every, folder / "rewriter", measured)
+    identity = run_identity(config, rewriter, every)
+    settings = ForgeSettings(**config.forge)
+    forged = forge(
+        rewriter,
+        trained,
+        rows,
+        twins,
+        settings,
+        folder,
+        {
+            "policy": digest(trained["policy"]),
+            "base": identity["base"],
+            "triplets": identity["triplets"],
+            **{f"reward.{name}": found for name, found in identity["rewards"].items()},
+        },
+        config.ppo.batch_size,
+    )
+    return ForgeRun(rewriter, trained, rows, forged)
+
+
+def _read(path: str | Path, rejected: Path) -> list[Triplet]:
+    rejected.unlink(missing_ok=True)
+    with JsonlWriter(rejected) as writer:
+        return list(accepted(read_triplets(path), writer))
+
+
+def _harmless(
+    config: Any, path: str | Path | None, folder: Path
+) -> Iterator[tuple[Record, list[str]]]:
+    """Harmless queries with the lemmas of their visual words."""
+    if path is None:
+        return
+    extractor = make_extractor(config.match.keywords)
+    rejected = folder / "rejected_harmless.jsonl"
+    rejected.unlink(missing_ok=True)
+    with JsonlWriter(rejected) as writer:
+        rows: Iterator[Record | Rejected] = sources.read("table", path, image=None)
+        for record in accepted(rows, writer):
+            yield record, [word.lemma for word in extractor(record.text)]

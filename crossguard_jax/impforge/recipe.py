@@ -1,0 +1,315 @@
+"""ImpForge, stage 2: PPO on the rewriter under three rewards, by the one training loop.
+
+An iteration is two jitted programs with one host boundary between them: `Rewriter.rollout`, then
+the decoding and re-tokenization that other models' vocabularies need, then `make_improve`'s program
+(rewards, breadth, advantages, all epochs and minibatches). The archive, the KL weight and the
+random key are in the train state, so a run that is killed resumes bit for bit.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
+from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.hf.load import folder_hash
+from crossguard_jax.impforge.archive import Archive, crowd, insert, nearest
+from crossguard_jax.impforge.ppo import PpoSettings, Trajectory, sequence_kl, steer, update
+from crossguard_jax.impforge.rewards import Rewards, total
+from crossguard_jax.impforge.rewriter import Rewriter, Written, fluency, local_rows
+from crossguard_jax.impforge.rounds import Rounds
+from crossguard_jax.impforge.triplets import Triplet
+from crossguard_jax.train.loop import Hook, Schedule, train
+from crossguard_jax.train.optim import optimizer
+from crossguard_jax.train.step import Metrics, Step, TrainState, init_state
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PpoState(TrainState):
+    """A train state with what else an iteration changes.
+
+    Attributes:
+        kl_coef: the KL's weight now, float32.
+        archive: what was written lately.
+    """
+
+    kl_coef: Any
+    archive: Any
+
+
+@dataclass(frozen=True)
+class Breadth:
+    """What keeps a rewriter from saying one thing; each is a switch, and off by default.
+
+    Attributes:
+        quota: every category has its equal share of each batch.
+        normalize_by_category: advantages are whitened inside each category.
+        novelty: weight of the distance to the nearest archived text, added to the score.
+        crowd_limit: near-duplicates (in the archive, or earlier in the batch) beyond which a text
+            earns nothing; 0 is no limit.
+        crowd_cosine: the least cosine of near-duplicates.
+        fluency_floor: mean reference log-probability a token, in nats, below which a text earns
+            nothing (gibberish can please a reward model); -inf is no floor.
+        archive_size: texts remembered.
+    """
+
+    quota: bool = False
+    normalize_by_category: bool = False
+    novelty: float = 0.0
+    crowd_limit: int = 0
+    crowd_cosine: float = 0.95
+    fluency_floor: float = float("-inf")
+    archive_size: int = 1024
+
+
+def score(
+    components: Mapping[str, Array],
+    weights: Mapping[str, float],
+    trajectory: Trajectory,
+    archive: Archive,
+    vectors: Array,
+    breadth: Breadth,
+) -> tuple[Array, Archive, Metrics]:
+    """A text's score before KL: the weighted rewards, and what breadth makes of them.
+
+    Args:
+        components: the rewards, [B] each.
+        weights: theirs.
+        trajectory: the rollout.
+        archive: what was written before.
+        vectors: unit sentence vectors of the texts, [B, D].
+        breadth: the switches.
+
+    Returns:
+        ``(scores [B], the archive with these texts, metrics)``.
+    """
+    scores = total(components, weights)
+    fluent = fluency(trajectory) >= breadth.fluency_floor
+    crowded = jnp.zeros_like(fluent)
+    if breadth.crowd_limit:
+        crowded = crowd(archive, vectors, breadth.crowd_cosine) >= breadth.crowd_limit
+    distance = 1.0 - nearest(archive, vectors)
+    earned = jnp.where(fluent & ~crowded, scores + breadth.novelty * distance, 0.0)
+    metrics = {
+        "reward": scores.mean(),
+        "score": earned.mean(),
+        "novelty": distance.mean(),
+        "crowded": crowded.mean(),
+        "not_fluent": 1.0 - fluent.mean(),
+    }
+    return earned, insert(archive, vectors, fluent), metrics
+
+
+def make_improve(
+    rewriter: Rewriter,
+    adam: optax.GradientTransformation,
+    settings: PpoSettings,
+    weights: Mapping[str, float],
+    breadth: Breadth,
+    n_categories: int,
+) -> Callable[..., tuple[PpoState, Metrics]]:
+    """``improve(state, frozen, reward_models, trajectory, context, encoded) -> (state, metrics)``.
+
+    One jitted program; the state given is donated.
+    """
+    rewards, evaluate = rewriter.rewards, rewriter.policy.evaluate
+
+    def improve(
+        state: PpoState,
+        frozen: Any,
+        models: Any,
+        trajectory: Trajectory,
+        context: Any,
+        encoded: Any,
+    ) -> tuple[PpoState, Metrics]:
+        tokens, mask = trajectory.inputs["tokens"], trajectory.mask
+        components = rewards.components(models, tokens, mask, context, encoded)
+        vectors = rewards.vectors(models, encoded)
+        scores, archive, metrics = score(
+            components, weights, trajectory, state.archive, vectors, breadth
+        )
+        key = _keys(state)[1]
+        trainable, opt_state, found = update(
+            evaluate,
+            adam,
+            settings,
+            state.trainable,
+            state.opt_state,
+            frozen,
+            trajectory,
+            scores,
+            state.kl_coef,
+            key,
+            n_categories,
+        )
+        kl = sequence_kl(trajectory.logprobs, trajectory.reference, mask).mean()
+        metrics |= found | {name: value.mean() for name, value in components.items()}
+        metrics |= {
+            "kl": kl,
+            "kl_coef": state.kl_coef,
+            "objective": metrics["reward"] - state.kl_coef * kl,
+            "length": mask.sum(axis=1).mean(),
+            "ended": trajectory.ended.mean(),
+            "fluency": fluency(trajectory).mean(),
+        }
+        return replace(
+            state,
+            step=state.step + 1,
+            trainable=trainable,
+            opt_state=opt_state,
+            kl_coef=steer(state.kl_coef, kl, mask.shape[0], settings),
+            archive=archive,
+        ), metrics
+
+    return jax.jit(improve, donate_argnums=0)
+
+
+def _keys(state: TrainState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Keys of this iteration's sampling and shuffles: no two iterations share one."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    first, second = jax.random.split(key)
+    return first, second
+
+
+def make_iteration(
+    rewriter: Rewriter,
+    improve: Callable[..., tuple[PpoState, Metrics]],
+    triplets: Sequence[Triplet],
+    sharding: NamedSharding | None = None,
+) -> Step:
+    """An iteration as the training loop wants it: ``step(state, frozen, batch)``."""
+    context = rewriter.rewards.context(triplets)
+
+    def place(arrays: Mapping[str, Any]) -> dict[str, Array]:
+        if sharding is None:
+            return {k: jnp.asarray(v) for k, v in arrays.items()}
+        make = jax.make_array_from_process_local_data
+        return {k: make(sharding, v) for k, v in arrays.items()}
+
+    def iteration(state: Any, frozen: Any, batch: Any) -> tuple[PpoState, Metrics]:
+        policy, models = frozen
+        rows = local_rows(batch["row"])
+        done = rewriter.rollout(state.trainable, policy, _keys(state)[0], batch)
+        encoded = rewriter.rewards.encode(rewriter.texts(done), [triplets[i] for i in rows])
+        about = place({k: v[rows] for k, v in context.items()})
+        return improve(state, policy, models, done, about, place(encoded))
+
+    return iteration
+
+
+def train_rewriter(
+    config: Any,
+    triplets: Sequence[Triplet],
+    folder: str | Path,
+    held_out: Sequence[Triplet] = (),
+) -> tuple[Rewriter, Any]:
+    """Trains the rewriter as ``configs/impforge.py`` says, or goes on with it.
+
+    Args:
+        config: the configuration.
+        triplets: what to rewrite.
+        folder: the run's; killed and started again, the run goes on where it was.
+        held_out: triplets to measure on now and then.
+
+    Returns:
+        The rewriter, and its trained part (to pass to `Rewriter.write`).
+
+    Raises:
+        UserError: see `Rewriter`, `Rewards` and `train.loop`.
+    """
+    mesh, rules = make_mesh(**config.mesh), {**DEFAULT_RULES, **config.axis_rules}
+    rewriter = load_rewriter(config, mesh, rules)
+    breadth = Breadth(**config.breadth)
+    settings = PpoSettings(
+        **config.ppo.settings, normalize_by_category=breadth.normalize_by_category
+    )
+    weights = dict(config.rewards.weights)
+    names = sorted({t.category for t in triplets})
+    categories = [names.index(t.category) for t in triplets]
+    updates = settings.epochs * settings.minibatches
+    adam = optimizer(config.optim, config.ppo.iterations * updates)
+    improve = make_improve(rewriter, adam, settings, weights, breadth, len(names))
+    sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
+    processes = jax.process_count()
+    arrays = rewriter.prompts(triplets) | {"category": np.asarray(categories, np.int32)}
+    rounds = Rounds(
+        arrays,
+        categories,
+        config.ppo.batch_size // processes,
+        config.ppo.seed,
+        breadth.quota,
+        (jax.process_index(), processes),
+    )
+    state = train(
+        first_state(rewriter, adam, config, mesh, rules),
+        make_iteration(rewriter, improve, triplets, sharding if mesh.size > 1 else None),
+        (rewriter.frozen, rewriter.rewards.frozen),
+        rounds,
+        Schedule(config.ppo.iterations, config.ppo.save_every, log_every=1),
+        folder,
+        identity=run_identity(config, rewriter, triplets),
+        batch_sharding=sharding,
+        hooks=[_measure(rewriter, config, held_out)] if held_out else [],
+        name=f"rewriter {Path(folder).name}",
+    )
+    return rewriter, state.trainable
+
+
+def load_rewriter(config: Any, mesh: Mesh | None = None, rules: Rules = DEFAULT_RULES) -> Rewriter:
+    """The configuration's base and reward models, before any training."""
+    rewards = Rewards(config.rewards, config.rewriter.path, mesh, rules)
+    return Rewriter(config.rewriter, rewards, config.ppo.seed, mesh, rules)
+
+
+def first_state(
+    rewriter: Rewriter, adam: optax.GradientTransformation, config: Any, mesh: Mesh, rules: Rules
+) -> PpoState:
+    """The state at iteration 0."""
+    state = init_state(rewriter.start, adam, config.ppo.seed, mesh, rules)
+    archive = Archive.empty(config.breadth.archive_size, rewriter.rewards.width)
+    extra = {"kl_coef": jnp.float32(config.ppo.settings.kl_coef), "archive": archive}
+    whole = NamedSharding(mesh, PartitionSpec())
+    return PpoState(**vars(state), **jax.device_put(extra, whole))
+
+
+def run_identity(config: Any, rewriter: Rewriter, triplets: Sequence[Triplet]) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be this run's."""
+    h = hashlib.sha256()
+    for t in triplets:
+        h.update(json.dumps([t.id, t.query, t.shown, t.category]).encode())
+        h.update(hashlib.sha256(t.image).digest())
+    return {
+        "base": folder_hash(rewriter.folder),
+        "rewards": rewriter.rewards.hashes,
+        "triplets": h.hexdigest(),
+        "config": json.loads(config.to_json()),
+    }
+
+
+def objective(written: Written, weights: Mapping[str, float], kl_coef: float) -> np.ndarray:
+    """``R - kl_coef * KL`` of each text: what PPO maximizes."""
+    return np.asarray(total(written.components, weights)) - kl_coef * written.kl
+
+
+def _measure(rewriter: Rewriter, config: Any, held_out: Sequence[Triplet]) -> Hook:
+    """Texts for held-out triplets, with the same random numbers every time."""
+    weights, coef = dict(config.rewards.weights), config.ppo.settings.kl_coef
+
+    def measure(state: TrainState) -> dict[str, float]:
+        key = jax.random.key(config.ppo.seed + 1)
+        written = rewriter.write(held_out, key, state.trainable, config.ppo.batch_size)
+        values = {name: float(np.mean(v)) for name, v in written.components.items()}
+        gain = float(objective(written, weights, coef).mean())
+        return values | {"objective": gain, "kl": float(written.kl.mean())}
+
+    return Hook(config.ppo.eval_every, measure)

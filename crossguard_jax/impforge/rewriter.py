@@ -1,0 +1,252 @@
+"""The rewriter with all it takes to write: prompts, tokenizer, policy, rewards.
+
+Training, evaluation and forging write through the same two jitted programs: `rollout` (sample,
+then evaluate by the training kernel) and the rewards' components. Between them lies the one host
+boundary: texts are decoded and tokenized again for models with other vocabularies.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
+from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.data.prompts import neutralize
+from crossguard_jax.hf.load import load_model, resolve_folder
+from crossguard_jax.impforge.policy import make_policy
+from crossguard_jax.impforge.ppo import Trajectory, sequence_kl
+from crossguard_jax.impforge.rewards import Rewards
+from crossguard_jax.impforge.texts import load_tokenizer
+from crossguard_jax.impforge.triplets import Triplet
+from crossguard_jax.io.progress import Progress
+
+
+@dataclass(frozen=True)
+class Written:
+    """Texts and what is known of them; arrays have one row a text.
+
+    Attributes:
+        texts: the rewrites.
+        components: each reward, float32.
+        kl: ``log pi - log pi_ref`` of the text, in nats.
+        fluency: mean log-probability of a token under the reference, in nats.
+        ended: whether the text came to its end within the length.
+    """
+
+    texts: list[str]
+    components: dict[str, np.ndarray]
+    kl: np.ndarray
+    fluency: np.ndarray
+    ended: np.ndarray
+
+
+class Rewriter:
+    """A base language model that rewrites queries, and the rewards that judge it.
+
+    Args:
+        config: the ``rewriter`` part of ``configs/impforge.py``.
+        rewards: the reward models.
+        seed: of the adapters' start.
+        mesh, rules: where the base goes; see `hf.load.load_model`.
+
+    Raises:
+        UserError: see `load_model`; or the prompt does not name its two places.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        rewards: Rewards,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        rules: Rules = DEFAULT_RULES,
+    ):
+        self.folder = resolve_folder(config.path)
+        self.config, self.rewards = config, rewards
+        self.tokenizer = load_tokenizer(self.folder)
+        model = load_model(self.folder, config.dtype, mesh, rules, remat=config.remat)
+        ends = _end_ids(self.tokenizer, self.folder)
+        pad = self.tokenizer.pad_token_id
+        self.policy, self.start, self.frozen = make_policy(
+            model,
+            targets=config.lora.targets,
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            key=jax.random.key(seed),
+            max_new_tokens=config.max_new_tokens,
+            eos_ids=ends,
+            pad_id=0 if pad is None or pad in ends else pad,
+            temperature=config.temperature,
+        )
+        for place in ("{text}", "{picture}"):
+            if config.prompt.count(place) != 1:
+                raise UserError(
+                    f"rewriter.prompt: write {place} exactly once; got {config.prompt!r}"
+                )
+
+    def prompts(self, triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
+        """``prompt`` and ``prompt_mask`` [T, L], padded on the left to ``prompt_length``.
+
+        Raises:
+            UserError: a prompt is longer; the message names the triplet.
+        """
+        length, pad = self.config.prompt_length, self.policy.pad_id
+        ids = np.full((len(triplets), length), pad, np.int32)
+        mask = np.zeros((len(triplets), length), bool)
+        for i, triplet in enumerate(triplets):
+            row = self.tokenizer(self._prompt(triplet), add_special_tokens=not self.config.chat)
+            row = row["input_ids"]
+            if len(row) > length:
+                raise UserError(
+                    f"triplet {triplet.id!r}: its prompt has {len(row)} tokens, and "
+                    f"rewriter.prompt_length is {length}; raise it or shorten the row"
+                )
+            ids[i, length - len(row) :] = row
+            mask[i, length - len(row) :] = True
+        return {"prompt": ids, "prompt_mask": mask}
+
+    def _prompt(self, triplet: Triplet) -> str:
+        special = self.tokenizer.all_special_tokens
+        parts = {"{text}": triplet.query, "{picture}": triplet.shown}
+        # One pass, so that a query that says "{picture}" stays a query.
+        said = re.sub(
+            r"\{text\}|\{picture\}",
+            lambda place: neutralize(parts[place.group()], special),
+            self.config.prompt,
+        )
+        if not self.config.chat:
+            return said
+        turns = [{"role": "user", "content": said}]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    @functools.cached_property
+    def rollout(self) -> Any:
+        """``rollout(trainable, frozen, key, batch) -> Trajectory``; None writes as the reference.
+
+        ``batch`` has ``prompt``, ``prompt_mask`` [B, L] and ``category`` [B].
+        """
+        policy = self.policy
+
+        @jax.jit
+        def run(trainable: Any, frozen: Any, key: PRNGKeyArray, batch: Any) -> Trajectory:
+            prompt = batch["prompt"], batch["prompt_mask"]
+            if trainable is None:
+                written = policy.sample_reference(frozen, *prompt, key)
+            else:
+                written = policy.sample(trainable, frozen, *prompt, key)
+            inputs = {"prompt": prompt[0], "prompt_mask": prompt[1]}
+            inputs |= {"tokens": written.tokens, "mask": written.mask}
+            reference = policy.reference(frozen, inputs)
+            logprobs, values = reference, jnp.zeros_like(reference)
+            if trainable is not None:
+                # Again, by the kernel that the update will use: its ratio is one where it starts.
+                logprobs, values = policy.evaluate(trainable, frozen, inputs)
+            ends = jnp.isin(written.tokens, jnp.asarray(policy.eos_ids)) & written.mask
+            return Trajectory(
+                inputs,
+                written.mask,
+                ends.any(axis=1),
+                logprobs,
+                reference,
+                values,
+                batch["category"],
+            )
+
+        return run
+
+    @functools.cached_property
+    def judge(self) -> Any:
+        """``judge(reward_models, trajectory, context, encoded) -> components [B]``, jitted."""
+        rewards = self.rewards
+
+        @jax.jit
+        def run(frozen: Any, trajectory: Trajectory, context: Any, encoded: Any) -> Any:
+            tokens = trajectory.inputs["tokens"]
+            return rewards.components(frozen, tokens, trajectory.mask, context, encoded)
+
+        return run
+
+    def texts(self, trajectory: Trajectory) -> list[str]:
+        """What was written, decoded; special tokens are left out."""
+        tokens = local_rows(trajectory.inputs["tokens"])
+        rows = [t[m].tolist() for t, m in zip(tokens, local_rows(trajectory.mask), strict=True)]
+        return [
+            text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        ]
+
+    def write(
+        self,
+        triplets: Sequence[Triplet],
+        key: PRNGKeyArray,
+        trainable: Any = None,
+        batch_size: int = 64,
+        what: str = "rewriting",
+    ) -> Written:
+        """A text for each triplet, by the policy (or by the reference, without ``trainable``)."""
+        prompts, context = self.prompts(triplets), self.rewards.context(triplets)
+        parts: list[dict[str, Any]] = []
+        texts: list[str] = []
+        with Progress(what, len(triplets), unit="text") as progress:
+            for start in range(0, len(triplets), batch_size):
+                # The last batch is filled up with its last row, so that nothing compiles anew.
+                n = min(batch_size, len(triplets) - start)
+                rows = np.minimum(np.arange(start, start + batch_size), len(triplets) - 1)
+                batch = {k: v[rows] for k, v in prompts.items()}
+                batch["category"] = np.zeros(batch_size, np.int32)
+                done = self.rollout(trainable, self.frozen, jax.random.fold_in(key, start), batch)
+                said = self.texts(done)
+                encoded = self.rewards.encode(said, [triplets[i] for i in rows])
+                components = self.judge(
+                    self.rewards.frozen, done, {k: v[rows] for k, v in context.items()}, encoded
+                )
+                parts.append({k: np.asarray(v)[:n] for k, v in _facts(done, components).items()})
+                texts.extend(said[:n])
+                progress.update(n)
+        facts = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+        known = {k: facts.pop(k) for k in ("kl", "fluency", "ended")}
+        return Written(texts, facts, **known)
+
+
+def _facts(done: Trajectory, components: dict[str, Array]) -> dict[str, Array]:
+    return components | {
+        "kl": sequence_kl(done.logprobs, done.reference, done.mask),
+        "fluency": fluency(done),
+        "ended": done.ended,
+    }
+
+
+def fluency(done: Trajectory) -> Array:
+    """Mean log-probability of a text's tokens under the reference, [B], in nats a token."""
+    total = jnp.where(done.mask, done.reference, 0.0).sum(axis=1)
+    return total / jnp.maximum(done.mask.sum(axis=1), 1)
+
+
+def local_rows(x: Any) -> np.ndarray:
+    """This process's rows of an array that is spread by its leading axis."""
+    if getattr(x, "is_fully_addressable", True):
+        return np.asarray(x)
+    parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def _end_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
+    """Every token that ends an answer: the tokenizer's, and those of the generation settings."""
+    from transformers import GenerationConfig
+
+    ends = [tokenizer.eos_token_id]
+    if (folder / "generation_config.json").is_file():
+        more = GenerationConfig.from_pretrained(str(folder)).eos_token_id
+        ends += more if isinstance(more, list) else [more]
+    found = tuple(sorted({end for end in ends if end is not None}))
+    if not found:
+        raise UserError(f"{folder}: its tokenizer has no end token; set eos_token in its files")
+    return found

@@ -1,0 +1,57 @@
+"""Benign twins: the same picture with a harmless query, rewritten by the same policy.
+
+Without them a guard learns the rewriter's style: all that sounds like it is unsafe.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from crossguard_jax.data.records import Record
+from crossguard_jax.impforge.triplets import Triplet
+
+TWIN = "twin"
+"""Ends a twin's id, after its triplet's."""
+
+
+def pair_twins(
+    triplets: Sequence[Triplet], harmless: Iterable[tuple[Record, Sequence[str]]], seed: int
+) -> list[Triplet]:
+    """A twin for each triplet whose keyword some harmless query shares.
+
+    Args:
+        triplets: of queries that mean harm.
+        harmless: queries that mean none, each with its own visual keywords.
+        seed: of the draw among those that share a keyword; all come up before any comes again.
+
+    Returns:
+        Triplets on the same pictures, in the triplets' order; fewer where keywords are not shared.
+    """
+    queries: dict[str, list[Record]] = {}
+    for record, keywords in harmless:
+        for keyword in keywords:
+            queries.setdefault(keyword, []).append(record)
+    rng = np.random.default_rng(seed)
+    decks: dict[str, list[Record]] = {}
+    twins = []
+    for triplet in triplets:
+        known = queries.get(triplet.keyword)
+        if not known:
+            continue
+        deck = decks.setdefault(triplet.keyword, [])
+        if not deck:
+            deck.extend(known[i] for i in rng.permutation(len(known)))
+        query = deck.pop()
+        twins.append(
+            Triplet(
+                id=f"{triplet.id}-{TWIN}",
+                query=query.text,
+                keyword=triplet.keyword,
+                image=triplet.image,
+                caption=triplet.caption,
+                category=query.category,
+                cosine=triplet.cosine,
+                provenance={**triplet.provenance, "query": query.id, "twin_of": triplet.id},
+            )
+        )
+    return twins
