@@ -114,7 +114,6 @@ class IndexWriter:
         """Cuts off what a kill left without its other half; returns the ids of the rest."""
         path = self.folder / PICTURES
         path.touch()
-        jsonl.repair(path)
         ends = line_ends(path)
         n = min(len(ends), count_vectors(self.folder, self.meta))
         self._vectors.truncate(n * _width(self.meta))

@@ -43,6 +43,8 @@ class MatchSettings:
     Attributes:
         prompt: what CLIP reads of a word, with ``{}`` for the word.
         candidates: pictures of a word that are tried, the nearest first.
+        deal: queries that share a word get different ones of its candidates, in turn, where a
+            library is to be shown in its breadth; otherwise all get the nearest, as in the paper.
         per_query: triplets of a query, at most, its nearest words first; 0 is one for each word.
         dtype: of the index's vectors, float16 or float32.
         batch_size: texts or pictures that go through CLIP at once.
@@ -50,6 +52,7 @@ class MatchSettings:
 
     prompt: str = "a photo of a {}"
     candidates: int = 5
+    deal: bool = False
     per_query: int = 1
     dtype: str = "float16"
     batch_size: int = 64
@@ -156,7 +159,7 @@ def match(
         if not summary.indexed:
             raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
         near = _nearest(found, pictures, towers, settings)
-        pairs = [_pairs(words, near) for _, words in found]
+        pairs = _all_pairs((words for _, words in found), near, settings.deal)
         candidates = Candidates(pictures, library, (row for of in near.values() for row, _ in of))
         verdicts = candidates.verdicts
         chosen = choose(pairs, verdicts, settings.per_query, candidates.ask(judge))
@@ -232,10 +235,23 @@ def _nearest(
     }
 
 
-def _pairs(words: _Words, near: _Near) -> list[Pair]:
-    """A query's words with their pictures, by cosine."""
-    pairs = [Pair(word, row, cosine) for word in words for row, cosine in near[word.lemma]]
-    return sorted(pairs, key=lambda pair: -pair.cosine)
+def _all_pairs(queries: Iterable[_Words], near: _Near, deal: bool) -> list[list[Pair]]:
+    """Each query's words with their pictures, the nearest words first."""
+    turns: Counter[str] = Counter()
+    pairs = []
+    for words in queries:
+        ranked: list[tuple[float, Pair]] = []
+        for word in words:
+            pictures = near[word.lemma]
+            turn = turns[word.lemma] % len(pictures)
+            turns[word.lemma] += deal
+            turned = pictures[turn:] + pictures[:turn]
+            # Words compete by the same cosines, whoever's turn it is.
+            for (_, by), (row, cosine) in zip(pictures, turned, strict=True):
+                ranked.append((by, Pair(word, row, cosine)))
+        ranked.sort(key=lambda each: -each[0])
+        pairs.append([pair for _, pair in ranked])
+    return pairs
 
 
 def _unmatched(query: Record, verdicts: Sequence[Judgement]) -> Rejected:

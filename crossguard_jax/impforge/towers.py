@@ -14,15 +14,13 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding
 from crossguard_jax.core.typing import Array, Float
 from crossguard_jax.nn.clip import Clip
 
-_LENGTH_STEP = 8
-
 
 @runtime_checkable
 class ClipEncoder(Protocol):
     """What stands between a CLIP folder's users and its model; safe to call from threads."""
 
     def texts(self, texts: list[str], /) -> Mapping[str, np.ndarray]:
-        """``input_ids`` and ``attention_mask``, both [B, L], padded on the right."""
+        """``input_ids`` and ``attention_mask``, both [B, L], padded on the right to few lengths."""
         ...
 
     def pictures(self, pictures: list[Image.Image], /) -> np.ndarray:
@@ -76,11 +74,9 @@ class Towers:
         for start in range(0, len(texts), size):
             part = list(texts[start : start + size])
             arrays = self._encoder.texts(part + part[-1:] * (size - len(part)))
-            ids = _lengthened(np.asarray(arrays["input_ids"], np.int32), "edge")
-            mask = _lengthened(np.asarray(arrays["attention_mask"], bool), "constant")
-            vectors = _embed_texts(
-                self._graphdef, self._state, self._spread(ids), self._spread(mask)
-            )
+            ids = self._spread(np.asarray(arrays["input_ids"], np.int32))
+            mask = self._spread(np.asarray(arrays["attention_mask"], bool))
+            vectors = _embed_texts(self._graphdef, self._state, ids, mask)
             parts.append(np.asarray(vectors)[: len(part)])
         return np.concatenate(parts)
 
@@ -88,11 +84,6 @@ class Towers:
         if self.mesh is None:
             return rows
         return jax.device_put(rows, batch_sharding(self.mesh, self._rules, len(rows)))
-
-
-def _lengthened(rows: np.ndarray, how: Any) -> np.ndarray:
-    """Few lengths, so few compilations; ids are repeated, since the *first* end of text counts."""
-    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % _LENGTH_STEP)), how)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -109,6 +109,20 @@ def test_vectors_are_transformers_own_and_batches_do_not_matter(tmp_path: Path) 
         index[21]
 
 
+def test_vectors_of_texts_are_transformers_own_whatever_stands_beside_them() -> None:
+    texts = ["a kettle", *[f"a picture of a red {kind} and a pan" for kind in BASE_KINDS], "pan"]
+    tokens = HubEncoder().tokenizer
+    with torch.no_grad():
+        clip = CLIPModel.from_pretrained(resolve_folder(CLIP), dtype=torch.float32)
+        alone = [
+            clip.get_text_features(**tokens([text], return_tensors="pt")).pooler_output[0]
+            for text in texts
+        ]
+    expected = np.stack([vector.numpy() / np.linalg.norm(vector) for vector in alone])
+    np.testing.assert_allclose(towers().embed_texts(texts, batch_size=5), expected, atol=1e-5)
+    assert towers().embed_texts([]).shape == (0, towers().dimension)
+
+
 def test_only_what_is_new_is_read_and_embedded(tmp_path: Path) -> None:
     pictures = world_pictures(12)
     build_index(tmp_path, pictures[:9], towers(), batch_size=8)

@@ -208,6 +208,19 @@ def test_words_of_a_query_share_its_triplets_the_nearest_first(tmp_path: Path) -
     assert (found[1], found[2]) == (found[0][:1], found[0][:2])
 
 
+def test_queries_that_share_a_word_are_dealt_its_pictures_in_turn(tmp_path: Path) -> None:
+    kettles, lamps = nearest("kettle", 3), nearest("lamp", 3)
+    judge = Judge(lambda id, image: id != kettles[1])
+    texts = ["a kettle?", "a lamp?", "a kettle?", "a lamp?", "a kettle?", "a kettle?"]
+    queries = [query(i, text) for i, text in enumerate(texts)]
+    settings = MatchSettings(SETTINGS.prompt, candidates=3, deal=True)
+    _, triplets, _ = run(tmp_path, queries, judge, settings)
+    first, second, third = kettles
+    expected = [first, lamps[0], third, lamps[1], third, first]  # the judge refuses the second
+    assert [t.provenance["picture"] for t in triplets] == expected
+    assert triplets[0].cosine == triplets[5].cosine > triplets[2].cosine
+
+
 def test_whatever_is_wrong_with_a_query_is_reported_and_the_rest_is_matched(
     tmp_path: Path,
 ) -> None:
