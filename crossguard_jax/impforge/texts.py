@@ -55,8 +55,8 @@ class SafetyEncoder:
         tokenizer: of the model.
         template: ``CHAT``, or a prompt with ``{text}`` in it (an ``{image}`` of the guard's
             templates is left out).
-        answer: what stands between the prompt and the verdict: a space, or the line breaks with
-            which Llama Guard 2 and 3 begin their answers.
+        answer: what the model writes between the prompt and the verdict: a space, or, as some
+            Llama Guards do, line breaks.
         labels: the verdicts' words, safe first.
         length: L, of every row.
 
@@ -79,7 +79,7 @@ class SafetyEncoder:
         self._before, after = _frame(tokenizer, template)
         self._after = after + answer
         self.label_ids = self._label_ids(labels)
-        if (needed := len(self._ids([_MARK])[0])) > length:
+        if (needed := max(map(len, self._ids(["", _MARK])))) > length:
             raise UserError(
                 f"rewards.safety.max_length {length}: the prompt alone takes about {needed} "
                 "tokens; raise it"

@@ -99,7 +99,6 @@ def test_a_chat_template_is_the_prompt_it_writes() -> None:
 
 
 def test_an_answer_may_begin_on_a_line_of_its_own() -> None:
-    # Llama Guard 3 writes two line breaks, then its verdict.
     guard = trained("bytes")
     encoder = SafetyEncoder(guard, "USER : {text}", "\n\n", LABELS, 40)
     ids, mask = encoder(["is it hot?"])
