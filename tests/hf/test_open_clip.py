@@ -328,11 +328,12 @@ def test_open_clip_jax_trees_equal_flax(seed, tmp_path):
         row[end], row[end + 1 :] = VOCAB - 1, 0
     shapes = jax.eval_shape(model.init, jax.random.key(0), pixels, ids)
 
-    def weights(x):
-        spread = 2 * x.shape[0] ** -0.5 if x.ndim > 1 else 0.3
-        return jnp.asarray(noise.normal(size=x.shape) * spread, jnp.float32)
+    def weights(path, x):
+        spread = 2 * x.shape[0] ** -0.5 if len(x.shape) > 1 else 0.3
+        middle = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(middle + noise.normal(size=x.shape) * spread, jnp.float32)
 
-    variables = jax.tree.map(weights, shapes)
+    variables = jax.tree_util.tree_map_with_path(weights, shapes)
     theirs = jax.jit(model.apply)(variables, pixels, ids)
 
     shutil.copy(FIXTURES / "7" / BPE, tmp_path)
