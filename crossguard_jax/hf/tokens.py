@@ -41,7 +41,7 @@ def encode(tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, np.nda
     if texts:
         said = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         # What a tokenizer's file says of padding and cutting is for another use of it.
-        rows = tokenizer(said, truncation=True, max_length=limit, padding=False)["input_ids"]
+        rows = tokenizer(said, truncation=True, max_length=limit)["input_ids"]
     longest = max([1, *map(len, rows)])
     length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
     ids = np.zeros((len(rows), length), np.int32)

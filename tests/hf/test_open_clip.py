@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, CLIPConfig, CLIPImageProcessor, CLI
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.clip import BPE, load_clip
-from crossguard_jax.hf.load import load_model
+from crossguard_jax.hf.load import load_model, resolve_folder
 from tests.hf import linen_clip
 from tests.hf.hub_models import randomized
 
@@ -568,16 +568,16 @@ def test_a_tokenizer_that_cannot_serve_is_refused(copies):
     with pytest.raises(UserError, match=r"16e6\.txt\.gz: unreadable"):
         load_clip(folder)
     (folder / BPE).unlink()
-    for file in Path("crossguard_jax/toy/checkpoints/clip").resolve().glob("tokenizer*"):
+    for file in resolve_folder("toy://clip").glob("tokenizer*"):
         shutil.copy(file, folder)
     with pytest.raises(UserError, match="the tokenizer has 606 tokens, the model 531"):
         load_clip(folder)
 
 
 def test_a_tokenizer_without_the_models_end_token_is_refused(tmp_path):
-    folder = Path(shutil.copytree("crossguard_jax/toy/checkpoints/clip", tmp_path / "clip"))
+    folder = Path(shutil.copytree(resolve_folder("toy://clip"), tmp_path / "clip"))
     assert load_clip(folder).texts(["a"])["input_ids"][0, 2] == 3
-    shutil.copy("crossguard_jax/toy/checkpoints/rewriter/tokenizer.json", folder)
+    shutil.copy(resolve_folder("toy://rewriter") / "tokenizer.json", folder)
     with pytest.raises(UserError, match="does not end a text with the model's end-of-text"):
         load_clip(folder)
 
@@ -591,11 +591,18 @@ def test_transformers_files_are_preferred_to_openais(sources, copies):
     np.testing.assert_array_equal(load_clip(copies[1]).texts(TEXTS)["input_ids"], expected)
 
 
-def test_very_long_pictures_take_no_more_than_square_ones(sources):
+def test_very_long_pictures_take_no_more_than_square_ones(sources, monkeypatch):
+    scaled, resize = [], Image.Image.resize
+
+    def recorded(picture, size, *arguments, **settings):
+        scaled.append(math.prod(size))
+        return resize(picture, size, *arguments, **settings)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
     for folder in sources:
         encoder = load_clip(folder)
-        line = Image.new("L", (2, 3_000_000))
-        pixels = encoder.pictures([line, Image.new("L", (2, 2))])
+        pixels = encoder.pictures([Image.new("L", (2, 30_000)), Image.new("L", (2, 2))])
         assert pixels.shape == (2, 3, SIDE, SIDE)
         np.testing.assert_allclose(pixels[0], pixels[1], atol=1e-6)
         assert encoder.pictures([]).shape == (0, 3, SIDE, SIDE)
+    assert len(scaled) >= 6 and max(scaled) <= 16 * SIDE**2
