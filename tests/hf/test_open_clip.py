@@ -19,43 +19,25 @@ import torch
 from flax.core import freeze
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from transformers import AutoImageProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoImageProcessor
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.clip import BPE, load_clip
-from crossguard_jax.hf.load import load_model, resolve_folder
 from tests.hf import linen_clip
-from tests.hf.hub_models import randomized
-
-HERE = Path(__file__).parent
-FIXTURES = HERE / "fixtures" / "open_clip"
-TOLERANCE = 1e-5
-VOCAB = 531  # of the fixtures' tokenizer: 512 bytes, 17 merges, two special tokens
-TEXTS = [
-    "a red kettle on the table",
-    "",
-    "THE HOT pan, and 42 more things!",
-    "the kettle and the pan " * 9,
-    "ça va? 東京 🍳",
-]
-
-
-def vectors_of_texts(encoder, texts):
-    batch = encoder.texts(texts)
-    embed = jax.jit(type(encoder.model).embed_texts)
-    return np.asarray(embed(encoder.model, batch["input_ids"], batch["attention_mask"]))
-
-
-def vectors_of_pictures(encoder, pixels):
-    return np.asarray(jax.jit(type(encoder.model).embed_pictures)(encoder.model, pixels))
-
-
-def agree(ours, theirs, tolerance=TOLERANCE):
-    theirs = np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    assert theirs.std(0).max() > 1e-2, "the reference is constant: it would show nothing"
-    assert np.abs(ours - theirs).max() <= tolerance
-
+from tests.hf.clip_sources import (
+    FIXTURES,
+    HERE,
+    SIDE,
+    SIZES,
+    TEXTS,
+    VOCAB,
+    agree,
+    change,
+    draw_model,
+    three_sources,
+    vectors_of_pictures,
+    vectors_of_texts,
+)
 
 # --- open_clip's own results ---------------------------------------------------------------------
 
@@ -94,186 +76,6 @@ def test_random_open_clip_models_equal_open_clip(seed, tmp_path):
 
 
 # --- one model in three layouts ------------------------------------------------------------------
-
-SIDE = 24
-# Where a picture's two halves of what is cut off are equal, transformers crops as open_clip does.
-SIZES = [(24, 24), (40, 20), (31, 31), (20, 40), (90, 30)]
-
-
-def draw_model(rng):
-    """A CLIP with what all three layouts have: exact gelu and an epsilon of 1e-5."""
-
-    def tower(heads, layers):
-        return {
-            "hidden_size": heads * 8,
-            "intermediate_size": heads * 8 * rng.choice([2, 4]),
-            "num_attention_heads": heads,
-            "num_hidden_layers": layers,
-            "hidden_act": "gelu",
-        }
-
-    config = CLIPConfig(
-        text_config=tower(rng.choice([2, 3]), rng.choice([1, 3]))
-        | {
-            "vocab_size": VOCAB,
-            "max_position_embeddings": rng.choice([16, 20, 37]),
-            "bos_token_id": VOCAB - 2,
-            "eos_token_id": rng.choice([2, VOCAB - 1]),
-        },
-        vision_config=tower(rng.choice([2, 4]), rng.choice([1, 2]))
-        | {"image_size": SIDE, "patch_size": rng.choice([6, 8, 12])},
-        projection_dim=rng.choice([12, 20]),
-    )
-    return randomized(CLIPModel(config), rng)
-
-
-def write_transformers(model, folder):
-    model.save_pretrained(folder)
-    size = {"shortest_edge": SIDE}
-    crop = {"height": SIDE, "width": SIDE}
-    CLIPImageProcessor(size=size, crop_size=crop).save_pretrained(folder)
-
-
-def torch_block(layer):
-    """open_clip's names of one layer's parameters."""
-    attention = layer.self_attn
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    tensors = {
-        "attn.in_proj_weight": torch.cat([p.weight for p in projections]),
-        "attn.in_proj_bias": torch.cat([p.bias for p in projections]),
-    }
-    modules = {
-        "ln_1": layer.layer_norm1,
-        "ln_2": layer.layer_norm2,
-        "attn.out_proj": attention.out_proj,
-        "mlp.c_fc": layer.mlp.fc1,
-        "mlp.c_proj": layer.mlp.fc2,
-    }
-    for name, module in modules.items():
-        tensors |= {f"{name}.weight": module.weight, f"{name}.bias": module.bias}
-    return tensors
-
-
-def write_open_clip(model, folder):
-    vision, text = model.vision_model, model.text_model
-    tensors = {
-        "visual.class_embedding": vision.embeddings.class_embedding,
-        "visual.conv1.weight": vision.embeddings.patch_embedding.weight,
-        "visual.positional_embedding": vision.embeddings.position_embedding.weight,
-        "visual.proj": model.visual_projection.weight.T,
-        "token_embedding.weight": text.embeddings.token_embedding.weight,
-        "positional_embedding": text.embeddings.position_embedding.weight,
-        "text_projection": model.text_projection.weight.T,
-        "logit_scale": model.logit_scale,
-    }
-    norms = {
-        "visual.ln_pre": vision.pre_layrnorm,
-        "visual.ln_post": vision.post_layernorm,
-        "ln_final": text.final_layer_norm,
-    }
-    for name, norm in norms.items():
-        tensors |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
-    for prefix, tower in (("visual.", vision), ("", text)):
-        for i, layer in enumerate(tower.encoder.layers):
-            block = torch_block(layer)
-            tensors |= {f"{prefix}transformer.resblocks.{i}.{k}": v for k, v in block.items()}
-    arrays = {k: np.ascontiguousarray(v.detach().numpy()) for k, v in tensors.items()}
-    save_file(arrays, folder / "open_clip_model.safetensors")
-    sides = model.config.vision_config, model.config.text_config
-    picture, words = (
-        {
-            "width": c.hidden_size,
-            "layers": c.num_hidden_layers,
-            "mlp_ratio": c.intermediate_size / c.hidden_size,
-        }
-        for c in sides
-    )
-    picture |= {"head_width": 8, "patch_size": sides[0].patch_size, "image_size": SIDE}
-    words |= {"heads": sides[1].num_attention_heads, "vocab_size": VOCAB}
-    words |= {"context_length": sides[1].max_position_embeddings}
-    model_cfg = {
-        "embed_dim": model.config.projection_dim,
-        "vision_cfg": picture,
-        "text_cfg": words,
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
-
-
-def dense(module):
-    return {"kernel": module.weight.T, "bias": module.bias}
-
-
-def flax_block(layer, heads):
-    def attention(module):
-        kernel = module.weight.T
-        return {
-            "kernel": kernel.reshape(len(kernel), heads, -1),
-            "bias": module.bias.reshape(heads, -1),
-        }
-
-    def norm(module):
-        return {"scale": module.weight, "bias": module.bias}
-
-    a = layer.self_attn
-    out = a.out_proj.weight.T
-    return {
-        "LayerNorm_0": norm(layer.layer_norm1),
-        "LayerNorm_1": norm(layer.layer_norm2),
-        "MLP_0": {"Dense_0": dense(layer.mlp.fc1), "Dense_1": dense(layer.mlp.fc2)},
-        "MultiHeadAttention_0": {
-            "query": attention(a.q_proj),
-            "key": attention(a.k_proj),
-            "value": attention(a.v_proj),
-            "out": {"kernel": out.reshape(heads, -1, out.shape[-1]), "bias": a.out_proj.bias},
-        },
-    }
-
-
-def flax_tree(model):
-    """The model as open_clip_jax's tree of numpy arrays."""
-    vision, text = model.vision_model, model.text_model
-
-    def transformer(tower, heads):
-        layers = enumerate(tower.encoder.layers)
-        return {f"TransformerBlock_{i}": flax_block(layer, heads) for i, layer in layers}
-
-    def norm(module):
-        return {"scale": module.weight, "bias": module.bias}
-
-    tree = {
-        "Dense_0": {"kernel": model.visual_projection.weight.T},
-        "Dense_1": {"kernel": model.text_projection.weight.T},
-        "temp": model.logit_scale,
-        "image_model": {
-            "PatchEmbed_0": {
-                "Conv_0": {"kernel": vision.embeddings.patch_embedding.weight.permute(2, 3, 1, 0)}
-            },
-            "ClsToken_0": {"cls_token": vision.embeddings.class_embedding},
-            "PosEmbed_0": {"pos_embed": vision.embeddings.position_embedding.weight},
-            "LayerNorm_0": norm(vision.pre_layrnorm),
-            "Transformer_0": transformer(vision, model.config.vision_config.num_attention_heads),
-            "LayerNorm_1": norm(vision.post_layernorm),
-        },
-        "text_model": {
-            "Embed_0": {"embedding": text.embeddings.token_embedding.weight},
-            "PosEmbed_0": {"pos_embed": text.embeddings.position_embedding.weight},
-            "Transformer_0": transformer(text, model.config.text_config.num_attention_heads),
-            "LayerNorm_0": norm(text.final_layer_norm),
-        },
-    }
-    return {"params": jax.tree.map(lambda x: x.detach().numpy(), tree)}
-
-
-def three_sources(model, root):
-    """The model as three folders, each with the fixtures' tokenizer."""
-    folders = [root / name for name in ("transformers", "open_clip", "open_clip_jax")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        shutil.copy(FIXTURES / "7" / BPE, folder)
-    write_transformers(model, folders[0])
-    write_open_clip(model, folders[1])
-    (folders[2] / "vit-tiny.pkl").write_bytes(pickle.dumps(flax_tree(model)))
-    return folders
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -359,9 +161,6 @@ def test_a_hostile_tree_is_refused(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-# --- what a folder may be ------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     return three_sources(draw_model(random.Random(5)), tmp_path_factory.mktemp("clip"))
@@ -373,73 +172,7 @@ def copies(sources, tmp_path):
     return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in sources]
 
 
-def test_a_folder_with_two_layouts_is_read_as_transformers(copies):
-    theirs, torches, _ = copies
-    for file in torches.glob("open_clip_*"):
-        shutil.copy(file, theirs)
-    alone = load_clip(torches)
-    both = load_clip(theirs)
-    assert both.source == "transformers" and load_model(theirs).config == both.model.config
-    agree(vectors_of_texts(both, TEXTS), vectors_of_texts(alone, TEXTS))
-    (theirs / "model.safetensors").unlink()
-    assert load_clip(theirs).source == "open_clip"
-
-
-def test_a_tree_is_found_by_its_path_or_alone_in_its_folder(copies):
-    folder = copies[2]
-    tree = folder / "vit-tiny.pkl"
-    assert load_clip(tree).digest == load_clip(folder).digest
-    shutil.copy(tree, folder / "other.pkl")
-    with pytest.raises(UserError, match=r"other\.pkl, vit-tiny\.pkl: give the path of one"):
-        load_clip(folder)
-    assert load_clip(tree).source == "open_clip_jax"
-
-
-def test_a_folder_that_is_no_clip_says_what_it_may_be(tmp_path):
-    with pytest.raises(UserError, match=r"no CLIP; give a folder with config\.json"):
-        load_clip(tmp_path)
-    with pytest.raises(UserError, match="no such folder"):
-        load_clip(tmp_path / "none.pkl")
-    with pytest.raises(UserError, match="a Bert, not a CLIP"):
-        load_clip("toy://sentence")
-
-
-def test_the_digest_follows_weights_settings_and_dtype(copies):
-    changes = {
-        0: ("preprocessor_config.json", b'"image_mean"', b'"image_mean" '),
-        1: ("open_clip_config.json", b'"model_cfg"', b'"model_cfg" '),
-    }
-    for i, folder in enumerate(copies):
-        before = load_clip(folder).digest
-        assert before == load_clip(folder).digest != load_clip(folder, "bfloat16").digest
-        if i in changes:
-            name, old, new = changes[i]
-            data = (folder / name).read_bytes()
-            assert old in data
-            (folder / name).write_bytes(data.replace(old, new, 1))
-            assert load_clip(folder).digest != before
-    assert len({load_clip(folder).digest for folder in copies}) == 3
-
-
-def test_safetensors_under_the_name_of_a_pickle_are_read_and_a_pickle_is_not(copies):
-    folder = copies[1]
-    weights, other = (folder / f"open_clip_{n}" for n in ("model.safetensors", "pytorch_model.bin"))
-    before = load_clip(folder)
-    weights.rename(other)
-    agree(vectors_of_texts(load_clip(folder), TEXTS), vectors_of_texts(before, TEXTS))
-    for legacy in (False, True):
-        torch.save({"a": torch.zeros(2)}, other, _use_new_zipfile_serialization=not legacy)
-        with pytest.raises(UserError, match=r"bin: a pickle of torch, which is not opened; downl"):
-            load_clip(folder)
-    other.unlink()
-    with pytest.raises(UserError, match=r"no weights; download open_clip_model\.safetensors"):
-        load_clip(folder)
-
-
-def change(path, edit):
-    config = json.loads(path.read_text())
-    edit(config)
-    path.write_text(json.dumps(config))
+# --- what is not run, or does not fit -------------------------------------------------------------
 
 
 MODELS_NOT_RUN = {
@@ -537,72 +270,3 @@ def test_what_does_not_fit_the_settings_is_named(copies):
         file.unlink()
     with pytest.raises(UserError, match="no picture processor that transformers can load"):
         load_clip(theirs)
-
-
-# --- texts and pictures --------------------------------------------------------------------------
-
-
-def test_texts_beyond_the_context_keep_their_end_token(sources):
-    for folder in sources:
-        encoder = load_clip(folder)
-        batch = encoder.texts(["the kettle " * 50, "a"])
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        assert ids.shape == (2, encoder.context)
-        assert ids[0, 0] == VOCAB - 2 and ids[0, -1] == VOCAB - 1 and mask[0].all()
-        assert mask[1].sum() == 3 and not ids[1, 3:].any()
-        short = encoder.texts(["a"])
-        assert short["input_ids"].shape == (1, 16)
-        np.testing.assert_allclose(
-            vectors_of_texts(encoder, ["a"]),
-            vectors_of_texts(encoder, ["the kettle " * 50, "a"])[1:],
-            atol=1e-6,
-        )
-
-
-def test_a_tokenizer_that_cannot_serve_is_refused(copies):
-    folder = copies[1]
-    (folder / BPE).rename(folder / "kept")
-    with pytest.raises(UserError, match=r"no tokenizer; put CLIP's tokenizer\.json"):
-        load_clip(folder)
-    (folder / BPE).write_bytes(b"no gzip")
-    with pytest.raises(UserError, match=r"16e6\.txt\.gz: unreadable"):
-        load_clip(folder)
-    (folder / BPE).unlink()
-    for file in resolve_folder("toy://clip").glob("tokenizer*"):
-        shutil.copy(file, folder)
-    with pytest.raises(UserError, match="the tokenizer has 606 tokens, the model 531"):
-        load_clip(folder)
-
-
-def test_a_tokenizer_without_the_models_end_token_is_refused(tmp_path):
-    folder = Path(shutil.copytree(resolve_folder("toy://clip"), tmp_path / "clip"))
-    assert load_clip(folder).texts(["a"])["input_ids"][0, 2] == 3
-    shutil.copy(resolve_folder("toy://rewriter") / "tokenizer.json", folder)
-    with pytest.raises(UserError, match="does not end a text with the model's end-of-text"):
-        load_clip(folder)
-
-
-def test_transformers_files_are_preferred_to_openais(sources, copies):
-    """And both tokenizers say the same."""
-    tokenizer = load_clip(sources[1]).tokenizer
-    tokenizer.save_pretrained(copies[1])
-    (copies[1] / BPE).write_bytes(b"not read")
-    expected = load_clip(sources[1]).texts(TEXTS)["input_ids"]
-    np.testing.assert_array_equal(load_clip(copies[1]).texts(TEXTS)["input_ids"], expected)
-
-
-def test_very_long_pictures_take_no_more_than_square_ones(sources, monkeypatch):
-    scaled, resize = [], Image.Image.resize
-
-    def recorded(picture, size, *arguments, **settings):
-        scaled.append(math.prod(size))
-        return resize(picture, size, *arguments, **settings)
-
-    monkeypatch.setattr(Image.Image, "resize", recorded)
-    for folder in sources:
-        encoder = load_clip(folder)
-        pixels = encoder.pictures([Image.new("L", (2, 30_000)), Image.new("L", (2, 2))])
-        assert pixels.shape == (2, 3, SIDE, SIDE)
-        np.testing.assert_allclose(pixels[0], pixels[1], atol=1e-6)
-        assert encoder.pictures([]).shape == (0, 3, SIDE, SIDE)
-    assert len(scaled) >= 6 and max(scaled) <= 16 * SIDE**2
