@@ -26,10 +26,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 """Activations by the name that Hub configs use."""
 
-# What each remat policy keeps of a layer's forward pass. "names" keeps the projections and the
-# attention context, so that the backward pass repeats only norms, rotations and softmax.
+_MOVES = "dynamic_slice gather squeeze name convert_element_type reshape transpose".split()
+
+# What each remat policy keeps of a layer's forward pass. "none" repeats nothing but what only moves
+# numbers, so that a layer's weights, picked out of the stack, are not kept a second time. "names"
+# keeps the projections and the attention context, so that the backward pass repeats only norms,
+# rotations and softmax.
 REMAT_POLICIES: dict[str, Any] = {
-    "none": None,
+    "none": lambda primitive, *_, **__: primitive.name not in _MOVES,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "names": jax.checkpoint_policies.save_only_these_names("projection", "context"),
@@ -159,8 +163,7 @@ def run_stack(
         y = step(nnx.merge(graphdef, adapter, weights), x)
         return y, y if collect else None
 
-    if remat != "none":
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
     first = jax.tree.map(lambda a: a[:n], adapters)
     return jax.lax.scan(body, x, (first, jnp.arange(n) if n < total else base))
 

@@ -134,6 +134,19 @@ def test_each_policy_keeps_what_it_says_and_repeats_the_rest(layers, x):
     assert repeated["names"] <= 4 < repeated["full"]
 
 
+def test_the_backward_pass_keeps_no_second_copy_of_the_weights(layers, x):
+    graphdef, adapters, base = lora.split(layers)
+
+    def loss(adapters, x):
+        return run_stack(lora.merge(graphdef, adapters, base), 3, step, x)[0].sum()
+
+    kept = jax.eval_shape(lambda a, x: jax.vjp(loss, a, x)[1], adapters, x)
+    kernels = {a.shape[1:] for a in jax.tree.leaves(base) if a.ndim == 3}
+    shapes = [a.shape for a in jax.tree.leaves(kept)]
+    assert len(kernels) == 3 and (3, 2, 5, 16) in shapes
+    assert not [shape for shape in shapes if shape[0:1] == (3,) and shape[1:] in kernels]
+
+
 def test_norms_are_their_formulas_in_float32():
     rng = np.random.default_rng(0)
     x, scale, bias = rng.normal(2.0, 3.0, (4, 6)), rng.normal(size=6), rng.normal(size=6)

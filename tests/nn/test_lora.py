@@ -58,6 +58,26 @@ def test_an_update_is_alpha_over_rank_times_the_product():
     np.testing.assert_allclose(dense(x, 0.5), (plain + wanted) / 2, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [(3,), (3, 5)])
+def test_the_gradient_is_that_of_the_plain_products(rows):
+    rng = np.random.default_rng(0)
+    x, a, b, weights = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((*rows, 6), (6, 2), (2, 7), (*rows, 7))
+    )
+
+    def ours(x, a, b):
+        return (lora.Lora(a, b, 4.0, ("embed", "mlp"))(x, 0.5) * weights).sum()
+
+    def plain(x, a, b):
+        return ((x @ a @ b) * weights).sum()  # 0.5 * alpha / R is 1
+
+    for found, wanted in zip(
+        jax.grad(ours, (0, 1, 2))(x, a, b), jax.grad(plain, (0, 1, 2))(x, a, b), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_each_row_takes_its_own_scale_pictures_included(base, rows):
     model, scales = adapted(base), [0.0, 1.0, 0.3, -2.0]
     mixed = logits(model, rows, scales)
