@@ -53,13 +53,16 @@ def tiny() -> ConfigDict:
         "clip": "toy://clip",
         "dtype": "float32",
         # "hanta" ships its English model; "spacy" wants one installed; "auto" takes what is there.
-        "keywords": "hanta",
+        # Words count from these ratings of concreteness, from 1 to 5.
+        "keywords": {"kind": "hanta", "model": "", "min_noun": 3.5, "min_verb": 3.5},
         "settings": {
             "prompt": "a {}",
             # Pictures of a word that are tried, the nearest first.
             "candidates": 64,
             # Queries that share a word get different ones of them.
             "deal": True,
+            # Pictures whose caption says the word come before all others.
+            "by_caption": True,
             "per_query": 1,
             "dtype": "float16",
             "batch_size": 64,
@@ -187,7 +190,9 @@ def llama_7b() -> ConfigDict:
     config.rewards.overlap.update({"path": "openai/clip-vit-large-patch14", "tau": 0.2})
     config.rewards.dtype = "bfloat16"
     config.match.update({"clip": "openai/clip-vit-large-patch14"})
-    config.match.settings.update({"prompt": "a photo of a {}", "candidates": 16})
+    config.match.settings.update(
+        {"prompt": "a photo of a {}", "candidates": 16, "deal": False, "by_caption": False}
+    )
     config.match.judge.kind = "endpoint"
     config.ppo.update({"iterations": 500, "batch_size": 128, "save_every": 25, "eval_every": 50})
     config.optim.update({"learning_rate": 1e-5, "warmup_steps": 20})

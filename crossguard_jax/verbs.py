@@ -64,6 +64,48 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _out_argument(parser, "runs/train")
 
 
+def _match_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--queries", required=True, metavar="FILE", help="requests: a JSONL, CSV or TSV with a text"
+    )
+    parser.add_argument(
+        "--pictures",
+        required=True,
+        metavar="FOLDER",
+        help="harmless pictures: a COCO folder, WIT shards with pixels, Parquet, or any folder",
+    )
+    parser.add_argument(
+        "--format", choices=("table", "beavertails"), default="table", help="of the queries"
+    )
+    parser.add_argument(
+        "--captions",
+        metavar="FILE",
+        help="a table of the pictures' captions (default: what the folder's layout has)",
+    )
+    parser.add_argument("--rebuild", action="store_true", help="embed the pictures anew")
+    config_argument(parser, "configs/impforge.py:tiny")
+    _out_argument(parser, "runs/match")
+
+
+def _forge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--triplets", required=True, metavar="FILE.jsonl", help="what match has written"
+    )
+    parser.add_argument(
+        "--harmless", metavar="FILE", help="queries that mean no harm, for benign twins"
+    )
+    parser.add_argument(
+        "--held-out", metavar="FILE.jsonl", help="triplets to measure the rewriter on"
+    )
+    parser.add_argument(
+        "--export-rewriter",
+        metavar="FOLDER",
+        help="write the rewriter's adapter there; without it, it stays in the run's folder",
+    )
+    config_argument(parser, "configs/impforge.py:tiny")
+    _out_argument(parser, "runs/forge")
+
+
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -191,6 +233,23 @@ VERBS: dict[str, Verb] = {
         example="launch/run.sh train --config configs/guard.py:tiny --config.train.steps=200",
         handler="crossguard_jax.verbs:train",
         add_arguments=_train_arguments,
+    ),
+    "match": Verb(
+        help="find a harmless picture for each request (ImpForge, stage 1)",
+        example=(
+            "launch/run.sh match --queries requests.jsonl --pictures pictures --out runs/match"
+        ),
+        handler="crossguard_jax.impforge.commands:run_match",
+        add_arguments=_match_arguments,
+    ),
+    "forge": Verb(
+        help="train the rewriter and forge training data for a guard (ImpForge, stage 2)",
+        example=(
+            "launch/run.sh forge --triplets runs/match/triplets.jsonl "
+            "--harmless harmless.jsonl --out runs/forge"
+        ),
+        handler="crossguard_jax.impforge.commands:run_forge",
+        add_arguments=_forge_arguments,
     ),
     "evaluate": Verb(
         help="score labelled data with one or more guards, and write a report",

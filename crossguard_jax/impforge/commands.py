@@ -36,7 +36,13 @@ from crossguard_jax.nn import lora
 def run_match(args: argparse.Namespace) -> int:
     """The verb ``match``: exit code 1 if a query has no triplet."""
     summary = match_files(
-        args.config, args.queries, args.pictures, args.out, args.format, args.rebuild
+        args.config,
+        args.queries,
+        args.pictures,
+        args.out,
+        args.format,
+        args.captions,
+        args.rebuild,
     )
     print("\n".join(summary.lines()))
     print(f"triplets: {Path(args.out) / 'triplets.jsonl'}")
@@ -49,6 +55,7 @@ def match_files(
     pictures: str | Path,
     folder: str | Path,
     form: str = "table",
+    captions: str | Path | None = None,
     rebuild: bool = False,
 ) -> MatchSummary:
     """Matches a file of queries with a library of pictures.
@@ -59,6 +66,7 @@ def match_files(
         pictures: a COCO folder, WIT shards, or any folder of pictures.
         folder: takes ``triplets.jsonl``, ``rejected.jsonl`` and the index.
         form: the queries' format: a name in `data.sources`.
+        captions: a table of the pictures' captions, where the library's own layout has none.
         rebuild: embed the library anew.
 
     Raises:
@@ -70,9 +78,9 @@ def match_files(
     clip = load_clip(settings.clip, settings.dtype, mesh, rules)
     return match(
         sources.read(form, queries, **({"image": None} if form == "table" else {})),
-        lambda: library.pictures(pictures),
+        lambda: library.pictures(pictures, captions=captions),
         Towers(clip.model, clip, clip.digest, mesh, rules),
-        make_extractor(settings.keywords),
+        make_extractor(**settings.keywords),
         make_judge(settings.judge, folder / "judged").judge,
         MatchSettings(**settings.settings),
         folder,
@@ -177,7 +185,7 @@ def _harmless(
     """Harmless queries with the lemmas of their visual words."""
     if path is None:
         return
-    extractor = make_extractor(config.match.keywords)
+    extractor = make_extractor(**config.match.keywords)
     rejected = folder / "rejected_harmless.jsonl"
     rejected.unlink(missing_ok=True)
     with JsonlWriter(rejected) as writer:

@@ -3,8 +3,9 @@
 import itertools
 import json
 import os
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -84,6 +85,16 @@ class PictureIndex:
         with (self.folder / PICTURES).open("rb") as file:
             file.seek(self._ends[row - 1] if row else 0)
             return IndexedPicture(**json.loads(file.readline()))
+
+    def captioned(self, words: Collection[str]) -> dict[str, list[int]]:
+        """Rows of the pictures whose caption says each word, in whole words of lower case."""
+        rows: dict[str, list[int]] = {word: [] for word in words}
+        with (self.folder / PICTURES).open("rb") as file:
+            for row in range(len(self)):
+                caption = json.loads(file.readline())["caption"].lower()
+                for word in rows.keys() & set(re.findall(r"[^\W_]+", caption)):
+                    rows[word].append(row)
+        return rows
 
     def search(
         self, queries: Float[np.ndarray | Array, "Q D"], k: int, mesh: Mesh | None = None

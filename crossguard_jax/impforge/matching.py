@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.guard.scoring import kind
@@ -45,6 +47,8 @@ class MatchSettings:
         candidates: pictures of a word that are tried, the nearest first.
         deal: queries that share a word get different ones of its candidates, in turn, where a
             library is to be shown in its breadth; otherwise all get the nearest, as in the paper.
+        by_caption: pictures whose caption says the word come before all others, which helps where
+            CLIP does not know a word; the paper goes by CLIP alone.
         per_query: triplets of a query, at most, its nearest words first; 0 is one for each word.
         dtype: of the index's vectors, float16 or float32.
         batch_size: texts or pictures that go through CLIP at once.
@@ -53,6 +57,7 @@ class MatchSettings:
     prompt: str = "a photo of a {}"
     candidates: int = 5
     deal: bool = False
+    by_caption: bool = False
     per_query: int = 1
     dtype: str = "float16"
     batch_size: int = 64
@@ -160,7 +165,8 @@ def match(
             raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
         near = _nearest(found, pictures, towers, settings)
         pairs = _all_pairs((words for _, words in found), near, settings.deal)
-        candidates = Candidates(pictures, library, (row for of in near.values() for row, _ in of))
+        rows = (close.row for of_word in near.values() for close in of_word)
+        candidates = Candidates(pictures, library, rows)
         verdicts = candidates.verdicts
         chosen = choose(pairs, verdicts, settings.per_query, candidates.ask(judge))
         for (query, _), mine, those in zip(found, chosen, pairs, strict=True):
@@ -181,7 +187,22 @@ def _name(verdict: Judgement) -> str:
 
 
 _Words = tuple[Keyword, ...]
-_Near = Mapping[str, list[tuple[int, float]]]  # a word's lemma to rows and cosines, nearest first
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    """A picture near a word: its row in the index, and whether its caption says the word."""
+
+    row: int
+    cosine: float
+    said: bool
+
+    def rank(self) -> tuple[bool, float]:
+        """Sorts the nearest first."""
+        return not self.said, -self.cosine
+
+
+_Near = Mapping[str, list[_Close]]  # a word's lemma to its pictures, nearest first
 
 
 def _with_words(
@@ -229,10 +250,17 @@ def _nearest(
     prompts = [settings.prompt.replace("{}", lemma) for lemma in lemmas]
     vectors = towers.embed_texts(prompts, settings.batch_size)
     cosines, rows = pictures.search(vectors, settings.candidates, towers.mesh)
-    return {
-        lemma: list(zip(near.tolist(), values.tolist(), strict=True))
-        for lemma, near, values in zip(lemmas, rows, cosines, strict=True)
-    }
+    saying = pictures.captioned(lemmas) if settings.by_caption else {}
+    near = {}
+    for lemma, vector, values, found_rows in zip(lemmas, vectors, cosines, rows, strict=True):
+        by_row = dict(zip(found_rows.tolist(), values.tolist(), strict=True))
+        said = saying.get(lemma, [])
+        by_clip = np.asarray(pictures.embeddings[said], np.float32) @ vector
+        by_row |= zip(said, by_clip.tolist(), strict=True)
+        saying_it = set(said)
+        close = [_Close(row, cosine, row in saying_it) for row, cosine in by_row.items()]
+        near[lemma] = sorted(close, key=_Close.rank)[: settings.candidates]
+    return near
 
 
 def _all_pairs(queries: Iterable[_Words], near: _Near, deal: bool) -> list[list[Pair]]:
@@ -240,16 +268,16 @@ def _all_pairs(queries: Iterable[_Words], near: _Near, deal: bool) -> list[list[
     turns: Counter[str] = Counter()
     pairs = []
     for words in queries:
-        ranked: list[tuple[float, Pair]] = []
+        ranked: list[tuple[_Close, Pair]] = []
         for word in words:
             pictures = near[word.lemma]
             turn = turns[word.lemma] % len(pictures)
             turns[word.lemma] += deal
             turned = pictures[turn:] + pictures[:turn]
             # Words compete by the same cosines, whoever's turn it is.
-            for (_, by), (row, cosine) in zip(pictures, turned, strict=True):
-                ranked.append((by, Pair(word, row, cosine)))
-        ranked.sort(key=lambda each: -each[0])
+            for place, picture in zip(pictures, turned, strict=True):
+                ranked.append((place, Pair(word, picture.row, picture.cosine)))
+        ranked.sort(key=lambda each: each[0].rank())
         pairs.append([pair for _, pair in ranked])
     return pairs
 

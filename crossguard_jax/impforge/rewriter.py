@@ -22,12 +22,13 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.hf.load import load_model, resolve_folder
+from crossguard_jax.hf.tokens import load_tokenizer
 from crossguard_jax.impforge.policy import make_policy
 from crossguard_jax.impforge.ppo import Trajectory, sequence_kl
 from crossguard_jax.impforge.rewards import Rewards
-from crossguard_jax.impforge.texts import load_tokenizer
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.nn.llama import Llama
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Rewriter:
         self.config, self.rewards = config, rewards
         self.tokenizer = load_tokenizer(self.folder)
         model = load_model(self.folder, config.dtype, mesh, rules, remat=config.remat)
+        if not isinstance(model, Llama):
+            raise UserError(
+                f"{config.path}: a rewriter is a Llama, this is a {type(model).__name__}"
+            )
         ends = _end_ids(self.tokenizer, self.folder)
         pad = self.tokenizer.pad_token_id
         self.policy, self.start, self.frozen = make_policy(

@@ -20,7 +20,8 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.guard.encoding import Encoder, Settings, bucket
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.load import load_model, resolve_folder
-from crossguard_jax.io.http import Answer, Client, Message, Request
+from crossguard_jax.io.chat import Answer, Message, Request
+from crossguard_jax.io.http import Client
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn import lora, sampling
 from crossguard_jax.nn.llava import Llava

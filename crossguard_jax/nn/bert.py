@@ -86,8 +86,11 @@ class Bert(nnx.Module):
         self, input_ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
     ) -> Float[Array, "B D"]:
         """Sentence vectors in float32: the mean over real tokens, of length 1 if ``normalize``."""
-        states = self(input_ids, mask).astype(jnp.float32)
-        weight = mask[..., None].astype(jnp.float32)
+        return self.pool(self(input_ids, mask), mask)
+
+    def pool(self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B D"]:
+        """Sentence vectors from the final states; see `embed_sentences`."""
+        states, weight = states.astype(jnp.float32), mask[..., None].astype(jnp.float32)
         mean = (states * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-9)
         if not self.config.normalize:
             return mean

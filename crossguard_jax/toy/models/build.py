@@ -53,8 +53,8 @@ class Lesson:
 LESSONS: dict[str, Lesson] = {
     "base": Lesson(("clip", "llava"), 2_600, 4e-3, 60_000),
     "safety": Lesson(("safety",), 600, 5e-3, 24_000),
-    "rewriter": Lesson(("rewriter",), 700, 5e-3, 24_000),
-    "sentence": Lesson(("sentence",), 1_000, 5e-3, 24_000),
+    "rewriter": Lesson(("rewriter",), 1_200, 5e-3, 24_000),
+    "sentence": Lesson(("sentence",), 1_500, 5e-3, 24_000),
 }
 WARMUP = 100
 
@@ -140,7 +140,7 @@ def _recipe(name: str, lesson: Lesson, folder: Path) -> tuple[nnx.Module, Loss, 
     pairs = examples("paraphrases", "train", lesson.rows, SEED)
     if name == "rewriter":
         return model, texts.causal_loss, texts.Rewritings(pairs).draw
-    return model, texts.sentence_loss, texts.Drawn(pairs, texts.sentence_rows).draw
+    return model, texts.sentence_loss, texts.Sayings(pairs).draw
 
 
 def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:

@@ -18,9 +18,10 @@ from crossguard_jax.toy.models.batches import Batch, dialogue, encode, pad, stac
 from crossguard_jax.toy.models.folders import PATCHES
 from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD, vocabulary
 from crossguard_jax.toy.world.examples import Example
+from crossguard_jax.toy.world.pointing import point
 from crossguard_jax.toy.world.scenes import render_batch
 from crossguard_jax.toy.world.sources import examples
-from crossguard_jax.toy.world.truth import read
+from crossguard_jax.toy.world.truth import read, same_intent
 from crossguard_jax.toy.world.vqa import caption
 
 SEED = 1
@@ -163,11 +164,16 @@ def measure_rewriter(model: Llama, n: int = 200) -> Measured:
     requests = [read(text).request for text in said]
     kept = [found == row.request for found, row in zip(requests, rows, strict=True)]
     named = [f"the {row.kind}" in text for text, row in zip(said, rows, strict=True)]
+    meant = [
+        row.scene is not None and same_intent(row.text, text, row.scene)
+        for text, row in zip(said, rows, strict=True)
+    ]
     return {
         "ends": _figure(ends.any(axis=1)),
         "asks_for_something": _figure(np.array([found is not None for found in requests])),
         "asks_for_the_same": _figure(np.array(kept)),
         "names_the_thing": _figure(np.array(named)),
+        "means_the_same": _figure(np.array(meant)),
     }
 
 
@@ -182,7 +188,26 @@ def measure_sentence(model: Bert, n: int = 1000, among: int = 50) -> Measured:
     )
     cosines = np.einsum("gmd,gnd->gmn", first, second)
     right = (cosines.argmax(axis=1) == np.arange(among)).reshape(-1)
-    return _by_category(rows, right)
+    return _by_category(rows, right) | {"right_thing": _right_thing(embed, n)}
+
+
+def _right_thing(embed: Callable[[Batch], Any], n: int) -> dict[str, float]:
+    """How often a caption with a text that points is nearer to the text that names what is meant.
+
+    The other text differs in nothing but the thing, which is in the same picture.
+    """
+    rng, said = np.random.default_rng(SEED), []
+    for row in examples("paraphrases", "val", n, SEED):
+        assert row.scene is not None and row.request is not None
+        right, wrong = row.scene.things[:2]
+        meant, other = (texts.say(rng, row.request, f"the {x.kind}") for x in (right, wrong))
+        pointing = texts.say(rng, row.request, point(rng, right))
+        joined = f"{caption(rng, row.scene)}. {pointing}"
+        said += [(meant, joined), (other, joined)]
+    batch = texts.sentence_batch(said)
+    first, second = (_in_parts(embed, {"ids": batch[side]}) for side in ("first", "second"))
+    cosines = (first * second).sum(axis=1).reshape(-1, 2)
+    return _figure(cosines[:, 0] > cosines[:, 1])
 
 
 MEASURES: dict[str, Callable[[Any], Measured]] = {
