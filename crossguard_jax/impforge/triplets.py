@@ -1,5 +1,6 @@
 """What stage 1 makes and stage 2 rewrites: a query, a keyword of it, and a harmless picture."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected, write_jsonl
 from crossguard_jax.data.sources.common import picture, picture_name, records_of, text_field
 from crossguard_jax.io.jsonl import read_rows
+
+_BREAKS = re.compile(r"[,;]|[.!?](?:\s|$)|\band\b")  # between the things that a caption names
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,15 @@ class Triplet:
 
     @property
     def shown(self) -> str:
-        """What a language model is told of the picture: the caption, or else the keyword."""
-        return self.caption or self.keyword
+        """What a language model is told of the picture.
+
+        The first part of the caption that says the keyword, the whole caption where none does, and
+        the keyword where there is no caption.
+        """
+        word = re.compile(rf"\b{re.escape(self.keyword)}\b", re.IGNORECASE)
+        parts = _BREAKS.split(self.caption) if self.keyword else []
+        found = next((part for part in parts if word.search(part)), self.caption)
+        return found.strip(" .") or self.keyword
 
 
 def write_triplets(triplets: Iterable[Triplet], folder: str | Path, name: str = "triplets") -> int:

@@ -64,3 +64,22 @@ def test_a_table_of_ones_own_reads_and_its_bad_rows_are_named(tmp_path: Path) ->
 def test_two_of_one_name_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="two records are called 'q0'"):
         write_triplets([triplet(0), triplet(0)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "caption, keyword, shown",
+    [
+        ("A red kettle on a stove, and two cups.", "kettle", "A red kettle on a stove"),
+        ("a knife at the top and a pan at the left", "pan", "a pan at the left"),
+        ("Two pans. A Kettle; a lamp", "kettle", "A Kettle"),
+        ("Two pans and a lamp.", "pan", "Two pans and a lamp"),
+        ("a sand castle", "sand", "a sand castle"),
+        ("", "pan", "pan"),
+        ("two pans", "", "two pans"),
+        ("a C++ book, open", "C++", "a C++ book, open"),
+    ],
+)
+def test_a_language_model_is_shown_what_the_caption_says_of_the_keyword(
+    caption: str, keyword: str, shown: str
+) -> None:
+    assert triplet(0, caption=caption, keyword=keyword).shown == shown

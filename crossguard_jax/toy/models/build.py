@@ -53,8 +53,8 @@ class Lesson:
 LESSONS: dict[str, Lesson] = {
     "base": Lesson(("clip", "llava"), 2_600, 4e-3, 60_000),
     "safety": Lesson(("safety",), 600, 5e-3, 24_000),
-    "rewriter": Lesson(("rewriter",), 1_200, 5e-3, 24_000),
-    "sentence": Lesson(("sentence",), 1_500, 5e-3, 24_000),
+    "rewriter": Lesson(("rewriter",), 800, 5e-3, 24_000),
+    "sentence": Lesson(("sentence",), 1_000, 5e-3, 24_000),
 }
 WARMUP = 100
 

@@ -86,7 +86,7 @@ def hub_config(name: str) -> Any:
         architecture = "LlamaForCausalLM"
     else:
         config = BertConfig(
-            **_tower(128, 3),
+            **_tower(128, 2),
             vocab_size=len(vocabulary()),
             max_position_embeddings=_TEXT_LENGTH,
             pad_token_id=PAD,

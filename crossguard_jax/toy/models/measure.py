@@ -22,7 +22,6 @@ from crossguard_jax.toy.world.pointing import point
 from crossguard_jax.toy.world.scenes import render_batch
 from crossguard_jax.toy.world.sources import examples
 from crossguard_jax.toy.world.truth import read, same_intent
-from crossguard_jax.toy.world.vqa import caption
 
 SEED = 1
 Arrays = dict[str, Any]
@@ -151,7 +150,8 @@ def measure_rewriter(model: Llama, n: int = 200) -> Measured:
     prompts = []
     for row in rows:
         assert row.scene is not None
-        turn = (texts.REWRITE_PROMPT.format(text=row.text, picture=caption(rng, row.scene)), "")
+        shown = texts.clause(rng, row.scene.things[0])
+        turn = (texts.REWRITE_PROMPT.format(text=row.text, picture=shown), "")
         prompts.append(dialogue([turn], texts.REWRITE_ROW)[0][:-1])
     width = max(map(len, prompts))
     ids = np.array([[PAD] * (width - len(prompt)) + prompt for prompt in prompts], np.int32)
@@ -178,9 +178,21 @@ def measure_rewriter(model: Llama, n: int = 200) -> Measured:
 
 
 def measure_sentence(model: Bert, n: int = 1000, among: int = 50) -> Measured:
-    """How often a text's own paraphrase is the nearest of ``among``, by the paraphrase's form."""
-    rows = examples("paraphrases", "val", n, SEED)
-    batch = texts.sentence_rows(rows)
+    """How often a text's own paraphrase is the nearest of ``among``.
+
+    The paraphrase names the thing, or points at it after what a caption says of it.
+    """
+    rng = np.random.default_rng(SEED)
+    rows = [r for r in examples("paraphrases", "val", 3 * n, SEED) if r.category != "pointing"][:n]
+    said = []
+    for row in rows:
+        assert row.scene is not None and row.request is not None
+        thing, other = row.scene.things[0], row.answer
+        if row.category == "captioned":
+            pointing = texts.say(rng, row.request, point(rng, thing))
+            other = f"{texts.clause(rng, thing)}. {pointing}"
+        said.append((row.text, other))
+    batch = texts.sentence_batch(said)
     embed = _jitted(model, lambda m, b: m.embed_sentences(b["ids"], b["ids"] != PAD))
     first, second = (
         _in_parts(embed, {"ids": batch[side]}).reshape(-1, among, model.config.hidden_size)
@@ -188,26 +200,7 @@ def measure_sentence(model: Bert, n: int = 1000, among: int = 50) -> Measured:
     )
     cosines = np.einsum("gmd,gnd->gmn", first, second)
     right = (cosines.argmax(axis=1) == np.arange(among)).reshape(-1)
-    return _by_category(rows, right) | {"right_thing": _right_thing(embed, n)}
-
-
-def _right_thing(embed: Callable[[Batch], Any], n: int) -> dict[str, float]:
-    """How often a caption with a text that points is nearer to the text that names what is meant.
-
-    The other text differs in nothing but the thing, which is in the same picture.
-    """
-    rng, said = np.random.default_rng(SEED), []
-    for row in examples("paraphrases", "val", n, SEED):
-        assert row.scene is not None and row.request is not None
-        right, wrong = row.scene.things[:2]
-        meant, other = (texts.say(rng, row.request, f"the {x.kind}") for x in (right, wrong))
-        pointing = texts.say(rng, row.request, point(rng, right))
-        joined = f"{caption(rng, row.scene)}. {pointing}"
-        said += [(meant, joined), (other, joined)]
-    batch = texts.sentence_batch(said)
-    first, second = (_in_parts(embed, {"ids": batch[side]}) for side in ("first", "second"))
-    cosines = (first * second).sum(axis=1).reshape(-1, 2)
-    return _figure(cosines[:, 0] > cosines[:, 1])
+    return _by_category(rows, right)
 
 
 MEASURES: dict[str, Callable[[Any], Measured]] = {

@@ -10,19 +10,20 @@ import pytest
 import torch
 import transformers
 
+from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import SHORT, TEMPLATES
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.toy.models import build, measure, pretrain, texts
 from crossguard_jax.toy.models.batches import Numbered, dialogue, encode
 from crossguard_jax.toy.models.folders import NAMES, PATCHES
-from crossguard_jax.toy.models.tokenizers import IMAGE, UNK, build_tokenizer, vocabulary
+from crossguard_jax.toy.models.tokenizers import EOS, IMAGE, UNK, build_tokenizer, vocabulary
 from crossguard_jax.toy.world.kinds import BASE_KINDS, NOVEL_KINDS
 from crossguard_jax.toy.world.requests import REQUEST_NAMES
 from crossguard_jax.toy.world.risk import is_held_out
 from crossguard_jax.toy.world.scenes import Thing, render_batch
 from crossguard_jax.toy.world.sources import SOURCES, examples
-from crossguard_jax.toy.world.truth import read
+from crossguard_jax.toy.world.truth import Pointing, read
 from crossguard_jax.train.loop import read_metrics
 
 SHIPPED = resolve_folder("toy://llava").parent
@@ -153,6 +154,32 @@ def test_a_rewriting_says_the_same_request():
         assert asked is not None and said == asked
 
 
+def test_a_pointing_rewriting_says_what_its_prompt_shows():
+    rows = texts.Rewritings(examples("paraphrases", "train", 300))
+    pointed = 0
+    for seed in range(200):
+        text, answer = rows.turn(np.random.default_rng(seed))
+        shown, meant = text.split(" picture: ")[1], read(answer).referent
+        if isinstance(meant, Pointing):
+            pointed += 1
+            assert (meant.colour or meant.place) in shown
+    assert 50 < pointed < 110
+
+
+def test_sayings_come_in_twos_that_differ_in_the_thing_alone():
+    batch = texts.Sayings(examples("paraphrases", "train", 300)).draw(np.random.default_rng(0))
+    said = {
+        side: [" ".join(vocabulary()[i] for i in row if i > EOS) for row in batch[side]]
+        for side in ("first", "second")
+    }
+    for one, other in zip(said["first"][::2], said["first"][1::2], strict=True):
+        one, other = read(one), read(other)
+        assert one.request == other.request and one.referent != other.referent
+    for first, second in zip(said["first"], said["second"], strict=True):
+        assert read(first).request in (read(second).request, read(second.split(" . ")[-1]).request)
+        assert read(first).referent.kind in second
+
+
 def _assert_reached(measured, claimed, where):
     assert measured.keys() == claimed.keys()
     for figure, found in measured.items():
@@ -210,5 +237,7 @@ def test_the_text_models_prompts_are_the_rows_they_learned_from(tokenizer):
     judged = texts.SAFETY_PROMPT.render(text, has_image=False)
     assert tokenizer(judged)["input_ids"] == dialogue([(text, "")], 64)[0][:-1]
     asked = texts.REWRITE_PROMPT.format(text=text, picture="kettle")
-    prompt = texts.rewrite_prompt(text, "kettle")
+    prompt = f"USER: {asked} ASSISTANT:"
+    config = load_config("configs/impforge.py:tiny")
+    assert prompt == config.rewriter.prompt.format(text=text, picture="kettle")
     assert tokenizer(prompt)["input_ids"] == dialogue([(asked, "")], 64)[0][:-1]

@@ -1,0 +1,110 @@
+"""ImpForge in the small world: raw files, then the product's own commands on them.
+
+What is measured afterwards is judged by the world's own truth, which nothing here trains on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossguard_jax.core.metrics import Estimate, proportion
+from crossguard_jax.data.records import Record
+from crossguard_jax.impforge.commands import ForgeRun, forge_files, match_files
+from crossguard_jax.impforge.triplets import Triplet, read_triplets
+from crossguard_jax.io import jsonl
+from crossguard_jax.toy.world.queries import (
+    LIBRARY,
+    QUERIES,
+    read_scenes,
+    write_library,
+    write_queries,
+)
+from crossguard_jax.toy.world.scenes import Scene
+from crossguard_jax.toy.world.truth import Truth, judge, same_intent
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Stage 1 on one split of the world.
+
+    Attributes:
+        triplets: the file that ``match`` wrote.
+        harmless: the file of queries that mean no harm.
+        scenes: what each picture of the library shows, by its id.
+    """
+
+    triplets: Path
+    harmless: Path
+    scenes: dict[str, Scene]
+
+    def read(self) -> list[Triplet]:
+        """The triplets (our own, so every row is good)."""
+        return [row for row in read_triplets(self.triplets) if isinstance(row, Triplet)]
+
+    def scene(self, provenance: dict[str, str]) -> Scene:
+        """What the picture of a row shows, by its provenance."""
+        return self.scenes[Path(provenance["picture"]).stem]
+
+
+def match_world(
+    config: Any, folder: Path, split: str, n: int, pictures: int, seed: int = 0
+) -> Matched:
+    """Writes queries and a library of a split as plain files, and matches them.
+
+    Args:
+        config: ``configs/impforge.py``'s.
+        folder: takes ``raw/`` and ``matched/``.
+        split: ``train``, ``val`` or ``test``.
+        n: queries that mean harm; as many that mean none are written beside them.
+        pictures: of the library.
+        seed: other queries and pictures of the same kind.
+    """
+    raw = folder / "raw"
+    write_queries(raw, n, seed, split, benign=True)
+    rows = [row for _, row in jsonl.read_jsonl(raw / QUERIES) if isinstance(row, dict)]
+    files = {}
+    for label, name in (("unsafe", "harmful"), ("safe", "harmless")):
+        files[label] = raw / f"{name}.jsonl"
+        of_label = [row for row in rows if row["label"] == label]
+        jsonl.write_atomic(files[label], b"".join(map(jsonl.dumps, of_label)))
+    write_library(raw, pictures, seed, split)
+    captions = raw / f"{LIBRARY}.jsonl"
+    match_files(config, files["unsafe"], raw, folder / "matched", captions=captions)
+    return Matched(folder / "matched" / "triplets.jsonl", files["safe"], read_scenes(raw))
+
+
+def forge_world(config: Any, folder: Path, train: Matched, held_out: Matched | None) -> ForgeRun:
+    """Trains the rewriter on a split and forges a data set of it, by ``forge``'s own code."""
+    measured = None if held_out is None else held_out.triplets
+    return forge_files(config, train.triplets, folder, train.harmless, measured)
+
+
+def truths(rows: Sequence[Record], matched: Matched) -> list[Truth]:
+    """What each forged row means beside its picture."""
+    return [judge(row.text, matched.scene(dict(row.provenance))) for row in rows]
+
+
+def validity(
+    triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched
+) -> dict[str, Estimate]:
+    """What became of queries that were rewritten, by the world's truth.
+
+    Returns:
+        Shares of the texts that are ``implicit`` (harm that neither picture nor text shows alone),
+        ``unsafe_alone``, ``gibberish``, and of ``same_intent`` as their query.
+    """
+    scenes = [matched.scene(dict(t.provenance)) for t in triplets]
+    found = [judge(text, scene) for text, scene in zip(texts, scenes, strict=True)]
+    same = [
+        same_intent(t.query, text, scene)
+        for t, text, scene in zip(triplets, texts, scenes, strict=True)
+    ]
+    return {
+        "implicit": proportion(np.array([t.implicit for t in found])),
+        "unsafe_alone": proportion(np.array([t.unsafe_alone for t in found])),
+        "gibberish": proportion(np.array([t.gibberish for t in found])),
+        "same_intent": proportion(np.array(same)),
+    }
