@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -61,6 +61,7 @@ class Judgement:
     source: str
 
 
+@runtime_checkable
 class PictureJudge(Protocol):
     """Judges pictures, each by itself."""
 

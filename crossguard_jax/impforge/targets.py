@@ -6,7 +6,7 @@ not yet success: the row must still mean harm, which is for whoever measures to 
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ _REFUSAL = re.compile(
 )
 
 
+@runtime_checkable
 class Target(Protocol):
     """Whatever answers a picture and a text, or refuses to."""
 
