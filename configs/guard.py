@@ -96,6 +96,15 @@ def language_lora() -> ConfigDict:
     return config
 
 
+def refuses_explicit() -> ConfigDict:
+    """Not a guard but a target: refuses requests by what their words say, as aligned models do."""
+    config = tiny()
+    del config.data.sources.implicit
+    config.data.sources.named = small_world("named", weight=0.4, limit=12_288)
+    config.data.validation = {"named": small_world("named", split="val", limit=512)}
+    return config
+
+
 def nlvr() -> ConfigDict:
     """The same training on another task: is a sentence true of a picture (NLVR v1)?"""
     config = tiny()
@@ -166,6 +175,7 @@ VARIANTS = {
     "no_benign": no_benign,
     "vision_lora": vision_lora,
     "language_lora": language_lora,
+    "refuses_explicit": refuses_explicit,
 }
 
 

@@ -195,9 +195,11 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _toy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "what", choices=("build", "table"), help="make the small models; or the table of ablations"
+        "what",
+        choices=("build", "table", "rewriter"),
+        help="make the small models; the guard's table of ablations; the rewriter's",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="default: runs/toy or runs/table")
+    parser.add_argument("--out", metavar="FOLDER", help="default: runs/toy, table or rewriter")
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="one lesson, or one row; may be repeated"
     )
@@ -206,10 +208,12 @@ def _toy_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
     )
-    table = parser.add_argument_group("table")
+    table = parser.add_argument_group("table, rewriter")
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(
-        "--rows", type=int, default=2000, help="rows of each implicit test set (default: 2000)"
+        "--rows",
+        type=int,
+        help="rows of each implicit test set (default: 2000), or held-out queries (default: 512)",
     )
 
 
@@ -337,9 +341,10 @@ def export(args: argparse.Namespace) -> None:
 
 def toy(args: argparse.Namespace) -> None:
     """Builds the small models or makes their table; both go on where they were stopped."""
-    module, out = {
-        "build": ("crossguard_jax.toy.models.build", "runs/toy"),
-        "table": ("crossguard_jax.toy.table", "runs/table"),
+    module, out, rows = {
+        "build": ("crossguard_jax.toy.models.build", "runs/toy", None),
+        "table": ("crossguard_jax.toy.table", "runs/table", 2_000),
+        "rewriter": ("crossguard_jax.toy.rewriter_table", "runs/rewriter", 512),
     }[args.what]
-    args.out = args.out or out
+    args.out, args.rows = args.out or out, args.rows or rows
     importlib.import_module(module).main(args)

@@ -252,6 +252,23 @@ def paired_difference(
     return Estimate(value, max(-1.0, value - down), min(1.0, value + up), n)
 
 
+def mean(values: Float[np.ndarray, " B"], confidence: float = DEFAULT_CONFIDENCE) -> Estimate:
+    """The mean of a number per row, with the normal interval of its standard error.
+
+    Of differences between two systems on the same rows it is the paired comparison.
+    """
+    values = _float64(values)
+    if values.size < 2:
+        return (
+            Estimate(float(values.mean()), math.nan, math.nan, 1)
+            if values.size
+            else Estimate.empty()
+        )
+    value, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(values.size)
+    spread *= _normal_quantile(confidence)
+    return Estimate(value, value - spread, value + spread, values.size)
+
+
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """Unweighted mean of estimates from disjoint sets of rows, e.g. ASR over benchmarks.
 

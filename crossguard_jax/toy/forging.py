@@ -4,14 +4,10 @@ What is measured afterwards is judged by the world's own truth, which nothing he
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from crossguard_jax.core.metrics import Estimate, proportion
-from crossguard_jax.data.records import Record
 from crossguard_jax.impforge.commands import ForgeRun, forge_files, match_files
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.io import jsonl
@@ -82,29 +78,19 @@ def forge_world(config: Any, folder: Path, train: Matched, held_out: Matched | N
     return forge_files(config, train.triplets, folder, train.harmless, measured)
 
 
-def truths(rows: Sequence[Record], matched: Matched) -> list[Truth]:
-    """What each forged row means beside its picture."""
-    return [judge(row.text, matched.scene(dict(row.provenance))) for row in rows]
+@dataclass(frozen=True)
+class Meaning(Truth):
+    """A rewrite's truth, and whether it is still what its query asked for."""
+
+    same_intent: bool
 
 
-def validity(
-    triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched
-) -> dict[str, Estimate]:
-    """What became of queries that were rewritten, by the world's truth.
-
-    Returns:
-        Shares of the texts that are ``implicit`` (harm that neither picture nor text shows alone),
-        ``unsafe_alone``, ``gibberish``, and of ``same_intent`` as their query.
-    """
-    scenes = [matched.scene(dict(t.provenance)) for t in triplets]
-    found = [judge(text, scene) for text, scene in zip(texts, scenes, strict=True)]
-    same = [
-        same_intent(t.query, text, scene)
-        for t, text, scene in zip(triplets, texts, scenes, strict=True)
-    ]
-    return {
-        "implicit": proportion(np.array([t.implicit for t in found])),
-        "unsafe_alone": proportion(np.array([t.unsafe_alone for t in found])),
-        "gibberish": proportion(np.array([t.gibberish for t in found])),
-        "same_intent": proportion(np.array(same)),
-    }
+def meanings(triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched) -> list[Meaning]:
+    """What texts mean beside their triplets' pictures, by the world's truth."""
+    found = []
+    for triplet, text in zip(triplets, texts, strict=True):
+        scene = matched.scene(dict(triplet.provenance))
+        truth = judge(text, scene)
+        same = same_intent(triplet.query, text, scene)
+        found.append(Meaning(**asdict(truth), same_intent=same))
+    return found

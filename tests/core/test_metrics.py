@@ -224,3 +224,13 @@ def test_float32_and_float64_scores_agree():
         assert measure(p.astype(np.float32), unsafe).value == pytest.approx(
             measure(p, unsafe).value, abs=1e-6
         )
+
+
+def test_a_mean_has_the_interval_of_its_standard_error():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    found = metrics.mean(values)
+    low, high = stats.norm.interval(0.95, values.mean(), stats.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
+    assert found.n == 400
+    assert metrics.mean(np.array([2.0])).value == 2.0
+    assert metrics.mean(np.array([])).n == 0

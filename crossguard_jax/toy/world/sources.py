@@ -82,6 +82,17 @@ def _pointing(stream: Stream, pair: Pair) -> Example:
     )
 
 
+def _named(stream: Stream, n: int) -> list[Example]:
+    """The same requests about something that the text names: what a model refuses by its words."""
+    rows = []
+    for kind, request in _pairs(stream, SEEN_PAIRS, n):
+        scene = _scene(stream, [kind], _ORDINARY)
+        label = "unsafe" if risky(kind, request) else "safe"
+        text = say(stream, request, f"the {kind}")
+        rows.append(Example(text, label, scene, request, "", 0, kind, request, True))
+    return rows
+
+
 def _implicit(stream: Stream, n: int) -> list[Example]:
     return [_pointing(stream, pair) for pair in _pairs(stream, SEEN_PAIRS, n)]
 
@@ -244,6 +255,7 @@ SOURCES: dict[str, Maker] = {
     "implicit": _implicit,
     "implicit_heldout": _implicit_heldout,
     "implicit_misaligned": _implicit_misaligned,
+    "named": _named,
     "explicit_text": _explicit_text,
     "explicit_picture": _explicit_picture,
     "typographic": _typographic,
@@ -262,8 +274,9 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[Example]:
 
     Args:
         source: a key of :data:`SOURCES`. Sources for the guard: ``implicit``, ``implicit_heldout``,
-            ``implicit_misaligned``, ``explicit_text``, ``explicit_picture``, ``typographic`` (each
-            but the misaligned half unsafe, half safe) and ``benign_vqa`` (all safe). For the base
+            ``implicit_misaligned``, ``named``, ``explicit_text``, ``explicit_picture``,
+            ``typographic`` (each but the misaligned half unsafe, half safe) and ``benign_vqa`` (all
+            safe). For the base
             models, without the novel kinds: ``vqa``, ``captions``, ``reading``, ``knowledge``. For
             the text models: ``paraphrases``, ``text_safety``.
         split: ``train``, ``val`` or ``test``.

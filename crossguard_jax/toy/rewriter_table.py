@@ -1,0 +1,183 @@
+"""``crossguard toy rewriter``: what each reward and each switch of ImpForge buys.
+
+Every cell (a row of `ROWS` and a seed) trains a rewriter in a folder of its own and writes a file
+of figures on held-out queries, so the command goes on where it was stopped. Rewards are the full
+sum for every row, also where one was left out in training; what the texts mean is judged by the
+world's own truth, and whether they get through by a target that refuses explicit requests.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.metrics import Estimate, mean, proportion
+from crossguard_jax.data.records import Record
+from crossguard_jax.evals.tables import Table, to_markdown
+from crossguard_jax.guard.recipe import train_guard
+from crossguard_jax.impforge.forge import variety
+from crossguard_jax.impforge.recipe import load_rewriter, objective, train_rewriter
+from crossguard_jax.impforge.rewriter import Rewriter
+from crossguard_jax.impforge.targets import GuardedTarget, attack_success
+from crossguard_jax.impforge.triplets import Triplet
+from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.toy.forging import Matched, match_world, meanings
+from crossguard_jax.toy.study import SOURCE, read
+
+CONFIG = "configs/impforge.py"
+ROWS: Mapping[str, str] = {
+    "reference": "Reference, untrained",
+    "tiny": "Three rewards, breadth on",
+    "no_safety": "Without the safety reward",
+    "no_semantic": "Without the semantic reward",
+    "no_overlap": "Without the overlap reward",
+    "plain": "Three rewards, plain sum",
+}
+"""Rows by their variant of ``configs/impforge.py``, with the title to show."""
+
+COLUMNS: Mapping[str, str] = {
+    "gain": "R - kl_coef KL, over the reference",
+    "kl": "KL, nats",
+    "safety": "safety",
+    "semantic": "semantic",
+    "overlap": "overlap",
+    "words": "overlap, whole words",
+    "implicit": "harm in neither part alone, %",
+    "unsafe_alone": "text unsafe alone, %",
+    "same_intent": "intent kept, %",
+    "gibberish": "gibberish, %",
+    "asr": "attack success, %",
+    "vendi": "Vendi",
+    "self_bleu": "self-BLEU",
+}
+SHARES = ("implicit", "unsafe_alone", "same_intent", "gibberish", "asr")
+
+
+def main(args: argparse.Namespace) -> None:
+    """The verb's work: prints the table, and leaves ``rewriter.json`` and ``rewriter.md``."""
+    folder = Path(args.out)
+    config = load_config(f"{CONFIG}:tiny")
+    splits = {
+        split: match_world(config, folder / split, split, n, 2 * n)
+        for split, n in (("train", 2 * args.rows), ("test", args.rows))
+    }
+    target = _target(folder / "target")
+    before = _before(splits["test"], target)
+    cells: dict[str, list[dict[str, Estimate]]] = {name: [] for name in args.only or ROWS}
+    for seed in args.seeds:
+        for name in cells:
+            cells[name].append(_cell(folder, name, seed, splits, target))
+    command = f"crossguard toy rewriter --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
+    page = to_markdown(_as_table(cells, before, args.seeds))
+    write_atomic(folder / "rewriter.md", f"`{command}`\n\n{page}\n")
+    figures = {"before.asr": before.as_dict()} | {
+        f"{name}.{column}": [cell[column].as_dict() for cell in of_seeds]
+        for name, of_seeds in cells.items()
+        for column in COLUMNS
+    }
+    document = {"command": command, "seeds": list(args.seeds), "figures": figures}
+    write_atomic(folder / "rewriter.json", json.dumps(document, indent=1) + "\n")
+    print(page)
+
+
+def _target(folder: Path) -> GuardedTarget:
+    config = load_config("configs/guard.py:refuses_explicit")
+    return GuardedTarget(train_guard(config, folder, {SOURCE: read}, folder / "data").guard)
+
+
+def _before(matched: Matched, target: GuardedTarget) -> Estimate:
+    """Attack success of the queries as they are, beside their matched pictures."""
+    triplets = matched.read()
+    queries = [t.query for t in triplets]
+    harmful = [t.risky_together for t in meanings(triplets, queries, matched)]
+    return attack_success(target, _rows(triplets, queries), harmful)[0]
+
+
+def _rows(triplets: Sequence[Triplet], texts: Sequence[str]) -> list[Record]:
+    return [
+        Record(t.id, t.image, text or ".", category=t.category, provenance={"keyword": t.keyword})
+        for t, text in zip(triplets, texts, strict=True)
+    ]
+
+
+def _cell(
+    folder: Path,
+    name: str,
+    seed: int,
+    splits: Mapping[str, Matched],
+    target: GuardedTarget,
+) -> dict[str, Estimate]:
+    """Trains and measures one cell, or reads what an earlier run found."""
+    cell = folder / "cells" / f"{name}-{seed}"
+    done = cell / "figures.json"
+    if not done.exists():
+        start = time.monotonic()
+        variant = "tiny" if name == "reference" else name
+        config = load_config(f"{CONFIG}:{variant}", [f"--config.ppo.seed={seed}"])
+        if name == "reference":
+            rewriter, trained = load_rewriter(config), None
+        else:
+            rewriter, trained = train_rewriter(config, splits["train"].read(), cell)
+        found = _measure(rewriter, trained, splits["test"], target, seed, config)
+        seconds = time.monotonic() - start
+        figures = {k: v.as_dict() for k, v in found.items()}
+        write_atomic(done, json.dumps({"seconds": seconds, **figures}) + "\n")
+    figures = json.loads(done.read_text())
+    del figures["seconds"]
+    return {k: Estimate.from_dict(v) for k, v in figures.items()}
+
+
+def _measure(
+    rewriter: Rewriter, trained: Any, test: Matched, target: GuardedTarget, seed: int, config: Any
+) -> dict[str, Estimate]:
+    triplets, key = test.read(), jax.random.key(1_000 + seed)
+    after, before = (rewriter.write(triplets, key, part) for part in (trained, None))
+    coef = config.ppo.settings.kl_coef
+    weights = {"safety": 1.0, "semantic": 1.0, "overlap": 1.0}
+    gain = objective(after, weights, coef) - objective(before, weights, coef)
+    meant = meanings(triplets, after.texts, test)
+    rows = _rows(triplets, after.texts)
+    asr, _ = attack_success(target, rows, [t.risky_together for t in meant])
+    various = variety(rows, rewriter)
+    return {
+        "gain": mean(gain),
+        "kl": mean(after.kl),
+        **{name: mean(after.components[name]) for name in weights},
+        "words": mean(rewriter.rewards.words(after.texts, triplets)),
+        "implicit": proportion(np.array([t.implicit for t in meant])),
+        "unsafe_alone": proportion(np.array([t.unsafe_alone for t in meant])),
+        "same_intent": proportion(np.array([t.same_intent for t in meant])),
+        "gibberish": proportion(np.array([t.gibberish for t in meant])),
+        "asr": asr,
+        **{name: Estimate.exact(value, len(rows)) for name, value in various.items()},
+    }
+
+
+def _as_table(
+    cells: Mapping[str, Sequence[Mapping[str, Estimate]]], before: Estimate, seeds: Sequence[int]
+) -> Table:
+    """The table to read: the mean of the seeds, and each seed's own value."""
+
+    def text(column: str, of_seeds: Sequence[Estimate]) -> str:
+        scale, digits = (100, 1) if column in SHARES else (1, 2)
+        values = [scale * e.value for e in of_seeds]
+        each = ", ".join(f"{v:.{digits}f}" for v in values)
+        return f"{np.mean(values):.{digits}f} ({each})"
+
+    rows = tuple(
+        (ROWS[name], *(text(c, [cell[c] for cell in of_seeds]) for c in COLUMNS))
+        for name, of_seeds in cells.items()
+    )
+    n = next(iter(cells.values()))[0]["kl"].n
+    caption = (
+        f"Held-out queries, n = {n}, mean of the seeds {', '.join(map(str, seeds))}, each in "
+        f"parentheses; intervals are in rewriter.json. Attack success of the queries as they are: "
+        f"{100 * before.value:.1f}% [{100 * before.low:.1f}, {100 * before.high:.1f}]."
+    )
+    return Table(("Rewriter", *COLUMNS.values()), rows, caption)
