@@ -76,7 +76,7 @@ def tiny() -> ConfigDict:
         },
     }
     config.ppo = {
-        "iterations": 60,
+        "iterations": 40,
         "batch_size": 64,
         "save_every": 10,
         "eval_every": 20,

@@ -208,9 +208,9 @@ def test_the_semantic_rewards_are_torchs_cosines() -> None:
     by_caption, by_sum, alone = [], [], []
     with torch.no_grad():
         for text, t in zip(SAID, about, strict=True):
-            query, joined = sentence(t.query), sentence(f"{t.caption}. {text}")
+            query, joined = sentence(t.query), sentence(f"{t.shown}. {text}")
             by_caption.append(torch.cosine_similarity(joined, query, dim=0).item())
-            alone.append(torch.cosine_similarity(sentence(t.caption), query, dim=0).item())
+            alone.append(torch.cosine_similarity(sentence(t.shown), query, dim=0).item())
             pixels = processor(images.decode(t.image, ""), return_tensors="pt")["pixel_values"]
             u_query, u_text = (
                 unit(clip.get_text_features(**seen(s, return_tensors="pt")))
