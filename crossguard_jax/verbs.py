@@ -168,7 +168,9 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     )
     many.add_argument("--output", metavar="OUT.jsonl", help="where the verdicts go")
     many.add_argument(
-        "--format", choices=("table", "nlvr", "vlguard", "figstep", "vqav2"), default="table"
+        "--format",
+        choices=("table", "nlvr", "vlguard", "figstep", "vqav2", "beavertails"),
+        default="table",
     )
     many.add_argument("--split", help="which split, where the format has several")
     many.add_argument("--images", metavar="FOLDER", help="of the pictures (default: the input's)")

@@ -388,12 +388,17 @@ def child(
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, sign):
-    requests = asks(40)
-    with ChatServer(lambda a: later(a, 0.01)) as server:
+    requests, stopped = asks(40), threading.Event()
+
+    def crawl(asked):  # from the twelfth on, so that the signal finds the run at work
+        return later(asked, 0.01 if stopped.is_set() or len(server.asked) < 12 else 2.0)
+
+    with ChatServer(crawl) as server:
         process = child(server, tmp_path, 40, stderr=subprocess.PIPE)
         told = [int(process.stdout.readline().split()[0]) for _ in range(10)]
         process.send_signal(sign)
         rest, error = process.communicate(timeout=30)
+        stopped.set()
         told += [int(line.split()[0]) for line in rest.splitlines() if line.count(" ") == 1]
         assert process.returncode == -sign, error
         outcomes = run(server, requests, tmp_path / "cache")
