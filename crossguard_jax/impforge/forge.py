@@ -111,7 +111,7 @@ def forge(
     write_dataset({"train": records}, folder, SOURCE)
     result = Forged(
         written=len(rows),
-        dropped=dict(dropped),
+        dropped={reason: n for reason, n in dropped.items() if n},
         kept=dict(Counter(r.label for r in records)),
         by_category={
             label: dict(sorted(Counter(r.category for r in records if r.label == label).items()))
