@@ -1,8 +1,8 @@
 """Rows of plain, ``.gz`` and ``.xz`` files; a download cut short keeps the rows that arrived."""
 
+import codecs
 import csv
 import gzip
-import json
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.io.jsonl import MAX_LINE_BYTES, Row, RowError
+from crossguard_jax.io.jsonl import MAX_LINE_BYTES, Row, RowError, parse_line
 
 ENDINGS = ("", ".gz", ".xz")
 
@@ -60,7 +60,7 @@ def json_rows(path: str | Path) -> Iterator[Row]:
         if isinstance(line, RowError):
             yield row, line
         elif line.strip():
-            yield row, _parsed(line)
+            yield row, parse_line(line.removeprefix(codecs.BOM_UTF8) if row == 1 else line)
 
 
 def table_rows(path: str | Path, delimiter: str = ",") -> Iterator[Row]:
@@ -108,15 +108,3 @@ def _lines(file: Any, max_line_bytes: int) -> Iterator[bytes | RowError]:
         while line and not line.endswith(b"\n"):
             line = file.readline(max_line_bytes)
         yield RowError(f"the line is over {max_line_bytes:,} bytes")
-
-
-def _parsed(line: bytes) -> dict[str, Any] | RowError:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return RowError("the line is not UTF-8")
-    except (ValueError, RecursionError) as error:
-        return RowError(f"not JSON ({error})")
-    if not isinstance(value, dict):
-        return RowError(f"not a JSON object but a {type(value).__name__}")
-    return value

@@ -13,6 +13,7 @@ from PIL import Image
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import LLAVA_V1, PromptTemplate
 from crossguard_jax.data.records import Record
+from crossguard_jax.hf.pictures import middle
 from crossguard_jax.io import images
 from crossguard_jax.nn.llava import LlavaConfig
 
@@ -21,7 +22,6 @@ Picture = Image.Image | bytes | str | os.PathLike | np.ndarray | None
 
 SETTINGS = "guard_config.json"
 LENGTH_STEP = 16
-MAX_ASPECT = 16
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Encoder:
         """
         decoded = decode_picture(picture, name)
         if getattr(self.processor, "do_center_crop", False):
-            decoded = _middle(decoded)
+            decoded = middle(decoded)
         (values,) = self.processor(decoded, return_tensors="np")["pixel_values"]
         return np.asarray(values, np.float32)
 
@@ -261,18 +261,6 @@ def _text_error(text: str) -> UserError | None:
     if any("\ud800" <= character <= "\udfff" for character in text):
         return UserError("the text holds half a surrogate pair; write it as valid Unicode")
     return None
-
-
-def _middle(picture: Image.Image) -> Image.Image:
-    """The picture without the ends that a centre crop leaves out anyway, if it is very long.
-
-    A processor scales the shorter side first, so that a line of 1 x 3,000 pixels would take
-    gigabytes on its way to a square.
-    """
-    x, y = picture.size
-    keep = MAX_ASPECT * min(x, y)
-    dx, dy = max(x - keep, 0) // 2, max(y - keep, 0) // 2
-    return picture.crop((dx, dy, x - dx, y - dy)) if dx or dy else picture
 
 
 def decode_picture(picture: Picture, name: str) -> Image.Image:

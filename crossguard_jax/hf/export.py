@@ -118,6 +118,9 @@ def _copy_companions(source: Path, folder: Path) -> None:
         skipped = any(file.match(p) for p in (*_WEIGHTS, "README.md", "adapter_*", "LICENSE"))
         if file.is_file() and not skipped:
             shutil.copyfile(file, folder / file.name)
+    # A sentence encoder's modules behind the model: how it pools, and whether it normalizes.
+    for module in source.glob("[0-9]_*/"):
+        shutil.copytree(module, folder / module.name, dirs_exist_ok=True)
 
 
 def _write_shards(model: Model, folder: Path, dtype: Any, limit: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Bool, Int
 
 LENGTH_STEP = 16
 """Rows are padded to a multiple of it: few lengths, so few compilations."""
@@ -39,17 +40,30 @@ def encode(tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, np.nda
     """
     rows: list[list[int]] = []
     if texts:
-        said = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        said = [valid(text) for text in texts]
         # What a tokenizer's file says of padding and cutting is for another use of it.
         rows = tokenizer(said, truncation=True, max_length=limit)["input_ids"]
     longest = max([1, *map(len, rows)])
     length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
+    ids, mask = padded(rows, length)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def valid(text: str) -> str:
+    """The text with a question mark for half a surrogate pair, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def padded(
+    rows: Sequence[Sequence[int]], length: int
+) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
+    """Rows filled up on the right with id 0 (int32), and which ids are a row's own."""
     ids = np.zeros((len(rows), length), np.int32)
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
         mask[i, : len(row)] = True
-    return {"input_ids": ids, "attention_mask": mask}
+    return ids, mask
 
 
 def check_fit(tokenizer: Any, vocab_size: int, folder: str | Path) -> None:

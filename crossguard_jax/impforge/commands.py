@@ -109,7 +109,6 @@ class ForgeRun:
 
     rewriter: Rewriter
     trained: Any
-    triplets: list[Triplet]
     forged: Forged
 
 
@@ -170,7 +169,7 @@ def forge_files(
         },
         config.ppo.batch_size,
     )
-    return ForgeRun(rewriter, trained, rows, forged)
+    return ForgeRun(rewriter, trained, forged)
 
 
 def _read(path: str | Path, rejected: Path) -> list[Triplet]:

@@ -18,6 +18,7 @@ from crossguard_jax.core import diversity
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import write_dataset
 from crossguard_jax.data.records import Record, write_jsonl
+from crossguard_jax.impforge.rewards import REWARDS
 from crossguard_jax.impforge.rewriter import Rewriter
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import jsonl
@@ -25,7 +26,6 @@ from crossguard_jax.io.progress import Progress
 
 SOURCE = "impforge"
 CANDIDATES = "candidates.jsonl"
-REWARDS = ("safety", "semantic", "overlap")
 
 
 @dataclass(frozen=True)

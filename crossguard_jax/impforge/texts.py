@@ -12,6 +12,7 @@ import numpy as np
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Bool, Int
 from crossguard_jax.data.prompts import neutralize
+from crossguard_jax.hf.tokens import padded, valid
 
 CHAT = "chat"
 """In place of a template: the chat template of the tokenizer."""
@@ -39,13 +40,13 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Ids and mask, padded on the right."""
-        said = [_valid(text) for text in texts]
+        said = [valid(text) for text in texts]
         if not said:
-            return _padded([], self.length)
+            return padded([], self.length)
         # What a tokenizer's file says of padding is for another use of it.
         options = {"truncation": True, "max_length": self.length, "padding": False}
         rows = self.tokenizer(said, **options)["input_ids"]
-        return _padded(rows, self.length)
+        return padded(rows, self.length)
 
 
 class SafetyEncoder:
@@ -87,12 +88,12 @@ class SafetyEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Ids and mask, padded on the right; the prompt around a text is always whole."""
-        said = [neutralize(_valid(text), self.tokenizer.all_special_tokens) for text in texts]
+        said = [neutralize(valid(text), self.tokenizer.all_special_tokens) for text in texts]
         rows = self._ids(said)
         for i, row in enumerate(rows):
             if len(row) > self.length:
                 rows[i] = self._shortened(said[i], len(row))
-        return _padded(rows, self.length)
+        return padded(rows, self.length)
 
     def _prompt(self, text: str) -> str:
         # A space before the verdict is part of the verdict's token.
@@ -184,17 +185,3 @@ def words(text: str) -> list[str]:
     """A text's words in lower case; a word spelled letter by letter counts as the word."""
     joined = _SPELLED.sub(lambda spelled: re.sub(r"[\W_]", "", spelled.group()), text)
     return [word.lower() for word in _WORD.findall(joined)]
-
-
-def _valid(text: str) -> str:
-    """The text without halves of surrogate pairs, which no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int) -> Encoded:
-    ids = np.zeros((len(rows), length), np.int32)
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return ids, mask

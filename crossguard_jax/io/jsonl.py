@@ -63,7 +63,7 @@ def read_jsonl(path: str | Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterat
             if row == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                yield row, _parse(line)
+                yield row, parse_line(line)
 
 
 def read_json_array(path: str | Path) -> Iterator[Row]:
@@ -180,7 +180,7 @@ def repair(path: str | Path) -> None:
         if not tail:
             return
         # No proper prefix of a JSON object is one, so a line that parses lacks its newline only.
-        if isinstance(_parse(tail), RowError):
+        if isinstance(parse_line(tail), RowError):
             file.truncate(start)
         else:
             file.write(b"\n")
@@ -215,7 +215,8 @@ def _is_array(path: Path) -> bool:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
-def _parse(line: bytes) -> dict[str, Any] | RowError:
+def parse_line(line: bytes) -> dict[str, Any] | RowError:
+    """One line of JSON, or why it is none."""
     if b"\0" in line:
         return RowError("the line holds NUL bytes")
     try:

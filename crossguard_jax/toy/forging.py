@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.impforge.commands import ForgeRun, forge_files, match_files
+from crossguard_jax.impforge.commands import match_files
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.io import jsonl
 from crossguard_jax.toy.world.queries import (
@@ -70,12 +70,6 @@ def match_world(
     captions = raw / f"{LIBRARY}.jsonl"
     match_files(config, files["unsafe"], raw, folder / "matched", captions=captions)
     return Matched(folder / "matched" / "triplets.jsonl", files["safe"], read_scenes(raw))
-
-
-def forge_world(config: Any, folder: Path, train: Matched, held_out: Matched | None) -> ForgeRun:
-    """Trains the rewriter on a split and forges a data set of it, by ``forge``'s own code."""
-    measured = None if held_out is None else held_out.triplets
-    return forge_files(config, train.triplets, folder, train.harmless, measured)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from crossguard_jax.evals.tables import Table, to_markdown
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.forge import variety
 from crossguard_jax.impforge.recipe import load_rewriter, objective, train_rewriter
+from crossguard_jax.impforge.rewards import REWARDS
 from crossguard_jax.impforge.rewriter import Rewriter
 from crossguard_jax.impforge.targets import GuardedTarget, attack_success
 from crossguard_jax.impforge.triplets import Triplet
@@ -139,7 +140,7 @@ def _measure(
     triplets, key = test.read(), jax.random.key(1_000 + seed)
     after, before = (rewriter.write(triplets, key, part) for part in (trained, None))
     coef = config.ppo.settings.kl_coef
-    weights = {"safety": 1.0, "semantic": 1.0, "overlap": 1.0}
+    weights = dict.fromkeys(REWARDS, 1.0)
     gain = objective(after, weights, coef) - objective(before, weights, coef)
     meant = meanings(triplets, after.texts, test)
     rows = _rows(triplets, after.texts)

@@ -48,6 +48,7 @@ ROWS: Mapping[str, Row] = {
 COLUMNS: Mapping[str, str] = {
     "implicit.asr": "ASR, known pairs",
     "implicit_heldout.asr": "ASR, new pairs",
+    "explicit_text.asr": "ASR, explicit text",
     "implicit.fpr": "FPR, known pairs",
     "implicit_heldout.fpr": "FPR, new pairs",
     "benign_vqa.fpr": "FPR, benign questions",
