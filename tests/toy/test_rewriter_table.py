@@ -1,0 +1,43 @@
+"""The rewriter's table, a few steps of it: every figure there, and nothing done twice."""
+
+import argparse
+import json
+
+import pytest
+
+from crossguard_jax.core.config import load_config
+from crossguard_jax.toy import rewriter_table
+from tests.impforge.test_rewriter import OVERRIDES
+from tests.toy.test_quickstart import SHORT
+
+GUARD = [o for o in SHORT if ".implicit." not in o and "validation" not in o]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    def load(path, overrides=()):
+        own = GUARD if "guard.py" in path else [*OVERRIDES, "--config.rewriter.max_new_tokens=24"]
+        return load_config(path, [*own, *overrides])
+
+    monkeypatch.setattr(rewriter_table, "load_config", load)
+
+
+def test_the_table_has_every_figure_and_goes_on_where_it_was_stopped(short, tmp_path, capsys):
+    args = argparse.Namespace(out=str(tmp_path), seeds=[0], rows=16, only=["reference", "tiny"])
+    rewriter_table.main(args)
+    shown = capsys.readouterr().out
+    document = json.loads((tmp_path / "rewriter.json").read_text())
+    figures = document["figures"]
+    for column in rewriter_table.COLUMNS:
+        for name in args.only:
+            (found,) = figures[f"{name}.{column}"]
+            assert found["value"] is not None and found["n"] == 16, (name, column)
+    assert figures["reference.gain"][0]["value"] == figures["reference.kl"][0]["value"] == 0
+    assert figures["tiny.kl"][0]["value"] != 0
+    assert 0 <= figures["before.asr"]["low"] <= figures["before.asr"]["high"] <= 1
+    assert "Three rewards, breadth on" in shown and "Without" not in shown
+    cells = sorted(tmp_path.glob("cells/*/figures.json"))
+    before = [cell.stat().st_mtime_ns for cell in cells]
+    rewriter_table.main(args)
+    assert [cell.stat().st_mtime_ns for cell in cells] == before and len(cells) == 2
+    assert capsys.readouterr().out == shown
