@@ -19,12 +19,17 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.peft import save_adapter
 from crossguard_jax.impforge.forge import Forged, ForgeSettings, forge
-from crossguard_jax.impforge.judge import AcceptAll, EndpointJudge, GuardJudge, PictureJudge
-from crossguard_jax.impforge.keywords import make_extractor
-from crossguard_jax.impforge.matching import MatchSettings, MatchSummary, match
-from crossguard_jax.impforge.recipe import run_identity, train_rewriter
-from crossguard_jax.impforge.rewriter import Rewriter
-from crossguard_jax.impforge.towers import Towers
+from crossguard_jax.impforge.matching.judge import (
+    AcceptAll,
+    EndpointJudge,
+    GuardJudge,
+    PictureJudge,
+)
+from crossguard_jax.impforge.matching.keywords import make_extractor
+from crossguard_jax.impforge.matching.match import MatchSettings, MatchSummary, match
+from crossguard_jax.impforge.matching.towers import Towers
+from crossguard_jax.impforge.ppo.recipe import run_identity, train_rewriter
+from crossguard_jax.impforge.ppo.rewriter import Rewriter
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.impforge.twins import pair_twins
 from crossguard_jax.io.chat import Endpoint

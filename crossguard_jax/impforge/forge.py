@@ -18,8 +18,8 @@ from crossguard_jax.core import diversity
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import write_dataset
 from crossguard_jax.data.records import Record, write_jsonl
-from crossguard_jax.impforge.rewards import REWARDS
-from crossguard_jax.impforge.rewriter import Rewriter
+from crossguard_jax.impforge.ppo.rewriter import Rewriter
+from crossguard_jax.impforge.rewards.rewards import REWARDS
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress

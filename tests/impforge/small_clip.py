@@ -8,7 +8,7 @@ from PIL import Image
 
 from crossguard_jax.data.library import Picture
 from crossguard_jax.hf.load import folder_hash, load_model, resolve_folder
-from crossguard_jax.impforge.towers import Towers
+from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.toy.world.sources import records
 
 CLIP = "toy://clip"

@@ -11,10 +11,10 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import open_dataset
 from crossguard_jax.data.records import Record
 from crossguard_jax.data.sources.table import table
-from crossguard_jax.impforge import recipe
 from crossguard_jax.impforge.forge import CANDIDATES, SOURCE, ForgeSettings, forge, sift
+from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.twins import pair_twins
-from tests.impforge.test_rewriter import OVERRIDES, world
+from tests.impforge.ppo.test_rewriter import OVERRIDES, world
 
 LOW = {"safety": 0.0, "semantic": -1.0, "overlap": -1.0, "words": -1.0}
 

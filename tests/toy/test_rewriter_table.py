@@ -7,7 +7,7 @@ import pytest
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.toy import rewriter_table
-from tests.impforge.test_rewriter import OVERRIDES
+from tests.impforge.ppo.test_rewriter import OVERRIDES
 from tests.toy.test_quickstart import SHORT
 
 GUARD = [o for o in SHORT if ".implicit." not in o and "validation" not in o]

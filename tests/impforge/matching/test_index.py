@@ -15,9 +15,9 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.library import Picture
 from crossguard_jax.data.records import Rejected
 from crossguard_jax.hf.load import resolve_folder
-from crossguard_jax.impforge import topk
-from crossguard_jax.impforge.index import PictureIndex, build_index, top_k
-from crossguard_jax.impforge.towers import Towers
+from crossguard_jax.impforge.matching import topk
+from crossguard_jax.impforge.matching.index import PictureIndex, build_index, top_k
+from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.io.jsonl import read_jsonl
 from crossguard_jax.toy.world.kinds import BASE_KINDS
 from tests.impforge.small_clip import CLIP, HubEncoder, picture, towers, world_pictures
@@ -188,7 +188,7 @@ def test_a_vector_that_is_no_number_is_rejected(tmp_path: Path) -> None:
 KILLED = """
     import os, signal, sys
     from tests.impforge.small_clip import towers, world_pictures
-    from crossguard_jax.impforge.index import build_index
+    from crossguard_jax.impforge.matching.index import build_index
     def until_killed():
         for i, picture in enumerate(world_pictures(40)):
             if i == 30:
@@ -275,7 +275,7 @@ EIGHT_DEVICES = """
     import sys
     import numpy as np
     from crossguard_jax.core.sharding import make_mesh
-    from crossguard_jax.impforge.index import build_index, top_k
+    from crossguard_jax.impforge.matching.index import build_index, top_k
     from tests.impforge.small_clip import towers, world_pictures
     mesh = make_mesh(data=4, fsdp=2)
     build_index(sys.argv[1], world_pictures(21), towers(mesh), dtype="float32", batch_size=9)

@@ -13,16 +13,16 @@ import optax
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.sharding import DEFAULT_RULES, batch_sharding, make_mesh
 from crossguard_jax.core.tree import named_leaves
-from crossguard_jax.impforge.ppo import PpoSettings
-from crossguard_jax.impforge.recipe import (
+from crossguard_jax.impforge.ppo.recipe import (
     Breadth,
     first_state,
     load_rewriter,
     make_improve,
     make_iteration,
 )
-from crossguard_jax.impforge.rounds import Rounds
-from tests.impforge.test_rewriter import OVERRIDES, world
+from crossguard_jax.impforge.ppo.rounds import Rounds
+from crossguard_jax.impforge.ppo.update import PpoSettings
+from tests.impforge.ppo.test_rewriter import OVERRIDES, world
 
 CONFIG = load_config("configs/impforge.py:tiny", list(OVERRIDES))
 TRIPLETS = world(16)

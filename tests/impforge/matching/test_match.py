@@ -10,10 +10,10 @@ import pytest
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.library import Picture
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.impforge.candidates import Pair, choose
-from crossguard_jax.impforge.judge import Judgement
-from crossguard_jax.impforge.keywords import Keyword
-from crossguard_jax.impforge.matching import MatchSettings, MatchSummary, match
+from crossguard_jax.impforge.matching.candidates import Pair, choose
+from crossguard_jax.impforge.matching.judge import Judgement
+from crossguard_jax.impforge.matching.keywords import Keyword
+from crossguard_jax.impforge.matching.match import MatchSettings, MatchSummary, match
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.io import images
 from crossguard_jax.io.jsonl import read_jsonl

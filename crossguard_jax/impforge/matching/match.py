@@ -14,7 +14,7 @@ import numpy as np
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.guard.scoring import kind
-from crossguard_jax.impforge.candidates import (
+from crossguard_jax.impforge.matching.candidates import (
     UNUSABLE,
     Candidates,
     Judge,
@@ -22,10 +22,10 @@ from crossguard_jax.impforge.candidates import (
     Pair,
     choose,
 )
-from crossguard_jax.impforge.index import BuildCounts, PictureIndex, build_index
-from crossguard_jax.impforge.judge import Judgement
-from crossguard_jax.impforge.keywords import Extractor, Keyword
-from crossguard_jax.impforge.towers import Towers
+from crossguard_jax.impforge.matching.index import BuildCounts, PictureIndex, build_index
+from crossguard_jax.impforge.matching.judge import Judgement
+from crossguard_jax.impforge.matching.keywords import Extractor, Keyword
+from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.impforge.triplets import Triplet, write_triplets
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.impforge import ppo
-from crossguard_jax.impforge.ppo import PpoSettings, Trajectory
+from crossguard_jax.impforge.ppo import update as ppo
+from crossguard_jax.impforge.ppo.update import PpoSettings, Trajectory
 
 DRAWS = range(6)
 

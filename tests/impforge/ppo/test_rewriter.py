@@ -15,7 +15,7 @@ import pytest
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest
-from crossguard_jax.impforge import recipe
+from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.nn import lora
 from crossguard_jax.toy.world.scenes import to_png
@@ -143,10 +143,10 @@ def test_a_text_does_not_depend_on_how_many_are_written(rewriter):
 
 KILLED = """
 import sys
-from tests.impforge.test_rewriter import OVERRIDES, world
+from tests.impforge.ppo.test_rewriter import OVERRIDES, world
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.tree import digest
-from crossguard_jax.impforge.recipe import train_rewriter
+from crossguard_jax.impforge.ppo.recipe import train_rewriter
 config = load_config("configs/impforge.py:tiny", [*OVERRIDES, "--config.ppo.iterations=6"])
 _, trained = train_rewriter(config, world(24), sys.argv[1])
 print(digest(trained["policy"]), digest(trained["critic"]))
@@ -154,7 +154,7 @@ print(digest(trained["policy"]), digest(trained["critic"]))
 
 
 def run(folder: Path, **more: object) -> subprocess.Popen:
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     return subprocess.Popen(
         [sys.executable, "-c", KILLED, str(folder)],
         cwd=root,

@@ -22,11 +22,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf.load import folder_hash
-from crossguard_jax.impforge.archive import Archive, crowd, insert, nearest
-from crossguard_jax.impforge.ppo import PpoSettings, Trajectory, sequence_kl, steer, update
-from crossguard_jax.impforge.rewards import Rewards, total
-from crossguard_jax.impforge.rewriter import Rewriter, Written, fluency, local_rows
-from crossguard_jax.impforge.rounds import Rounds
+from crossguard_jax.impforge.ppo.archive import Archive, crowd, insert, nearest
+from crossguard_jax.impforge.ppo.rewriter import Rewriter, Written, fluency, local_rows
+from crossguard_jax.impforge.ppo.rounds import Rounds
+from crossguard_jax.impforge.ppo.update import PpoSettings, Trajectory, sequence_kl, steer, update
+from crossguard_jax.impforge.rewards.rewards import Rewards, total
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.train.loop import Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer

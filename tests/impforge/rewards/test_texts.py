@@ -9,8 +9,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.load import resolve_folder
-from crossguard_jax.impforge import texts
-from crossguard_jax.impforge.texts import SafetyEncoder, TextEncoder
+from crossguard_jax.impforge.rewards import texts
+from crossguard_jax.impforge.rewards.texts import SafetyEncoder, TextEncoder
 
 LABELS = ("safe", "unsafe")
 GUARD = (

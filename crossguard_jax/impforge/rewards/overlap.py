@@ -17,7 +17,7 @@ import numpy as np
 
 from crossguard_jax.core import metrics
 from crossguard_jax.core.typing import Array, Bool, Float, Int
-from crossguard_jax.impforge.texts import token_texts, words
+from crossguard_jax.impforge.rewards.texts import token_texts, words
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts to CLIP's unit vectors, [B, D] float32."""

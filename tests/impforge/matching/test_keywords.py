@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.impforge import keywords
-from crossguard_jax.impforge.keywords import Keyword, make_extractor
-from tests.impforge.labelled_queries import LABELLED
+from crossguard_jax.impforge.matching import keywords
+from crossguard_jax.impforge.matching.keywords import Keyword, make_extractor
+from tests.impforge.matching.labelled_queries import LABELLED
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.library import Picture
 from crossguard_jax.data.records import Rejected
-from crossguard_jax.impforge.index import PictureIndex
-from crossguard_jax.impforge.index_files import digest_of
-from crossguard_jax.impforge.judge import Judgement
-from crossguard_jax.impforge.keywords import Keyword
+from crossguard_jax.impforge.matching.index import PictureIndex
+from crossguard_jax.impforge.matching.index_files import digest_of
+from crossguard_jax.impforge.matching.judge import Judgement
+from crossguard_jax.impforge.matching.keywords import Keyword
 from crossguard_jax.io.progress import Progress
 
 Library = Callable[[], Iterable[Picture | Rejected]]

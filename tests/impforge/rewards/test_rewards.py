@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.load import load_model, resolve_folder
-from crossguard_jax.impforge import overlap, rewards
-from crossguard_jax.impforge.rewards import Rewards
+from crossguard_jax.impforge.rewards import overlap, rewards
+from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import images
 from crossguard_jax.toy.world import sources, vqa

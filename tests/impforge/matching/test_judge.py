@@ -13,7 +13,7 @@ from PIL import Image
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.impforge.judge import (
+from crossguard_jax.impforge.matching.judge import (
     AGAIN,
     NEUTRAL,
     AcceptAll,

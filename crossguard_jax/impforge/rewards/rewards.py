@@ -28,9 +28,9 @@ from crossguard_jax.hf.clip import ClipEncoder, load_clip
 from crossguard_jax.hf.configs import read_config
 from crossguard_jax.hf.load import folder_hash, load_model, resolve_folder
 from crossguard_jax.hf.sentence import load_sentence
-from crossguard_jax.impforge import overlap
-from crossguard_jax.impforge.embedding import Embedder
-from crossguard_jax.impforge.texts import SafetyEncoder, TextEncoder
+from crossguard_jax.impforge.rewards import overlap
+from crossguard_jax.impforge.rewards.embedding import Embedder
+from crossguard_jax.impforge.rewards.texts import SafetyEncoder, TextEncoder
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import images
 from crossguard_jax.nn.bert import Bert

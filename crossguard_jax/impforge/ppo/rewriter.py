@@ -23,9 +23,9 @@ from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.hf.tokens import load_tokenizer
-from crossguard_jax.impforge.policy import make_policy
-from crossguard_jax.impforge.ppo import Trajectory, sequence_kl
-from crossguard_jax.impforge.rewards import Rewards
+from crossguard_jax.impforge.ppo.policy import make_policy
+from crossguard_jax.impforge.ppo.update import Trajectory, sequence_kl
+from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn.llama import Llama

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.impforge.rounds import Rounds
+from crossguard_jax.impforge.ppo.rounds import Rounds
 
 CATEGORIES = [0] * 10 + [1] * 3 + [2] * 1
 

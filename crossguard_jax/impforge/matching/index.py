@@ -17,7 +17,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.data.library import Picture
 from crossguard_jax.data.records import Rejected
-from crossguard_jax.impforge.index_files import (
+from crossguard_jax.impforge.matching.index_files import (
     DTYPES,
     FORMAT,
     META,
@@ -31,8 +31,8 @@ from crossguard_jax.impforge.index_files import (
     line_ends,
     read_meta,
 )
-from crossguard_jax.impforge.topk import top_k
-from crossguard_jax.impforge.towers import Towers
+from crossguard_jax.impforge.matching.topk import top_k
+from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.io import images
 from crossguard_jax.io.progress import Progress
 

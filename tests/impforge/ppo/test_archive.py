@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossguard_jax.impforge.archive import Archive, crowd, insert, nearest
+from crossguard_jax.impforge.ppo.archive import Archive, crowd, insert, nearest
 
 
 def unit(rng: np.random.Generator, n: int, width: int) -> jax.Array:

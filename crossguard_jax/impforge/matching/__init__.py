@@ -1,0 +1,1 @@
+"""Stage 1: pictures that suit queries."""

@@ -1,0 +1,1 @@
+"""The three rewards, and the figures they are made of."""
