@@ -1,0 +1,1 @@
+"""Attacks on inputs: perturbations that raise an objective inside a budget."""
