@@ -50,8 +50,8 @@ class Outcome:
 
 
 Objective = Callable[[Array, PRNGKeyArray], Outcome]
-"""``objective(x [B, ...], key) -> Outcome``; the key is for whatever is random in the model. A row's
-outcome depends on that row alone."""
+"""``objective(x [B, ...], key) -> Outcome``; the key is for whatever is random in the model. A
+row's outcome depends on that row alone."""
 
 
 @jax.tree_util.register_dataclass
