@@ -38,6 +38,7 @@ ROWS: Mapping[str, str] = {
     "no_safety": "Without the safety reward",
     "no_semantic": "Without the semantic reward",
     "no_overlap": "Without the overlap reward",
+    "overlap_alone": "Without safety, ten times the overlap",
     "plain": "Three rewards, plain sum",
 }
 """Rows by their variant of ``configs/impforge.py``, with the title to show."""

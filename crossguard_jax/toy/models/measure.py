@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from crossguard_jax.impforge.rewards.overlap import calibrated_tau
 from crossguard_jax.nn.bert import Bert
 from crossguard_jax.nn.clip import Clip
 from crossguard_jax.nn.llama import Llama
@@ -84,7 +85,10 @@ def measure_llava(model: Llava, n: int = 1000) -> Measured:
 
 
 def measure_clip(model: Clip, n: int = 1000, among: int = 50) -> Measured:
-    """How often a picture's own caption is the nearest of ``among``, and its kinds of all kinds."""
+    """How often a picture's own caption is the nearest of ``among``, and its kinds of all kinds.
+
+    ``overlap_tau`` is the cosine that tells words for what is there from words for what is not.
+    """
     rows = examples("captions", "val", n, SEED)
     scenes = [row.scene for row in rows if row.scene]
     said = pad([[BOS, *encode(row.text), EOS] for row in rows], pretrain.CAPTION_ROW)
@@ -101,12 +105,17 @@ def measure_clip(model: Clip, n: int = 1000, among: int = 50) -> Measured:
     kinds = sorted({thing.kind for scene in scenes for thing in scene.things})
     named = [[BOS, *encode(f"a picture of a {kind}"), EOS] for kind in kinds]
     nearest = np.argmax(pictures @ np.asarray(embed({"ids": pad(named, 16)})).T, axis=1)
-    there = [
-        kinds[i] in {t.kind for t in scene.things} for i, scene in zip(nearest, scenes, strict=True)
-    ]
+    shown = np.array(
+        [[kind in {t.kind for t in scene.things} for kind in kinds] for scene in scenes]
+    )
+    words = np.asarray(embed({"ids": pad([[BOS, *encode(kind), EOS] for kind in kinds], 16)}))
+    alone = pictures @ words.T
+    tau, accuracy = calibrated_tau(alone[shown], alone[~shown])
     return {
         f"caption_of_{among}": _figure(cosines.argmax(axis=2) == np.arange(among)),
-        "nearest_kind_is_there": _figure(np.array(there)),
+        "nearest_kind_is_there": _figure(shown[np.arange(n), nearest]),
+        "overlap_tau": {"value": round(tau, 2), "n": shown.size},
+        "overlap_tau_accuracy": {"value": round(accuracy, 4), "n": shown.size},
     }
 
 

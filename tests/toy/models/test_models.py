@@ -196,6 +196,11 @@ def test_a_shipped_model_does_what_the_manifest_says(name):
     _assert_reached(measured, MANIFEST["measured"][name], name)
 
 
+def test_the_forge_takes_the_small_clips_own_tau():
+    config = load_config("configs/impforge.py:tiny")
+    assert config.rewards.overlap.tau == MANIFEST["measured"]["clip"]["overlap_tau"]["value"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 def test_a_rebuild_reaches_the_figures_of_the_manifest(tmp_path):
