@@ -6,7 +6,7 @@ to be called under the caller's jit. It knows no model: whatever can be written 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 
 NORMS = ("linf", "l2")
+_STATIC = {"static": True}  # part of the compiled program, not one of its arguments
 
 
 @jax.tree_util.register_dataclass
@@ -77,6 +78,9 @@ class AttackResult:
 class Budget:
     """What an attacker may do. ``epsilon`` is an array to jit: another one compiles nothing.
 
+    The rest is static. A value of ``epsilon`` that jit traces cannot be checked in there: make the
+    budget outside.
+
     Attributes:
         epsilon: radius of the ball, in units of the input (pixels are in [0, 1]); a scalar or [B].
         norm: ``linf`` or ``l2``, over all of an example's axes.
@@ -92,13 +96,13 @@ class Budget:
     """
 
     epsilon: Any
-    norm: str = "linf"
-    steps: int = 10
-    relative_step: float = 0.0
-    restarts: int = 1
-    random_start: bool = True
-    low: float = 0.0
-    high: float = 1.0
+    norm: str = field(default="linf", metadata=_STATIC)
+    steps: int = field(default=10, metadata=_STATIC)
+    relative_step: float = field(default=0.0, metadata=_STATIC)
+    restarts: int = field(default=1, metadata=_STATIC)
+    random_start: bool = field(default=True, metadata=_STATIC)
+    low: float = field(default=0.0, metadata=_STATIC)
+    high: float = field(default=1.0, metadata=_STATIC)
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -111,7 +115,9 @@ class Budget:
             raise UserError(f"budget.relative_step {self.relative_step!r}: 0 or a positive number")
         if not self.low < self.high:
             raise UserError(f"budget: low {self.low!r} is not below high {self.high!r}")
-        if isinstance(self.epsilon, int | float | np.ndarray):  # jit passes tracers through here
+        # jit passes tracers through here, and trees pass placeholders.
+        given = isinstance(self.epsilon, int | float | np.ndarray | np.generic | jax.Array)
+        if given and not isinstance(self.epsilon, jax.core.Tracer):
             self._check_epsilon(np.asarray(self.epsilon, np.float64))
 
     def _check_epsilon(self, epsilon: np.ndarray) -> None:
