@@ -66,6 +66,15 @@ def tiny() -> ConfigDict:
     return config
 
 
+def forged() -> ConfigDict:
+    """The implicit rows are what ``forge`` wrote; no labelled row says which step is best."""
+    config = tiny()
+    config.data.sources.implicit = source("table", "runs/forge/train.jsonl", weight=0.4)
+    config.data.validation = {}
+    config.train.update({"eval_every": 0, "keep_best": ""})
+    return config
+
+
 def explicit_only() -> ConfigDict:
     """Ablation: danger that one modality shows alone and benign questions, nothing of ImpForge."""
     config = tiny()
@@ -169,6 +178,7 @@ def small_world(
 
 VARIANTS = {
     "tiny": tiny,
+    "forged": forged,
     "llava_7b": llava_7b,
     "nlvr": nlvr,
     "explicit_only": explicit_only,

@@ -198,10 +198,12 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _toy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("build", "table", "rewriter"),
-        help="make the small models; the guard's table of ablations; the rewriter's",
+        choices=("build", "table", "rewriter", "forged"),
+        help="make the small models; tables: the guard's parts, the rewriter's, forged data's",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="default: runs/toy, table or rewriter")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
+    )
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="one lesson, or one row; may be repeated"
     )
@@ -210,7 +212,7 @@ def _toy_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
     )
-    table = parser.add_argument_group("table, rewriter")
+    table = parser.add_argument_group("table, rewriter, forged")
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(
         "--rows",
@@ -342,11 +344,12 @@ def export(args: argparse.Namespace) -> None:
 
 
 def toy(args: argparse.Namespace) -> None:
-    """Builds the small models or makes their table; both go on where they were stopped."""
+    """Builds the small models or makes a table of runs; all go on where they were stopped."""
     module, out, rows = {
         "build": ("crossguard_jax.toy.models.build", "runs/toy", None),
-        "table": ("crossguard_jax.toy.table", "runs/table", 2_000),
-        "rewriter": ("crossguard_jax.toy.rewriter_table", "runs/rewriter", 512),
+        "table": ("crossguard_jax.toy.tables.guards", "runs/table", 2_000),
+        "rewriter": ("crossguard_jax.toy.tables.rewriters", "runs/rewriter", 512),
+        "forged": ("crossguard_jax.toy.tables.forged", "runs/forged", 2_000),
     }[args.what]
     args.out, args.rows = args.out or out, args.rows or rows
     importlib.import_module(module).main(args)

@@ -1,5 +1,6 @@
 """A configuration's sources as ArrayRecord datasets: read once, then opened at random."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,8 +42,13 @@ def open_sources(
 
 
 def _settings(spec: ConfigDict) -> dict[str, Any]:
-    """What decides the rows; the weight does not."""
-    return {k: v for k, v in json.loads(spec.to_json()).items() if k != "weight"}
+    """What decides the rows; the weight does not. A file is told by its bytes, not its name."""
+    settings = {k: v for k, v in json.loads(spec.to_json()).items() if k != "weight"}
+    path = Path(spec.path)
+    if path.is_file():
+        with path.open("rb") as file:
+            settings["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return settings
 
 
 def _write(name: str, spec: ConfigDict, folder: Path, readers: Readers) -> None:

@@ -5,7 +5,7 @@ Both are functions of a configuration and paths as well, so that whoever drives 
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def forge_files(
     folder.mkdir(parents=True, exist_ok=True)
     rows = _read(triplets, folder / "rejected.jsonl")
     measured = _read(held_out, folder / "rejected_held_out.jsonl") if held_out else []
-    twins = pair_twins(rows, _harmless(config, harmless, folder), config.ppo.seed)
+    twins = read_twins(config, rows, harmless, folder) if harmless else []
     # Twins train the rewriter too, so that it learns to rewrite both alike.
     every = [*rows, *twins]
     rewriter, trained = train_rewriter(config, every, folder / "rewriter", measured)
@@ -183,16 +183,21 @@ def _read(path: str | Path, rejected: Path) -> list[Triplet]:
         return list(accepted(read_triplets(path), writer))
 
 
-def _harmless(
-    config: Any, path: str | Path | None, folder: Path
-) -> Iterator[tuple[Record, list[str]]]:
-    """Harmless queries with the lemmas of their visual words."""
-    if path is None:
-        return
+def read_twins(
+    config: Any, triplets: Sequence[Triplet], harmless: str | Path, folder: Path
+) -> list[Triplet]:
+    """Benign twins of triplets from a table of queries that mean no harm.
+
+    Args:
+        config: ``configs/impforge.py``'s.
+        triplets: of queries that mean harm.
+        harmless: the table; bad rows go to ``folder/rejected_harmless.jsonl``.
+        folder: is there.
+    """
     extractor = make_extractor(**config.match.keywords)
     rejected = folder / "rejected_harmless.jsonl"
     rejected.unlink(missing_ok=True)
     with JsonlWriter(rejected) as writer:
-        rows: Iterator[Record | Rejected] = sources.read("table", path, image=None)
-        for record in accepted(rows, writer):
-            yield record, [word.lemma for word in extractor(record.text)]
+        rows: Iterator[Record | Rejected] = sources.read("table", harmless, image=None)
+        known = [(r, [word.lemma for word in extractor(r.text)]) for r in accepted(rows, writer)]
+    return pair_twins(triplets, known, config.ppo.seed)

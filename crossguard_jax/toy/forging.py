@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.impforge.commands import match_files
+import numpy as np
+
+from crossguard_jax.core.metrics import Estimate, proportion
+from crossguard_jax.impforge.commands import ForgeRun, forge_files, match_files
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.io import jsonl
 from crossguard_jax.toy.world.queries import (
@@ -72,6 +75,20 @@ def match_world(
     return Matched(folder / "matched" / "triplets.jsonl", files["safe"], read_scenes(raw))
 
 
+def forge_world(config: Any, folder: Path, n: int, seed: int = 0) -> tuple[Matched, ForgeRun]:
+    """Both stages on the training split: ``folder/matched`` and ``folder/forged``.
+
+    Args:
+        config: ``configs/impforge.py``'s.
+        folder: killed and called again, the run goes on in it.
+        n: queries that mean harm; a twin for each, and twice as many pictures.
+        seed: of queries and pictures.
+    """
+    matched = match_world(config, folder, "train", n, 2 * n, seed)
+    run = forge_files(config, matched.triplets, folder / "forged", harmless=matched.harmless)
+    return matched, run
+
+
 @dataclass(frozen=True)
 class Meaning(Truth):
     """A rewrite's truth, and whether it is still what its query asked for."""
@@ -88,3 +105,13 @@ def meanings(triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched
         same = same_intent(triplet.query, text, scene)
         found.append(Meaning(**asdict(truth), same_intent=same))
     return found
+
+
+def truth_figures(meant: Sequence[Meaning]) -> dict[str, Estimate]:
+    """Shares of rewrites by what they mean, by the world's truth."""
+    return {
+        "implicit": proportion(np.array([m.implicit for m in meant])),
+        "unsafe_alone": proportion(np.array([m.unsafe_alone for m in meant])),
+        "same_intent": proportion(np.array([m.same_intent for m in meant])),
+        "gibberish": proportion(np.array([m.gibberish for m in meant])),
+    }

@@ -1,8 +1,9 @@
-"""``crossguard quickstart``: the whole of CrossGuard in the small world, in minutes.
+"""``crossguard quickstart``: the whole of CrossGuard and ImpForge in the small world, in minutes.
 
-Trains the guard on the full mixture and on explicit data alone, scores the held-out sets with
-both and with the base they came from, and writes a report. What it leaves is a contract:
-``report.html``, ``report.md`` and ``report.json``; ``models/NAME/``, plain Hub folders;
+Matches queries with pictures and forges the implicit rows, trains the guard on the full mixture and
+on explicit data alone, scores the held-out sets with both and with the base they came from, and
+writes a report. What it leaves is a contract: ``report.html``, ``report.md`` and ``report.json``;
+``models/NAME/``, plain Hub folders; ``forge/forged/train.jsonl`` with its data card;
 ``data/SPLIT.jsonl`` with the pictures beside it.
 """
 
@@ -20,19 +21,23 @@ import numpy as np
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
+from crossguard_jax.data import sources
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, write_jsonl
+from crossguard_jax.evals.blocks import Section
+from crossguard_jax.evals.forge_report import Rewrite, forge_section
 from crossguard_jax.evals.guard_report import Judged, guard_sections
 from crossguard_jax.evals.report import Report
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import load_base, train_guard
 from crossguard_jax.hf.export import ModelCard
+from crossguard_jax.toy.forging import forge_world, meanings, truth_figures
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read, score_all
 from crossguard_jax.train.loop import read_metrics
 
 SYSTEMS = {
-    "guard.full": ("guard", "tiny", "Guard, full mixture"),
+    "guard.full": ("guard", "forged", "Guard, full mixture"),
     "guard.explicit_only": ("guard_explicit_only", "explicit_only", "Guard, explicit data only"),
     "base": ("base", "", "Base model, untrained as a guard"),
 }
@@ -40,8 +45,11 @@ SYSTEMS = {
 
 DATA = (
     "Rows of the small world (household pictures drawn by a program, questions from templates): "
-    "implicit, explicit and typographic requests and benign questions, drawn anew by anyone."
+    "implicit requests that ImpForge forged, explicit and typographic ones, benign questions. Made "
+    "anew by anyone."
 )
+QUERIES = 2_000
+"""Queries that mean harm, to forge from; and as many harmless ones."""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -49,22 +57,31 @@ def main(args: argparse.Namespace) -> None:
     print(f"report: {run(Path(args.out), args.rows)}")
 
 
-def run(folder: Path, rows: int, overrides: Sequence[str] = ()) -> Path:
+def run(
+    folder: Path,
+    rows: int,
+    overrides: Sequence[str] = (),
+    forge_overrides: Sequence[str] = (),
+    queries: int = QUERIES,
+) -> Path:
     """Runs or resumes the quickstart in ``folder``; returns the report's path.
 
     Args:
         folder: takes everything; a run that was killed goes on in it.
         rows: rows of each implicit test set.
         overrides: ``--config.FIELD=VALUE``, for both trained guards.
+        forge_overrides: the same for the forge.
+        queries: queries that mean harm, to forge from.
     """
     began = time.monotonic()
+    seconds = {}
+    forged = _forge(folder / "forge", queries, forge_overrides)
+    seconds["forge"] = round(time.monotonic() - began, 1)
     tests = benchmarks(rows)
-    guards, losses, seconds = {}, {}, {}
+    guards, losses = {}, {}
     for name, (model, variant, _) in SYSTEMS.items():
         start = time.monotonic()
-        config = load_config(
-            f"configs/guard.py:{variant}" if variant else "configs/guard.py", overrides
-        )
+        config = _config(variant or "tiny", folder, overrides)
         if variant:
             run_folder = folder / "train" / model
             guards[name] = train_guard(
@@ -78,9 +95,10 @@ def run(folder: Path, rows: int, overrides: Sequence[str] = ()) -> Path:
     scores = score_all(guards, tests)
     judged = Judged(scores, titles={k: v[2] for k, v in SYSTEMS.items()} | dict(BENCHMARKS))
     _export(folder, guards, judged)
-    _write_data(folder / "data", folder / "datasets", tests, overrides)
+    _write_data(folder, tests, overrides)
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
     sections = guard_sections(judged, lambda b, i: texts[b, i], losses)
+    sections.insert(-1, forged)
     seconds["everything"] = round(time.monotonic() - began, 1)
     meta = {
         "command": f"crossguard quickstart --out {folder} --rows {rows}",
@@ -92,6 +110,33 @@ def run(folder: Path, rows: int, overrides: Sequence[str] = ()) -> Path:
         "device": str(jax.devices()[0].device_kind),
     }
     return Report("CrossGuard in the small world", sections, meta).write(folder)
+
+
+def _config(variant: str, folder: Path, overrides: Sequence[str]) -> Any:
+    config = load_config(f"configs/guard.py:{variant}", overrides)
+    if variant == "forged":
+        config.data.sources.implicit.path = str(folder / "forge" / "forged" / "train.jsonl")
+    return config
+
+
+def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
+    """Forges the implicit rows, and says what came of it."""
+    config = load_config("configs/impforge.py:tiny", overrides)
+    matched, run = forge_world(config, folder, queries)
+    rows = sources.read("table", folder / "forged" / "train.jsonl")
+    records = [r for r in rows if isinstance(r, Record)]
+    unsafe = [r for r in records if r.label == "unsafe"]
+    by_id = {t.id: t for t in matched.read()}
+    meant = meanings(
+        [by_id[r.provenance["triplet"]] for r in unsafe], [r.text for r in unsafe], matched
+    )
+    picked = np.random.default_rng(0).permutation(len(records))[:8]
+    shown = [
+        Rewrite(r.image or b"", r.provenance["query"], r.text, r.label)
+        for r in (records[i] for i in picked)
+    ]
+    learned = read_metrics(folder / "forged" / "rewriter")
+    return forge_section(run.forged, learned, shown, truth_figures(meant))
 
 
 def _losses(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -112,23 +157,22 @@ def _export(folder: Path, guards: dict[str, Guard], judged: Judged) -> None:
         )
 
 
-def _write_data(
-    folder: Path, datasets: Path, tests: dict[str, list[Record]], overrides: Sequence[str]
-) -> None:
+def _write_data(folder: Path, tests: dict[str, list[Record]], overrides: Sequence[str]) -> None:
     """``train``, ``val`` and ``test`` as JSON lines with pictures beside them."""
-    config = load_config("configs/guard.py:tiny", overrides)
+    config, datasets = _config("forged", folder, overrides), folder / "datasets"
+    held = load_config("configs/guard.py:explicit_only", overrides).data.validation
     opened: dict[str, dict[str, Any]] = {
         "train": open_sources(config.data.sources, datasets, {SOURCE: read}),
-        "val": open_sources(config.data.validation, datasets / "validation", {SOURCE: read}),
+        "val": open_sources(held, datasets / "validation", {SOURCE: read}),
         "test": tests,
     }
-    for split, sources in opened.items():
-        if not (folder / f"{split}.jsonl").exists() or split == "test":
-            write_jsonl(_all(sources), folder, split)
+    for split, rows in opened.items():
+        if not (folder / "data" / f"{split}.jsonl").exists() or split == "test":
+            write_jsonl(_all(rows), folder / "data", split)
 
 
-def _all(sources: dict[str, Any]) -> Iterator[Record]:
+def _all(by_name: dict[str, Any]) -> Iterator[Record]:
     source: RecordSource
-    for source in sources.values():
+    for source in by_name.values():
         for i in range(len(source)):
             yield source[i]

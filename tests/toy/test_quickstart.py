@@ -19,16 +19,15 @@ SHORT = [
     "--config.train.save_every=3",
     "--config.optim.warmup_steps=1",
     *(f"--config.data.sources.{name}.limit=64" for name in SOURCES),
-    "--config.data.validation.implicit.limit=32",
-    "--config.data.validation.benign_vqa.limit=32",
 ]
+FORGE = ["--config.ppo.iterations=2", "--config.ppo.batch_size=16", "--config.ppo.save_every=2"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A quickstart of a few steps: everything but the learning."""
     folder = tmp_path_factory.mktemp("quickstart")
-    assert quickstart.run(folder, 16, SHORT) == folder / "report.html"
+    assert quickstart.run(folder, 16, SHORT, FORGE, 48) == folder / "report.html"
     return folder
 
 
@@ -87,7 +86,7 @@ def test_a_second_run_finds_everything_done(folder):
     checkpoints = sorted((folder / "train").rglob("_CHECKPOINT_METADATA"))
     stamps = [path.stat().st_mtime_ns for path in checkpoints]
     assert stamps
-    quickstart.run(folder, 16, SHORT)
+    quickstart.run(folder, 16, SHORT, FORGE, 48)
     assert [path.stat().st_mtime_ns for path in checkpoints] == stamps
     figures = [json.loads(text) for text in (before, (folder / "report.json").read_text())]
     assert figures[0].pop("meta")["seconds"] and figures[1].pop("meta")

@@ -1,14 +1,11 @@
 """``crossguard toy rewriter``: what each reward and each switch of ImpForge buys.
 
-Every cell (a row of `ROWS` and a seed) trains a rewriter in a folder of its own and writes a file
-of figures on held-out queries, so the command goes on where it was stopped. Rewards are the full
-sum for every row, also where one was left out in training; what the texts mean is judged by the
-world's own truth, and whether they get through by a target that refuses explicit requests.
+Rewards are the full sum for every row, also where one was left out in training; what the texts mean
+is judged by the world's own truth, and whether they get through by a target that refuses explicit
+requests.
 """
 
 import argparse
-import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ import jax
 import numpy as np
 
 from crossguard_jax.core.config import load_config
-from crossguard_jax.core.metrics import Estimate, mean, proportion
+from crossguard_jax.core.metrics import Estimate, mean
 from crossguard_jax.data.records import Record
-from crossguard_jax.evals.tables import Table, to_markdown
+from crossguard_jax.evals.tables import Table
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.forge import variety
 from crossguard_jax.impforge.ppo.recipe import load_rewriter, objective, train_rewriter
@@ -27,9 +24,9 @@ from crossguard_jax.impforge.ppo.rewriter import Rewriter
 from crossguard_jax.impforge.rewards.rewards import REWARDS
 from crossguard_jax.impforge.targets import GuardedTarget, attack_success
 from crossguard_jax.impforge.triplets import Triplet
-from crossguard_jax.io.jsonl import write_atomic
-from crossguard_jax.toy.forging import Matched, match_world, meanings
+from crossguard_jax.toy.forging import Matched, match_world, meanings, truth_figures
 from crossguard_jax.toy.study import SOURCE, read
+from crossguard_jax.toy.tables import cells
 
 CONFIG = "configs/impforge.py"
 ROWS: Mapping[str, str] = {
@@ -71,21 +68,18 @@ def main(args: argparse.Namespace) -> None:
     }
     target = _target(folder / "target")
     before = _before(splits["test"], target)
-    cells: dict[str, list[dict[str, Estimate]]] = {name: [] for name in args.only or ROWS}
-    for seed in args.seeds:
-        for name in cells:
-            cells[name].append(_cell(folder, name, seed, splits, target))
+    found = {
+        name: [_run_cell(folder, name, seed, splits, target) for seed in args.seeds]
+        for name in args.only or ROWS
+    }
     command = f"crossguard toy rewriter --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
-    page = to_markdown(_as_table(cells, before, args.seeds))
-    write_atomic(folder / "rewriter.md", f"`{command}`\n\n{page}\n")
     figures = {"before.asr": before.as_dict()} | {
         f"{name}.{column}": [cell[column].as_dict() for cell in of_seeds]
-        for name, of_seeds in cells.items()
+        for name, of_seeds in found.items()
         for column in COLUMNS
     }
-    document = {"command": command, "seeds": list(args.seeds), "figures": figures}
-    write_atomic(folder / "rewriter.json", json.dumps(document, indent=1) + "\n")
-    print(page)
+    page = _as_table(found, before, args.seeds)
+    cells.leave(folder, "rewriter", command, args.seeds, figures, page)
 
 
 def _target(folder: Path) -> GuardedTarget:
@@ -108,31 +102,25 @@ def _rows(triplets: Sequence[Triplet], texts: Sequence[str]) -> list[Record]:
     ]
 
 
-def _cell(
+def _run_cell(
     folder: Path,
     name: str,
     seed: int,
     splits: Mapping[str, Matched],
     target: GuardedTarget,
-) -> dict[str, Estimate]:
-    """Trains and measures one cell, or reads what an earlier run found."""
-    cell = folder / "cells" / f"{name}-{seed}"
-    done = cell / "figures.json"
-    if not done.exists():
-        start = time.monotonic()
+) -> cells.Cell:
+    own = folder / "cells" / f"{name}-{seed}"
+
+    def make() -> Mapping[str, Estimate]:
         variant = "tiny" if name == "reference" else name
         config = load_config(f"{CONFIG}:{variant}", [f"--config.ppo.seed={seed}"])
         if name == "reference":
             rewriter, trained = load_rewriter(config), None
         else:
-            rewriter, trained = train_rewriter(config, splits["train"].read(), cell)
-        found = _measure(rewriter, trained, splits["test"], target, seed, config)
-        seconds = time.monotonic() - start
-        figures = {k: v.as_dict() for k, v in found.items()}
-        write_atomic(done, json.dumps({"seconds": seconds, **figures}) + "\n")
-    figures = json.loads(done.read_text())
-    del figures["seconds"]
-    return {k: Estimate.from_dict(v) for k, v in figures.items()}
+            rewriter, trained = train_rewriter(config, splits["train"].read(), own)
+        return _measure(rewriter, trained, splits["test"], target, seed, config)
+
+    return cells.cell(own / "figures.json", make)
 
 
 def _measure(
@@ -152,17 +140,14 @@ def _measure(
         "kl": mean(after.kl),
         **{name: mean(after.components[name]) for name in weights},
         "words": mean(rewriter.rewards.words(after.texts, triplets)),
-        "implicit": proportion(np.array([t.implicit for t in meant])),
-        "unsafe_alone": proportion(np.array([t.unsafe_alone for t in meant])),
-        "same_intent": proportion(np.array([t.same_intent for t in meant])),
-        "gibberish": proportion(np.array([t.gibberish for t in meant])),
+        **truth_figures(meant),
         "asr": asr,
         **{name: Estimate.exact(value, len(rows)) for name, value in various.items()},
     }
 
 
 def _as_table(
-    cells: Mapping[str, Sequence[Mapping[str, Estimate]]], before: Estimate, seeds: Sequence[int]
+    found: Mapping[str, Sequence[cells.Cell]], before: Estimate, seeds: Sequence[int]
 ) -> Table:
     """The table to read: the mean of the seeds, and each seed's own value."""
 
@@ -174,9 +159,9 @@ def _as_table(
 
     rows = tuple(
         (ROWS[name], *(text(c, [cell[c] for cell in of_seeds]) for c in COLUMNS))
-        for name, of_seeds in cells.items()
+        for name, of_seeds in found.items()
     )
-    n = next(iter(cells.values()))[0]["kl"].n
+    n = next(iter(found.values()))[0]["kl"].n
     caption = (
         f"Held-out queries, n = {n}, mean of the seeds {', '.join(map(str, seeds))}, each in "
         f"parentheses; intervals are in rewriter.json. Attack success of the queries as they are: "

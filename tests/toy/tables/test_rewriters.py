@@ -6,7 +6,7 @@ import json
 import pytest
 
 from crossguard_jax.core.config import load_config
-from crossguard_jax.toy import rewriter_table
+from crossguard_jax.toy.tables import rewriters
 from tests.impforge.ppo.test_rewriter import OVERRIDES
 from tests.toy.test_quickstart import SHORT
 
@@ -19,16 +19,16 @@ def short(monkeypatch):
         own = GUARD if "guard.py" in path else [*OVERRIDES, "--config.rewriter.max_new_tokens=24"]
         return load_config(path, [*own, *overrides])
 
-    monkeypatch.setattr(rewriter_table, "load_config", load)
+    monkeypatch.setattr(rewriters, "load_config", load)
 
 
 def test_the_table_has_every_figure_and_goes_on_where_it_was_stopped(short, tmp_path, capsys):
     args = argparse.Namespace(out=str(tmp_path), seeds=[0], rows=16, only=["reference", "tiny"])
-    rewriter_table.main(args)
+    rewriters.main(args)
     shown = capsys.readouterr().out
     document = json.loads((tmp_path / "rewriter.json").read_text())
     figures = document["figures"]
-    for column in rewriter_table.COLUMNS:
+    for column in rewriters.COLUMNS:
         for name in args.only:
             (found,) = figures[f"{name}.{column}"]
             assert found["value"] is not None and found["n"] == 16, (name, column)
@@ -38,6 +38,6 @@ def test_the_table_has_every_figure_and_goes_on_where_it_was_stopped(short, tmp_
     assert "Three rewards, breadth on" in shown and "Without" not in shown
     cells = sorted(tmp_path.glob("cells/*/figures.json"))
     before = [cell.stat().st_mtime_ns for cell in cells]
-    rewriter_table.main(args)
+    rewriters.main(args)
     assert [cell.stat().st_mtime_ns for cell in cells] == before and len(cells) == 2
     assert capsys.readouterr().out == shown

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from crossguard_jax.core.metrics import Estimate, wilson_interval
-from crossguard_jax.toy import table
+from crossguard_jax.toy.tables import cells
+from crossguard_jax.toy.tables import guards as table
 
 
 def share(hits: int, n: int) -> Estimate:
@@ -14,9 +15,9 @@ def share(hits: int, n: int) -> Estimate:
 
 
 def test_pooling_seeds_is_counting_their_rows():
-    pooled = table.pooled([share(3, 1000), share(20, 1000), share(1, 500)])
+    pooled = cells.pooled([share(3, 1000), share(20, 1000), share(1, 500)])
     assert pooled == share(24, 2500)
-    assert table.pooled([]).n == 0
+    assert cells.pooled([]).n == 0
 
 
 def test_finished_cells_are_read_and_written_into_the_table(tmp_path, monkeypatch):
