@@ -1,0 +1,61 @@
+"""Noise on pictures, keyed by row: what a row gets does not depend on its neighbours."""
+
+import hashlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray, Shaped
+
+PIXELS = "pixels"
+"""The name, among a batch's inputs, of pictures [B, ...] in [0, 1]; the rest is left alone."""
+
+Inputs = dict[str, Array]
+"""Arrays [B, ...] by name, one of them `PIXELS`."""
+
+
+def row_keys(key: PRNGKeyArray, ids: Sequence[str]) -> Shaped[Array, " B"]:
+    """One key a row, from the row's name: in any batch, at any place, it is the same.
+
+    Raises:
+        UserError: a name that occurs twice, whose rows would share their noise.
+    """
+    if len(set(ids)) != len(ids):
+        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+        raise UserError(f"id {twice!r} occurs twice in a batch; give every row an id of its own")
+    digests = b"".join(hashlib.sha256(name.encode("utf-8", "replace")).digest() for name in ids)
+    words = np.frombuffer(digests, "<u4").reshape(len(ids), -1)[:, :2].astype(np.uint32)
+    return jax.vmap(lambda w: jax.random.fold_in(jax.random.fold_in(key, w[0]), w[1]))(words)
+
+
+def noisy(
+    inputs: Inputs,
+    keys: Shaped[Array, " B"],
+    samples: Int[Array, " n"],
+    sigma: float | Float[Array, ""],
+) -> Inputs:
+    """The given samples of every row: its pictures plus Gaussian noise, not clipped.
+
+    Sample ``j`` of a row is the same whichever others are drawn with it.
+
+    Args:
+        inputs: a batch.
+        keys: of `row_keys`.
+        samples: their numbers.
+        sigma: standard deviation, in units of the pictures.
+
+    Returns:
+        ``B * n`` rows, those of one input side by side.
+    """
+    pixels = inputs[PIXELS]
+
+    def draws(key: Array) -> Array:
+        each = jax.vmap(lambda sample: jax.random.fold_in(key, sample))(samples)
+        return jax.vmap(lambda k: jax.random.normal(k, pixels.shape[1:], pixels.dtype))(each)
+
+    noise = jax.vmap(draws)(keys).reshape(-1, *pixels.shape[1:])
+    repeated = {name: jnp.repeat(x, samples.shape[0], axis=0) for name, x in inputs.items()}
+    return repeated | {PIXELS: repeated[PIXELS] + sigma * noise}

@@ -1,0 +1,276 @@
+"""ARM at inference: what is done with a request, by how well its text fits its picture.
+
+A policy cuts the scores into intervals and gives each one branch: ``reject`` (no answer),
+``smooth`` (the mean answer to noisy copies), ``robust`` (adapters blended toward the robust
+regime), ``flag`` (the plain answer, and a place in the queue for human review), or, above all
+cuts, ``accept`` (the plain answer). It knows no model: it is handed one to ask.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossguard_jax.cmai.noise import Inputs, noisy
+from crossguard_jax.cmai.review import ReviewQueue
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array, Bool, Float, Int, Shaped
+
+Predict = Callable[[Any, Inputs, Array], Array]
+"""``predict(state, inputs [N, ...], scale [N]) -> p [N, ...]``, under jit. ``scale`` weighs the
+robust adapter of each row (`nn.lora.LoraScale`): 0 is the model as it is, 1 the robust regime."""
+
+OPTIONS = {
+    "accept": (),
+    "reject": (),
+    "smooth": ("n", "sigma", "vote", "scales"),
+    "robust": ("full",),
+    "flag": (),
+}
+"""What can be done, and what of it a config may set."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What is done with the scores of one interval.
+
+    Attributes:
+        below: the interval's upper end, which it does not contain.
+        do: a name in `OPTIONS`.
+        n: ``smooth``: noisy copies.
+        sigma: ``smooth``: their standard deviation, in units of the pictures.
+        vote: ``smooth``: average ``p >= vote`` in place of p; what a certificate speaks of is this
+            average's majority. Negative averages p itself.
+        scales: ``smooth``: weights of the robust adapter, taken in turn: several make an ensemble.
+        full: ``robust``: at this score and under it the robust adapter is fully on; up to ``below``
+            it fades out in proportion. Infinite: fully on in the whole interval.
+    """
+
+    below: float
+    do: str
+    n: int = 8
+    sigma: float = 0.02
+    vote: float = -1.0
+    scales: tuple[float, ...] = (0.0,)
+    full: float = math.inf
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the model that a row costs."""
+        return {"reject": 0, "smooth": self.n}.get(self.do, 1)
+
+    def scale(self, scores: Float[Array, " B"]) -> Float[Array, " B"]:
+        """Weights of the robust adapter in a ``robust`` branch."""
+        if self.full == math.inf:
+            return jnp.ones_like(scores)
+        fading = (self.below - scores) / (self.below - self.full)
+        return jnp.where(jnp.isnan(scores), 1.0, jnp.clip(fading, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One branch an interval, from the lowest scores up; the last one accepts."""
+
+    branches: tuple[Branch, ...]
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Policy":
+        """From ``{"branches": [{"below": 0.1, "do": "reject"}, {"below": 0.3, "do": ..}, ..]}``.
+
+        Their order does not matter. No branches at all accept everything.
+
+        Raises:
+            UserError: an unknown action or option, a number that cannot be, or two branches that
+                end at one score.
+        """
+        branches = sorted((_branch(dict(b)) for b in config["branches"]), key=lambda b: b.below)
+        for low, high in zip(branches, branches[1:], strict=False):
+            if low.below == high.below:
+                raise UserError(f"arm.branches: two of them end at {low.below:g}; leave one out")
+        bottoms = [-math.inf, *(branch.below for branch in branches)]
+        for bottom, high in zip(bottoms, branches, strict=False):
+            if high.full != math.inf and not bottom <= high.full < high.below:
+                raise UserError(
+                    f"arm.branches: full {high.full:g} lies outside its branch, "
+                    f"{bottom:g} to {high.below:g}"
+                )
+        return cls((*branches, Branch(math.inf, "accept")))
+
+    def decide(self, scores: Float[Array, " B"]) -> Int[Array, " B"]:
+        """The branch of each score, by index; a score that is no number takes the lowest."""
+        cuts = jnp.array([branch.below for branch in self.branches[:-1]], jnp.float32)
+        found = jnp.searchsorted(cuts, scores.astype(jnp.float32), side="right")
+        return jnp.where(jnp.isnan(scores), 0, found).astype(jnp.int32)
+
+    def rows(self, branches: Int[np.ndarray, " B"], do: str) -> Bool[np.ndarray, " B"]:
+        """Which rows went a way of this name."""
+        return np.array([branch.do == do for branch in self.branches])[branches]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What came of a batch, one entry a row.
+
+    Attributes:
+        branches: index into ``policy.branches``.
+        answers: the model's, [B, ...]; NaN where rejected.
+        rejected: which got no answer.
+        flagged: which are in the review queue.
+        passes: forward passes of the model that each row cost, the one for its score not counted.
+    """
+
+    branches: Int[np.ndarray, " B"]
+    answers: Float[np.ndarray, "B *K"]
+    rejected: Bool[np.ndarray, " B"]
+    flagged: Bool[np.ndarray, " B"]
+    passes: Int[np.ndarray, " B"]
+
+
+def apply(
+    policy: Policy,
+    predict: Predict,
+    state: Any,
+    inputs: Inputs,
+    scores: Float[Array | np.ndarray, " B"],
+    keys: Shaped[Array, " B"],
+    *,
+    ids: Sequence[str] = (),
+    queue: ReviewQueue | None = None,
+) -> Decisions:
+    """Decides and answers a batch; each row takes its own branch's passes and no other's.
+
+    Args:
+        policy: what to do.
+        predict: the model.
+        state: handed to it.
+        inputs: the batch.
+        scores: S_c of each row.
+        keys: of `noise.row_keys`.
+        ids: the rows' names, for the queue.
+        queue: where flagged rows go; they are on the disk before this returns.
+
+    Raises:
+        UserError: the policy flags, and there is no queue, or not one id a row.
+    """
+    scores = np.asarray(scores, np.float32)
+    branches = np.asarray(policy.decide(jnp.asarray(scores)))
+    flagged = policy.rows(branches, "flag")
+    if flagged.any() and (queue is None or len(ids) != len(scores)):
+        raise UserError("arm: the policy flags for review: give a queue, and one id a row")
+    shape = jax.eval_shape(predict, state, inputs, jax.ShapeDtypeStruct(scores.shape, "float32"))
+    answers = np.full(shape.shape, np.nan, np.float32)
+    for index, branch in enumerate(policy.branches):
+        rows = np.flatnonzero(branches == index)
+        if rows.size and branch.do != "reject":
+            # Few sizes, so few compilations; the rows that fill up are thrown away.
+            filled = np.pad(rows, (0, _bucket(rows.size) - rows.size), mode="edge")
+            some = jax.tree.map(lambda x: x[filled], (inputs, jnp.asarray(scores), keys))  # noqa: B023
+            answers[rows] = np.asarray(_answers(branch, predict, state, *some))[: rows.size]
+    if queue is not None and flagged.any():
+        queue.add(_reviews(policy, branches, scores, ids, flagged))
+    passes = np.array([branch.passes for branch in policy.branches])[branches]
+    return Decisions(branches, answers, policy.rows(branches, "reject"), flagged, passes)
+
+
+def answer_all(
+    policy: Policy,
+    predict: Predict,
+    state: Any,
+    inputs: Inputs,
+    scores: Float[Array, " B"],
+    keys: Shaped[Array, " B"],
+) -> tuple[Int[Array, " B"], Float[Array, "B *K"]]:
+    """`apply`'s branches and answers, to be traced and differentiated: what an attack goes through.
+
+    Every row takes every branch's passes, and nothing is queued.
+    """
+    branches = policy.decide(scores)
+    answers = None
+    for index, branch in enumerate(policy.branches):
+        if branch.do == "reject":
+            continue
+        found = answer(branch, predict, state, inputs, scores, keys)
+        here = (branches == index).reshape(-1, *[1] * (found.ndim - 1))
+        answers = jnp.where(here, found, jnp.nan if answers is None else answers)
+    assert answers is not None, "the last branch accepts"
+    return branches, answers
+
+
+def answer(
+    branch: Branch,
+    predict: Predict,
+    state: Any,
+    inputs: Inputs,
+    scores: Float[Array, " B"],
+    keys: Shaped[Array, " B"],
+) -> Float[Array, "B *K"]:
+    """What one branch, not of rejection, answers to every row."""
+    if branch.do == "robust":
+        return predict(state, inputs, branch.scale(scores))
+    if branch.do != "smooth":
+        return predict(state, inputs, jnp.zeros_like(scores))
+    scales = jnp.resize(jnp.array(branch.scales, jnp.float32), (branch.n,))
+
+    def one(total: Array, sample: Any) -> tuple[Array, None]:
+        number, scale = sample
+        copies = noisy(inputs, keys, number[None], branch.sigma)
+        p = predict(state, copies, jnp.full(scores.shape, scale))
+        if branch.vote >= 0:  # what is no number stays none, and is no vote for either side
+            p = jnp.where(jnp.isnan(p), p, (p >= branch.vote).astype(p.dtype))
+        return total + p, None
+
+    p = jax.eval_shape(predict, state, inputs, scores)
+    total, _ = jax.lax.scan(one, jnp.zeros(p.shape, p.dtype), (jnp.arange(branch.n), scales))
+    return total / branch.n
+
+
+_answers = functools.partial(jax.jit, static_argnums=(0, 1))(answer)
+
+
+def _bucket(n: int) -> int:
+    """The number of rows that ``n`` are computed as: a power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+def _branch(config: Mapping[str, Any]) -> Branch:
+    do = config.get("do")
+    if do not in OPTIONS or do == "accept":
+        actions = ", ".join(name for name in OPTIONS if name != "accept")
+        raise UserError(f"arm.branches: do {do!r} is none of {actions}")
+    known = {"below", "do", *OPTIONS[do]}
+    if "below" not in config or set(config) - known:
+        wrong = ", ".join(sorted(set(config) - known)) or "no below"
+        raise UserError(f"arm.branches: {do}: {wrong}; it has {', '.join(sorted(known))}")
+    numbers = {k: float(config[k]) for k in ("below", "sigma", "vote", "full") if k in config}
+    branch = Branch(
+        do=do,
+        n=int(config.get("n", Branch.n)),
+        scales=tuple(float(s) for s in config.get("scales", Branch.scales)),
+        **numbers,
+    )
+    if math.isnan(branch.below) or math.isinf(branch.below):
+        raise UserError(f"arm.branches: {do}: below {branch.below!r}: a number")
+    if branch.n < 1 or not 0.0 <= branch.sigma < math.inf or not branch.scales:
+        raise UserError(f"arm.branches: {do}: n from 1, sigma from 0, at least one of scales")
+    return branch
+
+
+def _reviews(
+    policy: Policy,
+    branches: Int[np.ndarray, " B"],
+    scores: Float[np.ndarray, " B"],
+    ids: Sequence[str],
+    flagged: Bool[np.ndarray, " B"],
+) -> list[dict[str, Any]]:
+    rows = []
+    for i in np.flatnonzero(flagged).tolist():
+        score, below = float(scores[i]), policy.branches[branches[i]].below
+        number = math.isfinite(score)
+        reason = f"S_c {score:.4g} is below {below:g}" if number else "S_c is no number"
+        rows.append({"id": ids[i], "score": score if number else None, "reason": reason})
+    return rows
