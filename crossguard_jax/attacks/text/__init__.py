@@ -1,0 +1,1 @@
+"""Attacks on texts: on their embeddings, by edits of their letters and words, on their tokens."""
