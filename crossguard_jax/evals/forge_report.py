@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
@@ -44,7 +45,7 @@ class Rewrite:
 
 def forge_section(
     forged: Forged,
-    learned: Sequence[Mapping[str, float]],
+    learned: Sequence[Mapping[str, Any]],
     shown: Sequence[Rewrite],
     truth: Mapping[str, Estimate] | None = None,
 ) -> Section:
@@ -104,17 +105,17 @@ def _slug(reason: str) -> str:
     return reason.replace(" ", "_").replace("-", "_")
 
 
-def _series(learned: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(learned: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     rows = [(row["step"], row[name]) for row in learned if name in row]
     return np.array([step for step, _ in rows]), np.array([value for _, value in rows], float)
 
 
-def _curves(learned: Sequence[Mapping[str, float]]) -> Plot:
+def _curves(learned: Sequence[Mapping[str, Any]]) -> Plot:
     figure = plots.loss_curves({r: _series(learned, r) for r in REWARDS}, "Mean reward")
     return Plot.of("forge_rewards", figure, "The three rewards of each batch, by iteration of PPO.")
 
 
-def _kl(learned: Sequence[Mapping[str, float]]) -> Plot:
+def _kl(learned: Sequence[Mapping[str, Any]]) -> Plot:
     figure = plots.loss_curves({"KL": _series(learned, "kl")}, "KL to the reference (nats a text)")
     return Plot.of("forge_kl", figure, "How far the rewriter went from where it started.")
 

@@ -158,7 +158,7 @@ def forge_files(
     every = [*rows, *twins]
     rewriter, trained = train_rewriter(config, every, folder / "rewriter", measured)
     identity = run_identity(config, rewriter, every)
-    settings = ForgeSettings(**config.forge)
+    settings = ForgeSettings(**config.forge.to_dict())
     forged = forge(
         rewriter,
         trained,

@@ -21,7 +21,6 @@ import numpy as np
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
-from crossguard_jax.data import sources
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, write_jsonl
 from crossguard_jax.evals.blocks import Section
@@ -32,6 +31,7 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import load_base, train_guard
 from crossguard_jax.hf.export import ModelCard
+from crossguard_jax.io import jsonl
 from crossguard_jax.toy.forging import forge_world, meanings, truth_figures
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read, score_all
 from crossguard_jax.train.loop import read_metrics
@@ -123,19 +123,16 @@ def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
     """Forges the implicit rows, and says what came of it."""
     config = load_config("configs/impforge.py:tiny", overrides)
     matched, run = forge_world(config, folder, queries)
-    rows = sources.read("table", folder / "forged" / "train.jsonl")
-    records = [r for r in rows if isinstance(r, Record)]
-    unsafe = [r for r in records if r.label == "unsafe"]
-    by_id = {t.id: t for t in matched.read()}
-    meant = meanings(
-        [by_id[r.provenance["triplet"]] for r in unsafe], [r.text for r in unsafe], matched
-    )
-    picked = np.random.default_rng(0).permutation(len(records))[:8]
+    forged, known = folder / "forged", {t.id: t for t in matched.read()}
+    rows = [v for _, v in jsonl.read_jsonl(forged / "train.jsonl") if isinstance(v, dict)]
+    unsafe = [row for row in rows if row["label"] == "unsafe"]
+    meant = meanings([known[r["id"]] for r in unsafe], [r["text"] for r in unsafe], matched)
+    picked = np.random.default_rng(0).permutation(len(rows))[:8]
     shown = [
-        Rewrite(r.image or b"", r.provenance["query"], r.text, r.label)
-        for r in (records[i] for i in picked)
+        Rewrite((forged / r["image"]).read_bytes(), r["provenance"]["query"], r["text"], r["label"])
+        for r in (rows[i] for i in picked)
     ]
-    learned = read_metrics(folder / "forged" / "rewriter")
+    learned = read_metrics(forged / "rewriter")
     return forge_section(run.forged, learned, shown, truth_figures(meant))
 
 

@@ -46,8 +46,16 @@ def test_report_names_every_figure_with_its_interval(folder):
     assert "data:image" in page and "http://" not in page
 
 
+def test_the_report_shows_what_was_forged(folder):
+    report = json.loads((folder / "report.json").read_text())
+    card = json.loads((folder / "forge" / "forged" / "data_card.json").read_text())
+    assert report["forge.written"]["value"] == card["written"] == 2 * 2 * 47
+    assert report["forge.kept.unsafe"]["value"] == report["forge.truth.implicit"]["n"]
+    assert (folder / "plots" / "forge_examples.png").exists()
+
+
 def test_data_lies_beside_its_pictures(folder):
-    for split, least in (("train", 5 * 64), ("val", 64), ("test", 64)):
+    for split, least in (("train", 5 * 64), ("val", 512 + 256), ("test", 64)):
         found = rows(folder, split)
         assert len(found) == least
         for row in found[:20]:

@@ -13,8 +13,11 @@ from typing import Any
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.beavertails import beavertails
+from crossguard_jax.data.sources.coco_captions import coco_captions
 from crossguard_jax.data.sources.figstep import figstep
+from crossguard_jax.data.sources.karpathy import karpathy
 from crossguard_jax.data.sources.nlvr import nlvr
+from crossguard_jax.data.sources.nlvr2 import nlvr2
 from crossguard_jax.data.sources.table import table
 from crossguard_jax.data.sources.vlguard import vlguard
 from crossguard_jax.data.sources.vqav2 import vqav2
@@ -25,6 +28,9 @@ SOURCES: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
     "figstep": figstep,
     "vqav2": vqav2,
     "nlvr": nlvr,
+    "nlvr2": nlvr2,
+    "coco_captions": coco_captions,
+    "karpathy": karpathy,
     "beavertails": beavertails,
 }
 

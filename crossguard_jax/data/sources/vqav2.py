@@ -94,13 +94,13 @@ def _answers(file: Path) -> dict[Any, dict[str, str]]:
 
     def shrink(entry: dict[str, Any]) -> Any:
         # Parsed whole, the 4.4 million answer objects of the training split take gigabytes.
-        if "answer_confidence" in entry:
-            return str(entry.get("answer", ""))
+        if "answer" in entry:
+            return str(entry.get("answer", "")).replace("\n", " ")
         if "question_id" in entry:
             texts = {
                 "answer": str(entry.get("multiple_choice_answer", "")),
                 "answer_type": str(entry.get("answer_type", "")),
-                "answers": "\n".join(entry.get("answers", [])),
+                "answers": "\n".join(map(str, entry.get("answers") or [])),
             }
             return entry["question_id"], texts
         return entry

@@ -196,11 +196,14 @@ class Rewriter:
         batch_size: int = 64,
         what: str = "rewriting",
     ) -> Written:
-        """A text for each triplet, by the policy (or by the reference, without ``trainable``)."""
+        """A text for each triplet, by the policy (or by the reference, without ``trainable``).
+
+        ``what`` names the work on the progress line; without it there is none.
+        """
         prompts, context = self.prompts(triplets), self.rewards.context(triplets)
         parts: list[dict[str, Any]] = []
         texts: list[str] = []
-        with Progress(what, len(triplets), unit="text") as progress:
+        with Progress(what, len(triplets), unit="text", enabled=bool(what)) as progress:
             for start in range(0, len(triplets), batch_size):
                 # The last batch is filled up with its last row, so that nothing compiles anew.
                 n = min(batch_size, len(triplets) - start)

@@ -1,0 +1,92 @@
+"""NLVR2 (Suhr et al., ACL 2019): a sentence about a pair of photographs, true or false."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.sources.common import records_of, required, text_field
+from crossguard_jax.io import images
+from crossguard_jax.io.jsonl import read_jsonl
+
+
+def nlvr2(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    pictures: str | Path | None = None,
+    height: int = 448,
+) -> Iterator[Record | Rejected]:
+    """Reads ``path/SPLIT.json`` (or ``path/data/SPLIT.json``) and the two pictures of each row.
+
+    A record has one picture: the left and the right one side by side, scaled down to the height of
+    the lower one, as PNG. This is how models of one picture are evaluated on pairs. Row
+    ``SPLIT-SET-PAIR-SENTENCE`` has the pictures ``SPLIT-SET-PAIR-img0.png`` and ``-img1.png``, in
+    the folder ``images/SPLIT/``, ``SPLIT/`` or ``images/``, or in one of its folders by the number
+    that is the row's ``directory``. Labels are ``true`` and ``false``.
+
+    Args:
+      path: the folder of the download, or one split's JSON file itself.
+      split: train, dev or test1; the file's own name when ``path`` is a file.
+      pictures: the folder of the pictures, if another one.
+      height: of the joined picture in pixels, at most.
+
+    Raises:
+      UserError: the JSON cannot be opened, no split is given, or the height is not positive.
+    """
+    path = Path(path)
+    if split is None and path.is_dir():
+        raise UserError(f"{path}: say which split to read, such as split=dev")
+    if height < 1:
+        raise UserError(f"nlvr2: height {height} leaves no picture; give 1 or more")
+    root = path if path.is_dir() else path.parent
+    places = [root / f"{split}.json", root / "data" / f"{split}.json"]
+    file = next(filter(Path.is_file, places), places[0]) if path.is_dir() else path
+
+    def make(row: int, value: dict[str, Any]) -> list[Record]:
+        identifier = required(value, "identifier")
+        parts = identifier.split("-") if isinstance(identifier, str) else []
+        if len(parts) != 4:
+            raise UserError(f"identifier {identifier!r} is not split-set-pair-sentence; mend it")
+        label = str(required(value, "label")).lower()
+        if label not in ("true", "false"):
+            raise UserError(f"label {value['label']!r} is neither 'True' nor 'False'; mend the row")
+        folders = [root / "images" / parts[0], root / parts[0], root / "images"]
+        if pictures is not None:
+            folders = [Path(pictures)]
+        stem, directory = "-".join(parts[:3]), str(value.get("directory", "."))
+        left = _picture(folders, directory, f"{stem}-img0.png")
+        right = _picture(folders, directory, f"{stem}-img1.png")
+        return [
+            Record(
+                id=f"nlvr2-{identifier}",
+                image=images.encode_png(side_by_side(left, right, height)),
+                text=text_field(value, "sentence"),
+                label=label,
+                category="nlvr2",
+                source="nlvr2",
+                provenance={"file": str(file), "row": str(row)},
+            )
+        ]
+
+    return records_of(file, read_jsonl(file), make)
+
+
+def side_by_side(left: Image.Image, right: Image.Image, height: int) -> Image.Image:
+    """Both pictures in one, at the height of the lower one, or ``height`` if that is less."""
+    height = min(left.height, right.height, height)
+    widths = [max(1, round(side.width * height / side.height)) for side in (left, right)]
+    joined = Image.new("RGB", (sum(widths), height))
+    for side, width, start in zip((left, right), widths, (0, widths[0]), strict=True):
+        scaled = side.resize((width, height), Image.Resampling.BICUBIC)
+        joined.paste(scaled, (start, 0))
+    return joined
+
+
+def _picture(folders: list[Path], directory: str, name: str) -> Image.Image:
+    places = [folder / inner / name for folder in folders for inner in (directory, ".")]
+    found = next((place for place in places if place.is_file()), places[0])
+    return images.decode(images.read_picture(found), str(found))
