@@ -91,10 +91,10 @@ def leave(
     command: str,
     seeds: Sequence[int],
     figures: Mapping[str, Any],
-    table: Table,
+    *tables: Table,
 ) -> None:
-    """Prints the table, and leaves it as ``NAME.md`` and its figures as ``NAME.json``."""
-    page = to_markdown(table)
+    """Prints the tables, and leaves them as ``NAME.md`` and their figures as ``NAME.json``."""
+    page = "\n".join(map(to_markdown, tables))
     write_atomic(folder / f"{name}.md", f"`{command}`\n\n{page}\n")
     document = {"command": command, "seeds": list(seeds), "figures": figures}
     write_atomic(folder / f"{name}.json", json.dumps(document, indent=1) + "\n")

@@ -52,8 +52,15 @@ COLUMNS: Mapping[str, str] = {
     "same_intent": "intent kept, %",
     "gibberish": "gibberish, %",
     "asr": "attack success, %",
-    "vendi": "Vendi",
+}
+VARIETY: Mapping[str, str] = {
+    "category_entropy": "category entropy",
     "self_bleu": "self-BLEU",
+    "nearest_distance": "nearest distance",
+    "mean_distance": "mean distance",
+    "vendi": "Vendi",
+    "cells_filled": "cells filled",
+    "distinct_texts": "distinct texts",
 }
 SHARES = ("implicit", "unsafe_alone", "same_intent", "gibberish", "asr")
 
@@ -76,10 +83,10 @@ def main(args: argparse.Namespace) -> None:
     figures = {"before.asr": before.as_dict()} | {
         f"{name}.{column}": [cell[column].as_dict() for cell in of_seeds]
         for name, of_seeds in found.items()
-        for column in COLUMNS
+        for column in (*COLUMNS, *VARIETY)
     }
-    page = _as_table(found, before, args.seeds)
-    cells.leave(folder, "rewriter", command, args.seeds, figures, page)
+    pages = _as_tables(found, before, args.seeds)
+    cells.leave(folder, "rewriter", command, args.seeds, figures, *pages)
 
 
 def _target(folder: Path) -> GuardedTarget:
@@ -146,25 +153,32 @@ def _measure(
     }
 
 
-def _as_table(
+def _as_tables(
     found: Mapping[str, Sequence[cells.Cell]], before: Estimate, seeds: Sequence[int]
-) -> Table:
-    """The table to read: the mean of the seeds, and each seed's own value."""
+) -> list[Table]:
+    """The tables to read: the mean of the seeds, and each seed's own value."""
 
     def text(column: str, of_seeds: Sequence[Estimate]) -> str:
-        scale, digits = (100, 1) if column in SHARES else (1, 2)
+        scale, digits = (100, 1) if column in SHARES else (1, 3)
         values = [scale * e.value for e in of_seeds]
         each = ", ".join(f"{v:.{digits}f}" for v in values)
         return f"{np.mean(values):.{digits}f} ({each})"
 
-    rows = tuple(
-        (ROWS[name], *(text(c, [cell[c] for cell in of_seeds]) for c in COLUMNS))
-        for name, of_seeds in found.items()
-    )
+    def table(columns: Mapping[str, str], caption: str) -> Table:
+        rows = tuple(
+            (ROWS[name], *(text(c, [cell[c] for cell in of_seeds]) for c in columns))
+            for name, of_seeds in found.items()
+        )
+        return Table(("Rewriter", *columns.values()), rows, caption)
+
     n = next(iter(found.values()))[0]["kl"].n
-    caption = (
+    success = (
         f"Held-out queries, n = {n}, mean of the seeds {', '.join(map(str, seeds))}, each in "
         f"parentheses; intervals are in rewriter.json. Attack success of the queries as they are: "
         f"{100 * before.value:.1f}% [{100 * before.low:.1f}, {100 * before.high:.1f}]."
     )
-    return Table(("Rewriter", *COLUMNS.values()), rows, caption)
+    variety = (
+        "The variety of the same texts. Distances are 1 less the cosine of sentence vectors; a "
+        "cell is a category with a keyword, of which some pairs mean no harm and have no query."
+    )
+    return [table(COLUMNS, success), table(VARIETY, variety)]
