@@ -120,6 +120,7 @@ def make_improve(
 ) -> Callable[..., tuple[PpoState, Metrics]]:
     """``improve(state, frozen, reward_models, trajectory, context, encoded) -> (state, metrics)``.
 
+    ``context`` has ``baseline`` [B] beside what the rewards know: the score of the query itself.
     One jitted program; the state given is donated.
     """
     rewards, evaluate = rewriter.rewards, rewriter.policy.evaluate
@@ -147,7 +148,9 @@ def make_improve(
             state.opt_state,
             frozen,
             trajectory,
-            scores,
+            # A picture's own effect on the rewards is noise to the policy: what the query itself
+            # earns beside it is a baseline, which shifts the objective by a constant.
+            scores - context["baseline"],
             state.kl_coef,
             key,
             n_categories,
@@ -185,10 +188,13 @@ def make_iteration(
     rewriter: Rewriter,
     improve: Callable[..., tuple[PpoState, Metrics]],
     triplets: Sequence[Triplet],
+    weights: Mapping[str, float],
     sharding: NamedSharding | None = None,
 ) -> Step:
     """An iteration as the training loop wants it: ``step(state, frozen, batch)``."""
     context = rewriter.rewards.context(triplets)
+    own = rewriter.rewards_of([t.query for t in triplets], triplets)
+    context["baseline"] = np.asarray(total(own, weights))
 
     def place(arrays: Mapping[str, Any]) -> dict[str, Array]:
         if sharding is None:
@@ -252,7 +258,7 @@ def train_rewriter(
     )
     state = train(
         first_state(rewriter, adam, config, mesh, rules),
-        make_iteration(rewriter, improve, triplets, sharding if mesh.size > 1 else None),
+        make_iteration(rewriter, improve, triplets, weights, sharding if mesh.size > 1 else None),
         (rewriter.frozen, rewriter.rewards.frozen),
         rounds,
         Schedule(config.ppo.iterations, config.ppo.save_every, log_every=1),

@@ -21,6 +21,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
+from crossguard_jax.hf import tokens
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.hf.tokens import load_tokenizer
 from crossguard_jax.impforge.ppo.policy import make_policy
@@ -170,20 +171,28 @@ class Rewriter:
 
     @functools.cached_property
     def judge(self) -> Any:
-        """``judge(reward_models, trajectory, context, encoded) -> components [B]``, jitted."""
-        rewards = self.rewards
+        """``judge(reward_models, tokens, mask, context, encoded) -> components [B]``, jitted."""
+        return jax.jit(self.rewards.components)
 
-        @jax.jit
-        def run(frozen: Any, trajectory: Trajectory, context: Any, encoded: Any) -> Any:
-            tokens = trajectory.inputs["tokens"]
-            return rewards.components(frozen, tokens, trajectory.mask, context, encoded)
-
-        return run
+    def rewards_of(
+        self, texts: Sequence[str], triplets: Sequence[Triplet], batch_size: int = 64
+    ) -> dict[str, np.ndarray]:
+        """Each reward, [B] float32, of texts that somebody else wrote for the triplets."""
+        found = tokens.encode(self.tokenizer, texts, self.config.prompt_length)
+        context, last = self.rewards.context(triplets), len(triplets) - 1
+        parts = []
+        for start in range(0, len(triplets), batch_size):
+            rows = np.minimum(np.arange(start, start + batch_size), last)
+            encoded = self.rewards.encode([texts[i] for i in rows], [triplets[i] for i in rows])
+            about = {k: v[rows] for k, v in context.items()}
+            ids, mask = found["input_ids"][rows], found["attention_mask"][rows]
+            parts.append(self.judge(self.rewards.frozen, ids, mask, about, encoded))
+        return {k: np.concatenate([p[k] for p in parts])[: len(triplets)] for k in parts[0]}
 
     def texts(self, trajectory: Trajectory) -> list[str]:
         """What was written, decoded; special tokens are left out."""
-        tokens = local_rows(trajectory.inputs["tokens"])
-        rows = [t[m].tolist() for t, m in zip(tokens, local_rows(trajectory.mask), strict=True)]
+        ids, masks = local_rows(trajectory.inputs["tokens"]), local_rows(trajectory.mask)
+        rows = [row[mask].tolist() for row, mask in zip(ids, masks, strict=True)]
         return [
             text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         ]
@@ -213,8 +222,9 @@ class Rewriter:
                 done = self.rollout(trainable, self.frozen, jax.random.fold_in(key, start), batch)
                 said = self.texts(done)
                 encoded = self.rewards.encode(said, [triplets[i] for i in rows])
+                about = {k: v[rows] for k, v in context.items()}
                 components = self.judge(
-                    self.rewards.frozen, done, {k: v[rows] for k, v in context.items()}, encoded
+                    self.rewards.frozen, done.inputs["tokens"], done.mask, about, encoded
                 )
                 parts.append({k: np.asarray(v)[:n] for k, v in _facts(done, components).items()})
                 texts.extend(said[:n])

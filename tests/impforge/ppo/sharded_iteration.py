@@ -46,7 +46,7 @@ def once(mesh):
     state = first_state(rewriter, descent, CONFIG, mesh, DEFAULT_RULES)
     before = jax.tree.map(np.asarray, state.trainable)
     done = rewriter.rollout(state.trainable, rewriter.frozen, jax.random.key(7), batch)
-    iteration = make_iteration(rewriter, improve, TRIPLETS, sharding)
+    iteration = make_iteration(rewriter, improve, TRIPLETS, weights, sharding)
     after, metrics = iteration(state, (rewriter.frozen, rewriter.rewards.frozen), batch)
     gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, after.trainable)
     found = {
