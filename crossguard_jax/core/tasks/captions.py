@@ -106,15 +106,13 @@ def cider_scores(
     """CIDEr-D (Vedantam et al., CVPR 2015) of each row, 0 to 10; papers print it times 100.
 
     The document frequencies are those of the references given, so rows compare within one set; of
-    a single picture every score is 0. As in the COCO evaluation, lengths are counted in bigrams.
+    a single picture every score is 0.
 
     Raises:
         ValueError: a picture has no reference, or there are not as many rows of both.
     """
-    rows = [
-        (_ngrams(one), [_ngrams(other) for other in others])
-        for one, others in _split(said, references)
-    ]
+    texts = _split(said, references)
+    rows = [(_ngrams(one), [_ngrams(other) for other in others]) for one, others in texts]
     seen = Counter(gram for _, others in rows for gram in set().union(*others))
     rarity = {gram: math.log(len(rows) / count) for gram, count in seen.items()}
     unseen = math.log(max(len(rows), 1))
@@ -123,11 +121,11 @@ def cider_scores(
         return {gram: count * rarity.get(gram, unseen) for gram, count in counts.items()}
 
     scores = []
-    for one, others in rows:
-        vectors = [vector(other) for other in others]
-        alike = [_similarity(vector(one), other) for other in vectors]
-        lengths = [_bigrams(one) - _bigrams(other) for other in others]
-        weights = np.exp(-np.square(lengths) / (2 * SIGMA**2))
+    for (one, others), (words, other_words) in zip(rows, texts, strict=True):
+        own = vector(one)
+        alike = [_similarity(own, vector(other)) for other in others]
+        longer = [len(words) - len(other) for other in other_words]
+        weights = np.exp(-np.square(longer) / (2 * SIGMA**2))
         scores.append(10 * float(np.mean(weights * alike)))
     return np.array(scores, np.float64)
 
@@ -158,10 +156,6 @@ def _ngrams(words: list[str]) -> Counter[Ngram]:
     return Counter(
         tuple(words[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(words) - n + 1)
     )
-
-
-def _bigrams(counts: Counter[Ngram]) -> int:
-    return sum(count for gram, count in counts.items() if len(gram) == 2)
 
 
 def _similarity(one: dict[Ngram, float], other: dict[Ngram, float]) -> float:
