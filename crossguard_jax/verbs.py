@@ -222,11 +222,24 @@ def _toy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("guard",), help="what to measure")
+    parser.add_argument("what", choices=("guard", "forge"), help="what to measure")
     parser.add_argument("--runs", type=int, default=9, help="counted rounds (default: 9)")
-    parser.add_argument("--batch", type=int, default=4, help="rows (default: 4)")
-    parser.add_argument("--threads", type=int, default=2, help="torch's threads (default: 2)")
+    parser.add_argument("--batch", type=int, help="rows (default: 4), or texts (default: 64)")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="torch's and faiss's threads (default: 2)"
+    )
     _out_argument(parser, "runs/bench")
+    forge = parser.add_argument_group("forge")
+    forge.add_argument(
+        "--trl-python",
+        metavar="FILE",
+        help="the Python of an environment with trl==1.12.0 and peft; without it that "
+        "measurement is left out",
+    )
+    forge.add_argument(
+        "--vectors", type=int, default=1_000_000, help="to search in (default: 1000000)"
+    )
+    forge.add_argument("--queries", type=int, default=10_000, help="searches (default: 10000)")
 
 
 VERBS: dict[str, Verb] = {
@@ -277,7 +290,7 @@ VERBS: dict[str, Verb] = {
     "bench": Verb(
         help="measure against what people would use instead, in one interleaved run",
         example="launch/run.sh bench guard",
-        handler="crossguard_jax.evals.bench.guard:main",
+        handler="crossguard_jax.verbs:bench",
         add_arguments=_bench_arguments,
     ),
     "score": Verb(
@@ -353,3 +366,9 @@ def toy(args: argparse.Namespace) -> None:
     }[args.what]
     args.out, args.rows = args.out or out, args.rows or rows
     importlib.import_module(module).main(args)
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Measures the guard's work, or the forge's."""
+    args.batch = args.batch or {"guard": 4, "forge": 64}[args.what]
+    importlib.import_module(f"crossguard_jax.evals.bench.{args.what}").main(args)
