@@ -9,13 +9,18 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import digest
 from crossguard_jax.impforge.ppo import recipe
+from crossguard_jax.impforge.ppo.update import PpoSettings
+from crossguard_jax.impforge.rewards.rewards import total
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.nn import lora
 from crossguard_jax.toy.world.scenes import to_png
@@ -73,6 +78,13 @@ def rollout(rewriter):
     return rewriter.rollout(rewriter.start, rewriter.frozen, jax.random.key(3), batch)
 
 
+def state(rewriter, config, adam=None):
+    """The first state of a run; it may be donated."""
+    adam = adam or optax.sgd(0.1)
+    made = recipe.first_state(rewriter, adam, config, make_mesh(**config.mesh), DEFAULT_RULES)
+    return jax.tree.map(jnp.copy, made)
+
+
 def test_before_training_the_policy_is_the_reference_and_the_critic_is_zero(rollout):
     assert rollout.mask.any(axis=1).all()
     np.testing.assert_array_equal(rollout.logprobs, rollout.reference)
@@ -113,6 +125,50 @@ def test_a_run_learns_logs_and_says_what_it_did(config, tmp_path):
     assert digest(trained["policy"]) != digest(start["policy"])
 
 
+def test_a_text_earns_the_same_whoever_wrote_it(rewriter):
+    triplets = world(10)
+    written = rewriter.write(triplets, jax.random.key(5), batch_size=8)
+    found = rewriter.rewards_of(written.texts, triplets, batch_size=8)
+    for name, values in written.components.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+def test_a_text_is_measured_against_its_own_query(rewriter, config):
+    triplets, rows = world(8), np.array([5, 1, 1, 0, 7, 2, 6, 3])
+    weights = {"safety": 1.0, "semantic": 2.0, "overlap": 0.5}
+    given = {}
+
+    def improve(state, policy, models, done, context, encoded):
+        given.update(context)
+        return state, {}
+
+    step = recipe.make_iteration(rewriter, improve, triplets, weights)
+    batch = {k: v[rows] for k, v in rewriter.prompts(triplets).items()}
+    batch |= {"row": rows, "category": np.zeros(8, np.int32)}
+    step(state(rewriter, config), (rewriter.frozen, rewriter.rewards.frozen), batch)
+    own = rewriter.rewards_of([t.query for t in triplets], triplets)
+    expected = own["safety"] + 2 * own["semantic"] + 0.5 * own["overlap"]
+    np.testing.assert_allclose(given["baseline"], expected[rows], atol=1e-5)
+    assert np.ptp(expected) > 0.1
+
+
+def test_texts_that_earn_just_their_baseline_move_nothing(rewriter, config, rollout):
+    triplets, weights = world(8), dict(config.rewards.weights)
+    settings = PpoSettings(**config.ppo.settings.to_dict() | {"missing_end_penalty": 0.0})
+    adam = optax.sgd(1.0)
+    improve = recipe.make_improve(rewriter, adam, settings, weights, recipe.Breadth(), 1)
+    encoded = rewriter.rewards.encode(rewriter.texts(rollout), triplets)
+    context, models = rewriter.rewards.context(triplets), rewriter.rewards.frozen
+    earned = rewriter.judge(models, rollout.inputs["tokens"], rollout.mask, context, encoded)
+    norms = []
+    for more in (0.0, 1.0):
+        baseline = np.asarray(total(earned, weights)) - more
+        arguments = (models, rollout, {**context, "baseline": baseline}, encoded)
+        start = state(rewriter, config, adam)
+        norms.append(float(improve(start, rewriter.frozen, *arguments)[1]["gradient_norm"]))
+    assert norms[0] <= 1e-6 < 1e-3 < norms[1]
+
+
 def test_another_runs_folder_is_refused(config, tmp_path):
     recipe.train_rewriter(config, world(16), tmp_path)
     with pytest.raises(UserError, match="triplets"):
@@ -145,6 +201,7 @@ KILLED = """
 import sys
 from tests.impforge.ppo.test_rewriter import OVERRIDES, world
 from crossguard_jax.core.config import load_config
+from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import digest
 from crossguard_jax.impforge.ppo.recipe import train_rewriter
 config = load_config("configs/impforge.py:tiny", [*OVERRIDES, "--config.ppo.iterations=6"])
