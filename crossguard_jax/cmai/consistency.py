@@ -88,20 +88,23 @@ class Heads(nnx.Module):
         self.log_scale = nnx.Param(jnp.log(jnp.float32(_FIRST_SCALE)), axes=())
         self.config = config
 
-    def meet(self, h_v: Float[Array, "*B D_v"], h_t: Float[Array, "*B D_t"]) -> tuple[Array, Array]:
-        """Both sides in the shared space, as unit vectors."""
-        return _unit(self.picture(h_v)), _unit(self.text(h_t))
+    def see(self, h_v: Float[Array, "*B D_v"]) -> Float[Array, "*B width"]:
+        """``P_v(h_v)`` as unit vectors."""
+        return _unit(self.picture(h_v))
+
+    def read(self, h_t: Float[Array, "*B D_t"]) -> Float[Array, "*B width"]:
+        """``P_t(h_t)`` as unit vectors."""
+        return _unit(self.text(h_t))
 
     def logits(self, v: Array, t: Array) -> Array:
-        """What InfoNCE compares, of vectors from `meet`; leading axes broadcast."""
+        """What InfoNCE compares, of vectors from `see` and `read`; leading axes broadcast."""
         scale = jnp.minimum(jnp.exp(self.log_scale[...]), _MAX_SCALE)
         return scale * (v * t).sum(axis=-1)
 
     def __call__(
         self, h_v: Float[Array, "B D_v"], h_t: Float[Array, "B D_t"]
     ) -> Float[Array, " B"]:
-        v, t = self.meet(h_v, h_t)
-        return (v * t).sum(axis=-1)
+        return (self.see(h_v) * self.read(h_t)).sum(axis=-1)
 
 
 class Verifier(nnx.Module):
@@ -115,12 +118,16 @@ class Verifier(nnx.Module):
         self.linear_2 = Linear(config.hidden_width, 1, keys[3], ("mlp", None))
         self.config = config
 
-    def meet(self, h_v: Float[Array, "*B D_v"], h_t: Float[Array, "*B D_t"]) -> tuple[Array, Array]:
-        """Both sides, as vectors of one width."""
-        return self.picture(h_v), self.text(h_t)
+    def see(self, h_v: Float[Array, "*B D_v"]) -> Float[Array, "*B width"]:
+        """The picture's side."""
+        return self.picture(h_v)
+
+    def read(self, h_t: Float[Array, "*B D_t"]) -> Float[Array, "*B width"]:
+        """The text's side."""
+        return self.text(h_t)
 
     def logits(self, v: Array, t: Array) -> Array:
-        """Log odds of being aligned, of vectors from `meet`; leading axes broadcast."""
+        """Log odds of being aligned, of vectors from `see` and `read`; leading axes broadcast."""
         v, t = jnp.broadcast_arrays(v, t)
         x = self.linear_1(jnp.concatenate([v, t, v * t], axis=-1))
         return self.linear_2(jax.nn.gelu(x))[..., 0]
@@ -128,7 +135,7 @@ class Verifier(nnx.Module):
     def __call__(
         self, h_v: Float[Array, "B D_v"], h_t: Float[Array, "B D_t"]
     ) -> Float[Array, " B"]:
-        return jax.nn.sigmoid(self.logits(*self.meet(h_v, h_t)))
+        return jax.nn.sigmoid(self.logits(self.see(h_v), self.read(h_t)))
 
 
 Check = Heads | Verifier
@@ -152,14 +159,17 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
         pairs: ``h_v`` [B, D_v] and ``h_t`` [B, D_t], row i of one aligned with row i of the other.
             Optionally ``wrong_v`` [B, K, D_v] and ``wrong_t`` [B, K, D_t], misaligned partners of
             each row's text and picture; and ``negatives`` [B, B] bool, which texts (rows) and
-            pictures (columns) of the batch are misaligned, where not all other pairs are.
+            pictures (columns) of the batch are misaligned, where not all other pairs are. It
+            matters where texts fit many pictures: in the small world, where half of all chance
+            pairs are aligned, AUROC is 0.91 without it and 1.00 with it (0.99 with ``wrong_t``
+            as the only misaligned pairs).
 
     Returns:
         The loss in nats, and metrics: ``info_nce``, ``s_c`` (mean of the aligned), ``ranked``
         (share of the misaligned pairs that score below the aligned pair of the same text or
         picture).
     """
-    v, t = check.meet(pairs["h_v"], pairs["h_t"])
+    v, t = check.see(pairs["h_v"]), check.read(pairs["h_t"])
     b = v.shape[0]
     negatives = ~jnp.eye(b, dtype=bool)
     if "negatives" in pairs:
@@ -169,12 +179,10 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
     kinds = [(grid, negatives)]
     per_text, per_picture = [(grid, negatives)], [(grid.T, negatives.T)]
     if "wrong_v" in pairs:
-        wrong, _ = check.meet(pairs["wrong_v"], pairs["h_t"])
-        per_text.append(_all(check.logits(wrong, t[:, None])))
+        per_text.append(_all(check.logits(check.see(pairs["wrong_v"]), t[:, None])))
         kinds.append(per_text[-1])
     if "wrong_t" in pairs:
-        _, wrong = check.meet(pairs["h_v"], pairs["wrong_t"])
-        per_picture.append(_all(check.logits(v[:, None], wrong)))
+        per_picture.append(_all(check.logits(v[:, None], check.read(pairs["wrong_t"]))))
         kinds.append(per_picture[-1])
     info_nce = (_info_nce(own, per_text) + _info_nce(own, per_picture)) / 2
     loss = info_nce.mean()

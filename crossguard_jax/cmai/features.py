@@ -20,7 +20,8 @@ def picture_features(
 ) -> Float[Array, "M D"]:
     """h_v of normalized pixels: `pooled` states of the layers that LLaVA itself reads.
 
-    Layers behind them are not run, so beside a LLaVA's own forward pass nothing is new here.
+    Layers behind them are not run. On the small world's pairs neither the last layer nor the
+    patches' maximum nor all patches side by side tell more, and the class token alone tells less.
     """
     return pooled(jnp.concatenate(tower.hidden_states(pixels, layers, lora_scale), axis=-1))
 

@@ -23,7 +23,8 @@ from crossguard_jax.core.typing import Array, Bool, Float, Int, Shaped
 
 Predict = Callable[[Any, Inputs, Array], Array]
 """``predict(state, inputs [N, ...], scale [N]) -> p [N, ...]``, under jit. ``scale`` weighs the
-robust adapter of each row (`nn.lora.LoraScale`): 0 is the model as it is, 1 the robust regime."""
+robust adapter of each row (`nn.lora.LoraScale`): 0 is the model as it is, 1 the robust regime. One
+function for all calls: another object compiles anew, and so weights belong into ``state``."""
 
 OPTIONS = {
     "accept": (),

@@ -51,13 +51,13 @@ def choose_threshold(
     if not np.isfinite(scores).all():
         bad = int((~np.isfinite(scores)).sum())
         raise UserError(f"{bad} of {n} clean scores are no numbers; see crossguard doctor")
-    least = int(np.ceil(np.log1p(-confidence) / np.log(pass_rate)))
-    if n < least:
+    # P(Binomial(n, q) >= k), as a regularized incomplete beta function.
+    k = np.arange(1, n + 1)
+    allowed = int((special.betainc(k, n - k + 1, 1 - pass_rate) >= confidence).sum())
+    if not allowed:
+        least = int(np.ceil(np.log1p(-confidence) / np.log(pass_rate)))
         raise UserError(
             f"{n} clean pairs for a pass rate of {pass_rate:g} at confidence {confidence:g}: give "
             f"at least {least:,}, or ask for less"
         )
-    k = np.arange(1, n + 1)
-    # P(Binomial(n, q) >= k), as a regularized incomplete beta function.
-    holds = special.betainc(k, n - k + 1, 1 - pass_rate) >= confidence
-    return Threshold(float(scores[int(holds.sum()) - 1]), pass_rate, confidence, n)
+    return Threshold(float(scores[allowed - 1]), pass_rate, confidence, n)

@@ -85,7 +85,7 @@ def all_logits(check, pairs):
     """Every logit of a batch one by one: own, text by picture, and with the given partners."""
 
     def one(h_v, h_t):
-        return float(check.logits(*check.meet(h_v[None], h_t[None]))[0])
+        return float(check.logits(check.see(h_v[None]), check.read(h_t[None]))[0])
 
     v, t, n = pairs["h_v"], pairs["h_t"], len(pairs["h_v"])
     grid = np.array([[one(v[j], t[i]) for j in range(n)] for i in range(n)])
