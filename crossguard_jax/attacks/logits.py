@@ -14,7 +14,8 @@ LogitsOf = Callable[[Array, PRNGKeyArray], Array]
 """``logits_of(x [B, ...], key) -> [B, V]``, V classes."""
 
 LOSSES = ("cross_entropy", "margin", "dlr")
-Labels = Int[Array, " B"] | Int[np.ndarray, " B"]
+Labels = Int[Array, " _"] | Int[np.ndarray, " _"]
+"""[B] classes."""
 
 
 def from_logits(

@@ -5,6 +5,8 @@ Arrays are [B, ...]; the ball is over all of an example's axes. Pictures are cha
 normalization belongs inside the objective.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,8 +48,8 @@ def check_input(x: Shaped[Array, "B ..."], budget: Budget) -> None:
         )
 
 
-def per_row(values: Shaped[Array, "..."] | float, x: Shaped[Array, "B ..."]) -> Array:
-    """A number, or one a row, shaped so that it multiplies ``x`` row by row."""
+def per_row(values: Any, x: Shaped[Array, "B ..."]) -> Array:
+    """A number, or one a row ([B]), shaped so that it multiplies ``x`` row by row."""
     values = jnp.asarray(values)
     return values.reshape(values.shape + (1,) * (x.ndim - 1)) if values.ndim else values
 

@@ -17,7 +17,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 def square(
-    objective: Objective, x: Float[Array, "B C X Y"], key: PRNGKeyArray, budget: Budget
+    objective: Objective, x: Float[Array, "B ..."], key: PRNGKeyArray, budget: Budget
 ) -> AttackResult:
     """Repaints a random square (linf) or moves perturbation into one (l2), if that is better.
 
@@ -27,7 +27,7 @@ def square(
 
     Args:
         objective: what to raise.
-        x: clean pictures, channels first, float32 in the budget's range.
+        x: clean pictures, [B, C, X, Y], float32 in the budget's range.
         key: for squares, and for whatever is random in the objective.
         budget: ``steps`` are queries a restart, after the start's; ``random_start`` and
             ``relative_step`` do not apply.
@@ -119,7 +119,7 @@ def _repaint(x_adv: Array, x: Array, key: PRNGKeyArray, budget: Budget, side: Ar
 
 
 def bump(side: int) -> np.ndarray:
-    """The l2 attack's pattern, [side, side], of norm 1: a hill and a hollow, half a square each.
+    """The l2 attack's pattern, [side, side], of norm 1: a hill and a hollow of one norm, half a square each.
 
     Equation 4 of the paper, for even and odd sides; a pixel's height depends on its distance to
     the half's centre, along the axis on which it is further.
@@ -131,7 +131,8 @@ def bump(side: int) -> np.ndarray:
         sums = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, top + 1) ** 2)])
         rows = np.abs(np.arange(height) - height // 2)
         columns = np.abs(np.arange(width) - width // 2)
-        return sums[top] - sums[np.maximum(rows[:, None], columns)]
+        heights = sums[top] - sums[np.maximum(rows[:, None], columns)]
+        return heights / np.linalg.norm(heights)
 
     pattern = np.concatenate([hill(side // 2, side), -hill(side - side // 2, side)])
     return pattern / np.linalg.norm(pattern)
