@@ -15,7 +15,9 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import count
 from crossguard_jax.evals.bench import forge, guard, overlap, ppo, retrieval
 from crossguard_jax.evals.bench.trl_side import Worker
+from crossguard_jax.evals.bench.trl_worker import share_of_vowels
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
+from crossguard_jax.impforge.triplets import Triplet
 
 STUB = """
 import json, sys
@@ -85,10 +87,28 @@ def test_the_worker_iterates_when_asked_and_says_why_it_died(tmp_path):
         Worker([str(tmp_path / "python")], log)
 
 
-def test_another_model_or_another_share_of_it_trained_is_noticed(tmp_path):
-    folder = ppo._make_folder(tmp_path / "llama")
-    config = load_config(ppo.CONFIG, [f"--config.rewriter.path={folder}"])
-    rewriter = Rewriter(config.rewriter, ppo.StubRewards())
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = ppo._make_folder(tmp_path_factory.mktemp("bench") / "llama")
+    return load_config(ppo.CONFIG, [f"--config.rewriter.path={folder}"])
+
+
+@pytest.fixture(scope="module")
+def rewriter(config):
+    return Rewriter(config.rewriter, ppo.StubRewards())
+
+
+def test_the_stub_reads_the_texts_as_the_one_on_the_other_side(rewriter):
+    said = ["may i touch it", "", "aeiou"]
+    rows = [Triplet(text, text, "", b"", "", "", 0.0, {}) for text in said]
+    found = rewriter.rewards_of(said, rows)
+    np.testing.assert_allclose(found["safety"], [5 / 14, 0, 1], rtol=1e-6)
+    assert [share_of_vowels(text) for text in said] == pytest.approx(found["safety"].tolist())
+    assert not found["semantic"].any() and not found["overlap"].any()
+
+
+def test_another_model_or_another_share_of_it_trained_is_noticed(config, rewriter):
+    folder = config.rewriter.path
     prompts = np.random.default_rng(0).integers(8, 600, (2, 12)).astype(np.int32)
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
     ids = torch.tensor(prompts).long()
