@@ -152,6 +152,20 @@ def overlap_alone() -> ConfigDict:
     return config
 
 
+def erring() -> ConfigDict:
+    """The same with a rewriter that errs: hotter, it loses a query's meaning or any meaning."""
+    config = tiny()
+    config.rewriter.temperature = 1.3
+    return config
+
+
+def erring_no_semantic() -> ConfigDict:
+    """Ablation of ``erring``: nothing tells a lost meaning from a kept one."""
+    config = erring()
+    config.rewards.weights.semantic = 0.0
+    return config
+
+
 def _without(reward: str) -> ConfigDict:
     config = tiny()
     config.rewards.weights[reward] = 0.0
@@ -216,6 +230,8 @@ VARIANTS = {
     "no_overlap": no_overlap,
     "overlap_alone": overlap_alone,
     "plain": plain,
+    "erring": erring,
+    "erring_no_semantic": erring_no_semantic,
 }
 
 

@@ -7,6 +7,7 @@ requests.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,29 @@ from crossguard_jax.toy.study import SOURCE, read
 from crossguard_jax.toy.tables import cells
 
 CONFIG = "configs/impforge.py"
-ROWS: Mapping[str, str] = {
-    "reference": "Reference, untrained",
-    "tiny": "Three rewards, breadth on",
-    "no_safety": "Without the safety reward",
-    "no_semantic": "Without the semantic reward",
-    "no_overlap": "Without the overlap reward",
-    "overlap_alone": "Without safety, ten times the overlap",
-    "plain": "Three rewards, plain sum",
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rewriter of the table: a variant of ``configs/impforge.py``, trained or as it starts."""
+
+    title: str
+    variant: str
+    trained: bool = True
+
+
+ROWS: Mapping[str, Row] = {
+    "reference": Row("Reference, untrained", "tiny", trained=False),
+    "tiny": Row("Three rewards, breadth on", "tiny"),
+    "no_safety": Row("Without the safety reward", "no_safety"),
+    "no_semantic": Row("Without the semantic reward", "no_semantic"),
+    "no_overlap": Row("Without the overlap reward", "no_overlap"),
+    "overlap_alone": Row("Without safety, ten times the overlap", "overlap_alone"),
+    "plain": Row("Three rewards, plain sum", "plain"),
+    "erring_reference": Row("Erring rewriter, untrained", "erring", trained=False),
+    "erring": Row("Erring, three rewards", "erring"),
+    "erring_no_semantic": Row("Erring, without the semantic reward", "erring_no_semantic"),
 }
-"""Rows by their variant of ``configs/impforge.py``, with the title to show."""
 
 COLUMNS: Mapping[str, str] = {
     "gain": "R - kl_coef KL, over the reference",
@@ -119,12 +133,12 @@ def _run_cell(
     own = folder / "cells" / f"{name}-{seed}"
 
     def make() -> Mapping[str, Estimate]:
-        variant = "tiny" if name == "reference" else name
-        config = load_config(f"{CONFIG}:{variant}", [f"--config.ppo.seed={seed}"])
-        if name == "reference":
-            rewriter, trained = load_rewriter(config), None
-        else:
+        row = ROWS[name]
+        config = load_config(f"{CONFIG}:{row.variant}", [f"--config.ppo.seed={seed}"])
+        if row.trained:
             rewriter, trained = train_rewriter(config, splits["train"].read(), own)
+        else:
+            rewriter, trained = load_rewriter(config), None
         return _measure(rewriter, trained, splits["test"], target, seed, config)
 
     return cells.cell(own / "figures.json", make)
@@ -166,7 +180,7 @@ def _as_tables(
 
     def table(columns: Mapping[str, str], caption: str) -> Table:
         rows = tuple(
-            (ROWS[name], *(text(c, [cell[c] for cell in of_seeds]) for c in columns))
+            (ROWS[name].title, *(text(c, [cell[c] for cell in of_seeds]) for c in columns))
             for name, of_seeds in found.items()
         )
         return Table(("Rewriter", *columns.values()), rows, caption)
