@@ -24,6 +24,9 @@ from crossguard_jax.toy.world.queries import (
 from crossguard_jax.toy.world.scenes import Scene
 from crossguard_jax.toy.world.truth import Truth, judge, same_intent
 
+QUERIES = 1_500
+"""Queries that mean harm, to forge a guard's implicit rows from; and as many harmless ones."""
+
 
 @dataclass(frozen=True)
 class Matched:

@@ -32,7 +32,7 @@ from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import load_base, train_guard
 from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io import jsonl
-from crossguard_jax.toy.forging import forge_world, meanings, truth_figures
+from crossguard_jax.toy.forging import QUERIES, forge_world, meanings, truth_figures
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read, score_all
 from crossguard_jax.train.loop import read_metrics
 
@@ -48,8 +48,6 @@ DATA = (
     "implicit requests that ImpForge forged, explicit and typographic ones, benign questions. Made "
     "anew by anyone."
 )
-QUERIES = 2_000
-"""Queries that mean harm, to forge from; and as many harmless ones."""
 
 
 def main(args: argparse.Namespace) -> None:

@@ -18,20 +18,18 @@ from crossguard_jax.evals.benchmarks import evaluate
 from crossguard_jax.evals.systems import score_benchmarks
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.commands import ForgeRun, read_twins
-from crossguard_jax.toy.forging import forge_world, match_world, meanings
+from crossguard_jax.toy.forging import QUERIES, forge_world, match_world, meanings
 from crossguard_jax.toy.study import SOURCE, benchmarks, read
 from crossguard_jax.toy.tables import cells
 
 THRESHOLD = 0.5
-QUERIES = 2_000
 REWRITTEN = "rewritten"
 
-ROWS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
-    "world": ("The world's own rows and labels", "tiny", ()),
-    "forged": ("Forged rows and benign twins", "forged", ()),
-    "no_twins": ("Forged rows alone", "forged", ("unsafe",)),
+ROWS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "forged": ("Forged rows and benign twins", ()),
+    "no_twins": ("Forged rows alone", ("unsafe",)),
 }
-"""By name: the title, the variant of ``configs/guard.py``, and the implicit labels kept."""
+"""By name: the title, and the implicit labels kept."""
 
 COLUMNS: Mapping[str, str] = {
     "implicit.asr": "ASR, known pairs",
@@ -52,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
         for name in args.only or ROWS
     }
     command = f"crossguard toy forged --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
-    titles = {name: title for name, (title, _, _) in ROWS.items()}
+    titles = {name: title for name, (title, _) in ROWS.items()}
     caption = f"Percent at threshold {THRESHOLD:g}, guards trained on {QUERIES:,} queries forged"
     page = cells.shares("Guard", titles, COLUMNS, found, args.seeds, caption)
     figures = cells.pooled_figures(found, COLUMNS)
@@ -71,18 +69,16 @@ def run_cell(folder: Path, name: str, seed: int, rows: int) -> cells.Cell:
     own = folder / "cells" / f"{name}-{seed}"
 
     def make() -> Mapping[str, Estimate]:
-        _, variant, labels = ROWS[name]
         forge = folder / "forges" / str(seed)
         config = load_config(
             "configs/impforge.py:tiny",
             [f"--config.ppo.seed={seed}", f"--config.forge.seed={seed}"],
         )
         _, run = forge_world(config, forge, QUERIES, seed)
-        guard_config = load_config(f"configs/guard.py:{variant}", [f"--config.train.seed={seed}"])
+        guard_config = load_config("configs/guard.py:forged", [f"--config.train.seed={seed}"])
         implicit = guard_config.data.sources.implicit
-        implicit.labels = labels
-        if variant == "forged":
-            implicit.path = str(forge / "forged" / "train.jsonl")
+        implicit.path = str(forge / "forged" / "train.jsonl")
+        implicit.labels = ROWS[name][1]
         guard = train_guard(guard_config, own, {SOURCE: read}).guard
         tests = benchmarks(rows, seed) | {REWRITTEN: _rewritten(config, forge, run, rows, seed)}
         return evaluate(score_benchmarks(guard, tests, f"{name}, seed {seed}"), THRESHOLD)
