@@ -14,13 +14,8 @@ from crossguard_jax.core.metrics import Estimate, proportion
 from crossguard_jax.impforge.commands import ForgeRun, forge_files, match_files
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.io import jsonl
-from crossguard_jax.toy.world.queries import (
-    LIBRARY,
-    QUERIES,
-    read_scenes,
-    write_library,
-    write_queries,
-)
+from crossguard_jax.toy.world import queries
+from crossguard_jax.toy.world.queries import LIBRARY, read_scenes, write_library, write_queries
 from crossguard_jax.toy.world.scenes import Scene
 from crossguard_jax.toy.world.truth import Truth, judge, same_intent
 
@@ -66,7 +61,7 @@ def match_world(
     """
     raw = folder / "raw"
     write_queries(raw, n, seed, split, benign=True)
-    rows = [row for _, row in jsonl.read_jsonl(raw / QUERIES) if isinstance(row, dict)]
+    rows = [row for _, row in jsonl.read_jsonl(raw / queries.QUERIES) if isinstance(row, dict)]
     files = {}
     for label, name in (("unsafe", "harmful"), ("safe", "harmless")):
         files[label] = raw / f"{name}.jsonl"

@@ -69,7 +69,10 @@ def trained() -> Classifier:
     x, labels = (torch.from_numpy(a) for a in pictures(4096, seed=1))
     for step in range(200):
         rows = torch.arange(128 * step, 128 * (step + 1)) % len(x)
-        loss = torch.nn.functional.cross_entropy(model(x[rows]), labels[rows].long())
+        # Smoothed labels keep it from being so sure that float32 sees no gradient.
+        loss = torch.nn.functional.cross_entropy(
+            model(x[rows]), labels[rows].long(), label_smoothing=0.1
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -125,5 +128,6 @@ def robust_against(attack: Callable[..., Any], n: int) -> np.ndarray:
 def assert_as_strong(ours: np.ndarray, theirs: np.ndarray) -> None:
     """Robust accuracy on the same rows: at most theirs plus a point (of 1,000 rows; chance moves
     200 by two). Both attacks must leave something, or they could not be told apart."""
+    print(f"left by ours {ours.mean():.3f}, by theirs {theirs.mean():.3f}")
     assert 0.05 < theirs.mean() < 0.95
     assert ours.mean() <= theirs.mean() + (0.01 if len(ours) >= 1000 else 0.02)
