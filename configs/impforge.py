@@ -145,13 +145,6 @@ def no_overlap() -> ConfigDict:
     return _without("overlap")
 
 
-def overlap_alone() -> ConfigDict:
-    """Control: can the overlap reward, given the weight, do what the safety reward does?"""
-    config = _without("safety")
-    config.rewards.weights.overlap = 10.0
-    return config
-
-
 def erring() -> ConfigDict:
     """The same with a rewriter that errs: hotter, it loses a query's meaning or any meaning."""
     config = tiny()
@@ -228,7 +221,6 @@ VARIANTS = {
     "no_safety": no_safety,
     "no_semantic": no_semantic,
     "no_overlap": no_overlap,
-    "overlap_alone": overlap_alone,
     "plain": plain,
     "erring": erring,
     "erring_no_semantic": erring_no_semantic,

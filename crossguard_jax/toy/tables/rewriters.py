@@ -47,7 +47,6 @@ ROWS: Mapping[str, Row] = {
     "no_safety": Row("Without the safety reward", "no_safety"),
     "no_semantic": Row("Without the semantic reward", "no_semantic"),
     "no_overlap": Row("Without the overlap reward", "no_overlap"),
-    "overlap_alone": Row("Without safety, ten times the overlap", "overlap_alone"),
     "plain": Row("Three rewards, plain sum", "plain"),
     "erring_reference": Row("Erring rewriter, untrained", "erring", trained=False),
     "erring": Row("Erring, three rewards", "erring"),
