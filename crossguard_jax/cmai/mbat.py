@@ -1,0 +1,228 @@
+"""MBAT: adversarial training across both modalities, in one jitted step with its inner attack.
+
+The inner problem perturbs picture, text embeddings, or both:
+
+- ``seed``: ``max alpha L_task - beta S_c``, as proposed. It lowers S_c, so it makes examples that
+  the consistency check catches already.
+- ``evasive``: ``max alpha L_task - evasion max(0, tau - S_c)``: wrong while still consistent.
+- ``both``: the rows of a batch take turns.
+
+The outer problem is ``(1 - lambda) L_task(clean) + lambda L_task(adversarial)``. beta, epsilon and
+lambda are ARM's (`cmai.arm`): they change as it trains, and nothing compiles anew.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from crossguard_jax.attacks.joint import Inputs, Part, joint_pgd
+from crossguard_jax.attacks.problem import NORMS, Budget, Outcome
+from crossguard_jax.cmai.arm import ArmState, Controller
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+from crossguard_jax.train.step import Metrics, Step, TrainState
+
+INNER = ("seed", "evasive", "both")
+PERTURB = ("picture", "text", "both")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Answers:
+    """What a model makes of a batch; [B] float32 each.
+
+    Attributes:
+        loss: of the task, in nats.
+        margin: above 0 the answer is wrong.
+        s_c: how well the text fits the picture.
+    """
+
+    loss: Any
+    margin: Any
+    s_c: Any
+
+
+Answer = Callable[[Any, Any, Any, Inputs], Answers]
+"""``answer(trainable, frozen, batch, (pixels [B, C, X, Y] in [0, 1], shift [B, L, D]))``; the shift
+is added to the embeddings of the batch's tokens, and the model normalizes the pixels itself."""
+
+
+@dataclass(frozen=True)
+class MbatSettings:
+    """The inner attack.
+
+    Attributes:
+        inner: a name in `INNER`.
+        perturb: a name in `PERTURB`.
+        alpha: weight of the task's loss.
+        evasion: weight of falling below tau, in the evasive problem.
+        tau: the S_c that the evasive adversary stays above.
+        norm: of the picture's ball; its radius is ARM's epsilon.
+        steps: gradient steps, k: a step of training costs about ``k + 1`` clean ones.
+        text_epsilon: L2 radius for each token's embedding, in their units.
+
+    Raises:
+        UserError: an unknown name, or a number that is none.
+    """
+
+    inner: str = "both"
+    perturb: str = "picture"
+    alpha: float = 1.0
+    evasion: float = 10.0
+    tau: float = 0.0
+    norm: str = "linf"
+    steps: int = 5
+    text_epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("inner", INNER), ("perturb", PERTURB), ("norm", NORMS)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"mbat.{name} {getattr(self, name)!r} is none of {', '.join(known)}"
+                )
+        for name in ("alpha", "evasion", "text_epsilon"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise UserError(f"mbat.{name} {getattr(self, name)!r}: 0 or a positive number")
+        if self.steps < 1:
+            raise UserError(f"mbat.steps {self.steps}: a whole number above 0")
+        if self.perturb != "picture" and not self.text_epsilon:
+            raise UserError(f"mbat.text_epsilon is 0, and mbat.perturb is {self.perturb!r}")
+
+
+def inner_loss(
+    settings: MbatSettings, answers: Answers, beta: Float[Array, ""]
+) -> Float[Array, " B"]:
+    """What the adversary raises, a row each."""
+    of_task = settings.alpha * answers.loss
+    seed = of_task - beta * answers.s_c
+    evasive = of_task - settings.evasion * jnp.maximum(settings.tau - answers.s_c, 0.0)
+    if settings.inner == "both":
+        odd = jnp.arange(of_task.shape[0]) % 2 == 1
+        return jnp.where(odd, evasive, seed)
+    return seed if settings.inner == "seed" else evasive
+
+
+def perturbed(
+    answer: Answer,
+    settings: MbatSettings,
+    trainable: Any,
+    frozen: Any,
+    batch: Any,
+    clean: Inputs,
+    key: PRNGKeyArray,
+    arm: ArmState,
+) -> Inputs:
+    """The adversarial inputs of a batch: the last iterate of one try from a random start."""
+    radius, k = jnp.float32(settings.text_epsilon), settings.steps
+    embeddings = Budget(radius, "l2", k, low=-math.inf, high=math.inf)
+    parts = (
+        Part(Budget(arm.epsilon, settings.norm, k)),
+        Part(embeddings, batch["text_mask"], per_token=True),
+    )
+    moved = {"picture": (0,), "text": (1,), "both": (0, 1)}[settings.perturb]
+
+    def whole(some: Inputs) -> Inputs:
+        inputs = list(clean)
+        for i, x in zip(moved, some, strict=True):
+            inputs[i] = x
+        return tuple(inputs)
+
+    def objective(some: Inputs, key: PRNGKeyArray) -> Outcome:
+        found = answer(trainable, frozen, batch, whole(some))
+        return Outcome(inner_loss(settings, found, arm.beta), found.margin)
+
+    start, balls = tuple(clean[i] for i in moved), tuple(parts[i] for i in moved)
+    found = joint_pgd(objective, start, key, balls, keep_best=False)
+    return jax.lax.stop_gradient(whole(found.x_adv))
+
+
+def mbat_loss(
+    answer: Answer,
+    settings: MbatSettings,
+    width: int,
+    trainable: Any,
+    frozen: Any,
+    batch: Any,
+    key: PRNGKeyArray,
+    arm: ArmState,
+) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, " B"]]]:
+    """The outer loss of a batch, with figures, and S_c of the adversarial rows for ARM.
+
+    Args:
+        answer: the model.
+        settings: the inner attack.
+        width: D, of the model's token embeddings.
+        trainable: what is trained.
+        frozen: what is not.
+        batch: ``pixels`` [B, C, X, Y] in [0, 1]; ``text_mask`` [B, L], which tokens' embeddings may
+            move; and what ``answer`` reads.
+        key: of the attack's start.
+        arm: beta, epsilon, lambda.
+    """
+    clean = (batch["pixels"], jnp.zeros((*batch["text_mask"].shape, width), jnp.float32))
+    at = jax.lax.stop_gradient(trainable)
+    attacked = perturbed(answer, settings, at, frozen, batch, clean, key, arm)
+    plain = answer(trainable, frozen, batch, clean)
+    hard = answer(trainable, frozen, batch, attacked)
+    loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * hard.loss.mean()
+    metrics = {
+        "clean_loss": plain.loss.mean(),
+        "adversarial_loss": hard.loss.mean(),
+        "clean_error": (plain.margin > 0).mean(),
+        "adversarial_error": (hard.margin > 0).mean(),
+        "clean_s_c": plain.s_c.mean(),
+        "adversarial_s_c": hard.s_c.mean(),
+        "beta": arm.beta,
+        "epsilon": arm.epsilon,
+        "lambda": arm.lambda_,
+    }
+    return loss, (metrics, hard.s_c)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CmaiState(TrainState):
+    """A train state with ARM's.
+
+    Attributes:
+        arm: an `ArmState`.
+    """
+
+    arm: Any
+
+
+def make_immunize_step(
+    answer: Answer,
+    settings: MbatSettings,
+    controller: Controller,
+    optimizer: optax.GradientTransformation,
+    width: int,
+) -> Step:
+    """A jitted step of MBAT: attack, update, and ARM's move by what the attack did to S_c.
+
+    The state given is donated.
+    """
+
+    def step(state: CmaiState, frozen: Any, batch: Any) -> tuple[CmaiState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+        def loss(trainable: Any) -> tuple[Array, Any]:
+            return mbat_loss(answer, settings, width, trainable, frozen, batch, key, state.arm)
+
+        (value, (metrics, s_c)), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        metrics |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
+        return replace(
+            state,
+            step=state.step + 1,
+            trainable=optax.apply_updates(state.trainable, updates),
+            opt_state=opt_state,
+            arm=controller.update(state.arm, s_c),
+        ), metrics
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,175 @@
+"""MBAT on a linear model, whose strongest perturbations are known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from crossguard_jax.cmai.arm import ArmState, Controller, Knob
+from crossguard_jax.cmai.mbat import (
+    Answers,
+    CmaiState,
+    MbatSettings,
+    inner_loss,
+    make_immunize_step,
+    mbat_loss,
+    perturbed,
+)
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.train.step import init_state
+
+B, L, D = 6, 4, 5
+KEY = jax.random.key(0)
+
+
+def answer(trainable, frozen, batch, inputs):
+    """Logits and S_c are linear in the picture and in the embeddings that are shifted."""
+    pixels, shift = inputs
+    embeddings = batch["embeddings"] + shift
+    flat = jnp.concatenate([pixels.reshape(B, -1), embeddings.reshape(B, -1)], axis=1)
+    margin = -batch["sign"] * (flat @ trainable["w"])
+    return Answers(jax.nn.softplus(margin), margin, flat @ frozen["check"])
+
+
+@pytest.fixture
+def made():
+    rng = np.random.default_rng(3)
+    n = 3 * 4 * 4 + L * D
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))  # noqa: E731
+    batch = {
+        "pixels": jnp.asarray(rng.uniform(0.3, 0.7, (B, 3, 4, 4)).astype(np.float32)),
+        "embeddings": draw(B, L, D),
+        "sign": jnp.asarray(rng.choice([-1.0, 1.0], B).astype(np.float32)),
+        "text_mask": jnp.asarray(rng.random((B, L)) < 0.7),
+    }
+    return {"w": draw(n)}, {"check": draw(n) / n}, batch
+
+
+def arm(epsilon=0.03, beta=0.0, lambda_=0.5):
+    return ArmState(*map(jnp.float32, (beta, epsilon, lambda_)))
+
+
+def attacked(made, settings, state):
+    trainable, frozen, batch = made
+    clean = (batch["pixels"], jnp.zeros((B, L, D)))
+    return perturbed(answer, settings, trainable, frozen, batch, clean, KEY, state)
+
+
+def test_the_attack_on_a_linear_model_is_the_strongest_there_is(made):
+    trainable, _, batch = made
+    settings = MbatSettings("seed", "both", steps=20, text_epsilon=0.3)
+    pixels, shift = attacked(made, settings, arm())
+    w = np.asarray(trainable["w"])
+    sign = np.asarray(batch["sign"])[:, None]
+    delta = np.asarray(pixels - batch["pixels"]).reshape(B, -1)
+    np.testing.assert_allclose(delta, -sign * 0.03 * np.sign(w[:48]), atol=1e-6)
+    for i, t in np.argwhere(np.asarray(batch["text_mask"])):
+        of_token = w[48 + t * D : 48 + (t + 1) * D]
+        # Steps along the sphere only come near its highest point.
+        assert np.linalg.norm(shift[i, t]) == pytest.approx(0.3, rel=1e-4)
+        assert -sign[i] * shift[i, t] @ of_token > 0.95 * 0.3 * np.linalg.norm(of_token)
+    assert not np.asarray(shift)[~np.asarray(batch["text_mask"])].any()
+
+
+@pytest.mark.parametrize("perturb, still", [("picture", 1), ("text", 0)])
+def test_the_other_modality_is_left_alone(made, perturb, still):
+    found = attacked(made, MbatSettings(perturb=perturb, text_epsilon=0.3), arm())
+    clean = (made[2]["pixels"], jnp.zeros((B, L, D)))
+    np.testing.assert_array_equal(found[still], clean[still])
+    assert np.abs(found[1 - still] - clean[1 - still]).max() > 0.01
+
+
+def test_the_seed_lowers_consistency_and_the_evasive_adversary_keeps_it(made):
+    trainable, frozen, batch = made
+    zero = jnp.zeros((B, L, D))
+    before = np.asarray(answer(trainable, frozen, batch, (batch["pixels"], zero)).s_c)
+    found, tau = {}, float(before.min()) - 1e-3
+    for inner, beta in (("seed", 300.0), ("evasive", 0.0), ("both", 300.0)):
+        settings = MbatSettings(inner, steps=40, tau=tau, evasion=3_000.0)
+        inputs = attacked(made, settings, arm(beta=beta))
+        found[inner] = np.asarray(answer(trainable, frozen, batch, inputs).s_c)
+    assert (found["seed"] < before - 1e-3).all() and (found["seed"] < tau).any()
+    assert (found["evasive"] >= tau - 1e-3).all()
+    np.testing.assert_allclose(found["both"][::2], found["seed"][::2], atol=1e-6)
+    np.testing.assert_allclose(found["both"][1::2], found["evasive"][1::2], atol=1e-6)
+
+
+def test_the_inner_problems_are_as_written():
+    rng = np.random.default_rng(0)
+    loss, s_c = rng.normal(size=(2, 8)).astype(np.float32)
+    answers = Answers(jnp.asarray(loss), jnp.zeros(8), jnp.asarray(s_c))
+    settings = {k: MbatSettings(k, alpha=2.0, evasion=5.0, tau=0.2) for k in ("seed", "evasive")}
+    beta = jnp.float32(0.7)
+    seed = inner_loss(settings["seed"], answers, beta)
+    np.testing.assert_allclose(seed, 2 * loss - 0.7 * s_c, rtol=1e-5)
+    expected = [2 * a - 5 * max(0.2 - s, 0) for a, s in zip(loss, s_c, strict=True)]
+    np.testing.assert_allclose(inner_loss(settings["evasive"], answers, beta), expected, rtol=1e-5)
+
+
+def test_lambda_mixes_clean_and_adversarial_loss(made):
+    trainable, frozen, batch = made
+    losses = {}
+    for share in (0.0, 0.25, 1.0):
+        state = arm(lambda_=share)
+        losses[share], (metrics, _) = mbat_loss(
+            answer, MbatSettings("seed"), D, trainable, frozen, batch, KEY, state
+        )
+    assert losses[1.0] > losses[0.0] + 0.1
+    assert losses[0.0] == pytest.approx(float(metrics["clean_loss"]), rel=1e-6)
+    assert losses[0.25] == pytest.approx(0.75 * float(losses[0.0]) + 0.25 * float(losses[1.0]))
+
+
+def test_no_radius_is_no_attack(made):
+    trainable, frozen, batch = made
+    _, (metrics, _) = mbat_loss(
+        answer, MbatSettings("seed"), D, trainable, frozen, batch, KEY, arm(epsilon=0.0)
+    )
+    assert metrics["adversarial_loss"] == pytest.approx(float(metrics["clean_loss"]), rel=1e-6)
+
+
+def test_the_controller_moves_in_the_step_and_nothing_compiles_anew(made):
+    trainable, frozen, batch = made
+    knobs = (Knob(0.1, 0.3, 0.1), Knob(0.01, 0.03, 0.01), Knob(0.2, 0.5, 0.2))
+    controller = Controller(1e9, *knobs)  # every batch alarms
+    adam = optax.sgd(0.01)
+    step = make_immunize_step(answer, MbatSettings("seed"), controller, adam, D)
+    state = CmaiState(**vars(init_state(trainable, adam, 0)), arm=controller.start())
+    epsilons, losses = [], []
+    for _ in range(4):
+        state, metrics = step(state, frozen, batch)
+        epsilons.append(float(metrics["epsilon"]))
+        losses.append(float(metrics["adversarial_loss"]))
+    np.testing.assert_allclose(epsilons, [0.01, 0.02, 0.03, 0.03], rtol=1e-5)
+    np.testing.assert_allclose([state.arm.beta, state.arm.lambda_], [0.3, 0.5], rtol=1e-6)
+    assert step._cache_size() == 1 and int(state.step) == 4
+
+
+def test_training_against_the_attack_lowers_its_loss(made):
+    trainable, frozen, batch = made
+    fixed = Controller(-1e9, Knob(0.0, 0.0), Knob(0.05, 0.05), Knob(1.0, 1.0))
+    adam = optax.adam(0.02)
+    step = make_immunize_step(answer, MbatSettings("seed"), fixed, adam, D)
+    state = CmaiState(**vars(init_state(trainable, adam, 0)), arm=fixed.start())
+    losses = []
+    for _ in range(60):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["adversarial_loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"inner": "outer"}, "mbat.inner"),
+        ({"perturb": "sound"}, "mbat.perturb"),
+        ({"norm": "l1"}, "mbat.norm"),
+        ({"alpha": -1.0}, "mbat.alpha"),
+        ({"evasion": float("nan")}, "mbat.evasion"),
+        ({"steps": 0}, "mbat.steps"),
+        ({"perturb": "text"}, "mbat.text_epsilon"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        MbatSettings(**wrong)
