@@ -116,6 +116,7 @@ def test_lambda_mixes_clean_and_adversarial_loss(made):
             answer, MbatSettings("seed"), D, trainable, frozen, batch, KEY, state
         )
     assert losses[1.0] > losses[0.0] + 0.1
+    assert losses[1.0] == pytest.approx(float(metrics["adversarial_loss"]), rel=1e-6)
     assert losses[0.0] == pytest.approx(float(metrics["clean_loss"]), rel=1e-6)
     assert losses[0.25] == pytest.approx(0.75 * float(losses[0.0]) + 0.25 * float(losses[1.0]))
 
