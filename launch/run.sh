@@ -71,14 +71,18 @@ follow_pip() {
 make_ready() {
   local purpose=$1 requirements=$root/requirements.txt
   [[ $purpose == run ]] || requirements=$root/requirements-dev.txt
+  local pip=("$venv/bin/python" -m pip install --disable-pip-version-check) alone
+  read -ra alone <<<"$(sed -n 's/^# without its dependencies: //p' "$requirements" | tr '\n' ' ')"
   if [[ $(version_of "$venv/bin/python") != "$(version_of "$python")" ]]; then
     printf 'launch/run.sh: making %s\n' "$venv" >&2
     "$python" -m venv --clear "$venv" >&2 ||
       fail "$python -m venv failed: install its venv module, or set PYTHON to another Python"
   fi
   printf 'launch/run.sh: installing, some minutes the first time\n' >&2
-  if ! "$venv/bin/python" -m pip install --disable-pip-version-check \
-    -e "$root" -r "$requirements" 2>&1 | follow_pip; then
+  if ! {
+    "${pip[@]}" -e "$root" -r "$requirements" &&
+      { [[ ${#alone[@]} == 0 ]] || "${pip[@]}" --no-deps "${alone[@]}"; }
+  } 2>&1 | follow_pip; then
     grep -E '^ *ERROR' "$venv/install.log" | tail -n 5 >&2 || true
     fail "installing failed: see $venv/install.log, mend it and run this again"
   fi

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torchattacks
 
 from crossguard_jax.attacks import projections
 from crossguard_jax.attacks.apgd import apgd, checkpoints
@@ -20,7 +21,6 @@ from tests.attacks.small_classifier import (
     trained,
 )
 
-torchattacks = pytest.importorskip("torchattacks")
 RADII = {"linf": LINF, "l2": L2}
 THEIR_NORM = {"linf": "Linf", "l2": "L2"}
 

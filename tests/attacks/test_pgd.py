@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torchattacks
 
 from crossguard_jax.attacks.logits import from_logits
 from crossguard_jax.attacks.pgd import pgd
@@ -21,7 +22,6 @@ from tests.attacks.small_classifier import (
     trained,
 )
 
-torchattacks = pytest.importorskip("torchattacks")
 RADII = {"linf": LINF, "l2": L2}
 norms = pytest.mark.parametrize("norm", RADII)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torchattacks
 
 from crossguard_jax.attacks import square as ours
 from crossguard_jax.attacks.problem import Budget, Outcome
@@ -13,7 +14,6 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from tests.attacks.small_classifier import L2, LINF, assert_as_strong, robust, robust_against
 
-torchattacks = pytest.importorskip("torchattacks")
 RADII = {"linf": LINF, "l2": L2}
 norms = pytest.mark.parametrize("norm", RADII)
 
