@@ -27,7 +27,9 @@ case "$1 ${2:-}" in
     echo "Collecting jax"
     if [[ -n ${FAKE_PIP_FAILS:-} ]]; then echo "ERROR: no such package"; exit 1; fi
     cp "$CROSSGUARD" "$(dirname "$0")/crossguard"
-    case " $* " in *" --no-deps "*) echo "alone ${!#}" ;; *) echo "install ${!#}" ;; esac >>"$LOG" ;;
+    how=install
+    case " $* " in *" --no-deps "*) how=alone ;; esac
+    echo "$how ${!#}" >>"$LOG" ;;
   *) exit 9 ;;
 esac
 """
