@@ -1,0 +1,91 @@
+"""Curves over radii, and convergence of the attacks that made them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.evals import drawing
+
+Series = Mapping[float, Estimate]
+"""A share by radius, or by the multiple of an attack's budget."""
+
+_AXES = {"linf": "L∞ radius (grey levels of 255)", "l2": "L2 radius (pixels in [0, 1])"}
+
+
+@drawing.styled
+def robustness_curves(
+    robust: Mapping[str, Series],
+    asr: Mapping[str, Series],
+    ceilings: Mapping[str, float],
+    norm: str,
+) -> Figure:
+    """Robust accuracy and attack success rate against the radius, with bands of their intervals.
+
+    Args:
+        robust: by system's title, robust accuracy by radius.
+        asr: likewise.
+        ceilings: by title, the ASR of another row's picture; dotted.
+        norm: ``linf`` or ``l2``.
+    """
+    figure, (left, right) = drawing.panels(1, 2, (6.9, 3.1))
+    for i, name in enumerate(robust):
+        colour = drawing.COLOURS[i % len(drawing.COLOURS)]
+        for axes, series in ((left, robust[name]), (right, asr[name])):
+            scale = 255 if norm == "linf" else 1
+            at = {scale * epsilon: share for epsilon, share in series.items()}
+            _line(axes, at, i, drawing.plain(name), band=True)
+        if name in ceilings:
+            right.axhline(100 * ceilings[name], color=colour, linewidth=0.8, linestyle=":")
+    for axes, label in ((left, "Robust accuracy (%)"), (right, "Attack success rate (%)")):
+        axes.set(ylim=(0, 100), xlabel=_AXES[norm], ylabel=label)
+        axes.grid(True)
+    _legend(figure, left)
+    return figure
+
+
+@drawing.styled
+def convergence(systems: Mapping[str, Mapping[str, Series]]) -> Figure:
+    """Attack success rate against multiples of the attacks' steps and restarts.
+
+    Args:
+        systems: by title, then ``steps`` or ``restarts``, ASR by multiple.
+    """
+    figure, panels = drawing.panels(1, 2, (6.9, 2.8))
+    for axes, what in zip(panels, ("steps", "restarts"), strict=True):
+        seen: set[float] = {1.0}
+        for i, (name, series) in enumerate(systems.items()):
+            if shares := series.get(what):
+                _line(axes, shares, i, drawing.plain(name), band=False)
+                seen |= set(shares)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(sorted(seen)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{value:g}"))
+        axes.set(ylim=(0, 100), xlabel=f"The suite's {what}", ylabel="Attack success rate (%)")
+        axes.grid(True)
+    _legend(figure, panels[0])
+    return figure
+
+
+def _line(axes: Axes, shares: Series, number: int, label: str, band: bool) -> None:
+    """A line through the shares, in the look of its number."""
+    at: Sequence[float] = sorted(shares)
+    value, low, high = (
+        100 * np.array([getattr(shares[x], end) for x in at]) for end in ("value", "low", "high")
+    )
+    style: dict[str, Any] = {"color": drawing.COLOURS[number % len(drawing.COLOURS)]}
+    if band:
+        axes.fill_between(at, low, high, alpha=0.15, linewidth=0, **style)
+    line = drawing.LINES[number % len(drawing.LINES)]
+    axes.plot(at, value, marker="o", markersize=3, label=label, linestyle=line, **style)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=3)
