@@ -95,7 +95,8 @@ def pinned(
             off = jnp.minimum(s - below(low), high - s)
         else:
             off = jnp.maximum(low - s, s - below(high))
-        off = jnp.where(jnp.isnan(s), -jnp.inf if avoid else jnp.inf, off)
+        nowhere = jnp.finfo(s.dtype).max  # finite, so that candidates can still be ranked
+        off = jnp.where(jnp.isnan(s), -nowhere if avoid else nowhere, off)
         detector = off if outcome.detector is None else jnp.maximum(off, outcome.detector)
         return Outcome(outcome.loss, outcome.margin, detector)
 

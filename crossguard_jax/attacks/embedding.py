@@ -31,14 +31,11 @@ def distance(
     length of ``b``'s features.
     """
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    tiny = jnp.finfo(jnp.float32).tiny
-    squares = (b**2).sum(axis=-1)
     if metric == "cosine":
-        # Inside the root: a vector of zeros has a gradient too.
-        lengths = jnp.sqrt((a**2).sum(axis=-1) + tiny) * jnp.sqrt(squares + tiny)
-        return (1 - (a * b).sum(axis=-1) / lengths).reshape(len(a), -1).mean(axis=1)
-    apart = ((a - b) ** 2).sum(axis=-1).reshape(len(a), -1).mean(axis=1)
-    return apart / (squares.reshape(len(b), -1).mean(axis=1) + tiny)
+        a, b = _unit(a), _unit(b)
+        return (1 - (a * b).sum(axis=-1)).reshape(len(a), -1).mean(axis=1)
+    squares, apart = ((v**2).reshape(len(v), -1).sum(axis=1) for v in (b, a - b))
+    return apart / (squares + jnp.finfo(jnp.float32).tiny)
 
 
 def push(
@@ -116,10 +113,8 @@ def match_donors(
         UserError: no donors, or what `pull` or the attack refuses.
     """
     projections.check_input(x, budget)
-    if donors.shape[1] < 1 or len(donors) != len(x):
-        raise UserError(
-            f"donors: {list(donors.shape)} for {len(x)} inputs; give [B, N, ...], one or more each"
-        )
+    if donors.shape[1] < 1:
+        raise UserError(f"donors: {list(donors.shape)}; give [B, N, ...], one or more a row")
     donors_key, judge_key = jax.random.split(key)
 
     def one(best: AttackResult, now: tuple[Array, Array]) -> tuple[AttackResult, None]:
@@ -132,6 +127,11 @@ def match_donors(
     each = jnp.swapaxes(donors, 0, 1), jax.random.split(donors_key, donors.shape[1])
     best, _ = jax.lax.scan(one, search.nothing_found(judged, x, key), each)
     return search.judge(judged, best.x_adv, judge_key)
+
+
+def _unit(v: Array) -> Array:
+    # Inside the root: a vector of zeros has a finite gradient too.
+    return v / jnp.sqrt((v**2).sum(axis=-1, keepdims=True) + 1e-12)
 
 
 def _objective(

@@ -69,7 +69,8 @@ def shared_picture(
         batch: rows a step, drawn anew each time; 0: all.
         owners: which picture each row is of; may be None where there is one.
         rule: ``momentum`` sums unit gradients, older ones fading (as arXiv 1710.06081), and steps
-            by the sum's sign (in l2, its direction); ``adam`` steps by Adam's update.
+            by the sum's sign (in l2, its direction); ``adam`` steps by Adam's update, in linf only: it weighs each pixel
+            by itself, which turns it away from the way straight up.
 
     Raises:
         UserError: an argument that cannot be used.
@@ -191,7 +192,7 @@ def _climb(
         # Of unit length: neither the loss's scale nor a minibatch of steep rows has a say.
         gradient = projections.steepest(jax.grad(total)(point), "l2")
         update, state = updates.update(gradient, state)
-        if rule == "momentum" or budget.norm == "l2":
+        if rule == "momentum":
             update = projections.steepest(update, budget.norm)
         return (projections.project(point + size * update, centre, budget), state), None
 
@@ -222,5 +223,7 @@ def _check(x: Array, budget: Budget, n: int, batch: int, rule: str) -> None:
     projections.check_input(x, budget)
     if rule not in RULES:
         raise UserError(f"universal: rule {rule!r} is none of {', '.join(RULES)}")
+    if rule == "adam" and budget.norm != "linf":
+        raise UserError(f"universal: rule adam is for linf, not {budget.norm}; take momentum")
     if n < 1 or not 0 <= batch <= n:
         raise UserError(f"universal: batch {batch} of {n} rows; give 1 to {n}, or 0 for all")

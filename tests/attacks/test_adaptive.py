@@ -55,7 +55,8 @@ def test_each_row_weighs_its_detector_by_its_own_weight() -> None:
 
 @either
 def test_selective_succeeds_where_the_plain_attack_is_always_caught(attack: object) -> None:
-    problem, budget = linear(seed=7, headroom=0.5), Budget(EPSILON, steps=60)
+    problem = linear(seed=7, headroom=0.5)
+    budget = Budget(EPSILON, steps=60, random_start=False)
     x = jnp.asarray(problem.x, jnp.float32)
     run = jax.jit(lambda objective, x, b: attack(objective, x, KEY, b), static_argnums=0)
     plain = run(problem.objective, x, budget)
@@ -112,17 +113,11 @@ def test_the_search_over_weights_steps_tenfold_and_then_halves_between() -> None
         return candidate(weight[:, None], outcome)
 
     x = jnp.zeros((2, 1))
-    for rounds, expected in (
-        (1, [1, 1]),
-        (3, [1e2, 1e-2]),
-        (4, [1e3, 10**-1.5]),
-        (5, [10**2.5, 10**-1.75]),
-        (9, [10**2.375, 10**-1.625]),
-    ):
+    # Asked: 1, 10, 100, 1000, 10**2.5, 10**2.25, 10**2.375, and 1, 0.1, 0.01, 10**-1.5, ...
+    for rounds, success in ((5, [0, 0]), (6, [0, 1]), (7, [1, 1]), (9, [1, 1])):
         found = weighted_search(attack, objective, x, KEY, Budget(1.0), rounds)
-        if rounds == 9:  # it has ended by itself
-            assert found.success.all()
-        np.testing.assert_allclose(found.x_adv[:, 0], expected, rtol=1e-3)
+        assert found.success.tolist() == success
+    np.testing.assert_allclose(found.x_adv[:, 0], [10**2.375, 10**-1.625], rtol=1e-3)
 
 
 def score(x: Array, key: PRNGKeyArray) -> Array:
