@@ -69,8 +69,8 @@ def shared_picture(
         batch: rows a step, drawn anew each time; 0: all.
         owners: which picture each row is of; may be None where there is one.
         rule: ``momentum`` sums unit gradients, older ones fading (as arXiv 1710.06081), and steps
-            by the sum's sign (in l2, its direction); ``adam`` steps by Adam's update, in linf only: it weighs each pixel
-            by itself, which turns it away from the way straight up.
+            by the sum's sign (in l2, its direction); ``adam`` steps by Adam's update, in linf
+            only: it weighs each pixel by itself, which turns it off the steepest way.
 
     Raises:
         UserError: an argument that cannot be used.
