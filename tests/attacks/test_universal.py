@@ -101,19 +101,29 @@ def test_a_shared_perturbation_is_clipped_with_each_picture_and_not_before() -> 
     np.testing.assert_allclose(found.result.loss, judged.loss, rtol=1e-5)
 
 
-def test_restarts_keep_the_perturbation_with_most_successes() -> None:
+def test_restarts_keep_each_pictures_perturbation_with_most_successes() -> None:
+    owners = jnp.repeat(jnp.arange(8), 6)
+
     def objective(x: Array, rows: Array, key: PRNGKeyArray) -> Outcome:
         # Away from the middle it climbs; on the left all rows succeed, on the right but few.
-        side = x[0, 0] - 0.5
-        margin = jnp.where(side < 0, 1.0, 1.0 - rows)
-        return Outcome(jnp.abs(side) * jnp.where(side < 0, 1, 9) + 0 * rows, margin)
+        side = x[owners[rows], 0] - 0.5
+        margin = jnp.where(side < 0, 1.0, 1.0 - rows % 6)
+        return Outcome(jnp.abs(side) * jnp.where(side < 0, 1, 9), margin)
 
-    x = jnp.full((1, 1), 0.5)
-    hits = []
-    for seed in range(3):
-        run = jax.jit(lambda key: shared_picture(objective, x, key, Budget(0.3, restarts=12), 6))
-        hits.append(int(run(jax.random.key(seed)).result.success.sum()))
-    assert hits == [6, 6, 6]
+    x = jnp.full((8, 1), 0.5)
+
+    @jax.jit
+    def run(budget: Budget) -> object:
+        return shared_picture(objective, x, KEY, budget, 48, owners=owners).result
+
+    assert 6 < run(Budget(0.3)).success.sum() < 48
+    assert run(Budget(0.3, restarts=12)).success.all()
+
+    def hopeless(x: Array, rows: Array, key: PRNGKeyArray) -> Outcome:
+        return Outcome(objective(x, rows, key).loss, -jnp.ones(len(rows)))
+
+    found = shared_picture(hopeless, x, KEY, Budget(0.3, restarts=12), 48, owners=owners)
+    assert (found.delta > 0).all()  # the greater loss, where nothing succeeds
 
 
 def test_a_batch_that_does_not_divide_the_rows_judges_each_row_once() -> None:
