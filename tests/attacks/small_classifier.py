@@ -19,7 +19,7 @@ from crossguard_jax.attacks.problem import AttackResult, Budget
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 
 SIDE, CLASSES = 16, 4
-LINF, L2 = 8 / 255, 1.0  # radii that turn about half of the pictures
+LINF, L2 = 8 / 255, 0.7  # radii that turn about half of the pictures
 
 
 def pictures(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -52,15 +52,16 @@ def test_apgd_follows_torchattacks_from_the_same_start(
         ours = jax.jit(lambda x, budget: apgd(goal, x, jax.random.key(0), budget))(
             jnp.asarray(x, np.float64), budget
         )
-        turned = (model(peak).argmax(dim=1) != torch.from_numpy(labels)).numpy()
-        # Where its own peak is no success, a success with less loss is kept instead; and at a loss
-        # of 1e-8 theirs has few digits left, since it subtracts two logarithms.
-        same = (turned == np.asarray(ours.success)) & (peak_loss.numpy() > 1e-3)
-        apart = np.abs(np.asarray(ours.x_adv) - peak.numpy()).max(axis=(1, 2, 3))
+    x_adv, success, loss = (np.asarray(a) for a in (ours.x_adv, ours.success, ours.loss))
+    turned = (model(peak).argmax(dim=1) != torch.from_numpy(labels)).numpy()
+    # Where its own peak is no success, a success with less loss is kept instead; and at a loss
+    # of 1e-8 theirs has few digits left, since it subtracts two logarithms.
+    same = (turned == success) & (peak_loss.numpy() > 1e-3)
+    apart = np.abs(x_adv - peak.numpy()).max(axis=(1, 2, 3))
     assert same.mean() > 0.8
     # They count rises in float32, which sees fewer.
     assert (apart[same] <= 1e-5).mean() > 0.95
-    np.testing.assert_allclose(ours.loss.mean(), peak_loss.mean(), rtol=1e-3)
+    np.testing.assert_allclose(loss.mean(), peak_loss.mean(), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
