@@ -119,7 +119,7 @@ def _repaint(x_adv: Array, x: Array, key: PRNGKeyArray, budget: Budget, side: Ar
 
 
 def bump(side: int) -> np.ndarray:
-    """The l2 attack's pattern, [side, side], of norm 1: a hill and a hollow of one norm, half a square each.
+    """The l2 attack's pattern, [side, side], of norm 1: a hill and a hollow, half a square each.
 
     Equation 4 of the paper, for even and odd sides; a pixel's height depends on its distance to
     the half's centre, along the axis on which it is further.

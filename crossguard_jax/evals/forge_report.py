@@ -111,12 +111,16 @@ def _series(learned: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray
 
 
 def _curves(learned: Sequence[Mapping[str, Any]]) -> Plot:
-    figure = plots.loss_curves({r: _series(learned, r) for r in REWARDS}, "Mean reward")
+    figure = plots.loss_curves(
+        {r: _series(learned, r) for r in REWARDS}, "Mean reward", "Iteration"
+    )
     return Plot.of("forge_rewards", figure, "The three rewards of each batch, by iteration of PPO.")
 
 
 def _kl(learned: Sequence[Mapping[str, Any]]) -> Plot:
-    figure = plots.loss_curves({"KL": _series(learned, "kl")}, "KL to the reference (nats a text)")
+    figure = plots.loss_curves(
+        {"KL": _series(learned, "kl")}, "KL to the reference (nats a text)", "Iteration"
+    )
     return Plot.of("forge_kl", figure, "How far the rewriter went from where it started.")
 
 

@@ -209,6 +209,7 @@ def score_histograms(systems: Mapping[str, Scored], threshold: float, bins: int 
 def loss_curves(
     runs: Mapping[str, tuple[Shaped[np.ndarray, " K"], Float[np.ndarray, " K"]]],
     ylabel: str = "Training loss (nats)",
+    xlabel: str = "Optimizer step",
 ) -> Figure:
     """Loss against step, each run pale as measured and bold as a centred moving average.
 
@@ -217,6 +218,7 @@ def loss_curves(
     Args:
         runs: By name, the steps and the losses at them.
         ylabel: The quantity and its unit.
+        xlabel: What is counted.
     """
     figure, (axes,) = drawing.panels(1, 1, (4.6, 3.0))
     for i, (name, (steps, losses)) in enumerate(runs.items()):
@@ -225,14 +227,14 @@ def loss_curves(
         smooth = _moving_average(losses)
         line = drawing.LINES[i % len(drawing.LINES)]
         axes.plot(steps, smooth, color=colour, linestyle=line, label=drawing.plain(name))
-    axes.set_xlabel("Optimizer step")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(True)
     if runs:
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
     return figure
 
 
