@@ -32,7 +32,7 @@ from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import load_base, train_guard
 from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io import jsonl
-from crossguard_jax.toy.forging import QUERIES, forge_world, meanings, truth_figures
+from crossguard_jax.toy.forging import forge_world, meanings, truth_figures
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read, score_all
 from crossguard_jax.train.loop import read_metrics
 
@@ -49,8 +49,8 @@ DATA = (
     "anew by anyone."
 )
 
-SHORTER = ("--config.ppo.iterations=20", "--config.forge.samples=1")
-"""The forge learns what it will in ten iterations, and most second texts are near-duplicates."""
+SHORTER, QUERIES = ("--config.ppo.iterations=20",), 1_200
+"""A smaller forge than the table's: the rewriter has learned what it will after ten iterations."""
 
 
 def main(args: argparse.Namespace) -> None:
