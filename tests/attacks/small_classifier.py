@@ -127,7 +127,7 @@ def robust_against(attack: Callable[..., Any], n: int) -> np.ndarray:
 
 def assert_as_strong(ours: np.ndarray, theirs: np.ndarray) -> None:
     """Robust accuracy on the same rows: at most theirs plus a point (of 1,000 rows; chance moves
-    200 by two). Both attacks must leave something, or they could not be told apart."""
+    200 by three). Both attacks must leave something, or they could not be told apart."""
     print(f"left by ours {ours.mean():.3f}, by theirs {theirs.mean():.3f}")
     assert 0.05 < theirs.mean() < 0.95
-    assert ours.mean() <= theirs.mean() + (0.01 if len(ours) >= 1000 else 0.02)
+    assert ours.mean() <= theirs.mean() + (0.01 if len(ours) >= 1000 else 0.03)
