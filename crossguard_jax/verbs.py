@@ -169,7 +169,10 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--output", metavar="OUT.jsonl", help="where the verdicts go")
     many.add_argument(
         "--format",
-        choices=("table", "nlvr", "vlguard", "figstep", "vqav2", "beavertails"),
+        choices=(
+            *("table", "nlvr", "nlvr2", "vlguard", "figstep", "vqav2"),
+            *("beavertails", "coco_captions", "karpathy"),
+        ),
         default="table",
     )
     many.add_argument("--split", help="which split, where the format has several")
