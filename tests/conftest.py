@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,18 @@ def run_with_devices() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs() -> Iterator[None]:
+    """Drops compiled programs before there are too many of them.
+
+    Each takes about ten memory mappings, of which Linux gives a process 65,530 and then kills it.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if "jax" in sys.modules and mappings.exists() and mappings.read_bytes().count(b"\n") > 30_000:
+        sys.modules["jax"].clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

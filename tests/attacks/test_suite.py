@@ -268,9 +268,7 @@ def test_multiples_change_what_every_attack_spends() -> None:
     assert attack.at(0.0).steps == attack.at(0.0).restarts == 1
 
 
-@pytest.mark.parametrize(
-    "by", [lambda e: 1.1 * e, lambda e: -2 * e - LEVEL, lambda e: 0 * e + 1.0], ids=str
-)
+@pytest.mark.parametrize("by", [lambda e: 1.1 * e, lambda e: -2 * e - LEVEL, lambda e: 0 * e + 1.0])
 def test_an_attack_that_leaves_its_ball_is_found_out(by: Callable[[Array], Array]) -> None:
     with pytest.raises(ValueError, match="wild left its ball"):
         Suite({"wild": moved(by)}, brightness).run(None, GREY, LIMITS, [8 * LEVEL], KEY)
@@ -298,7 +296,6 @@ def test_a_margin_that_is_no_number_is_no_robustness() -> None:
         ({"x": GREY[:1], "rows": {"limit": np.zeros(1)}}, "two or more"),
         ({"rows": {"limit": np.zeros(5)}}, "6 inputs"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_run_is_refused(change: dict[str, Any], words: str) -> None:
     given = {"x": GREY, "rows": LIMITS, "epsilons": [LEVEL], "steps": 1.0} | change
@@ -315,7 +312,6 @@ def test_what_cannot_be_run_is_refused(change: dict[str, Any], words: str) -> No
         {"PGD 10": STEEPEST},
         {"a": STEEPEST, "b": NamedAttack(pgd, Budget(0.0, "l2"))},
     ],
-    ids=str,
 )
 def test_a_suite_of_no_names_or_several_balls_is_refused(attacks: Any) -> None:
     with pytest.raises(UserError, match="attack suite"):
