@@ -1,0 +1,216 @@
+"""``crossguard tasks``: what a LLaVA or a CLIP does with questions and captions, and the report.
+
+A LLaVA answers questions (VQA accuracy) and describes pictures (CIDEr, BLEU-4); a CLIP retrieves
+(R@1, 5, 10). With radii given, the pictures are attacked as well.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.evals.blocks import Section
+from crossguard_jax.evals.evaluate import parse_model
+from crossguard_jax.evals.report import Report
+from crossguard_jax.evals.tasks_attack import Attack, Measured, Task, measure
+from crossguard_jax.evals.tasks_report import tasks_section
+from crossguard_jax.evals.tasks_retrieval import Retrieval
+from crossguard_jax.evals.tasks_rows import KINDS, Benchmark, read_benchmarks
+from crossguard_jax.evals.tasks_words import Captions, Vqa
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.hf.clip import load_clip
+from crossguard_jax.hf.load import resolve_folder
+from crossguard_jax.io.jsonl import JsonlWriter, read_json
+
+LEVELS = 255.0
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How rows are put to a LLaVA, and how many at once.
+
+    The defaults are LLaVA-1.5's own.
+
+    Attributes:
+        prompt: a built-in template's name.
+        question: what is asked; ``{text}`` stands for the row's question.
+        caption: what is asked where a picture is to be described.
+        answer_tokens: the most of an answer.
+        caption_tokens: the most of a caption.
+        batch_size: rows at once.
+        dtype: of the arithmetic.
+
+    Raises:
+        UserError: ``question`` has no place for the question.
+    """
+
+    prompt: str = "short"
+    question: str = "{text}\nAnswer the question using a single word or phrase."
+    caption: str = "Provide a one-sentence caption for the provided image."
+    answer_tokens: int = 16
+    caption_tokens: int = 48
+    batch_size: int = 16
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if "{text}" not in self.question:
+            raise UserError(f"question {self.question!r}: write {{text}} where the question goes")
+        for name in ("answer_tokens", "caption_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"tasks: {name} {getattr(self, name)}: a whole number above 0")
+
+
+def evaluate_tasks(
+    models: Sequence[str],
+    data: Sequence[str] | Mapping[str, Benchmark],
+    rejects: str | Path,
+    attack: Attack | None = None,
+    asking: Asking | None = None,
+    limit: int | None = None,
+) -> Section:
+    """Models on tasks, as a section of a report.
+
+    Args:
+        models: ``[NAME=]FOLDER[+ADAPTER]``: a LLaVA, or (``.../clip``, without an adapter) a CLIP
+            as `hf.clip.load_clip` takes it. All see the same rows.
+        data: ``[NAME=]READER:PATH[:SPLIT]`` (see `tasks_rows.read_benchmarks`), or benchmarks by
+            dotted name.
+        rejects: a JSONL file; takes the rows that could not be read or asked, with the reasons.
+        attack: of the pictures; None leaves them as they are.
+        asking: how a LLaVA is asked.
+        limit: so many rows of each data set.
+
+    Raises:
+        UserError: a model, a data set or an attack that cannot be used, or two of one name.
+    """
+    attack, asking = attack or Attack(), asking or Asking()
+    Path(rejects).unlink(missing_ok=True)
+    found: dict[str, dict[str, Measured]] = {}
+    with JsonlWriter(rejects) as writer:
+        benchmarks = data
+        if not isinstance(benchmarks, Mapping):
+            benchmarks = read_benchmarks(benchmarks, writer, limit)
+        for spec in models:
+            name, path, adapter = parse_model(spec)
+            if name in found:
+                raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
+            tasks = make_tasks(path, adapter, benchmarks, asking, writer)
+            found[name] = {bench: measure(task, attack) for bench, task in tasks.items()}
+    return tasks_section(found, attack)
+
+
+def make_tasks(
+    path: str,
+    adapter: str | None,
+    benchmarks: Mapping[str, Benchmark],
+    asking: Asking,
+    rejects: JsonlWriter,
+) -> dict[str, Task]:
+    """A model's tasks by benchmark: what it can be asked of each.
+
+    Raises:
+        UserError: a model or rows that cannot be used; a CLIP and questions.
+    """
+    if is_clip(path):
+        if adapter is not None:
+            raise UserError(f"--model {path}+{adapter}: a CLIP takes no adapter here")
+        clip = load_clip(path, asking.dtype)
+        if wrong := [name for name, rows in benchmarks.items() if rows.kind != "captions"]:
+            raise UserError(f"--data {wrong[0]}: a CLIP answers no questions; give captions")
+        return {
+            name: Retrieval(clip, rows, asking.batch_size, rejects)
+            for name, rows in benchmarks.items()
+        }
+    model = Guard.from_pretrained(path, adapter, asking.dtype, prompt=asking.prompt)
+    words: dict[str, tuple[Callable[..., Task], str, int]] = {
+        "vqa": (Vqa, asking.question, asking.answer_tokens),
+        "captions": (Captions, asking.caption, asking.caption_tokens),
+    }
+    tasks: dict[str, Task] = {}
+    for name, rows in benchmarks.items():
+        kind, form, most = words[rows.kind]
+        tasks[name] = kind(model, rows, form, most, asking.batch_size, rejects)
+    return tasks
+
+
+def is_clip(path: str) -> bool:
+    """Whether a model is a CLIP of any source, by what its folder holds.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if path.endswith(".pkl"):
+        return True
+    folder = resolve_folder(path)
+    if (folder / "config.json").is_file():
+        return read_json(folder / "config.json").get("model_type") == "clip"
+    return not (folder / "adapter_config.json").is_file()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add, attack, asking = parser.add_argument, Attack(), Asking()
+    add("--model", action="append", required=True, metavar="[NAME=]FOLDER[+ADAPTER]")
+    readers = ", ".join(KINDS)
+    add(
+        "--data",
+        action="append",
+        required=True,
+        metavar="[NAME=]READER:PATH[:SPLIT]",
+        help=f"rows with pictures and what people said; READER is {readers} (a table's label is "
+        "the answer to its text)",
+    )
+    add("--out", metavar="FOLDER", default="runs/tasks", help="default: runs/tasks")
+    add("--limit", type=int, metavar="N", help="rows of each data set (default: all)")
+    add("--batch-size", type=int, default=asking.batch_size, help=f"default: {asking.batch_size}")
+    add("--dtype", default=asking.dtype, help=f"default: {asking.dtype}")
+    words = parser.add_argument_group("how a LLaVA is asked (default: as LLaVA-1.5 is)")
+    words.add_argument("--prompt", default=asking.prompt, help=f"default: {asking.prompt}")
+    words.add_argument("--question", default=asking.question, help="with {text} in it")
+    words.add_argument("--caption", default=asking.caption, help="what asks for a caption")
+    budget = parser.add_argument_group("the attack on the pictures (default: none)")
+    budget.add_argument(
+        "--epsilon",
+        type=float,
+        nargs="+",
+        default=[],
+        help="radii: grey levels of 255 for linf, pixels in [0, 1] for l2",
+    )
+    budget.add_argument("--norm", choices=("linf", "l2"), default=attack.norm)
+    for name in ("steps", "restarts", "aims", "seed"):
+        default = getattr(attack, name)
+        budget.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+
+
+def main(args: argparse.Namespace) -> None:
+    """The verb's work; prints every figure and the report's path."""
+    folder = Path(args.out)
+    scale = LEVELS if args.norm == "linf" else 1.0
+    radii = tuple(float(epsilon) / scale for epsilon in args.epsilon)
+    attack = Attack(radii, args.norm, args.steps, args.restarts, args.aims, args.seed)
+    asking = Asking(
+        prompt=args.prompt,
+        question=args.question,
+        caption=args.caption,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+    )
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: a whole number above 0")
+    rejects = folder / "rejected.jsonl"
+    section = evaluate_tasks(args.model, args.data, rejects, attack, asking, args.limit)
+    meta = {
+        "models": args.model,
+        "data": args.data,
+        "attack": vars(attack),
+        "asking": vars(asking),
+        "limit": args.limit,
+    }
+    page = Report("Tasks", [section], meta).write(folder)
+    for name, figure in section.figures.items():
+        interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
+        print(f"{name} {figure.value:.4f} {interval} n={figure.n}")
+    if bad := len(rejects.read_text().splitlines()):
+        print(f"{bad} rows left out: {rejects}")
+    print(f"report: {page}")

@@ -1,0 +1,170 @@
+"""A LLaVA that answers in its own words, by greedy decoding, and what makes it say otherwise."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from crossguard_jax.attacks import projections
+from crossguard_jax.attacks.pgd import pgd
+from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array, Int, PRNGKeyArray
+from crossguard_jax.data.prompts import neutralize
+from crossguard_jax.evals.tasks_objectives import answer_objective
+from crossguard_jax.guard.encoding import Row, bucket
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.io.progress import Progress
+from crossguard_jax.nn import lora, sampling
+
+Rows = Int[np.ndarray, " _"]
+"""Numbers of rows."""
+
+
+class Said(NamedTuple):
+    """An answer: its text, and its tokens up to and with the one that ends it."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+def asked(model: Guard, texts: Sequence[str], max_new_tokens: int) -> list[Row | UserError]:
+    """Prompts about a picture each, or why a text makes none (it is empty, or too long)."""
+    limit = model.settings.max_length - max_new_tokens
+    return model.encoder.tokenize_each(texts, [True] * len(texts), False, limit)
+
+
+class Answerer:
+    """Answers to texts about pictures, one picture a text.
+
+    Args:
+        model: a LLaVA folder as `Guard.from_pretrained` loads it, with its prompt.
+        rows: what is asked (see `asked`), one or more.
+        max_new_tokens: of an answer.
+        batch_size: rows at once.
+    """
+
+    def __init__(self, model: Guard, rows: Sequence[Row], max_new_tokens: int, batch_size: int):
+        self._encoder, self._rows, self._n = model.encoder, rows, max_new_tokens
+        self._batch_size = min(batch_size, len(rows))
+        # One length for all: one program.
+        self._length = bucket(max(len(row.ids) for row in rows), model.settings.max_length)
+        graphdef, *self._params = lora.split(model.model)
+        mean, std = self._encoder.normalization
+        objective = answer_objective(graphdef, mean, std)
+
+        def answer(params: Any, batch: dict[str, Array], levels: Array) -> sampling.Sampled:
+            llava = lora.merge(graphdef, *params)
+            x = llava.embed(batch["input_ids"], (levels.astype(jnp.float32) / 255 - mean) / std)
+            return sampling.sample(
+                llava.language_model,
+                x,
+                batch["attention_mask"].astype(bool),
+                jax.random.key(0),
+                max_new_tokens=max_new_tokens,
+                eos_ids=(self._encoder.tokenizer.eos_token_id,),
+                pad_id=self._encoder.pad_id,
+                temperature=0.0,
+            )
+
+        def attack(
+            params: Any, batch: Any, levels: Array, key: PRNGKeyArray, budget: Budget
+        ) -> Array:
+            x = levels.astype(jnp.float32) / 255
+            found = pgd(lambda x, key: objective(params, batch, x, key), x, key, budget)
+            return projections.to_uint8(x, found.x_adv, budget)
+
+        self._answer, self._attack = jax.jit(answer), jax.jit(attack)
+
+    def answers(
+        self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows, what: str = "answering"
+    ) -> list[Said]:
+        """The likeliest answers of some rows, each about its own picture of ``levels``.
+
+        Args:
+            levels: grey levels at the model's resolution, one picture a row of ``over``.
+            over: the rows.
+            what: for the progress line.
+        """
+        said: list[Said] = []
+        with Progress(what, len(over)) as progress:
+            for part, n in in_batches(len(over), self._batch_size):
+                batch = self._encoder.pad([self._rows[i] for i in over[part]], self._length)
+                done = self._answer(self._params, batch, levels[part])
+                tokens, mask = np.asarray(done.tokens)[:n], np.asarray(done.mask)[:n]
+                texts = self._encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+                for text, ids, there in zip(texts, tokens, mask, strict=True):
+                    said.append(Said(text.strip(), tuple(int(i) for i in ids[there])))
+                progress.update(n)
+        return said
+
+    def attack(
+        self,
+        levels: UInt8[np.ndarray, "M 3 X X"],
+        over: Rows,
+        away: Sequence[tuple[int, ...]],
+        key: PRNGKeyArray,
+        budget: Budget,
+    ) -> UInt8[np.ndarray, "M 3 X X"]:
+        """PGD on each row's picture away from an answer.
+
+        Args:
+            levels, over: as of `answers`.
+            away: tokens of the answer that each of these rows is not to give.
+            key: for random starts.
+            budget: of the attack; another epsilon compiles nothing.
+
+        Returns:
+            Pictures of grey levels inside the budget.
+        """
+        found = []
+        with Progress("attacking answers", len(over)) as progress:
+            for i, (part, n) in enumerate(in_batches(len(over), self._batch_size)):
+                batch = self.forced(over[part], [away[p] for p in part])
+                key_of = jax.random.fold_in(key, i)
+                pictures = self._attack(self._params, batch, levels[part], key_of, budget)
+                found.append(np.asarray(pictures)[:n])
+                progress.update(n)
+        return np.concatenate(found)
+
+    def tokens(self, answer: str) -> tuple[int, ...]:
+        """The tokens of an answer where the prompt ends, closed, and at most as many as are
+        decoded.
+
+        Raises:
+            UserError: the prompt's last token and the answer's first one are one.
+        """
+        tokenizer, prompt = self._encoder.tokenizer, self._encoder.settings.prompt
+        start = prompt.render("a text", has_image=False)
+        ids = tokenizer(start)["input_ids"]
+        whole = tokenizer(f"{start} {neutralize(answer, tokenizer.all_special_tokens)}")
+        if whole["input_ids"][: len(ids)] != ids:
+            raise UserError(f"prompt {prompt.name!r}: end the template on a whole token")
+        said = [*whole["input_ids"][len(ids) :], tokenizer.eos_token_id]
+        return tuple(said[: self._n])
+
+    def forced(self, over: Rows, answers: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """Some rows' prompts, each with an answer's tokens behind it, as
+        `tasks_objectives.answer_objective` reads them."""
+        rows = [self._rows[r] for r in over]
+        whole = [
+            Row([*row.ids, *answer], True, False) for row, answer in zip(rows, answers, strict=True)
+        ]
+        tokens = np.zeros((len(rows), self._n), np.int32)
+        said = np.zeros((len(rows), self._n), bool)
+        for i, answer in enumerate(answers):
+            tokens[i, : len(answer)] = answer
+            said[i, : len(answer)] = True
+        batch = self._encoder.pad(whole, self._length + self._n)
+        starts = np.array([len(row.ids) for row in rows], np.int32)
+        return batch | {"start": starts, "tokens": tokens, "said": said}
+
+
+def in_batches(n: int, size: int) -> list[tuple[Int[np.ndarray, " _"], int]]:
+    """Positions 0 to n in batches of one size, the last filled up with its last; and how many of
+    each batch are no filling."""
+    parts = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+    return [(np.pad(part, (0, size - len(part)), mode="edge"), len(part)) for part in parts]

@@ -1,0 +1,155 @@
+"""A task whose pictures are perturbed: each row's worst response over all attacks and radii."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import PRNGKeyArray
+from crossguard_jax.evals.benchmarks import Figures
+from crossguard_jax.evals.robustness import level
+
+
+@runtime_checkable
+class Task(Protocol):
+    """M rows about a picture each, a model that responds, and what its responses are worth.
+
+    Attributes:
+        name: for a reader.
+        lowest: no row's score is below it.
+        levels: the pictures, uint8 [M, 3, X, X], at the model's resolution.
+        texts: the rows' texts.
+        references: what people answered or said.
+    """
+
+    name: str
+    lowest: float
+    levels: np.ndarray
+    texts: list[str]
+    references: list[tuple[str, ...]]
+
+    def respond(self, levels: Any, over: Any) -> list[Any]:
+        """A response to each picture, which are those of the rows ``over``."""
+
+    def scores(self, said: Any) -> np.ndarray:
+        """What each row's response is worth, [M]; the higher the better."""
+
+    def aims(self, clean: Any, most: int) -> list[list[Any]]:
+        """For each row up to ``most`` things to attack, given its clean responses."""
+
+    def attack(self, levels: Any, over: Any, aims: Any, key: Any, budget: Any) -> Any:
+        """Perturbed pictures of the rows ``over``, one aim each."""
+
+    def figures(self, said: Any) -> Figures:
+        """Figures of all rows' responses, by name."""
+
+    def differences(self, said: Any, clean: Any) -> Figures:
+        """The same figures less those of the clean responses, paired by row."""
+
+    def shown(self, said: Any) -> str:
+        """A response for a reader."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What is done to the pictures.
+
+    Attributes:
+        epsilons: radii, in the unit of pixels in [0, 1]; none: nothing is attacked.
+        norm: ``linf`` or ``l2``.
+        steps: of PGD.
+        restarts: of PGD, each from a random point.
+        aims: of each row; see `Task.aims`.
+        seed: of the random points.
+
+    Raises:
+        UserError: no such budget.
+    """
+
+    epsilons: tuple[float, ...] = ()
+    norm: str = "linf"
+    steps: int = 20
+    restarts: int = 1
+    aims: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.aims < 1:
+            raise UserError(f"tasks: aims {self.aims}: a whole number above 0")
+        for epsilon in self.epsilons:
+            self.budget(epsilon)
+
+    def budget(self, epsilon: float) -> Budget:
+        """The budget at a radius."""
+        return Budget(np.float32(epsilon), self.norm, self.steps, restarts=self.restarts)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a task's model does, clean and attacked.
+
+    Attributes:
+        task: the rows.
+        attack: what was done to them.
+        clean: the responses to the pictures as they are.
+        attacked: by radius, the worst responses.
+    """
+
+    task: Task
+    attack: Attack
+    clean: list[Any]
+    attacked: dict[float, list[Any]]
+
+    def figures(self) -> dict[str, Figures]:
+        """By ``clean``, ``linf.8`` and so on: the figures, and NAME_difference less clean."""
+        found: dict[str, Figures] = {"clean": self.task.figures(self.clean)}
+        for epsilon, said in self.attacked.items():
+            differences = self.task.differences(said, self.clean)
+            found[where(self.attack.norm, epsilon)] = self.task.figures(said) | {
+                f"{name}_difference": estimate for name, estimate in differences.items()
+            }
+        return found
+
+
+def where(norm: str, epsilon: float) -> str:
+    """A radius in a dotted name, as in `robustness`."""
+    return f"{norm}.{level(norm, epsilon)}"
+
+
+def measure(task: Task, attack: Attack) -> Measured:
+    """Responds clean, then under attack, the smallest radius first.
+
+    What an attack found is responded to anew, as rounded to grey levels. A row keeps its worst
+    response: what did harm in a smaller ball lies in the larger one too, and the picture as it is
+    in every ball. Rows at the lowest score are left alone.
+    """
+    clean = task.respond(task.levels, np.arange(len(task.levels)))
+    worst, aims = list(clean), task.aims(clean, attack.aims)
+    key = jax.random.key(attack.seed)
+    attacked = {}
+    for i, epsilon in enumerate(sorted(set(attack.epsilons))):
+        for j in range(attack.aims):
+            key_of = jax.random.fold_in(jax.random.fold_in(key, i), j)
+            worst = _worse(task, worst, aims, j, key_of, attack.budget(epsilon))
+        attacked[epsilon] = worst
+    return Measured(task, attack, clean, attacked)
+
+
+def _worse(
+    task: Task, worst: list[Any], aims: Sequence[list], j: int, key: PRNGKeyArray, budget: Budget
+) -> list[Any]:
+    """The responses, with those replaced that an attack on aim ``j`` makes worse."""
+    before = task.scores(worst)
+    over = np.array([r for r, s in enumerate(before) if s > task.lowest and j < len(aims[r])], int)
+    if not over.size:
+        return worst
+    pictures = task.attack(task.levels[over], over, [aims[r][j] for r in over], key, budget)
+    tried = list(worst)
+    for r, said in zip(over, task.respond(pictures, over), strict=True):
+        tried[r] = said
+    after = task.scores(tried)
+    return [new if after[r] < before[r] else worst[r] for r, new in enumerate(tried)]

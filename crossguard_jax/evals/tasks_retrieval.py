@@ -1,0 +1,178 @@
+"""Retrieval with a CLIP: captions for pictures, and pictures for captions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+from PIL import Image
+
+from crossguard_jax.attacks import projections
+from crossguard_jax.attacks.pgd import pgd
+from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.core import metrics, tasks
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.tasks.retrieval import KS
+from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+from crossguard_jax.evals.benchmarks import Figures
+from crossguard_jax.evals.tasks_answering import Rows, in_batches
+from crossguard_jax.evals.tasks_objectives import Channels, lead, retrieval_objective
+from crossguard_jax.evals.tasks_rows import Benchmark, usable
+from crossguard_jax.hf.clip import ClipEncoder
+from crossguard_jax.io import images
+from crossguard_jax.io.jsonl import JsonlWriter
+from crossguard_jax.io.progress import Progress
+
+CAPTIONS_EACH = 5
+"""Captions of a picture that retrieval is measured on; COCO has up to seven."""
+
+Vector = Float[np.ndarray, " D"]
+
+
+class Retrieval:
+    """Pictures and captions of one benchmark in a CLIP's space (a `tasks_attack.Task`).
+
+    Args:
+        clip: both towers.
+        benchmark: rows of captions.
+        batch_size: pictures, or captions, at once.
+        rejects: takes the rows that cannot be used.
+
+    Raises:
+        UserError: fewer than two rows are left, so that there is nothing to choose from.
+    """
+
+    name = "Retrieval"
+    lowest = -2.0
+
+    def __init__(
+        self, clip: ClipEncoder, benchmark: Benchmark, batch_size: int, rejects: JsonlWriter
+    ):
+        mean, std = normalization(clip)
+        items = usable(
+            benchmark,
+            lambda data, name: clip.picture(images.decode(data, name)) * std + mean,
+            rejects,
+        )
+        if len(items) < 2:
+            raise UserError(f"retrieval among {len(items)} pictures; see {rejects.path}")
+        self.levels = np.stack([item.levels for item in items])
+        self.texts = [item.record.text for item in items]
+        self.references = [item.references[:CAPTIONS_EACH] for item in items]
+        self._batch_size = min(batch_size, len(items))
+        graphdef, self._state = nnx.split(clip.model, graph=False)
+        objective = retrieval_objective(graphdef, mean, std)
+
+        def embed(state: Any, levels: Array) -> Array:
+            pixels = (levels.astype(jnp.float32) / 255 - mean) / std
+            return nnx.merge(graphdef, state).embed_pictures(pixels)
+
+        def attack(params: Any, rows: Any, levels: Array, key: PRNGKeyArray, budget: Budget) -> Any:
+            x = levels.astype(jnp.float32) / 255
+            found = pgd(lambda x, key: objective(params, rows, x, key), x, key, budget)
+            return projections.to_uint8(x, found.x_adv, budget)
+
+        self._embed, self._attack = jax.jit(embed), jax.jit(attack)
+        each = [len(captions) for captions in self.references]
+        self._picture = np.repeat(np.arange(len(items)), each)
+        self._captions = self._embedded(clip, [t for own in self.references for t in own])
+
+    def respond(self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows) -> list[Vector]:
+        """Each picture's unit vector."""
+        return list(self._vectors(levels))
+
+    def scores(self, said: Sequence[Vector]) -> Float[np.ndarray, " M"]:
+        """The best right caption's cosine less the best wrong one's: above 0 where R@1 counts."""
+        own = self._picture == np.arange(len(said))[:, None]
+        return np.asarray(lead(self._similarity(said), own), np.float64)
+
+    def aims(self, clean: Sequence[Vector], most: int) -> list[list[Vector]]:
+        """Each row's own clean vector alone."""
+        return [[vector] for vector in clean]
+
+    def attack(
+        self,
+        levels: UInt8[np.ndarray, "M 3 X X"],
+        over: Rows,
+        aims: Sequence[Vector],
+        key: PRNGKeyArray,
+        budget: Budget,
+    ) -> UInt8[np.ndarray, "M 3 X X"]:
+        """PGD away from the clean vectors (see `tasks_objectives.retrieval_objective`)."""
+        found, params = [], (self._state, self._captions)
+        with Progress("attacking pictures", len(over), "picture") as progress:
+            for i, (part, n) in enumerate(in_batches(len(over), self._batch_size)):
+                own = self._picture == over[part][:, None]
+                rows = {"clean": np.stack([aims[p] for p in part]), "own": own}
+                key_of = jax.random.fold_in(key, i)
+                pictures = self._attack(params, rows, levels[part], key_of, budget)
+                found.append(np.asarray(pictures)[:n])
+                progress.update(n)
+        return np.concatenate(found)
+
+    def figures(self, said: Sequence[Vector]) -> Figures:
+        """``image_to_text.r1`` and so on, both ways, at 1, 5 and 10."""
+        found = tasks.retrieval_recalls(self._similarity(said), self._picture)
+        return {
+            f"{way}.r{k}": estimate
+            for way, recalls in found._asdict().items()
+            for k, estimate in recalls.items()
+        }
+
+    def differences(self, said: Sequence[Vector], clean: Sequence[Vector]) -> Figures:
+        """Paired, less the clean ones; captions of one picture are drawn together."""
+        ours, theirs = (
+            tasks.retrieval_ranks(self._similarity(each), self._picture) for each in (said, clean)
+        )
+        of_each = np.bincount(self._picture).astype(np.float64)
+
+        def way_back(k: int) -> metrics.Estimate:
+            hits = [np.bincount(self._picture, weights=each[1] < k) for each in (ours, theirs)]
+            rows = np.stack([hits[0] - hits[1], of_each], axis=1)
+            return tasks.bootstrap(rows, lambda sums: float(sums[0] / sums[1]))
+
+        there = {k: metrics.paired_difference(ours[0] < k, theirs[0] < k) for k in KS}
+        return {f"image_to_text.r{k}": found for k, found in there.items()} | {
+            f"text_to_image.r{k}": way_back(k) for k in KS
+        }
+
+    def shown(self, said: Vector) -> str:
+        """The caption that a vector is nearest to."""
+        captions = [t for own in self.references for t in own]
+        return captions[int(np.argmax(self._captions @ said))]
+
+    def _similarity(self, said: Sequence[Vector]) -> Float[np.ndarray, "M N"]:
+        return np.stack(said) @ self._captions.T
+
+    def _vectors(self, levels: UInt8[np.ndarray, "M 3 X X"]) -> Float[np.ndarray, "M D"]:
+        parts = in_batches(len(levels), self._batch_size)
+        return np.concatenate(
+            [np.asarray(self._embed(self._state, levels[part]))[:n] for part, n in parts]
+        )
+
+    def _embedded(self, clip: ClipEncoder, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        graphdef = nnx.split(clip.model, graph=False)[0]
+        embed = jax.jit(lambda state, ids, mask: nnx.merge(graphdef, state).embed_texts(ids, mask))
+        found = []
+        for part, n in in_batches(len(texts), self._batch_size):
+            arrays = clip.texts([texts[i] for i in part])
+            vectors = embed(self._state, arrays["input_ids"], arrays["attention_mask"])
+            found.append(np.asarray(vectors)[:n])
+        return np.concatenate(found)
+
+
+def normalization(clip: ClipEncoder) -> tuple[Channels, Channels]:
+    """Mean and standard deviation that a CLIP's pixels in [0, 1] are normalized by.
+
+    Whatever its processor is, the way is a line for each channel: a black and a white picture tell
+    which.
+    """
+    side = clip.model.config.vision.image_size
+    black, white = (
+        clip.picture(Image.new("RGB", (side, side), (level,) * 3))[:, :1, :1] for level in (0, 255)
+    )
+    std = 1 / (white - black)
+    return -black * std, std

@@ -1,0 +1,156 @@
+"""Questions and captions: a LLaVA's own words against those of people."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+from jaxtyping import UInt8
+
+from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.core import tasks
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.core.typing import Float, PRNGKeyArray
+from crossguard_jax.evals.benchmarks import Figures
+from crossguard_jax.evals.tasks_answering import Answerer, Rows, Said, asked
+from crossguard_jax.evals.tasks_rows import Benchmark, Item, rejected, usable
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.io.jsonl import JsonlWriter
+
+
+class Words:
+    """Rows that a LLaVA answers in its own words (a `tasks_attack.Task`).
+
+    Args:
+        model: with its prompt.
+        benchmark: the rows.
+        form: what is asked; ``{text}`` stands for the row's own text.
+        max_new_tokens: of an answer.
+        batch_size: rows at once.
+        rejects: takes the rows that cannot be asked.
+
+    Raises:
+        UserError: no row can be.
+    """
+
+    lowest = 0.0
+    name = ""
+
+    def __init__(
+        self,
+        model: Guard,
+        benchmark: Benchmark,
+        form: str,
+        max_new_tokens: int,
+        batch_size: int,
+        rejects: JsonlWriter,
+    ):
+        items = usable(benchmark, model.encoder.levels, rejects)
+        texts = [form.replace("{text}", item.record.text) for item in items]
+        kept: list[Item] = []
+        rows = []
+        for item, row in zip(items, asked(model, texts, max_new_tokens), strict=True):
+            if isinstance(row, UserError):
+                rejects.append(asdict(rejected(item.record, str(row))))
+            else:
+                kept.append(item)
+                rows.append(row)
+        if not rows:
+            raise UserError(f"no row can be asked; see {rejects.path}")
+        self.texts = [item.record.text for item in kept]
+        self.references = [item.references for item in kept]
+        self.levels = np.stack([item.levels for item in kept])
+        self._answerer = Answerer(model, rows, max_new_tokens, batch_size)
+
+    def respond(self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows) -> list[Said]:
+        """What is said of each picture, in order."""
+        return self._answerer.answers(levels, over)
+
+    def aims(self, clean: Sequence[Said], most: int) -> list[list[tuple[int, ...]]]:
+        """Answers to push each row away from: its own first, then what most people said."""
+        return [
+            list(
+                dict.fromkeys(
+                    [
+                        said.tokens,
+                        *(self._answerer.tokens(t) for t, _ in Counter(people).most_common(most)),
+                    ]
+                )
+            )[:most]
+            for said, people in zip(clean, self.references, strict=True)
+        ]
+
+    def attack(
+        self,
+        levels: UInt8[np.ndarray, "M 3 X X"],
+        over: Rows,
+        aims: Sequence[tuple[int, ...]],
+        key: PRNGKeyArray,
+        budget: Budget,
+    ) -> UInt8[np.ndarray, "M 3 X X"]:
+        """See `Answerer.attack`."""
+        return self._answerer.attack(levels, over, aims, key, budget)
+
+    def shown(self, said: Said) -> str:
+        """What a reader sees."""
+        return said.text
+
+
+class Vqa(Words):
+    """Questions, by VQA accuracy."""
+
+    name = "VQA"
+
+    def scores(self, said: Sequence[Said]) -> Float[np.ndarray, " M"]:
+        """Each row's accuracy, 0 to 1."""
+        return tasks.vqa_scores(self._plain(said), self.references)
+
+    def figures(self, said: Sequence[Said]) -> Figures:
+        """``vqa_accuracy``."""
+        return {"vqa_accuracy": tasks.vqa_accuracy(self._plain(said), self.references)}
+
+    def differences(self, said: Sequence[Said], clean: Sequence[Said]) -> Figures:
+        """Paired, less the clean ones."""
+        return {"vqa_accuracy": mean(self.scores(said) - self.scores(clean))}
+
+    def _plain(self, said: Sequence[Said]) -> list[str]:
+        # As LLaVA's own evaluation hands its answers in: where all people wrote the very same, the
+        # official one compares it as written, and "Yes" would be wrong.
+        return [tasks.normalize_answer(answer.text) for answer in said]
+
+
+class Captions(Words):
+    """Captions, by CIDEr-D and BLEU-4."""
+
+    name = "Captions"
+
+    def scores(self, said: Sequence[Said]) -> Float[np.ndarray, " M"]:
+        """Each row's CIDEr-D, 0 to 10."""
+        return tasks.cider_scores(self._plain(said), self.references)
+
+    def figures(self, said: Sequence[Said]) -> Figures:
+        """``cider`` and ``bleu4``."""
+        plain = self._plain(said)
+        return {
+            "cider": tasks.cider(plain, self.references),
+            "bleu4": tasks.bleu4(plain, self.references),
+        }
+
+    def differences(self, said: Sequence[Said], clean: Sequence[Said]) -> Figures:
+        """Paired, less the clean ones."""
+        both = [tasks.bleu_counts(self._plain(each), self.references) for each in (said, clean)]
+        half = both[0].shape[1]
+        bleu = tasks.bootstrap(
+            np.hstack(both), lambda sums: tasks.bleu_of(sums[:half]) - tasks.bleu_of(sums[half:])
+        )
+        return {"cider": mean(self.scores(said) - self.scores(clean)), "bleu4": bleu}
+
+    def _plain(self, said: Sequence[Said]) -> list[str]:
+        return [caption.text for caption in said]
+
+
+def mean(differences: Float[np.ndarray, " M"]) -> Estimate:
+    """The mean, bootstrapped by rows."""
+    rows = np.stack([differences, np.ones_like(differences)], axis=1)
+    return tasks.bootstrap(rows, lambda sums: float(sums[0] / sums[1]))
