@@ -1,0 +1,165 @@
+"""What a step of MBAT costs, in clean steps.
+
+In theory: a clean step is a forward pass and its way back to the adapters, an inner step a forward
+pass and its way back to the pixels; with a frozen base both are 4N a token, so they cost the same.
+After ``k`` inner steps the clean rows and the adversarial ones are trained on, which is two clean
+steps: ``k + 2`` in all, and ``k + 1`` only where inner steps are cheaper than clean ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from crossguard_jax.attacks.joint import Inputs
+from crossguard_jax.attacks.logits import cross_entropy, margin_from
+from crossguard_jax.cmai.arm import Controller, Knob
+from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check
+from crossguard_jax.cmai.features import pooled
+from crossguard_jax.cmai.mbat import Answers, CmaiState, MbatSettings, make_immunize_step
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.evals.bench import guard
+from crossguard_jax.evals.bench.attacks_parts import (
+    EPSILON,
+    compared,
+    compiled,
+    medians,
+    normalized,
+    picture,
+)
+from crossguard_jax.evals.bench.timing import interleave
+from crossguard_jax.nn import lora
+from crossguard_jax.nn.llava import Llava
+from crossguard_jax.train.step import Metrics, init_state, make_step
+
+TEXT_WIDTH = 512  # of the texts' features, which the attack does not move
+SAME = 1e-4  # relative; of losses and gradients
+
+
+def step_costs(model: Llava, size: int, ks: Sequence[int], runs: int) -> dict[str, Any]:
+    """Seconds of MBAT's step for each number of inner steps, over a clean step's.
+
+    Args:
+        model: the base; the adapter is the guard bench's.
+        size: rows.
+        ks: inner steps.
+        runs: counted rounds.
+
+    Raises:
+        UserError: with a radius of zero, MBAT's step is not the clean one.
+    """
+    adapted = lora.attach(model, guard.TARGETS, guard.RANK, guard.ALPHA, jax.random.key(0))
+    graphdef, adapters, base = lora.split(adapted)
+    check_graphdef, check = nnx.split(_check(model), graph=False)
+    frozen, batch = {"model": base, "check": check}, _batch(model, size)
+    adam, width = optax.adamw(guard.LEARNING_RATE), model.config.text.hidden_size
+
+    def answer(trainable: Any, frozen: Any, batch: Any, inputs: Inputs) -> Answers:
+        pixels, shift = inputs
+        model = lora.merge(graphdef, trainable, frozen["model"])
+        states = model.see(normalized(pixels))
+        x = model.place(batch["input_ids"], model.project(states)) + shift
+        logits = model.read(x, batch["attention_mask"] > 0, jnp.asarray(guard.LABELS))
+        s_c = nnx.merge(check_graphdef, frozen["check"])(pooled(states), batch["h_t"])
+        labels = batch["labels"]
+        return Answers(cross_entropy(logits, labels), margin_from(logits, labels), s_c)
+
+    def clean_loss(
+        trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray
+    ) -> tuple[Array, Metrics]:
+        still = jnp.zeros((*batch["text_mask"].shape, width), jnp.float32)
+        found = answer(trainable, frozen, batch, (batch["pixels"], still))
+        return found.loss.mean(), {}
+
+    start = init_state(adapters, adam, 0)
+    beta, epsilon, share = (Knob(value, value) for value in (0.1, EPSILON, 0.5))
+    controller = Controller(0.0, beta, epsilon, share)
+    state = CmaiState(**vars(start), arm=controller.start())
+    programs = {"clean": make_step(clean_loss, adam)}
+    for k in ks:
+        settings = MbatSettings(steps=k)
+        programs[f"k{k}"] = make_immunize_step(answer, settings, controller, adam, width)
+    sides: dict[str, Callable[[], Any]] = {}
+    compile_seconds = {}
+    for name, step in programs.items():
+        first = start if name == "clean" else state
+        program, compile_seconds[name] = compiled(step, first, frozen, batch)
+        sides[name] = _repeatedly(program, first, frozen, batch)
+        if name == "clean":
+            wanted = _stepped(program, start, frozen, batch)
+        else:
+            _check_same(_stepped(program, _without_radius(state), frozen, batch), wanted, name)
+    timed = interleave(sides, runs, "MBAT step")
+    cost = {name: compared(timed, name, "clean") for name in sides if name != "clean"}
+    slope, fixed_part = np.polyfit(ks, [cost[f"k{k}"]["median"] for k in ks], 1)
+    return {
+        "cost": cost,
+        "in_theory": {f"k{k}": k + 2 for k in ks},
+        "inner_step": float(slope),
+        "the_rest": float(fixed_part),
+        "seconds": medians(timed),
+        "compile_seconds": compile_seconds,
+        "rows": size,
+        "runs": runs,
+    }
+
+
+def _check(model: Llava) -> Any:
+    width = 2 * model.config.vision.hidden_size * len(model.config.vision_feature_layer)
+    return make_check(ConsistencyConfig(width, TEXT_WIDTH), jax.random.key(1))
+
+
+def _batch(model: Llava, size: int) -> dict[str, Array]:
+    """The guard bench's rows, as MBAT reads them."""
+    rows = guard._batch(model, size)
+    ids = rows["input_ids"].astype(np.int32)
+    arrays = {
+        "input_ids": ids,
+        "attention_mask": rows["attention_mask"].astype(np.int32),
+        "text_mask": ids != model.config.image_token_id,
+        "pixels": picture(model, size),
+        "labels": rows["labels"].astype(np.int32),
+        "h_t": np.random.default_rng(2).normal(size=(size, TEXT_WIDTH)).astype(np.float32),
+    }
+    return {name: jnp.asarray(value) for name, value in arrays.items()}
+
+
+def _repeatedly(program: Any, state: Any, frozen: Any, batch: Any) -> Callable[[], None]:
+    """A step on from wherever the last one ended."""
+    now = [_copy(state)]
+
+    def run() -> None:
+        now[0], metrics = program(now[0], frozen, batch)
+        jax.block_until_ready((now[0], metrics))
+
+    return run
+
+
+def _stepped(program: Any, state: Any, frozen: Any, batch: Any) -> dict[str, float]:
+    """Loss and gradient norm of a step."""
+    _, metrics = program(_copy(state), frozen, batch)
+    return {name: float(metrics[name]) for name in ("loss", "gradient_norm")}
+
+
+def _copy(state: Any) -> Any:
+    """Programs donate the state that they are given."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def _without_radius(state: CmaiState) -> CmaiState:
+    return replace(state, arm=replace(state.arm, epsilon=jnp.float32(0)))
+
+
+def _check_same(found: dict[str, float], wanted: dict[str, float], name: str) -> None:
+    for figure, value in wanted.items():
+        if not np.isclose(found[figure], value, rtol=SAME):
+            raise UserError(
+                f"MBAT, {name}: with a radius of zero its {figure} is {found[figure]:.6g}, the "
+                f"clean step's {value:.6g}"
+            )
