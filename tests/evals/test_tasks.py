@@ -5,6 +5,7 @@ import io
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from transformers import (
 
 from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.tasks import vqa_scores
+from crossguard_jax.core.tasks import normalize_answer, vqa_scores
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals import tasks, tasks_attack, tasks_retrieval
 from crossguard_jax.evals.blocks import Plot
@@ -399,7 +400,11 @@ def test_a_row_keeps_its_worst_and_what_is_lost_is_left_alone():
 
 
 def test_rows_that_lack_something_are_named_and_the_rest_is_asked(tmp_path):
-    good = [r for r in records("vqa", "val", 40) if r.category == "kind"][:2]
+    rows = records("vqa", "val", 80)
+    kind, count = (next(r for r in rows if r.category == c) for c in ("kind", "count"))
+    # The model says "two". Where all people wrote "2", nothing but that is right as written.
+    digit = normalize_answer(count.provenance["answer"])
+    good = [kind, replace(count, provenance={"answers": "\n".join([digit] * 10)})]
     answer = {"answer": "kettle"}
     bad = [
         Record("blind", None, "what is it?", provenance=answer),
@@ -407,8 +412,8 @@ def test_rows_that_lack_something_are_named_and_the_rest_is_asked(tmp_path):
         Record("unanswered", good[0].image, "what is it?"),
         Record("silent", good[0].image, "  ", provenance=answer),
     ]
-    rows = {"kinds": Benchmark("vqa", [bad[0], good[0], *bad[1:], good[1]])}
-    section = evaluate_tasks(["toy://llava"], rows, tmp_path / "bad.jsonl", asking=ASKING)
+    data = {"kinds": Benchmark("vqa", [bad[0], good[0], *bad[1:], good[1]])}
+    section = evaluate_tasks(["toy://llava"], data, tmp_path / "bad.jsonl", asking=ASKING)
     figure = section.figures["llava.kinds.clean.vqa_accuracy"]
     assert (figure.value, figure.n) == (1.0, 2)
     found = {r.split(":")[0]: r for r in reasons(tmp_path / "bad.jsonl")}
