@@ -82,6 +82,7 @@ def joint_pgd(
         UserError: inputs and parts do not fit.
     """
     _check(inputs, parts)
+    budget = parts[0].budget
     restarts_key, judge_key = jax.random.split(key)
     no = jnp.zeros(inputs[0].shape[0], bool)
     loss = jax.eval_shape(objective, inputs, key).loss
@@ -90,9 +91,10 @@ def joint_pgd(
     def attempt(key: PRNGKeyArray, best: AttackResult) -> AttackResult:
         climb_key, last_key = jax.random.split(key)
         x_adv, best = _climb(objective, inputs, climb_key, parts, best, alternate, keep_best)
+        if not keep_best and budget.restarts == 1:  # nothing to choose from, nothing to compare
+            return replace(best, x_adv=x_adv)
         return search.better(_judge(objective, x_adv, last_key), best)
 
-    budget = parts[0].budget
     best = search.best_of_restarts(attempt, nothing, restarts_key, budget.restarts)
     return _judge(objective, best.x_adv, judge_key)
 
