@@ -10,16 +10,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from crossguard_jax.core.typing import Array, Float, Int
-from crossguard_jax.nn.layers import REMAT_POLICIES
-from crossguard_jax.nn.llama import Block, Cache, Llama, rotate, rotations, take_rows
+from crossguard_jax.nn.layers import REMAT_POLICIES, pick_layer
+from crossguard_jax.nn.llama import (
+    Block,
+    Cache,
+    Llama,
+    Rotation,
+    rotate,
+    rotations,
+    take_rows,
+)
 from crossguard_jax.nn.lora import LoraScale
 
 
 def hidden(
-    model: Llama, cache: Cache, x: Float[Array, "B T D"], lora_scale: LoraScale = 1.0
-) -> Float[Array, "B T D"]:
+    model: Llama,
+    cache: Cache,
+    x: Float[Array, "B T D"],
+    lora_scale: LoraScale = 1.0,
+    last: Int[Array, " B"] | None = None,
+) -> Float[Array, "B N D"]:
     """Final normalized states of tokens that follow a cached prompt.
 
     Under `jax.vmap` over ``x`` alone the continuations share the cache, which is not copied.
@@ -30,27 +43,57 @@ def hidden(
         x: embeddings of the tokens that follow, none of them padding (what follows a row's last
             real token changes nothing before it).
         lora_scale: weight of the adapter, per example if an array; the one of the cache.
+        last: places in T; the last layer then works on these alone, and one state a row returns.
     """
     positions = jnp.broadcast_to(cache.length + jnp.arange(x.shape[1]), x.shape[:2])
     rotation = rotations(positions, model.config, x.dtype)
+    total = model.config.num_hidden_layers
+    n = total - (last is not None)
+    graphdef, adapters, base = nnx.split(model.layers, nnx.LoRAParam, ..., graph=False)
 
-    def body(x: Array, at: tuple[Block, Array, Array]) -> tuple[Array, None]:
-        layer, keys, values = at
-        attn, y = layer.self_attn, layer.input_layernorm(x)
-        q = attn.q_proj(y, lora_scale).reshape(*y.shape[:2], -1, attn.head_dim)
-        own = attn.keys_values(y, rotation, lora_scale)
-        seen = _attend(rotate(q, rotation), (keys, values), cache.mask, own)
-        x = x + attn.o_proj(seen.reshape(*y.shape[:2], -1), lora_scale)
-        return x + layer.mlp(layer.post_attention_layernorm(x), lora_scale), None
+    def body(x: Array, at: tuple[Any, Any, Array, Array]) -> tuple[Array, None]:
+        adapter, i, keys, values = at
+        # Indexed, not sliced beforehand: see `layers.run_stack`.
+        layer = nnx.merge(graphdef, adapter, jax.tree.map(lambda a: a[i], base))
+        return _layer(layer, x, (keys, values), cache.mask, rotation, lora_scale), None
 
     policy = REMAT_POLICIES[model.config.remat]
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    x, _ = jax.lax.scan(body, x, (model.layers, cache.keys, cache.values))
+    some = jax.tree.map(lambda a: a[:n], (adapters, cache.keys, cache.values))
+    x, _ = jax.lax.scan(body, x, (some[0], jnp.arange(n), *some[1:]))
+    if last is not None:
+        seen = cache.keys[n], cache.values[n]
+        x = _layer(pick_layer(model.layers, n), x, seen, cache.mask, rotation, lora_scale, last)
     return model.norm(x)
 
 
-def _attend(q: Array, prompt: tuple[Array, Array], mask: Array, own: tuple[Array, Array]) -> Array:
-    """Attention to a prompt's keys [B, K, S, E] and, causally, to the tokens' own [B, T, K, E].
+def _layer(
+    layer: Block,
+    x: Array,
+    prompt: tuple[Array, Array],
+    mask: Array,
+    rotation: Rotation,
+    lora_scale: LoraScale,
+    last: Array | None = None,
+) -> Array:
+    """A layer on the tokens that follow, or on one of them that sees those before it."""
+    attn, y = layer.self_attn, layer.input_layernorm(x)
+    own = attn.keys_values(y, rotation, lora_scale)
+    places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    if last is not None:
+        x, y, cos, sin, places = (take_rows(a, last) for a in (x, y, *rotation, places))
+        rotation = cos, sin
+    q = attn.q_proj(y, lora_scale).reshape(*y.shape[:2], -1, attn.head_dim)
+    seen = _attend(rotate(q, rotation), places, prompt, mask, own)
+    x = x + attn.o_proj(seen.reshape(*y.shape[:2], -1), lora_scale)
+    return x + layer.mlp(layer.post_attention_layernorm(x), lora_scale)
+
+
+def _attend(
+    q: Array, places: Array, prompt: tuple[Array, Array], mask: Array, own: tuple[Array, Array]
+) -> Array:
+    """Attention to a prompt's keys [B, K, S, E] and to the tokens' own [B, T, K, E], of which a
+    query at place t sees those up to t.
 
     The two are scored apart, and one softmax runs over both: joined keys would be a copy of the
     prompt's for every continuation.
@@ -64,7 +107,8 @@ def _attend(q: Array, prompt: tuple[Array, Array], mask: Array, own: tuple[Array
     within = _product("bkle,bkse->bkls", q, own_keys)
     nothing = jnp.finfo(jnp.float32).min
     before = jnp.where(mask[:, None, None], before, nothing)
-    within = jnp.where(jnp.tile(jnp.tri(t, dtype=bool), (h // n_kv, 1)), within, nothing)
+    visible = jnp.arange(own_keys.shape[2]) <= places[..., None]
+    within = jnp.where(jnp.tile(visible, (1, h // n_kv, 1))[:, None], within, nothing)
     top = jax.lax.stop_gradient(jnp.maximum(before.max(-1), within.max(-1))[..., None])
     before, within = jnp.exp(before - top), jnp.exp(within - top)
     total = (before.sum(-1) + within.sum(-1))[..., None]
@@ -101,8 +145,8 @@ def last_logits(
     """
 
     def one(ids: Array) -> Array:
-        x = hidden(model, cache, model.embed_tokens(ids).astype(cache.keys.dtype), lora_scale)
-        return model.head(take_rows(x, last), columns)[:, 0]
+        x = model.embed_tokens(ids).astype(cache.keys.dtype)
+        return model.head(hidden(model, cache, x, lora_scale, last), columns)[:, 0]
 
     return jax.lax.map(one, ids.swapaxes(0, 1), batch_size=chunk).swapaxes(0, 1)
 
