@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float
 
-KNOBS = {"beta": "beta", "epsilon": "epsilon", "lambda": "lambda_"}
-"""What is turned: the config's name, and the field's."""
+KNOBS = ("beta", "epsilon", "lambda_")
+"""What is turned (a command line cannot say ``lambda``, which Python keeps for itself)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Controller:
 
     @classmethod
     def from_config(cls, config: Any) -> "Controller":
-        """From ``{tau_c, max_variance, beta: {..}, epsilon: {..}, lambda: {..}}``.
+        """From ``{tau_c, max_variance, beta: {..}, epsilon: {..}, lambda_: {..}}``.
 
         Raises:
             UserError: whatever is wrong with it, by the field's name.
@@ -110,14 +110,14 @@ class Controller:
             raise UserError(f"arm.tau_c {tau_c!r}: a number")
         if not variance >= 0.0:
             raise UserError(f"arm.max_variance {variance!r}: 0, a positive number or inf")
-        knobs = {field: Knob.from_config(name, config[name]) for name, field in KNOBS.items()}
+        knobs = {name: Knob.from_config(name, config[name]) for name in KNOBS}
         if knobs["lambda_"].maximum > 1.0:
-            raise UserError(f"arm.lambda.maximum {knobs['lambda_'].maximum:g}: a share, at most 1")
+            raise UserError(f"arm.lambda_.maximum {knobs['lambda_'].maximum:g}: a share, at most 1")
         return cls(tau_c, max_variance=variance, **knobs)
 
     def start(self) -> ArmState:
         """The state before the first batch."""
-        return ArmState(**{f: jnp.float32(getattr(self, f).start) for f in KNOBS.values()})
+        return ArmState(**{f: jnp.float32(getattr(self, f).start) for f in KNOBS})
 
     def alarms(self, scores: Float[Array, " B"]) -> Bool[Array, ""]:
         """Whether a batch's mean S_c is too low, or its variance too high."""
@@ -129,7 +129,7 @@ class Controller:
         told = jnp.isfinite(scores).all()
         alarm = self.alarms(scores)
         after = {}
-        for field in KNOBS.values():
+        for field in KNOBS:
             knob, value = getattr(self, field), getattr(state, field)
             by = jnp.where(alarm, jnp.float32(knob.step), jnp.float32(-knob.decay))
             after[field] = jnp.where(told, knob.turned(value, by), value)

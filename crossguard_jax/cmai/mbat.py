@@ -25,7 +25,7 @@ from crossguard_jax.attacks.problem import NORMS, Budget, Outcome
 from crossguard_jax.cmai.arm import ArmState, Controller
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
-from crossguard_jax.train.step import Metrics, Step, TrainState
+from crossguard_jax.train.step import Loss, Metrics, Step, TrainState
 
 INNER = ("seed", "evasive", "both")
 PERTURB = ("picture", "text", "both")
@@ -50,6 +50,9 @@ class Answers:
 Answer = Callable[[Any, Any, Any, Inputs], Answers]
 """``answer(trainable, frozen, batch, (pixels [B, C, X, Y] in [0, 1], shift [B, L, D]))``; the shift
 is added to the embeddings of the batch's tokens, and the model normalizes the pixels itself."""
+
+Prepare = Callable[[Any, Any, Any], Any]
+"""``prepare(trainable, frozen, batch) -> batch``."""
 
 
 @dataclass(frozen=True)
@@ -202,17 +205,35 @@ def make_immunize_step(
     controller: Controller,
     optimizer: optax.GradientTransformation,
     width: int,
+    prepare: Prepare = lambda trainable, frozen, batch: batch,
+    beside: Loss | None = None,
 ) -> Step:
     """A jitted step of MBAT: attack, update, and ARM's move by what the attack did to S_c.
 
     The state given is donated.
+
+    Args:
+        answer: the model.
+        settings: the inner attack.
+        controller: ARM's.
+        optimizer: moves ``state.trainable``.
+        width: D, of the model's token embeddings.
+        prepare: adds to a batch what neither the attack nor the gradient goes through, once a step.
+        beside: a loss to add, such as the consistency check's on the clean pairs.
     """
 
     def step(state: CmaiState, frozen: Any, batch: Any) -> tuple[CmaiState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        batch = prepare(state.trainable, frozen, batch)
 
         def loss(trainable: Any) -> tuple[Array, Any]:
-            return mbat_loss(answer, settings, width, trainable, frozen, batch, key, state.arm)
+            value, (metrics, s_c) = mbat_loss(
+                answer, settings, width, trainable, frozen, batch, key, state.arm
+            )
+            if beside is not None:
+                more, theirs = beside(trainable, frozen, batch, key)
+                value, metrics = value + more, metrics | theirs
+            return value, (metrics, s_c)
 
         (value, (metrics, s_c)), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)

@@ -77,7 +77,7 @@ class Branch:
 class Policy:
     """One branch an interval, from the lowest scores up; the last one accepts."""
 
-    branches: tuple[Branch, ...]
+    branches: tuple[Branch, ...] = (Branch(math.inf, "accept"),)
 
     @classmethod
     def from_config(cls, config: Any) -> "Policy":
@@ -107,6 +107,26 @@ class Policy:
         cuts = jnp.array([branch.below for branch in self.branches[:-1]], jnp.float32)
         found = jnp.searchsorted(cuts, scores.astype(jnp.float32), side="right")
         return jnp.where(jnp.isnan(scores), 0, found).astype(jnp.int32)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all that it answers, the model answers as it is."""
+        return not any(branch.do in ("smooth", "robust") for branch in self.branches)
+
+    @property
+    def rejects(self) -> bool:
+        """Whether there is anything that it does not answer."""
+        return any(branch.do == "reject" for branch in self.branches)
+
+    def caught(self, scores: Float[Array, " B"]) -> Float[Array, " B"]:
+        """How far inside an interval of rejection each score is; above 0 it is rejected."""
+        depth, bottom = jnp.full(scores.shape, -jnp.inf), -math.inf
+        for branch in self.branches:
+            if branch.do == "reject":
+                inside = jnp.minimum(branch.below - scores, scores - bottom)
+                depth = jnp.maximum(depth, inside)
+            bottom = branch.below
+        return depth
 
     def rows(self, branches: Int[np.ndarray, " B"], do: str) -> Bool[np.ndarray, " B"]:
         """Which rows went a way of this name."""
@@ -188,17 +208,16 @@ def answer_all(
 ) -> tuple[Int[Array, " B"], Float[Array, "B *K"]]:
     """`apply`'s branches and answers, to be traced and differentiated: what an attack goes through.
 
-    Every row takes every branch's passes, and nothing is queued.
+    Every row takes every branch's passes, and nothing is queued. A rejected row has the plain
+    answer, so that an attack knows what it would be worth to get past.
     """
     branches = policy.decide(scores)
-    answers = None
+    answers = predict(state, inputs, jnp.zeros_like(scores))
     for index, branch in enumerate(policy.branches):
-        if branch.do == "reject":
-            continue
-        found = answer(branch, predict, state, inputs, scores, keys)
-        here = (branches == index).reshape(-1, *[1] * (found.ndim - 1))
-        answers = jnp.where(here, found, jnp.nan if answers is None else answers)
-    assert answers is not None, "the last branch accepts"
+        if branch.do in ("smooth", "robust"):
+            here = (branches == index).reshape(-1, *[1] * (answers.ndim - 1))
+            found = answer(branch, predict, state, inputs, scores, keys)
+            answers = jnp.where(here, found, answers)
     return branches, answers
 
 
@@ -259,6 +278,12 @@ def _branch(config: Mapping[str, Any]) -> Branch:
     if branch.n < 1 or not 0.0 <= branch.sigma < math.inf or not branch.scales:
         raise UserError(f"arm.branches: {do}: n from 1, sigma from 0, at least one of scales")
     return branch
+
+
+def as_config(branch: Branch) -> dict[str, Any]:
+    """What `Policy.from_config` makes this branch from."""
+    options = {name: getattr(branch, name) for name in OPTIONS[branch.do]}
+    return {"below": branch.below, "do": branch.do, **options}
 
 
 def _reviews(

@@ -96,28 +96,35 @@ class Encoder:
         self.tokens_per_image = config.tokens_per_image
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = 0 if pad is None else pad
-        self.label_ids = self._label_ids()
+        prompt = self.settings.prompt
+        negative, positive = self.first_tokens([prompt.negative, prompt.positive])
+        self.label_ids = (negative, positive)
         self.image_size = config.vision.image_size
 
-    def _label_ids(self) -> tuple[int, int]:
-        """The first token of each label word where the prompt ends."""
+    def first_tokens(self, words: Sequence[str]) -> tuple[int, ...]:
+        """The first token of each answer where the prompt ends.
+
+        Raises:
+            UserError: two of them begin with the same one.
+        """
         prompt = self.settings.prompt
         start = self._tokens(prompt.render("a text", has_image=False))
-        found = []
-        for word in (prompt.negative, prompt.positive):
+        found: dict[int, str] = {}
+        for word in words:
             ids = self._tokens(prompt.render("a text", has_image=False) + " " + word)
             if ids[: len(start)] != start or len(ids) == len(start):
                 raise UserError(
                     f"prompt {prompt.name!r}: the label {word!r} changes the prompt's own tokens; "
                     "end the template on a whole token, without a space"
                 )
-            found.append(ids[len(start)])
-        if found[0] == found[1]:
-            raise UserError(
-                f"prompt {prompt.name!r}: {prompt.negative!r} and {prompt.positive!r} begin with "
-                f"one token ({found[0]}) of this tokenizer; choose other label words"
-            )
-        return found[0], found[1]
+            first = ids[len(start)]
+            if first in found:
+                raise UserError(
+                    f"prompt {prompt.name!r}: {found[first]!r} and {word!r} begin with one token "
+                    f"({first}) of this tokenizer; choose other label words"
+                )
+            found[first] = word
+        return tuple(found)
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
@@ -220,6 +227,21 @@ class Encoder:
             decoded = middle(decoded)
         (values,) = self.processor(decoded, return_tensors="np")["pixel_values"]
         return np.asarray(values, np.float32)
+
+    @property
+    def normalization(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, float32 [3, 1, 1], that pixels in [0, 1] are normalized
+        by."""
+        processor, shape = self.processor, (3, 1, 1)
+        if not getattr(processor, "do_normalize", True):
+            return np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        mean, std = processor.image_mean, processor.image_std
+        return tuple(np.asarray(v, np.float32).reshape(shape) for v in (mean, std))  # type: ignore[return-value]
+
+    def levels(self, picture: Picture, name: str = "the picture") -> np.ndarray:
+        """As `picture`, before it is normalized: grey levels / 255, float32 [3, X, X]."""
+        mean, std = self.normalization
+        return np.round(255 * (self.picture(picture, name) * std + mean)).astype(np.float32) / 255
 
     def pad(self, rows: Sequence[Row], length: int) -> dict[str, np.ndarray]:
         """``input_ids`` and ``attention_mask``, int32 [B, L], padded on the right."""

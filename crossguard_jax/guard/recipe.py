@@ -130,7 +130,7 @@ def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
         config.model.path,
         dtype=config.model.dtype,
         mesh=mesh,
-        prompt=config.data.prompt,
+        prompt=config.data.prompt or None,
         rules=rules,
         remat=config.model.remat,
     )

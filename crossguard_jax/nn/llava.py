@@ -63,18 +63,29 @@ class Llava(nnx.Module):
         self.language_model = Llama(config.text, keys[2])
         self.config = config
 
+    def see(
+        self, pixel_values: Float[Array, "M C X Y"], lora_scale: LoraScale = 1.0
+    ) -> Float[Array, "M S W"]:
+        """The tower's states of pictures (normalized pixels) that the projector reads, the class
+        token first; several layers lie side by side."""
+        layers = self.config.vision_feature_layer
+        return jnp.concatenate(
+            self.vision_tower.hidden_states(pixel_values, layers, lora_scale), axis=-1
+        )
+
+    def project(
+        self, states: Float[Array, "M S W"], lora_scale: LoraScale = 1.0
+    ) -> Float[Array, "M P D"]:
+        """The tower's states to the tokens that stand for the pictures."""
+        if self.config.vision_feature_select_strategy == "default":
+            states = states[:, 1:]
+        return self.multi_modal_projector(states, lora_scale)
+
     def image_features(
         self, pixel_values: Float[Array, "M C X Y"], lora_scale: LoraScale = 1.0
     ) -> Float[Array, "M P D"]:
         """Pictures (normalized pixels) to the tokens that stand for them."""
-        config = self.config
-        states = self.vision_tower.hidden_states(
-            pixel_values, config.vision_feature_layer, lora_scale
-        )
-        x = jnp.concatenate(states, axis=-1)
-        if config.vision_feature_select_strategy == "default":
-            x = x[:, 1:]
-        return self.multi_modal_projector(x, lora_scale)
+        return self.project(self.see(pixel_values, lora_scale), lora_scale)
 
     def embed(
         self,
@@ -87,17 +98,24 @@ class Llava(nnx.Module):
         A row without picture tokens ignores its slots, so rows with and without a picture share a
         batch; no row can see another's picture.
         """
-        image_id, table = self.config.image_token_id, self.language_model.embed_tokens
-        here = input_ids == image_id
-        # The picture token may lie outside the vocabulary; its embedding is never used.
-        x = table(jnp.where(here, 0, input_ids))
         if pixel_values is None:
-            return x
+            return self.place(input_ids, None)
         b = input_ids.shape[0]
         pictures = pixel_values.reshape(-1, *pixel_values.shape[-3:])
         if jnp.ndim(lora_scale) == 1:
             lora_scale = jnp.repeat(lora_scale, pictures.shape[0] // b)
-        features = self.image_features(pictures, lora_scale).reshape(b, -1, x.shape[-1])
+        features = self.image_features(pictures, lora_scale)
+        return self.place(input_ids, features.reshape(b, -1, features.shape[-1]))
+
+    def place(
+        self, input_ids: Int[Array, "B L"], features: Float[Array, "B P D"] | None
+    ) -> Float[Array, "B L D"]:
+        """Token embeddings with each row's picture tokens replaced by its features, in order."""
+        here = input_ids == self.config.image_token_id
+        # The picture token may lie outside the vocabulary; its embedding is never used.
+        x = self.language_model.embed_tokens(jnp.where(here, 0, input_ids))
+        if features is None:
+            return x
         index = jnp.clip(jnp.cumsum(here, axis=1) - 1, 0, features.shape[1] - 1)
         placed = jnp.take_along_axis(features, index[..., None], axis=1)
         return jnp.where(here[..., None], placed.astype(x.dtype), x)
@@ -123,6 +141,16 @@ class Llava(nnx.Module):
     ) -> Float[Array, "B V"]:
         """Logits after each row's last real token, of the given vocabulary ``columns`` alone."""
         x = self.embed(input_ids, pixel_values, lora_scale)
-        last = input_ids.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        return self.read(x, mask, columns, lora_scale)
+
+    def read(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"],
+        columns: Int[Array, " V"] | None = None,
+        lora_scale: LoraScale = 1.0,
+    ) -> Float[Array, "B V"]:
+        """`last_logits` of embeddings that `embed` or `place` gave."""
+        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         x = self.language_model.hidden(x, mask, lora_scale, last=last)
         return self.language_model.head(x, columns)[:, 0]

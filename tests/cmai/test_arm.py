@@ -11,7 +11,7 @@ from crossguard_jax.cmai.arm import ArmState, Controller
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.train.checkpoint import Checkpoints
 
-FIELDS = {"beta": "beta", "epsilon": "epsilon", "lambda": "lambda_"}
+FIELDS = {"beta": "beta", "epsilon": "epsilon", "lambda_": "lambda_"}
 
 
 def random_config(rng):
@@ -25,7 +25,7 @@ def random_config(rng):
         "max_variance": rng.choice([rng.uniform(0.01, 0.1), math.inf]),
         "beta": knob(3.0),
         "epsilon": knob(0.1),
-        "lambda": knob(1.0),
+        "lambda_": knob(1.0),
     }
 
 
@@ -106,7 +106,7 @@ def small(**changes):
         "max_variance": math.inf,
         "beta": dict(knob),
         "epsilon": dict(knob),
-        "lambda": dict(knob),
+        "lambda_": dict(knob),
     } | changes
 
 
@@ -139,7 +139,7 @@ def test_a_state_from_a_wider_range_is_brought_inside_the_bounds():
         ({"epsilon": {"start": 0.0, "maximum": 1.0, "steps": 1}}, "steps"),
         ({"epsilon": {"start": -0.1, "maximum": 1.0}}, "arm.epsilon.start"),
         ({"epsilon": {"start": 0.0, "maximum": math.nan}}, "arm.epsilon.maximum"),
-        ({"lambda": {"start": 0.0, "maximum": 1.5}}, "arm.lambda.maximum"),
+        ({"lambda_": {"start": 0.0, "maximum": 1.5}}, "arm.lambda_.maximum"),
         ({"tau_c": math.nan}, "arm.tau_c"),
         ({"max_variance": -1.0}, "arm.max_variance"),
         ({"gamma": 1.0}, "gamma"),

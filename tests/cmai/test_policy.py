@@ -155,7 +155,10 @@ def test_what_an_attack_goes_through_is_what_is_deployed(queue):
     traced = jax.jit(lambda *a: answer_all(policy, predict, *a))
     branches, answers = traced(STATE, inputs, jnp.asarray(scores), keys)
     np.testing.assert_array_equal(branches, found.branches)
-    np.testing.assert_allclose(answers, found.answers, rtol=1e-5)
+    plain = predict(STATE, inputs, jnp.zeros(40))
+    expected = np.where(found.rejected, plain, found.answers)
+    np.testing.assert_allclose(answers, expected, rtol=1e-5)
+    assert found.rejected.any()
 
 
 def test_an_attack_has_a_gradient_through_every_branch_that_answers():
@@ -168,9 +171,18 @@ def test_an_attack_has_a_gradient_through_every_branch_that_answers():
         return jnp.where(branches == 0, 0.0, answers).sum()
 
     grad = np.abs(np.asarray(jax.grad(loss)(inputs["pixels"]))).sum(axis=(1, 2, 3))
-    rejected = scores < 0.1
     assert np.isfinite(grad).all()
-    np.testing.assert_array_equal(grad > 0, ~rejected)
+    np.testing.assert_array_equal(grad > 0, scores >= 0.1)
+
+
+def test_what_is_rejected_is_told_by_how_far_it_is_inside():
+    branches = [{"below": 0.1, "do": "smooth"}, {"below": 0.4, "do": "reject"}]
+    policy = Policy.from_config({"branches": branches})
+    scores = jnp.array([0.05, 0.15, 0.35, 0.5])
+    np.testing.assert_allclose(policy.caught(scores), [-0.05, 0.05, 0.05, -0.1], atol=1e-6)
+    assert (policy.rejects, policy.plain) == (True, False)
+    assert (Policy().rejects, Policy().plain) == (False, True)
+    assert float(Policy().caught(scores).max()) == -np.inf
 
 
 def test_answers_may_be_rows_of_probabilities():
@@ -183,7 +195,8 @@ def test_answers_may_be_rows_of_probabilities():
     assert found.answers.shape == (12, 2)
     np.testing.assert_array_equal(np.isnan(found.answers).all(axis=1), scores < 0.5)
     _, traced = answer_all(policy, classes, STATE, inputs, jnp.asarray(scores), keys)
-    np.testing.assert_allclose(traced, found.answers, rtol=1e-5)
+    answered = ~found.rejected
+    np.testing.assert_allclose(traced[answered], found.answers[answered], rtol=1e-5)
 
 
 # The review queue

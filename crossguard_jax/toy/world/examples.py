@@ -23,7 +23,7 @@ class Example:
 
     Attributes:
         text: what the user says.
-        label: ``safe`` or ``unsafe``, of picture and text together.
+        label: ``safe`` or ``unsafe``, of picture and text together; or the answer of a closed list.
         scene: the picture; None where there is none.
         category: finer than the source: the request, the hazard, the topic ...
         answer: the right answer to a question, or the other text of a pair; else empty.

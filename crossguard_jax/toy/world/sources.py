@@ -185,6 +185,12 @@ def _vqa(stream: Stream, n: int) -> list[Example]:
     return _questions(stream, n, _PRETRAINING)
 
 
+def _vqa_closed(stream: Stream, n: int) -> list[Example]:
+    """Questions that one word answers; the word is the label."""
+    rows = [row for row in _vqa(stream, 2 * n) if " " not in row.answer]
+    return [replace(row, label=row.answer) for row in rows[:n]]
+
+
 def _captions(stream: Stream, n: int) -> list[Example]:
     rows = []
     for _ in range(n):
@@ -261,6 +267,7 @@ SOURCES: dict[str, Maker] = {
     "typographic": _typographic,
     "benign_vqa": _benign_vqa,
     "vqa": _vqa,
+    "vqa_closed": _vqa_closed,
     "captions": _captions,
     "reading": _reading,
     "knowledge": _knowledge,

@@ -1,0 +1,244 @@
+"""CMAI: a consistency check, adversarial training across modalities, and an adaptive mechanism.
+
+From the proposal: S_c, the seed's inner objective, the mixed outer loss, the controller's rule and
+the four ways to answer. It gives no number for any field below, so every number here is ours.
+"""
+
+from ml_collections import ConfigDict
+
+VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
+LANGUAGE = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+PROJECTOR = r"multi_modal_projector\..*"
+
+
+def tiny() -> ConfigDict:
+    """All of CMAI on the small world's guard: minutes on two cores, through the code of the 7B."""
+    config = ConfigDict()
+    # What is immunized: a guard, or any LLaVA; toy:// is a model that ships with the package.
+    config.model = {"path": "runs/quickstart/models/guard", "dtype": "float32", "remat": "none"}
+    # The answers, by the words they begin with; none are the prompt's two. Or the most common
+    # labels of the training rows, as many as are asked for.
+    config.task = {"labels": (), "most_common": 0}
+    config.lora = {"rank": 16, "alpha": 32.0, "targets": f"{VISION}|{LANGUAGE}"}
+    config.cmcv = {
+        "on": True,
+        # "heads" (the cosine of two projections) or "verifier" (a probability).
+        "kind": "heads",
+        "shared_width": 64,
+        "hidden_width": 128,
+        # "clip" (the text twin of LLaVA's own picture tower) or "language_model".
+        "text_source": "clip",
+        "text_path": "toy://clip",
+        # The check learns alone first, and beside MBAT with this weight; jointly: its loss moves
+        # the adapter too.
+        "train": {"steps": 200, "batch_size": 64, "save_every": 200},
+        "optim": optim(learning_rate=1e-3),
+        "weight": 0.5,
+        "joint": False,
+        # The share of clean pairs that must pass, and how sure that is.
+        "pass_rate": 0.99,
+        "confidence": 0.95,
+    }
+    config.mbat = {
+        "on": True,
+        # "answers" (the task's loss) or "features" (how far the picture's features move).
+        "goal": "answers",
+        # "seed", "evasive" or "both"; "picture", "text" or "both".
+        "inner": "both",
+        "perturb": "picture",
+        "alpha": 1.0,
+        "evasion": 10.0,
+        "norm": "linf",
+        "steps": 3,
+        "text_epsilon": 0.0,
+    }
+    config.arm = {
+        # Training: the adversary is hardened while the mean S_c of its rows is below what this
+        # share of clean pairs is below, or varies more than this.
+        "alarm_rate": 0.5,
+        "max_variance": float("inf"),
+        "beta": {"start": 0.1, "maximum": 1.0, "step": 0.01, "decay": 0.0},
+        "epsilon": {"start": 6 / 255, "maximum": 10 / 255, "step": 0.05 / 255, "decay": 0.0},
+        "lambda_": {"start": 0.5, "maximum": 0.8, "step": 0.005, "decay": 0.0},
+        # Inference: each branch ends where this share of clean pairs is above it.
+        "branches": (
+            {"pass_rate": 0.99, "do": "reject"},
+            {"pass_rate": 0.9, "do": "smooth", "n": 2, "sigma": 0.03},
+        ),
+    }
+    config.data = {
+        # A prompt's name; "" is what the model folder says.
+        "prompt": "short",
+        "blank": "",
+        "max_length": 48,
+        "sources": {
+            "implicit": small_world("implicit", weight=0.5, limit=6_144),
+            "explicit_text": small_world("explicit_text", weight=0.1, limit=2_048),
+            "explicit_picture": small_world("explicit_picture", weight=0.1, limit=2_048),
+            "typographic": small_world("typographic", weight=0.1, limit=2_048),
+            "benign_vqa": small_world("benign_vqa", weight=0.2, limit=4_096),
+        },
+        # Clean pairs that nothing learned from: where the check cuts rests on them.
+        "validation": {
+            "implicit": small_world("implicit", split="val", limit=1_024),
+            "benign_vqa": small_world("benign_vqa", split="val", limit=512),
+        },
+    }
+    config.optim = optim(learning_rate=3e-3)
+    config.train = {"steps": 300, "batch_size": 32, "save_every": 100, "seed": 0}
+    config.attack = attack()
+    # Devices along each axis of the mesh, -1 for all that are left.
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    # Logical axis -> mesh axis, laid over the default table; None keeps an axis whole.
+    config.axis_rules = {}
+    return config
+
+
+def cmcv() -> ConfigDict:
+    """Row (i): the consistency check alone; the model stays as it is."""
+    config = tiny()
+    config.mbat.on = False
+    config.arm.branches = ({"pass_rate": 0.99, "do": "reject"},)
+    return config
+
+
+def mbat() -> ConfigDict:
+    """Row (ii): adversarial training alone, with nothing that checks."""
+    config = fixed(tiny())
+    config.cmcv.on = False
+    config.arm.branches = ()
+    return config
+
+
+def cmcv_mbat() -> ConfigDict:
+    """Row (iii): both, with a fixed adversary and rejection as the only way out."""
+    config = fixed(tiny())
+    config.arm.branches = ({"pass_rate": 0.99, "do": "reject"},)
+    return config
+
+
+def seed() -> ConfigDict:
+    """Row (iv) with the proposal's adversary alone, which lowers S_c."""
+    config = tiny()
+    config.mbat.inner = "seed"
+    return config
+
+
+def evasive() -> ConfigDict:
+    """Row (iv) with the adversary alone that stays consistent."""
+    config = tiny()
+    config.mbat.inner = "evasive"
+    return config
+
+
+def pgd_at() -> ConfigDict:
+    """Baseline: PGD adversarial training of the vision tower."""
+    config = mbat()
+    config.lora.targets = VISION
+    return config
+
+
+def fare() -> ConfigDict:
+    """Baseline: a vision tower that keeps its clean features under attack (arXiv 2402.12336)."""
+    config = pgd_at()
+    config.mbat.goal = "features"
+    config.arm.lambda_.update({"start": 1.0, "maximum": 1.0})
+    return config
+
+
+def e2at() -> ConfigDict:
+    """Baseline: joint training of projector and language model, both modalities perturbed, after
+    E2AT (arXiv 2503.04833)."""
+    config = mbat()
+    config.lora.targets = f"{PROJECTOR}|{LANGUAGE}"
+    config.mbat.update({"perturb": "both", "text_epsilon": 0.05})
+    return config
+
+
+def fixed(config: ConfigDict) -> ConfigDict:
+    """Without a controller: the adversary is what it will be from the first step on."""
+    config.arm.beta.update({"start": 0.0, "maximum": 0.0})
+    config.arm.epsilon.start = config.arm.epsilon.maximum = 8 / 255
+    config.arm.lambda_.start = config.arm.lambda_.maximum = 0.5
+    return config
+
+
+def attack() -> dict[str, object]:
+    """The suite that judges: the same for every row of a table."""
+    return {
+        "norm": "linf",
+        "epsilons": tuple(level / 255 for level in (0, 2, 4, 8, 16, 32)),
+        # Each attack on what it has not broken itself, so that attacks can be compared.
+        "alone": False,
+        "batch_size": 64,
+        # Evaluations that a judge takes the mean of, where the system is random.
+        "draws": 4,
+        "max_length": 48,
+        "seed": 0,
+        "attacks": {
+            "apgd": {"search": "apgd", "climb": "margin", "steps": 20, "samples": 1},
+            "selective": {"search": "apgd", "climb": "selective", "steps": 20, "samples": 1},
+            "square": {"search": "square", "climb": "selective", "steps": 100},
+            "transfer": {"search": "pgd", "climb": "margin", "steps": 10, "transfer": True},
+        },
+        "convergence": {"epsilon": 8 / 255, "rows": 128},
+    }
+
+
+def vqa(config: ConfigDict) -> ConfigDict:
+    """The same on questions with a closed list of answers, and a LLaVA as it is."""
+    config.model.path = "toy://llava"
+    config.task.most_common = 64
+    config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
+    config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
+    return config
+
+
+def optim(learning_rate: float) -> dict[str, object]:
+    """Adam with warm-up and a cosine to 0."""
+    return {
+        "learning_rate": learning_rate,
+        "schedule": "cosine",
+        "warmup_steps": 20,
+        "end_learning_rate": 0.0,
+        "b1": 0.9,
+        "b2": 0.99,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "accumulate": 1,
+    }
+
+
+def small_world(
+    name: str, *, split: str = "train", weight: float = 1.0, limit: int
+) -> dict[str, object]:
+    """One of the small world's sources, drawn when it is asked for."""
+    return {
+        "reader": "toy",
+        "path": name,
+        "split": split,
+        "weight": weight,
+        "limit": limit,
+        "labels": (),
+    }
+
+
+VARIANTS = {
+    "tiny": tiny,
+    "cmcv": cmcv,
+    "mbat": mbat,
+    "cmcv_mbat": cmcv_mbat,
+    "seed": seed,
+    "evasive": evasive,
+    "pgd_at": pgd_at,
+    "fare": fare,
+    "e2at": e2at,
+}
+
+
+VARIANTS |= {f"vqa_{name}": lambda make=make: vqa(make()) for name, make in VARIANTS.items()}
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """The configuration of that name."""
+    return VARIANTS[variant]()

@@ -1,0 +1,266 @@
+"""CMAI on a LLaVA that answers from a closed list: the check, then MBAT under ARM's control.
+
+The base (a guard, or any task model) is frozen. First the consistency check learns alone; what it
+gives to held-out clean pairs says where the evasive adversary must stay and when ARM takes alarm.
+Then the adapter learns from clean and adversarial rows while the check goes on learning. At the end
+the thresholds of the inference policy are chosen on the held-out pairs again.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from crossguard_jax.cmai.arm import KNOBS, Controller
+from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check, pair_loss
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.mbat import CmaiState, MbatSettings, make_immunize_step
+from crossguard_jax.cmai.policy import Policy
+from crossguard_jax.cmai.task import Reader, Task
+from crossguard_jax.cmai.threshold import choose_threshold
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
+from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+from crossguard_jax.data import pipeline
+from crossguard_jax.data.builders import RecordSource
+from crossguard_jax.data.records import Record
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.mixture import Readers, open_sources
+from crossguard_jax.guard.recipe import load_base, run_identity
+from crossguard_jax.nn import lora
+from crossguard_jax.train.loop import Schedule, train
+from crossguard_jax.train.optim import optimizer
+from crossguard_jax.train.step import Loss, Step, TrainState, init_state, make_step
+
+GOALS = ("answers", "features")
+"""What MBAT's adversary and defence are about: the task's answers, or the tower's features."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What both stages share."""
+
+    config: Any
+    folder: Path
+    task: Task
+    frozen: Any
+    sources: Mapping[str, RecordSource]
+    held: Mapping[str, RecordSource]
+    mesh: Any
+    rules: Rules
+
+    def train(self, state: TrainState, step: Step, settings: Any, name: str) -> Any:
+        """One stage in a folder of its own; returns what was trained."""
+        batches = pipeline.mixture(
+            self.sources,
+            {source: self.config.data.sources[source].weight for source in self.sources},
+            seed=self.config.train.seed,
+            batch_size=settings.batch_size // jax.process_count(),
+            transform=self.encode,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        rows = {source: len(records) for source, records in self.sources.items()}
+        return train(
+            state,
+            step,
+            self.frozen,
+            batches,
+            Schedule(settings.steps, settings.save_every),
+            self.folder / name,
+            identity=run_identity(self.config, self.task.guard, rows),
+            batch_sharding=batch_sharding(self.mesh, self.rules, settings.batch_size),
+            name=f"{name}, {self.folder.name}",
+        ).trainable
+
+    def encode(self, records: list[Record]) -> pipeline.Batch:
+        """Records to the task's arrays."""
+        return self.task.batch(records, self.config.data.max_length)
+
+
+def immunize(
+    config: Any,
+    folder: str | Path,
+    readers: Readers | None = None,
+    data: str | Path | None = None,
+) -> Immunized:
+    """Immunizes a model as a configuration of ``configs/cmai.py`` says, or goes on with it.
+
+    Args:
+        config: the configuration.
+        folder: the run's; killed and started again, the run goes on where it was.
+        readers: data readers beside `data.sources`' own, by the name a config may use.
+        data: where datasets are written once and found again; ``folder/data`` by default.
+
+    Raises:
+        UserError: see `Guard.from_pretrained`, `guard.mixture`, `train.loop`, and whatever is
+            wrong with the configuration, by the field's name.
+    """
+    folder = Path(folder)
+    mesh = make_mesh(**config.mesh)
+    rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
+    data = Path(data or folder / "data")
+    sources = open_sources(config.data.sources, data, readers or {})
+    held = open_sources(config.data.validation, data / "validation", readers or {})
+    task, trainable = _start(config, answers_of(config, sources), mesh, rules)
+    run = _Run(config, folder, task, task.frozen_parts, sources, held, mesh, rules)
+    tau = tau_c = 0.0
+    if config.cmcv.on:
+        trainable = _learn_to_check(run, trainable)
+        clean = _clean_scores(run, trainable)
+        tau = choose_threshold(clean, config.cmcv.pass_rate, config.cmcv.confidence).tau
+        tau_c = float(np.quantile(clean, config.arm.alarm_rate))
+    if config.mbat.on:
+        trainable = _learn_to_stand(run, trainable, tau, tau_c)
+    policy, threshold = Policy(), None
+    if config.cmcv.on:
+        scores = _clean_scores(run, trainable)
+        threshold = choose_threshold(scores, config.cmcv.pass_rate, config.cmcv.confidence)
+        policy = Policy.from_config({"branches": _cut(config, scores)})
+    return Immunized(task, trainable, run.frozen, policy, threshold)
+
+
+def answers_of(config: Any, sources: Mapping[str, RecordSource]) -> tuple[str, ...]:
+    """The answers that a model is held to: ``task.labels``, or the most common ones of the
+    training rows; none are the prompt's two.
+
+    Raises:
+        UserError: fewer than two.
+    """
+    if not config.task.most_common:
+        return tuple(config.task.labels)
+    said = Counter(source[i].label for source in sources.values() for i in range(len(source)))
+    ranked = sorted(said, key=lambda label: (-said[label], label))[: config.task.most_common]
+    if len(ranked) < 2:
+        raise UserError(f"data.sources: {len(ranked)} kind of label; a task needs two answers")
+    return tuple(ranked)
+
+
+def _start(config: Any, labels: tuple[str, ...], mesh: Any, rules: Rules) -> tuple[Task, Any]:
+    """The task, with a fresh adapter and a fresh check."""
+    guard = load_base(config, mesh, rules)
+    model_key, check_key = jax.random.split(jax.random.key(config.train.seed))
+    targets, rank, alpha = (config.lora[k] for k in ("targets", "rank", "alpha"))
+    model = lora.attach(guard.model, targets, rank, alpha, model_key)
+    guard = Guard(model, guard.folder, guard.settings, mesh, rules)
+    if not config.cmcv.on:
+        task = Task(guard, labels)
+        return task, {"adapters": task.adapters}
+    cmcv = config.cmcv
+    reader = Reader(guard, cmcv.text_source, cmcv.text_path, config.data.max_length)
+    layers = guard.model.config.vision_feature_layer
+    settings = ConsistencyConfig(
+        picture_width=2 * guard.model.config.vision.hidden_size * len(layers),
+        text_width=reader.width,
+        kind=cmcv.kind,
+        shared_width=cmcv.shared_width,
+        hidden_width=cmcv.hidden_width,
+        picture_layers=layers,
+        text_source=cmcv.text_source,
+    )
+    check = make_check(settings, check_key)
+    task = Task(guard, labels, reader, check)
+    return task, {"adapters": task.adapters, "check": nnx.split(check, graph=False)[1]}
+
+
+def check_loss(task: Task, joint: bool) -> Loss:
+    """The check's loss on a batch that `Task.read` has been through."""
+
+    def loss(trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        pairs = task.pairs(trainable, frozen, batch, joint)
+        return pair_loss(task.check(trainable), pairs)
+
+    return loss
+
+
+def _learn_to_check(run: _Run, trainable: Any) -> Any:
+    """The check alone: the model stays as it is."""
+    config, task = run.config, run.task
+    of_pairs = check_loss(task, joint=False)
+
+    def loss(check: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        everything = trainable | {"check": check}
+        batch = task.read(everything, frozen, batch)
+        return of_pairs(everything, frozen, batch, key)
+
+    adam = optimizer(config.cmcv.optim, config.cmcv.train.steps)
+    state = init_state(trainable["check"], adam, config.train.seed, run.mesh, run.rules)
+    learned = run.train(state, make_step(loss, adam), config.cmcv.train, "check")
+    return trainable | {"check": learned}
+
+
+def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
+    """MBAT, the check learning beside it.
+
+    Args:
+        run: what is trained on what.
+        trainable: the adapter, and the check where there is one.
+        tau: S_c that the evasive adversary stays above.
+        tau_c: mean S_c of adversarial rows under which ARM takes alarm.
+    """
+    config, task = run.config, run.task
+    mbat = dict(config.mbat)
+    goal, _ = mbat.pop("goal"), mbat.pop("on")
+    if goal not in GOALS:
+        raise UserError(f"mbat.goal {goal!r} is none of {', '.join(GOALS)}")
+    knobs = {name: config.arm[name] for name in ("max_variance", *KNOBS)}
+    controller = Controller.from_config(knobs | {"tau_c": tau_c})
+    adam = optimizer(config.optim, config.train.steps)
+    beside = None
+    if config.cmcv.on and config.cmcv.weight:
+        of_pairs = check_loss(task, config.cmcv.joint)
+
+        def beside(*args: Any) -> tuple[Array, Any]:
+            value, metrics = of_pairs(*args)
+            return config.cmcv.weight * value, metrics
+
+    step = make_immunize_step(
+        task.answers if goal == "answers" else task.deviations,
+        MbatSettings(tau=tau, **mbat),
+        controller,
+        adam,
+        task.width,
+        task.read if goal == "answers" else task.aim,
+        beside,
+    )
+    state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
+    return run.train(CmaiState(**vars(state), arm=controller.start()), step, config.train, "mbat")
+
+
+def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:
+    """S_c of the held-out pairs; rows without a picture have none."""
+    task, found = run.task, []
+
+    @jax.jit
+    def score(trainable: Any, frozen: Any, batch: Any) -> Array:
+        batch = task.read(trainable, frozen, batch)
+        return task.s_c(trainable, batch, task.see(trainable, frozen, batch["pixels"])[1])
+
+    for source in run.held.values():
+        batches = pipeline.evaluation(
+            source, batch_size=run.config.train.batch_size, transform=run.encode
+        )
+        for batch in batches:
+            mask = batch.pop("mask") & batch["has_picture"]
+            del batch["row"]
+            found.append(np.asarray(score(trainable, run.frozen, batch))[mask])
+    if not found:
+        raise UserError("data.validation: the check needs held-out clean pairs; name a source")
+    return np.concatenate(found)
+
+
+def _cut(config: Any, scores: Float[np.ndarray, " B"]) -> list[dict[str, Any]]:
+    """The configuration's branches, each ``pass_rate`` turned into the score that it lies at."""
+    cut = []
+    for branch in config.arm.branches:
+        options = dict(branch)
+        if "pass_rate" in options:
+            rate = options.pop("pass_rate")
+            options["below"] = choose_threshold(scores, rate, config.cmcv.confidence).tau
+        cut.append(options)
+    return cut

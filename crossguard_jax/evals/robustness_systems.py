@@ -1,0 +1,170 @@
+"""The suite of a configuration against an immunized model, or any model: from records to curves."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from crossguard_jax.attacks import adaptive
+from crossguard_jax.attacks.apgd import apgd
+from crossguard_jax.attacks.constrained import lagrangian_pgd, orthogonal_pgd
+from crossguard_jax.attacks.named import NamedAttack, RowObjective
+from crossguard_jax.attacks.pgd import pgd
+from crossguard_jax.attacks.problem import Budget, Objective, Outcome
+from crossguard_jax.attacks.square import square
+from crossguard_jax.attacks.suite import Suite, digest
+from crossguard_jax.attacks.transfer import noise
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.data.records import Record
+from crossguard_jax.evals.robustness import Robustness
+from crossguard_jax.evals.robustness_runs import converge, measure
+
+SEARCHES: Mapping[str, Callable[..., Any]] = {
+    "pgd": pgd,
+    "apgd": apgd,
+    "square": square,
+    "noise": noise,
+    "orthogonal": orthogonal_pgd,
+    "lagrangian": lagrangian_pgd,
+}
+CLIMBS = ("loss", "margin", "selective", "weighted", "denial")
+"""What a search may raise. The last three know the detector; where there is none, they raise the
+margin, and so does a search that needs one: every system is given the same budget."""
+
+_NEED_A_DETECTOR = ("orthogonal", "lagrangian")
+_SLACK = 0.05  # of a margin: what rounding to grey levels may take away
+_FIELDS = {"search", "climb", "steps", "restarts", "samples", "transfer"}
+
+
+def make_suite(config: Any, system: Immunized, other: Immunized | None = None) -> Suite:
+    """The attacks that a configuration names, each on what it is to climb.
+
+    Args:
+        config: ``attack`` of ``configs/cmai.py``.
+        system: what is attacked; its ``outcome`` judges.
+        other: the model that transfer attacks have, with parameters of its own.
+
+    Raises:
+        UserError: a search, a climb or a field that is unknown, by its attack's name.
+    """
+    attacks = {}
+    for name, spec in config.attacks.items():
+        unknown = sorted(set(spec) - _FIELDS)
+        if unknown:
+            raise UserError(f"attack.attacks.{name}: unknown {', '.join(unknown)}")
+        attacks[name] = _named(name, dict(spec), config.norm, system, other)
+    return Suite(attacks, _judge(system), config.batch_size, config.draws)
+
+
+def attack_records(
+    config: Any,
+    system: Immunized,
+    records: Sequence[Record],
+    folder: str | Path,
+    other: Immunized | None = None,
+    *,
+    seed: int = 0,
+    convergence: bool = True,
+) -> Robustness:
+    """Every attack on every record with a picture; killed and called again, it goes on.
+
+    Args:
+        config: ``attack`` of ``configs/cmai.py``.
+        system: what is attacked.
+        records: labelled; those without a picture are left out.
+        folder: of the cells.
+        other: the model that transfer attacks have.
+        seed: that the system was trained with; the attacks' key does not depend on it.
+        convergence: also with twice the steps and the restarts, on the first rows at one radius.
+
+    Raises:
+        UserError: no record with a picture, or whatever `make_suite` and `Suite.run` refuse.
+    """
+    seen = [record for record in records if record.image is not None]
+    if len(seen) < 2:
+        raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
+    x, rows = system.rows(seen, config.max_length)
+    suite = make_suite(config, system, other)
+    params = {"own": system.params, "other": other.params if other else None}
+    key, name = jax.random.key(config.seed), digest(params)
+    folder = Path(folder)
+    place, radii = folder / "curve", list(config.epsilons)
+    curve = measure(suite, params, x, rows, radii, key, place, name, alone=config.alone)
+    found: dict[str, Any] = {}
+    if convergence:
+        n = min(config.convergence.rows, len(x))
+        found = converge(
+            suite,
+            params,
+            x[:n],
+            jax.tree.map(lambda leaf: leaf[:n], rows),
+            float(config.convergence.epsilon),
+            key,
+            folder / "convergence",
+            name,
+            steps=(1.0, 2.0),
+            restarts=(1.0, 2.0),
+        )
+    return Robustness({seed: curve}, found)
+
+
+def _judge(system: Immunized) -> RowObjective:
+    def judge(params: Any, rows: Any, x: Array, key: PRNGKeyArray) -> Outcome:
+        return system.outcome(params["own"], rows, x, key)
+
+    return judge
+
+
+def _named(
+    name: str, spec: dict[str, Any], norm: str, system: Immunized, other: Immunized | None
+) -> NamedAttack:
+    search, climb = spec.get("search", ""), spec.get("climb", "margin")
+    for field, value, known in (("search", search, SEARCHES), ("climb", climb, CLIMBS)):
+        if value not in known:
+            raise UserError(
+                f"attack.attacks.{name}.{field} {value!r} is none of {', '.join(known)}"
+            )
+    moved, whose = (other, "other") if spec.get("transfer") else (system, "own")
+    if moved is None:
+        raise UserError(f"attack.attacks.{name}: transfer, and there is no other model")
+    aware = climb in ("selective", "weighted", "denial") or search in _NEED_A_DETECTOR
+    watched = moved.policy.rejects
+    if aware and not watched:
+        climb, search = "margin", "apgd" if search in _NEED_A_DETECTOR else search
+    climbed = functools.partial(_climb, moved, whose, climb)
+    kind = "adaptive" if aware and watched else "white_box"
+    if search in ("square", "noise"):
+        kind = "gradient_free" if search == "square" else "noise"
+    return NamedAttack(
+        SEARCHES[search],
+        Budget(0.0, norm, int(spec["steps"]), restarts=int(spec.get("restarts", 1))),
+        climbed,
+        kind="transfer" if spec.get("transfer") else kind,
+        goal="deny" if climb == "denial" else "fool",
+        samples=1 if moved.policy.plain else int(spec.get("samples", 1)),
+    )
+
+
+def _climb(
+    system: Immunized, whose: str, climb: str, params: Any, rows: Any, x: Array, key: PRNGKeyArray
+) -> Outcome:
+    def by_loss(x: Array, key: PRNGKeyArray) -> Outcome:
+        return system.outcome(params[whose], rows, x, key)
+
+    def by_margin(x: Array, key: PRNGKeyArray) -> Outcome:
+        outcome = by_loss(x, key)
+        return replace(outcome, loss=outcome.margin)
+
+    ways: dict[str, Callable[[], Objective]] = {
+        "loss": lambda: by_loss,
+        "margin": lambda: by_margin,
+        "selective": lambda: adaptive.selective(by_margin, _SLACK),
+        "weighted": lambda: adaptive.weighted(by_margin, 1.0),
+        "denial": lambda: adaptive.denial(by_loss),
+    }
+    return ways[climb]()(x, key)
