@@ -70,10 +70,10 @@ def test_the_bench_runs_and_leaves_out_what_is_not_asked_for(folder, tmp_path, m
     document = json.loads((tmp_path / "bench_attacks.json").read_text())
     assert set(document) == {"machine", "versions", *attacks.NAMES}
     pgd, shapes = document["pgd"], document["universal"]
-    found = [pgd["ratio"], pgd["ratio_random"], document["text"]["ratio"]]
+    found = [pgd["ratio"], pgd["ratio_random"], *document["text"]["ratio"].values()]
     found += [ratio for one in shapes.values() for ratio in one["ratio"].values()]
     found += document["mbat"]["cost"].values()
-    assert len(found) == 9
+    assert len(found) == 10
     assert all(0 < f["low"] <= f["median"] <= f["high"] for f in found)
     assert pgd["floor_seconds"] == pytest.approx(pgd["gflop"] / pgd["matmul_gflops"])
     args.only = ["text"]

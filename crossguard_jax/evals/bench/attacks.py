@@ -100,8 +100,9 @@ def table(found: dict[str, Any]) -> str:
     if text := found.get("text"):
         seconds, tokens = text["seconds"], text["tokens"]
         title = f"{text['candidates']} candidates, {tokens['suffix']} behind {tokens['prompt']}"
-        row = title, "full forward", seconds["full"], seconds["cached"]
-        rows.append(_row(*row, text["ratio"], f"1 / {text['ratio_of_flops']:.2f}"))
+        for name, when in (("cached", "first step"), ("later", "later steps")):
+            row = f"{title}, {when}", "full forward", seconds["full"], seconds[name]
+            rows.append(_row(*row, text["ratio"][name], f"1 / {text['ratio_of_flops'][name]:.2f}"))
     parts = ["\n".join(rows)] if len(rows) > 2 else []
     if mbat := found.get("mbat"):
         costs = (f"{name[1:]}: {_spread(cost)}" for name, cost in mbat["cost"].items())

@@ -2,8 +2,8 @@
 
 A step of GCG evaluates a hundred suffixes behind one system prompt, picture and question. Both
 sides read the picture by the tower once, take the two labels' columns of the head alone, and run
-as many candidates at a time; the prompt's pass through the language model counts on our side too,
-though a search pays it once and not each step.
+as many candidates at a time as suits them best. A search's first step reads the prompt
+(``cached``), all others find it read (``later``).
 """
 
 from collections.abc import Callable
@@ -31,11 +31,13 @@ from crossguard_jax.evals.bench.attacks_parts import (
 )
 from crossguard_jax.evals.bench.timing import interleave
 from crossguard_jax.nn import prefix
+from crossguard_jax.nn.llama import Cache
 from crossguard_jax.nn.llava import Llava
 
 PROMPT = 200  # tokens before the suffix, the picture's among them
 SUFFIX = 24  # 20 that are searched, GCG's own number, and what closes the turn
-CHUNK = 16  # candidates at a time
+CHUNKS = {"full": 4, "cached": 64}
+"""Candidates at a time, each side's best on two cores: what fits into its caches."""
 PATCHES = 12  # along a side: 144 picture tokens
 TOLERANCE = 1e-4  # of the greatest logit
 
@@ -55,17 +57,29 @@ def full(model: Llava, x: Array, prompt: Array, candidates: Array) -> Array:
         embedded, mask = model.place(ids, features), jnp.ones(ids.shape, bool)
         return model.read(embedded, mask, jnp.asarray(guard.LABELS))[0]
 
-    return jax.lax.map(one, candidates, batch_size=CHUNK)
+    return jax.lax.map(one, candidates, batch_size=CHUNKS["full"])
+
+
+def read(model: Llava, x: Array, prompt: Array) -> Cache:
+    """The prompt's keys and values."""
+    before = model.place(prompt, model.image_features(normalized(x)))
+    n = prompt.shape[1]
+    return model.language_model.prefill(before, jnp.ones((1, n), bool), n)[1]
+
+
+def later(model: Llava, cache: Cache, candidates: Array) -> Array:
+    """`full`'s logits, the prompt read before."""
+    last = jnp.full(1, candidates.shape[1] - 1)
+    columns, chunk = jnp.asarray(guard.LABELS), CHUNKS["cached"]
+    found = prefix.last_logits(
+        model.language_model, cache, candidates[None], last, columns, chunk=chunk
+    )
+    return found[0]
 
 
 def cached(model: Llava, x: Array, prompt: Array, candidates: Array) -> Array:
-    """The same, the prompt read once."""
-    language, n = model.language_model, prompt.shape[1]
-    before = model.place(prompt, model.image_features(normalized(x)))
-    _, cache = language.prefill(before, jnp.ones((1, n), bool), n)
-    last = jnp.full(1, candidates.shape[1] - 1)
-    columns = jnp.asarray(guard.LABELS)
-    return prefix.last_logits(language, cache, candidates[None], last, columns, chunk=CHUNK)[0]
+    """The same, and the prompt is read once."""
+    return later(model, read(model, x, prompt), candidates)
 
 
 def candidates_behind_prefix(model: Llava, n: int, runs: int) -> dict[str, Any]:
@@ -83,28 +97,34 @@ def candidates_behind_prefix(model: Llava, n: int, runs: int) -> dict[str, Any]:
     prompt = rng.integers(3, 31_000, (1, PROMPT)).astype(np.int32)
     prompt[:, BEFORE : BEFORE + model.config.tokens_per_image] = model.config.image_token_id
     candidates = rng.integers(3, 31_000, (n, SUFFIX)).astype(np.int32)
-    arguments = model, *map(jnp.asarray, (picture(model), prompt, candidates))
     sides: dict[str, Callable[[], Any]] = {}
     compile_seconds = {}
-    for name, function in (("full", full), ("cached", cached)):
+    first_step = model, jnp.asarray(picture(model)), jnp.asarray(prompt), jnp.asarray(candidates)
+    later_step = model, jax.jit(read)(*first_step[:3]), first_step[3]
+    for name, function, arguments in (
+        ("full", full, first_step),
+        ("cached", cached, first_step),
+        ("later", later, later_step),
+    ):
         program, compile_seconds[name] = compiled(jax.jit(function), *arguments)
         sides[name] = partial(ready, program, *arguments)
-    wanted, found = (np.asarray(sides[name]()) for name in ("full", "cached"))
-    error = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    wanted, *others = (np.asarray(run()) for run in sides.values())
+    error = float(max(np.abs(found - wanted).max() for found in others) / np.abs(wanted).max())
     if not error < TOLERANCE:
         raise UserError(f"text attack: logits behind the cached prompt are off by {error:.1e}")
     timed = interleave(sides, runs, "text attack")
-    works = {
-        "full": seeing(model, 1) + reading(model, n, PROMPT + SUFFIX),
-        "cached": seeing(model, 1) + reading(model, 1, PROMPT) + reading(model, n, SUFFIX, PROMPT),
-    }
+    once, each = seeing(model, 1) + reading(model, 1, PROMPT), reading(model, n, SUFFIX, PROMPT)
+    full_work = seeing(model, 1) + reading(model, n, PROMPT + SUFFIX)
+    works = {"full": full_work, "cached": once + each, "later": each}
     return {
-        "ratio": compared(timed, "full", "cached"),
+        "ratio": {name: compared(timed, "full", name) for name in ("cached", "later")},
         "seconds": medians(timed),
         "compile_seconds": compile_seconds,
         "largest_error": error,
         "gflop": {name: work.forward / 1e9 for name, work in works.items()},
-        "ratio_of_flops": works["full"].forward / works["cached"].forward,
+        "ratio_of_flops": {
+            name: full_work.forward / works[name].forward for name in ("cached", "later")
+        },
         "candidates": n,
         "tokens": {"prompt": PROMPT, "suffix": SUFFIX},
         "runs": runs,

@@ -62,8 +62,9 @@ def behind_prefix(model: Llava, x: Array, ids: Array) -> Array:
     before = model.place(ids[:1, :n], model.image_features(normalized(x)))
     _, cache = language.prefill(before, jnp.ones((1, n), bool), n)
     prompts = language.embed_tokens(ids[:, None, n:])
-    states = jax.vmap(lambda x: prefix.hidden(language, cache, x))(prompts)
-    return language.head(states[:, 0, -1:], jnp.asarray(guard.LABELS))[:, 0]
+    last = jnp.full(1, prompts.shape[2] - 1)
+    states = jax.vmap(lambda x: prefix.hidden(language, cache, x, last=last))(prompts)
+    return language.head(states[:, 0], jnp.asarray(guard.LABELS))[:, 0]
 
 
 def _read(model: Llava, ids: Array, features: Array) -> Array:
