@@ -27,15 +27,16 @@ from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import normalize_answer, vqa_scores
 from crossguard_jax.data.records import Record
-from crossguard_jax.evals import tasks, tasks_attack, tasks_retrieval
 from crossguard_jax.evals.blocks import Plot
 from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.tables import Table
-from crossguard_jax.evals.tasks import Asking, evaluate_tasks
-from crossguard_jax.evals.tasks_answering import Answerer, asked
-from crossguard_jax.evals.tasks_attack import Attack, measure
-from crossguard_jax.evals.tasks_objectives import answer_objective
-from crossguard_jax.evals.tasks_rows import Benchmark, read_benchmarks, references
+from crossguard_jax.evals.tasks import attack as tasks_attack
+from crossguard_jax.evals.tasks import evaluate, retrieval
+from crossguard_jax.evals.tasks.answering import Answerer, asked
+from crossguard_jax.evals.tasks.attack import Attack, measure
+from crossguard_jax.evals.tasks.evaluate import Asking, evaluate_tasks
+from crossguard_jax.evals.tasks.objectives import answer_objective
+from crossguard_jax.evals.tasks.rows import Benchmark, read_benchmarks, references
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
@@ -328,7 +329,7 @@ def test_retrieval_is_that_of_transformers_and_falls_under_attack(karpathy, capt
 
 def test_a_clips_normalization_is_its_processors():
     clip = load_clip("toy://clip")
-    mean, std = tasks_retrieval.normalization(clip)
+    mean, std = retrieval.normalization(clip)
     np.testing.assert_allclose(mean, np.full((3, 1, 1), 0.49), atol=1e-6)
     np.testing.assert_allclose(std, np.full((3, 1, 1), 0.2), atol=1e-6)
 
@@ -470,12 +471,12 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, vqav2, karpathy):
 
 def test_the_verb_writes_a_report_of_every_figure(karpathy, tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    tasks.add_arguments(parser)
+    evaluate.add_arguments(parser)
     line = f"--model toy://clip --data test=karpathy:{karpathy}:test --out {tmp_path}"
     args = parser.parse_args(
         [*line.split(), *"--epsilon 8 2 --steps 2 --limit 12 --batch-size 12".split()]
     )
-    tasks.main(args)
+    evaluate.main(args)
     said = capsys.readouterr().out
     assert "clip.test.linf.8.image_to_text.r1 " in said
     assert f"report: {tmp_path / 'report.html'}" in said

@@ -14,7 +14,7 @@ from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Int, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
-from crossguard_jax.evals.tasks_objectives import answer_objective
+from crossguard_jax.evals.tasks.objectives import answer_objective
 from crossguard_jax.guard.encoding import Row, bucket
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.progress import Progress

@@ -21,8 +21,8 @@ from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.records import Record
-from crossguard_jax.evals.robustness import Robustness
-from crossguard_jax.evals.robustness_runs import converge, measure
+from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.evals.robustness.runs import converge, measure
 
 SEARCHES: Mapping[str, Callable[..., Any]] = {
     "pgd": pgd,

@@ -13,8 +13,8 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Float, PRNGKeyArray
 from crossguard_jax.evals.benchmarks import Figures
-from crossguard_jax.evals.tasks_answering import Answerer, Rows, Said, asked
-from crossguard_jax.evals.tasks_rows import Benchmark, Item, rejected, usable
+from crossguard_jax.evals.tasks.answering import Answerer, Rows, Said, asked
+from crossguard_jax.evals.tasks.rows import Benchmark, Item, rejected, usable
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.jsonl import JsonlWriter
 

@@ -18,9 +18,9 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks.retrieval import KS
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.evals.benchmarks import Figures
-from crossguard_jax.evals.tasks_answering import Rows, in_batches
-from crossguard_jax.evals.tasks_objectives import Channels, lead, retrieval_objective
-from crossguard_jax.evals.tasks_rows import Benchmark, usable
+from crossguard_jax.evals.tasks.answering import Rows, in_batches
+from crossguard_jax.evals.tasks.objectives import Channels, lead, retrieval_objective
+from crossguard_jax.evals.tasks.rows import Benchmark, usable
 from crossguard_jax.hf.clip import ClipEncoder
 from crossguard_jax.io import images
 from crossguard_jax.io.jsonl import JsonlWriter

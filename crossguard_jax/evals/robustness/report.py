@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals import robustness_plots
 from crossguard_jax.evals.blocks import Block, Definitions, Plot, Section, Text
-from crossguard_jax.evals.robustness import (
+from crossguard_jax.evals.robustness import plots
+from crossguard_jax.evals.robustness.figures import (
     Robustness,
     compare,
     converged_name,
@@ -14,7 +14,7 @@ from crossguard_jax.evals.robustness import (
     level,
     level_title,
 )
-from crossguard_jax.evals.robustness_lint import Limits, missing, stamp, unequal
+from crossguard_jax.evals.robustness.lint import Limits, missing, stamp, unequal
 from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table, Unit
 
 _TITLES = {"linf": "L∞", "l2": "L2"}
@@ -210,9 +210,7 @@ def _curves(
         }
 
     ceilings = {shown[name]: found[f"{norm}.swap.asr"].value for name, found in measured.items()}
-    figure = robustness_plots.robustness_curves(
-        series("robust_accuracy"), series("asr"), ceilings, norm
-    )
+    figure = plots.robustness_curves(series("robust_accuracy"), series("asr"), ceilings, norm)
     caption = (
         "Worst case over the suite by radius, with 95% bands. Dotted: the ASR of an unrelated "
         "picture, which a curve must reach if its attacks are any good."
@@ -242,6 +240,6 @@ def _convergence(
                 )
     table = Table(("System: budget", "ASR"), tuple(rows), "The whole suite, at one radius.")
     norm = next(iter(systems.values())).norm
-    drawn = robustness_plots.convergence(series)
+    drawn = plots.convergence(series)
     caption = "ASR of the whole suite with multiples of every attack's steps and restarts."
     return [table, Plot.of(f"convergence_{norm}", drawn, caption)]

@@ -11,7 +11,7 @@ from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import PRNGKeyArray
 from crossguard_jax.evals.benchmarks import Figures
-from crossguard_jax.evals.robustness import level
+from crossguard_jax.evals.robustness.figures import level
 
 
 @runtime_checkable

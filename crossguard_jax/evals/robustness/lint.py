@@ -10,7 +10,7 @@ import numpy as np
 
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.evals.blocks import Block, Bullets, Text
-from crossguard_jax.evals.robustness import Robustness, figures, level, level_title, share
+from crossguard_jax.evals.robustness.figures import Robustness, figures, level, level_title, share
 
 GRADIENT_KINDS = ("white_box", "adaptive")
 

@@ -13,11 +13,11 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.blocks import Section
 from crossguard_jax.evals.evaluate import parse_model
 from crossguard_jax.evals.report import Report
-from crossguard_jax.evals.tasks_attack import Attack, Measured, Task, measure
-from crossguard_jax.evals.tasks_report import tasks_section
-from crossguard_jax.evals.tasks_retrieval import Retrieval
-from crossguard_jax.evals.tasks_rows import KINDS, Benchmark, read_benchmarks
-from crossguard_jax.evals.tasks_words import Captions, Vqa
+from crossguard_jax.evals.tasks.attack import Attack, Measured, Task, measure
+from crossguard_jax.evals.tasks.report import tasks_section
+from crossguard_jax.evals.tasks.retrieval import Retrieval
+from crossguard_jax.evals.tasks.rows import KINDS, Benchmark, read_benchmarks
+from crossguard_jax.evals.tasks.words import Captions, Vqa
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
