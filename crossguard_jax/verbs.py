@@ -55,13 +55,21 @@ def _out_argument(parser: argparse.ArgumentParser, default: str) -> None:
 def _quickstart_arguments(parser: argparse.ArgumentParser) -> None:
     _out_argument(parser, "runs/quickstart")
     parser.add_argument(
-        "--rows", type=int, default=1000, help="rows of each implicit test set (default: 1000)"
+        "--rows", type=int, default=1500, help="rows of each implicit test set (default: 1500)"
+    )
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="train the adapters that are shipped, too"
     )
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     config_argument(parser, "configs/guard.py:tiny")
     _out_argument(parser, "runs/train")
+
+
+def _immunize_arguments(parser: argparse.ArgumentParser) -> None:
+    config_argument(parser, "configs/cmai.py:tiny")
+    _out_argument(parser, "runs/immunize")
 
 
 def _match_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,8 +209,9 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _toy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("build", "table", "rewriter", "forged"),
-        help="make the small models; tables: the guard's parts, the rewriter's, forged data's",
+        choices=("build", "table", "rewriter", "forged", "cmai"),
+        help="make the small models; tables: the guard's parts, the rewriter's, forged data's, "
+        "what immunizes",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
@@ -215,12 +224,16 @@ def _toy_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
     )
-    table = parser.add_argument_group("table, rewriter, forged")
+    table = parser.add_argument_group("table, rewriter, forged, cmai")
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(
         "--rows",
         type=int,
-        help="rows of each implicit test set (default: 2000), or held-out queries (default: 512)",
+        help="rows of each implicit test set (default: 2000), held-out queries (default: 512), or "
+        "rows to attack (default: 256)",
+    )
+    table.add_argument(
+        "--tasks", nargs="+", choices=("guard", "vqa"), help="cmai: which (default: both)"
     )
 
 
@@ -274,6 +287,15 @@ VERBS: dict[str, Verb] = {
         ),
         handler="crossguard_jax.impforge.commands:run_forge",
         add_arguments=_forge_arguments,
+    ),
+    "immunize": Verb(
+        help="immunize a guard against perturbed pictures (CMAI); a run that was killed goes on",
+        example=(
+            "launch/run.sh immunize --config configs/cmai.py:tiny "
+            "--config.model.path=runs/quickstart/models/guard"
+        ),
+        handler="crossguard_jax.verbs:immunize",
+        add_arguments=_immunize_arguments,
     ),
     "evaluate": Verb(
         help="score labelled data with one or more guards, and write a report",
@@ -350,6 +372,21 @@ def train(args: argparse.Namespace) -> None:
     print(f"adapter of step {done.step}: {folder}")
 
 
+def immunize(args: argparse.Namespace) -> None:
+    """Immunizes, and leaves the model with its check and its policy in ``OUT/model``."""
+    from crossguard_jax.cmai.recipe import immunize as run
+    from crossguard_jax.hf.export import ModelCard
+    from crossguard_jax.toy.study import SOURCE, read
+
+    done = run(args.config, args.out, {SOURCE: read})
+    folder = Path(args.out) / "model"
+    done.save_pretrained(folder, ModelCard(base=args.config.model.path))
+    if done.threshold is not None:
+        cut = done.threshold
+        print(f"S_c below {cut.tau:.4g}: {cut.pass_rate:.0%} of clean pairs are above, n={cut.n}")
+    print(f"immunized model: {folder}")
+
+
 def export(args: argparse.Namespace) -> None:
     """Loads a model (and adapter) as it is and writes it anew."""
     from crossguard_jax.guard.guard import Guard
@@ -366,6 +403,7 @@ def toy(args: argparse.Namespace) -> None:
         "table": ("crossguard_jax.toy.tables.guards", "runs/table", 2_000),
         "rewriter": ("crossguard_jax.toy.tables.rewriters", "runs/rewriter", 512),
         "forged": ("crossguard_jax.toy.tables.forged", "runs/forged", 2_000),
+        "cmai": ("crossguard_jax.toy.tables.immunized", "runs/cmai", 256),
     }[args.what]
     args.out, args.rows = args.out or out, args.rows or rows
     importlib.import_module(module).main(args)

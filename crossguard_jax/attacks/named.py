@@ -64,9 +64,7 @@ class NamedAttack:
         )
 
     def at(self, epsilon: float, steps: float = 1.0, restarts: float = 1.0) -> Budget:
-        """The same, at a radius. A ball of radius 0 is a point: one step shows all of it."""
-        if epsilon == 0:
-            return replace(self.budget, epsilon=np.float32(0), steps=1, restarts=1)
+        """The same, at a radius."""
         return replace(self.scaled(steps, restarts), epsilon=np.float32(epsilon))
 
     def entry(self, name: str, steps: float = 1.0, restarts: float = 1.0) -> Entry:

@@ -133,9 +133,13 @@ class Suite:
                 standing.anew()
             for entry in plan.attacks:
                 over = standing.to_attack(entry)
-                budget = self.attacks[entry.name].at(epsilon, steps, restarts)
                 name = (entry.name, epsilon)
-                standing.note(entry, made(name, over, self._programs[entry.name], x, budget))
+                if epsilon == 0:  # a point: there is nothing to search
+                    cell = made(name, over, self._judge, x)
+                else:
+                    budget = self.attacks[entry.name].at(epsilon, steps, restarts)
+                    cell = made(name, over, self._programs[entry.name], x, budget)
+                standing.note(entry, cell)
         return worst_case(plan, cells)
 
     def _plan(

@@ -15,6 +15,7 @@ from flax import nnx
 from crossguard_jax.attacks.logits import cross_entropy, margin_from
 from crossguard_jax.attacks.problem import Outcome
 from crossguard_jax.cmai import policy as policies
+from crossguard_jax.cmai.mbat import Answers
 from crossguard_jax.cmai.noise import row_keys
 from crossguard_jax.cmai.policy import Decisions, Policy
 from crossguard_jax.cmai.review import ReviewQueue
@@ -107,10 +108,9 @@ class Immunized:
     ) -> Outcome:
         """`attacks.named.RowObjective`: right or wrong by what the policy answers, caught by what
         it rejects."""
-        trainable, frozen = params["trainable"], params["frozen"]
         caught = self.policy.caught if self.policy.rejects else lambda scores: None
         if self.policy.plain:
-            found = self.task.answers(trainable, frozen, rows, self._clean(x), self.regime)
+            found = self._answers(params, rows, x)
             return Outcome(found.loss, found.margin, caught(found.s_c))
         s_c = self.s_c(params, rows, x)
         keys = jax.random.split(key, x.shape[0])
@@ -119,6 +119,21 @@ class Immunized:
         log_p = jnp.log(jnp.maximum(p, _FLOOR))
         labels = rows["labels"]
         return Outcome(cross_entropy(log_p, labels), margin_from(log_p, labels), caught(s_c))
+
+    def accepted(
+        self, params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray
+    ) -> Outcome:
+        """The same of the plain answer alone: what any other branch would deal with is caught.
+
+        An attack that is held to the last branch pays for one pass, whatever the others do.
+        """
+        found = self._answers(params, rows, x)
+        cuts = [branch.below for branch in self.policy.branches[:-1]]
+        return Outcome(found.loss, found.margin, cuts[-1] - found.s_c if cuts else None)
+
+    def _answers(self, params: Any, rows: Any, x: Array) -> Answers:
+        trainable, frozen = params["trainable"], params["frozen"]
+        return self.task.answers(trainable, frozen, rows, self._clean(x), self.regime)
 
     def s_c(self, params: Any, rows: Any, x: Float[Array, "B C X Y"]) -> Float[Array, " B"]:
         """How well each row's text fits its picture."""

@@ -1,10 +1,10 @@
-"""``crossguard quickstart``: the whole of CrossGuard and ImpForge in the small world, in minutes.
+"""``crossguard quickstart``: CrossGuard, ImpForge and CMAI in the small world, in minutes.
 
-Matches queries with pictures and forges the implicit rows, trains the guard on the full mixture and
-on explicit data alone, scores the held-out sets with both and with the base they came from, and
-writes a report. What it leaves is a contract: ``report.html``, ``report.md`` and ``report.json``;
-``models/NAME/``, plain Hub folders; ``forge/forged/train.jsonl`` with its data card;
-``data/SPLIT.jsonl`` with the pictures beside it.
+Matches queries with pictures and forges the implicit rows, trains the guard on the full mixture,
+immunizes it, scores the held-out sets with both, with a guard of explicit data alone and with the
+base they came from, attacks the guard before and after, and writes a report. What it leaves is a
+contract: ``report.html``, ``report.md`` and ``report.json``; ``models/NAME/``, plain Hub folders;
+``forge/forged/train.jsonl`` with its data card; ``data/SPLIT.jsonl`` with the pictures beside it.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import flax
 import jax
 import numpy as np
 
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.data.builders import RecordSource
@@ -27,6 +29,8 @@ from crossguard_jax.evals.blocks import Section
 from crossguard_jax.evals.forge_report import Rewrite, forge_section
 from crossguard_jax.evals.guard_report import Judged, guard_sections
 from crossguard_jax.evals.report import Report
+from crossguard_jax.evals.robustness.report import robustness_section
+from crossguard_jax.evals.robustness.systems import attack_records
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import load_base, train_guard
@@ -34,10 +38,12 @@ from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io import jsonl
 from crossguard_jax.toy.forging import forge_world, meanings, truth_figures
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read, score_all
+from crossguard_jax.toy.tables.immunized import held_out
 from crossguard_jax.train.loop import read_metrics
 
 SYSTEMS = {
     "guard.full": ("guard", "forged", "Guard, full mixture"),
+    "guard.immunized": ("guard_immunized", "", "The same guard, immunized"),
     "guard.explicit_only": ("guard_explicit_only", "explicit_only", "Guard, explicit data only"),
     "base": ("base", "", "Base model, untrained as a guard"),
 }
@@ -52,10 +58,24 @@ DATA = (
 SHORTER, QUERIES = ("--config.ppo.iterations=20",), 1_200
 """A smaller forge than the table's: the rewriter has learned what it will after ten iterations."""
 
+SHIPPED = Path(__file__).parent / "adapters"
+"""Adapters that are not trained unless ``--from-scratch`` says so: controls, which say nothing of
+the forge."""
+
+IMMUNIZE = (
+    "--config.train.steps=200",
+    "--config.train.save_every=100",
+    "--config.attack.epsilons=(0.0, 0.015686275, 0.031372549, 0.125490196)",
+)
+"""Half the table's training, and attacks at 0, 4, 8 and 32 of 255 grey levels."""
+
+ATTACKED = 112
+"""Rows that are attacked."""
+
 
 def main(args: argparse.Namespace) -> None:
     """The verb's work."""
-    print(f"report: {run(Path(args.out), args.rows)}")
+    print(f"report: {run(Path(args.out), args.rows, from_scratch=args.from_scratch)}")
 
 
 def run(
@@ -64,6 +84,9 @@ def run(
     overrides: Sequence[str] = (),
     forge_overrides: Sequence[str] = (),
     queries: int = QUERIES,
+    immunize_overrides: Sequence[str] = (),
+    attacked: int = ATTACKED,
+    from_scratch: bool = False,
 ) -> Path:
     """Runs or resumes the quickstart in ``folder``; returns the report's path.
 
@@ -73,18 +96,31 @@ def run(
         overrides: ``--config.FIELD=VALUE``, for both trained guards.
         forge_overrides: the same for the forge.
         queries: queries that mean harm, to forge from.
+        immunize_overrides: the same for CMAI and the attacks on it.
+        attacked: rows that are attacked.
+        from_scratch: train also what is shipped.
     """
     began = time.monotonic()
     seconds = {}
     forged = _forge(folder / "forge", queries, forge_overrides)
     seconds["forge"] = round(time.monotonic() - began, 1)
     tests = benchmarks(rows)
-    guards, losses = {}, {}
+    guards: dict[str, Guard] = {}
+    losses: dict[str, Any] = {}
+    made: dict[str, str] = {}
     for name, (model, variant, _) in SYSTEMS.items():
         start = time.monotonic()
-        config = _config(variant or "tiny", folder, overrides)
-        if variant:
-            run_folder = folder / "train" / model
+        config, run_folder = _config(variant or "tiny", folder, overrides), folder / "train" / model
+        shipped = SHIPPED / model
+        if name == "guard.immunized":
+            guards["guard.full"].save_pretrained(folder / "models" / "guard")
+            immunized = _immunize(folder, run_folder, immunize_overrides)
+            guards[name] = immunized.guard
+            losses[name] = _losses(run_folder / "mbat")
+        elif variant and shipped.is_dir() and not from_scratch:
+            guards[name] = Guard.from_pretrained(shipped)
+            made[name] = "shipped"
+        elif variant:
             guards[name] = train_guard(
                 config, run_folder, {SOURCE: read}, folder / "datasets"
             ).guard
@@ -92,18 +128,24 @@ def run(
         else:
             mesh = make_mesh(**config.mesh)
             guards[name] = load_base(config, mesh, {**DEFAULT_RULES, **config.axis_rules})
+            made[name] = "shipped"
         seconds[name] = round(time.monotonic() - start, 1)
+    start = time.monotonic()
+    attacks = _attack(folder, guards["guard.full"], immunized, attacked, immunize_overrides)
+    seconds["attacks"] = round(time.monotonic() - start, 1)
     scores = score_all(guards, tests)
-    judged = Judged(scores, titles={k: v[2] for k, v in SYSTEMS.items()} | dict(BENCHMARKS))
-    _export(folder, guards, judged)
+    titles = {k: f"{v[2]} ({made.get(k, 'trained here')})" for k, v in SYSTEMS.items()}
+    judged = Judged(scores, titles=titles | dict(BENCHMARKS))
+    _export(folder, guards, immunized, judged)
     _write_data(folder, tests, overrides)
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
     sections = guard_sections(judged, lambda b, i: texts[b, i], losses)
-    sections.insert(-1, forged)
+    sections[-1:-1] = [forged, attacks]
     seconds["everything"] = round(time.monotonic() - began, 1)
     meta = {
         "command": f"crossguard quickstart --out {folder} --rows {rows}",
         "seconds": seconds,
+        "made": {name: made.get(name, "trained here") for name in SYSTEMS},
         "threshold": judged.threshold,
         "jax": jax.__version__,
         "flax": flax.__version__,
@@ -137,12 +179,44 @@ def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
     return forge_section(run.forged, learned, shown, truth_figures(meant))
 
 
+def _immunize(folder: Path, run_folder: Path, overrides: Sequence[str]) -> Immunized:
+    """CMAI on the guard of forged data, its implicit rows forged too."""
+    config = _immunizing(folder, overrides)
+    return immunize(config, run_folder, {SOURCE: read}, folder / "datasets" / "cmai")
+
+
+def _immunizing(folder: Path, overrides: Sequence[str]) -> Any:
+    config = load_config("configs/cmai.py:forged", [*IMMUNIZE, *overrides])
+    config.model.path = str(folder / "models" / "guard")
+    config.data.sources.implicit.path = str(folder / "forge" / "forged" / "train.jsonl")
+    return config
+
+
+def _attack(
+    folder: Path, guard: Guard, immunized: Immunized, rows: int, overrides: Sequence[str]
+) -> Section:
+    """Both guards under the same attacks; those by transfer are made on the first."""
+    config, undefended = _immunizing(folder, overrides).attack, Immunized.of(guard)
+    found = {
+        name: attack_records(
+            config,
+            system,
+            held_out("guard", rows),
+            folder / "attacks" / SYSTEMS[name][0],
+            undefended,
+            convergence=False,
+        )
+        for name, system in (("guard.immunized", immunized), ("guard.full", undefended))
+    }
+    return robustness_section(found, {name: SYSTEMS[name][2] for name in found})
+
+
 def _losses(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     logged = [(row["step"], row["loss"]) for row in read_metrics(run_folder) if "loss" in row]
     return np.array([s for s, _ in logged]), np.array([v for _, v in logged])
 
 
-def _export(folder: Path, guards: dict[str, Guard], judged: Judged) -> None:
+def _export(folder: Path, guards: dict[str, Guard], immunized: Immunized, judged: Judged) -> None:
     for name, guard in guards.items():
         metrics = {
             key: estimate.value
@@ -150,7 +224,8 @@ def _export(folder: Path, guards: dict[str, Guard], judged: Judged) -> None:
             if key.split(".")[-1] in ("asr", "fpr") and ".category." not in key
         }
         card = ModelCard(base="the small LLaVA of crossguard_jax", data=DATA, metrics=metrics)
-        guard.save_pretrained(
+        saved = immunized if name == "guard.immunized" else guard
+        saved.save_pretrained(
             folder / "models" / SYSTEMS[name][0], card=replace(card, license="apache-2.0")
         )
 

@@ -265,7 +265,15 @@ def test_multiples_change_what_every_attack_spends() -> None:
     entry = attack.entry("pgd", steps=2.0, restarts=0.5)
     assert (entry.steps, entry.restarts) == (10, 1)
     assert attack.at(LEVEL, steps=0.1).steps == 1
-    assert attack.at(0.0).steps == attack.at(0.0).restarts == 1
+
+
+def test_a_point_is_judged_and_not_searched() -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("there is nothing to search")
+
+    attacks = {"never": NamedAttack(never, Budget(0.0, steps=5))}
+    run = Suite(attacks, zoo.linear).run(LINEAR.params, LINEAR.x, LINEAR.rows, [0.0], KEY)
+    assert not run.won.any()
 
 
 @pytest.mark.parametrize("by", [lambda e: 1.1 * e, lambda e: -2 * e - LEVEL, lambda e: 0 * e + 1.0])

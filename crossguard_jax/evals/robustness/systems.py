@@ -32,10 +32,13 @@ SEARCHES: Mapping[str, Callable[..., Any]] = {
     "orthogonal": orthogonal_pgd,
     "lagrangian": lagrangian_pgd,
 }
-CLIMBS = ("loss", "margin", "selective", "weighted", "denial")
-"""What a search may raise. The last three know the detector; where there is none, they raise the
-margin, and so does a search that needs one: every system is given the same budget."""
+CLIMBS = ("loss", "margin", "policy", "selective", "weighted", "denial")
+"""What a search may raise: loss or margin of the plain answer, the margin of what the whole policy
+answers (through its noise and all its branches), or something that knows the detector. Of these,
+``selective`` and ``weighted`` stay in the branch that answers plainly. Where nothing detects, all
+raise the margin, and so does a search that needs a detector: every system has the same budget."""
 
+_AWARE = ("selective", "weighted", "denial")
 _NEED_A_DETECTOR = ("orthogonal", "lagrangian")
 _SLACK = 0.05  # of a margin: what rounding to grey levels may take away
 _FIELDS = {"search", "climb", "steps", "restarts", "samples", "transfer"}
@@ -132,8 +135,8 @@ def _named(
     moved, whose = (other, "other") if spec.get("transfer") else (system, "own")
     if moved is None:
         raise UserError(f"attack.attacks.{name}: transfer, and there is no other model")
-    aware = climb in ("selective", "weighted", "denial") or search in _NEED_A_DETECTOR
-    watched = moved.policy.rejects
+    aware = climb in _AWARE or search in _NEED_A_DETECTOR
+    watched = len(moved.policy.branches) > 1
     if aware and not watched:
         climb, search = "margin", "apgd" if search in _NEED_A_DETECTOR else search
     climbed = functools.partial(_climb, moved, whose, climb)
@@ -146,25 +149,32 @@ def _named(
         climbed,
         kind="transfer" if spec.get("transfer") else kind,
         goal="deny" if climb == "denial" else "fool",
-        samples=1 if moved.policy.plain else int(spec.get("samples", 1)),
+        samples=1 if moved.policy.plain or climb != "policy" else int(spec.get("samples", 1)),
     )
 
 
 def _climb(
     system: Immunized, whose: str, climb: str, params: Any, rows: Any, x: Array, key: PRNGKeyArray
 ) -> Outcome:
-    def by_loss(x: Array, key: PRNGKeyArray) -> Outcome:
+    def answers(x: Array, key: PRNGKeyArray) -> Outcome:
+        return system.accepted(params[whose], rows, x, key)
+
+    def policy(x: Array, key: PRNGKeyArray) -> Outcome:
         return system.outcome(params[whose], rows, x, key)
 
-    def by_margin(x: Array, key: PRNGKeyArray) -> Outcome:
-        outcome = by_loss(x, key)
-        return replace(outcome, loss=outcome.margin)
+    def margin(of: Objective) -> Objective:
+        def by_margin(x: Array, key: PRNGKeyArray) -> Outcome:
+            outcome = of(x, key)
+            return replace(outcome, loss=outcome.margin)
+
+        return by_margin
 
     ways: dict[str, Callable[[], Objective]] = {
-        "loss": lambda: by_loss,
-        "margin": lambda: by_margin,
-        "selective": lambda: adaptive.selective(by_margin, _SLACK),
-        "weighted": lambda: adaptive.weighted(by_margin, 1.0),
-        "denial": lambda: adaptive.denial(by_loss),
+        "loss": lambda: answers,
+        "margin": lambda: margin(answers),
+        "policy": lambda: margin(policy),
+        "selective": lambda: adaptive.selective(margin(answers), _SLACK),
+        "weighted": lambda: adaptive.weighted(margin(answers), 1.0),
+        "denial": lambda: adaptive.denial(policy),
     }
     return ways[climb]()(x, key)

@@ -1,0 +1,171 @@
+"""``crossguard toy cmai``: what each part of CMAI buys, under one suite of attacks.
+
+Rows are variants of ``configs/cmai.py``; each is trained on the same base and attacked on the same
+held-out rows. What is left is a report with curves and paired differences, resumable to the cell.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.recipe import answers_of, immunize
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record
+from crossguard_jax.evals.report import Report
+from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.evals.robustness.report import robustness_section
+from crossguard_jax.evals.robustness.systems import attack_records
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.mixture import open_sources
+from crossguard_jax.guard.recipe import train_guard
+from crossguard_jax.toy.study import SOURCE, read
+from crossguard_jax.toy.world.sources import records
+
+TASKS = {"guard": "", "vqa": "vqa_"}
+"""A task's name, and what its variants of ``configs/cmai.py`` begin with."""
+
+TESTS = {
+    "guard": {"implicit": 2, "explicit_picture": 1, "benign_vqa": 1},
+    "vqa": {"vqa_closed": 1},
+}
+"""The world's sources of a task's test rows, and their shares."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defence.
+
+    Attributes:
+        title: to show.
+        variant: of ``configs/cmai.py``; "" is no defence at all.
+        every_seed: trained with each seed, not with the first one only.
+        l2: attacked in L2 as well.
+    """
+
+    title: str
+    variant: str
+    every_seed: bool = False
+    l2: bool = False
+
+
+ROWS: Mapping[str, Row] = {
+    "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", True, True),
+    "none": Row("No defence", "", True, True),
+    "i": Row("(i) CMCV alone", "cmcv"),
+    "ii": Row("(ii) MBAT alone", "mbat"),
+    "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", True),
+    "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
+    "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
+    "pgd_at": Row("PGD-AT, picture tower", "pgd_at"),
+    "fare": Row("FARE, picture tower", "fare"),
+    "e2at": Row("E2AT-style joint training", "e2at", True),
+}
+L2 = (0.0, 0.25, 0.5, 1.0, 2.0, 8.0)
+"""Radii of the L2 ball, in units of pixels in [0, 1]."""
+
+
+def main(args: argparse.Namespace) -> None:
+    """The verb's work: prints where the report is."""
+    folder, names = Path(args.out), args.only or list(ROWS)
+    unknown = sorted(set(names) - set(ROWS))
+    if unknown:
+        raise UserError(f"--only {', '.join(unknown)}: rows are {', '.join(ROWS)}")
+    sections = []
+    for task in args.tasks or TASKS:
+        found = {
+            name: _merged(
+                attack_cell(folder, task, name, seed, args.rows)
+                for seed in args.seeds[: None if ROWS[name].every_seed else 1]
+            )
+            for name in names
+        }
+        sections.append(_section(task, found))
+        in_l2 = {
+            name: _merged([attack_cell(folder, task, name, args.seeds[0], args.rows, L2)])
+            for name in names
+            if ROWS[name].l2
+        }
+        if in_l2:
+            sections.append(_section(task, in_l2))
+    command = f"crossguard toy cmai --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
+    meta = {"command": command, "seeds": list(args.seeds)}
+    print(f"report: {Report('CMAI in the small world', sections, meta).write(folder)}")
+
+
+def attack_cell(
+    folder: Path, task: str, name: str, seed: int, rows: int, l2: Sequence[float] = ()
+) -> Robustness:
+    """Trains and attacks one model, or reads what an earlier run found.
+
+    Args:
+        folder: the table's.
+        task: a key of `TASKS`.
+        name: a key of `ROWS`.
+        seed: of the base guard, the adapter, the check and the order of the data.
+        rows: to attack.
+        l2: radii, for that ball in place of the configuration's.
+    """
+    variant = TASKS[task] + (ROWS[name].variant or "tiny")
+    config = load_config(f"configs/cmai.py:{variant}", [f"--config.train.seed={seed}"])
+    if task == "guard":
+        config.model.path = str(_base_guard(folder, seed))
+    data = folder / "data" / task
+    undefended = _undefended(config, data)
+    own = folder / task / f"{name}-{seed}"
+    system = undefended if not ROWS[name].variant else immunize(config, own, {SOURCE: read}, data)
+    if l2:
+        config.attack.update({"norm": "l2", "epsilons": tuple(l2)})
+        config.attack.convergence.epsilon = l2[len(l2) // 2]
+    place = own / f"attack-{config.attack.norm}-{rows}"
+    tests = held_out(task, rows)
+    first = name in ("iv", "none") and seed == 0
+    return attack_records(
+        config.attack, system, tests, place, undefended, seed=seed, convergence=first
+    )
+
+
+def held_out(task: str, n: int) -> list[Record]:
+    """``n`` held-out rows of a task, its sources in their shares."""
+    shares = TESTS[task]
+    whole = sum(shares.values())
+    return [
+        record
+        for source, share in shares.items()
+        for record in records(source, "test", n * share // whole)
+    ]
+
+
+def _undefended(config: Any, data: Path) -> Immunized:
+    labels: tuple[str, ...] = ()
+    if config.task.most_common:
+        labels = answers_of(config, open_sources(config.data.sources, data, {SOURCE: read}))
+    return Immunized.of(Guard.from_pretrained(config.model.path, prompt=config.data.prompt), labels)
+
+
+def _base_guard(folder: Path, seed: int) -> Path:
+    """A guard to immunize, one a seed, as a plain folder."""
+    base = folder / "bases" / f"guard-{seed}"
+    done = base / "model" / "guard_config.json"
+    if not done.exists():
+        config = load_config("configs/guard.py:tiny", [f"--config.train.seed={seed}"])
+        trained = train_guard(config, base, {SOURCE: read}, folder / "data" / "base")
+        trained.guard.save_pretrained(base / "model")
+    return base / "model"
+
+
+def _merged(cells: Any) -> Robustness:
+    """One system of several seeds."""
+    cells = list(cells)
+    curves = {seed: curve for cell in cells for seed, curve in cell.curves.items()}
+    return Robustness(curves, cells[0].convergence)
+
+
+def _section(task: str, found: Mapping[str, Robustness]) -> Any:
+    systems = {f"{task}.{name}": system for name, system in found.items()}
+    titles = {f"{task}.{name}": ROWS[name].title for name in found}
+    section = robustness_section(systems, titles)
+    return replace(section, title=f"{task.capitalize()}: {section.title}")
