@@ -72,10 +72,10 @@ def tiny() -> ConfigDict:
         "blank": "",
         "max_length": 48,
         "sources": {
-            "implicit": small_world("implicit", weight=0.5, limit=6_144),
-            "explicit_text": small_world("explicit_text", weight=0.1, limit=2_048),
-            "explicit_picture": small_world("explicit_picture", weight=0.1, limit=2_048),
-            "typographic": small_world("typographic", weight=0.1, limit=2_048),
+            "implicit": small_world("implicit", weight=0.4, limit=6_144),
+            "explicit_text": small_world("explicit_text", weight=0.2, limit=8_192),
+            "explicit_picture": small_world("explicit_picture", weight=0.1, limit=4_096),
+            "typographic": small_world("typographic", weight=0.1, limit=4_096),
             "benign_vqa": small_world("benign_vqa", weight=0.2, limit=4_096),
         },
         # Clean pairs that nothing learned from: where the check cuts rests on them.

@@ -238,13 +238,20 @@ def _toy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("guard", "forge"), help="what to measure")
+    parser.add_argument("what", choices=("guard", "forge", "attacks"), help="what to measure")
     parser.add_argument("--runs", type=int, default=9, help="counted rounds (default: 9)")
     parser.add_argument("--batch", type=int, help="rows (default: 4), or texts (default: 64)")
     parser.add_argument(
         "--threads", type=int, default=2, help="torch's and faiss's threads (default: 2)"
     )
     _out_argument(parser, "runs/bench")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=("pgd", "universal", "text", "mbat"),
+        metavar="NAME",
+        help="attacks: which of pgd, universal, text, mbat (default: all)",
+    )
     forge = parser.add_argument_group("forge")
     forge.add_argument(
         "--trl-python",
@@ -410,6 +417,6 @@ def toy(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measures the guard's work, or the forge's."""
-    args.batch = args.batch or {"guard": 4, "forge": 64}[args.what]
+    """Measures the guard's work, the forge's, or the attacks'."""
+    args.batch = args.batch or {"guard": 4, "forge": 64, "attacks": 4}[args.what]
     importlib.import_module(f"crossguard_jax.evals.bench.{args.what}").main(args)

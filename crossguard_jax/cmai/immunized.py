@@ -31,6 +31,7 @@ from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io.jsonl import read_json, write_atomic
 
 FILE = "cmai.json"
+CHECK = "consistency"  # a folder of its own: a model's loaders take every safetensors beside it
 _READER = ("read_ids", "read_mask")
 _FLOOR = 1e-12  # of a probability, so that its logarithm has a gradient
 
@@ -207,7 +208,7 @@ class Immunized:
         return Decided(Decisions(**fields), np.concatenate(scores), self.task.labels)
 
     def save_pretrained(self, path: str | Path, card: ModelCard | None = None) -> None:
-        """Writes a folder that transformers loads as the robust model, with the check beside it.
+        """Writes a folder that transformers loads as the robust model, with the check in a folder inside.
 
         Raises:
             UserError: the policy blends the adapter, which is merged here.
@@ -220,7 +221,7 @@ class Immunized:
         folder = Path(path)
         self.guard.save_pretrained(folder, card=card)
         if self.task.reader is not None:
-            save_check(folder, self.task.check(self.trainable), self.threshold)
+            save_check(folder / CHECK, self.task.check(self.trainable), self.threshold)
         branches = [policies.as_config(branch) for branch in self.policy.branches[:-1]]
         path = self.task.reader.path if self.task.reader else ""
         facts = {"labels": self.task.labels, "text_path": path, "branches": branches}
@@ -242,9 +243,9 @@ class Immunized:
         if not (folder / FILE).is_file():
             return cls.of(guard)
         facts = read_json(folder / FILE)
-        if not (folder / SETTINGS).is_file():
+        if not (folder / CHECK / SETTINGS).is_file():
             return cls.of(guard, facts["labels"])
-        check, threshold = load_check(folder)
+        check, threshold = load_check(folder / CHECK)
         source = check.config.text_source
         reader = Reader(guard, source, facts["text_path"], guard.settings.max_length)
         task = Task(guard, facts["labels"], reader, check)

@@ -66,7 +66,8 @@ class MbatSettings:
         evasion: weight of falling below tau, in the evasive problem.
         tau: the S_c that the evasive adversary stays above.
         norm: of the picture's ball; its radius is ARM's epsilon.
-        steps: gradient steps, k: a step of training costs about ``k + 1`` clean ones.
+        steps: gradient steps, k: a step of training costs about two clean ones (clean rows and adversarial
+            ones), and less than one more for each.
         text_epsilon: L2 radius for each token's embedding, in their units.
 
     Raises:

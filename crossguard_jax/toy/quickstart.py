@@ -42,10 +42,10 @@ from crossguard_jax.toy.tables.immunized import held_out
 from crossguard_jax.train.loop import read_metrics
 
 SYSTEMS = {
-    "guard.full": ("guard", "forged", "Guard, full mixture"),
-    "guard.immunized": ("guard_immunized", "", "The same guard, immunized"),
-    "guard.explicit_only": ("guard_explicit_only", "explicit_only", "Guard, explicit data only"),
-    "base": ("base", "", "Base model, untrained as a guard"),
+    "guard.full": ("guard", "forged", "Guard"),
+    "guard.immunized": ("guard_immunized", "", "Guard, immunized"),
+    "guard.explicit_only": ("guard_explicit_only", "explicit_only", "Explicit data only"),
+    "base": ("base", "", "Base model"),
 }
 """Dotted name -> (folder under models/, variant of configs/guard.py, name to show)."""
 
@@ -116,7 +116,6 @@ def run(
             guards["guard.full"].save_pretrained(folder / "models" / "guard")
             immunized = _immunize(folder, run_folder, immunize_overrides)
             guards[name] = immunized.guard
-            losses[name] = _losses(run_folder / "mbat")
         elif variant and shipped.is_dir() and not from_scratch:
             guards[name] = Guard.from_pretrained(shipped)
             made[name] = "shipped"
@@ -134,7 +133,7 @@ def run(
     attacks = _attack(folder, guards["guard.full"], immunized, attacked, immunize_overrides)
     seconds["attacks"] = round(time.monotonic() - start, 1)
     scores = score_all(guards, tests)
-    titles = {k: f"{v[2]} ({made.get(k, 'trained here')})" for k, v in SYSTEMS.items()}
+    titles = {k: f"{v[2]} (shipped)" if k in made else v[2] for k, v in SYSTEMS.items()}
     judged = Judged(scores, titles=titles | dict(BENCHMARKS))
     _export(folder, guards, immunized, judged)
     _write_data(folder, tests, overrides)

@@ -5,9 +5,11 @@ A pure function of the results: nothing that a report could claim, only what was
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from crossguard_jax.attacks.curves import Entry
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.evals.blocks import Block, Bullets, Text
 from crossguard_jax.evals.robustness.figures import Robustness, figures, level, level_title, share
@@ -60,9 +62,22 @@ def unequal(systems: Mapping[str, Robustness]) -> tuple[str, ...]:
                 if entry.kind == "adaptive" or entry.goal == "deny":
                     continue
                 found.append(f"{attack} was run on one of {first} and {name} only")
-            elif mine[attack] != theirs[attack]:
+            elif _spent(mine[attack]) != _spent(theirs[attack]):
                 found.append(f"{name} was attacked by {attack} with another budget than {first}")
     return tuple(found)
+
+
+def _spent(entry: Entry) -> tuple[Any, ...]:
+    """What an attack may spend. A system without a detector has nothing for it to be aware of, and
+    one without randomness nothing to average: they change no other number."""
+    return (
+        entry.norm,
+        entry.steps,
+        entry.restarts,
+        entry.relative_step,
+        entry.random_start,
+        entry.goal,
+    )
 
 
 def stamp(lacks: Mapping[str, tuple[str, ...]]) -> tuple[Block, ...]:

@@ -13,7 +13,7 @@ from crossguard_jax import cli, verbs
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import count
-from crossguard_jax.evals.bench import forge, guard, overlap, ppo, retrieval
+from crossguard_jax.evals.bench import attacks, forge, guard, overlap, ppo, retrieval
 from crossguard_jax.evals.bench.trl_side import Worker
 from crossguard_jax.evals.bench.trl_worker import share_of_vowels
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
@@ -133,7 +133,7 @@ def test_another_model_or_another_share_of_it_trained_is_noticed(config, rewrite
     assert 0.9 * least < ppo._flops(config, theirs.vocab_size, n_adapter) < 1.2 * least
 
 
-@pytest.mark.parametrize(("module", "batch"), [(guard, 4), (forge, 64)])
+@pytest.mark.parametrize(("module", "batch"), [(guard, 4), (forge, 64), (attacks, 4)])
 def test_each_bench_has_a_batch_of_its_own(monkeypatch, module, batch):
     seen = []
     monkeypatch.setattr(module, "main", seen.append)
