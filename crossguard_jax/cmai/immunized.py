@@ -23,6 +23,7 @@ from crossguard_jax.cmai.storage import SETTINGS, load_check, save_check
 from crossguard_jax.cmai.task import Reader, Task
 from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
@@ -208,15 +209,23 @@ class Immunized:
         return Decided(Decisions(**fields), np.concatenate(scores), self.task.labels)
 
     def save_pretrained(self, path: str | Path, card: ModelCard | None = None) -> None:
-        """Writes a folder that transformers loads as the robust model, with the check in a folder inside.
+        """Writes a folder that transformers loads as the robust model, and in it the check's.
 
         Raises:
-            UserError: the policy blends the adapter, which is merged here.
+            UserError: the adapter is merged here, and the policy blends it or the check reads texts
+                without it.
         """
         if self.regime != 1.0 or any(b.do == "robust" for b in self.policy.branches):
             raise UserError(
                 "arm: a policy that blends the adapter cannot be saved merged; take out the robust "
                 "branch, or keep the run's folder"
+            )
+        layers = [name for name, _ in named_leaves(self.trainable["adapters"])]
+        itself = self.task.reader is not None and self.task.reader.graphdef is None
+        if itself and any(name.startswith("language_model.") for name in layers):
+            raise UserError(
+                "cmcv.text_source language_model: the check reads with the model as it was, which "
+                "is gone where its adapter is merged; take clip, or keep the run's folder"
             )
         folder = Path(path)
         self.guard.save_pretrained(folder, card=card)

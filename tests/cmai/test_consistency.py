@@ -134,6 +134,23 @@ def test_partners_that_may_be_aligned_push_nothing(kind):
     assert float(metrics["info_nce"]) == 0.0
 
 
+@KINDS
+def test_rows_that_are_no_pairs_count_for_nothing(kind):
+    check, pairs = check_of(kind, seed=4), features(6, seed=4)
+    kept = np.array([True, False, True, True, False, True])
+    pairs = {name: pairs[name] for name in ("h_v", "h_t", "negatives")}
+    masked = pairs["negatives"] & kept[:, None] & kept[None]
+    marked = pairs | {"aligned": jnp.asarray(kept), "negatives": masked}
+    alone = {name: x[kept] for name, x in pairs.items()}
+    alone["negatives"] = alone["negatives"][:, kept]
+    (loss, figures), (expected, theirs) = pair_loss(check, marked), pair_loss(check, alone)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    for name, value in theirs.items():
+        assert float(figures[name]) == pytest.approx(float(value), rel=1e-5), name
+    nobody = marked | {"aligned": jnp.zeros(6, bool), "negatives": jnp.zeros((6, 6), bool)}
+    assert float(pair_loss(check, nobody)[0]) == 0.0
+
+
 def trained(kind, draw, steps, d_v, d_t):
     check = make_check(ConsistencyConfig(d_v, d_t, kind, 16, 32), jax.random.key(0))
     graphdef, state = nnx.split(check, graph=False)

@@ -159,6 +159,38 @@ def test_training_against_the_attack_lowers_its_loss(made):
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
+    trainable, frozen, batch = made
+    still = Controller(-1e9, Knob(0.0, 0.0), Knob(0.0, 0.0), Knob(0.5, 0.5))
+    sgd = optax.sgd(1.0)
+
+    def scaled(trainable, frozen, batch, inputs):
+        found = answer(trainable, frozen, batch, inputs)
+        return Answers(batch["weight"] * found.loss, found.margin, found.s_c)
+
+    def prepare(trainable, frozen, batch):
+        # It may look at what is trained, and no gradient goes through it.
+        return batch | {"weight": 2.0 + jnp.abs(trainable["w"]).sum()}
+
+    def beside(trainable, frozen, batch, key):
+        value = batch["weight"] * (trainable["w"] ** 2).sum()
+        return value, {"apart": value}
+
+    def written(w):
+        weight = 2.0 + jnp.abs(trainable["w"]).sum()
+        inputs = (batch["pixels"], jnp.zeros((B, L, D)))
+        own = answer({"w": w}, frozen, batch, inputs).loss.mean()
+        return weight * own + weight * (w**2).sum()
+
+    step = make_immunize_step(scaled, MbatSettings("seed"), still, sgd, D, prepare, beside)
+    state = CmaiState(**vars(init_state(trainable, sgd, 0)), arm=still.start())
+    after, metrics = step(state, frozen, batch)
+    loss, slope = jax.value_and_grad(written)(trainable["w"])
+    np.testing.assert_allclose(after.trainable["w"], trainable["w"] - slope, rtol=1e-4, atol=1e-4)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert {"apart", "clean_loss", "epsilon"} <= set(metrics)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
