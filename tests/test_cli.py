@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax import cli, verbs
+from crossguard_jax import arguments, cli, verbs
 from crossguard_jax.core.errors import UserError
 
 Main = Callable[..., tuple[int, str, str]]
@@ -21,7 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--steps", type=int, default=1)
-        verbs.config_argument(parser, default="configs/guard.py:tiny")
+        arguments.config_argument(parser, default="configs/guard.py:tiny")
 
     def run(handler: Callable[[argparse.Namespace], int | None], *argv: str):
         probe = verbs.Verb(

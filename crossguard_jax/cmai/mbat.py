@@ -66,8 +66,8 @@ class MbatSettings:
         evasion: weight of falling below tau, in the evasive problem.
         tau: the S_c that the evasive adversary stays above.
         norm: of the picture's ball; its radius is ARM's epsilon.
-        steps: gradient steps, k: a step of training costs about two clean ones (clean rows and adversarial
-            ones), and less than one more for each.
+        steps: gradient steps, k. A step of training costs about two clean ones (the clean rows and
+            the adversarial ones), and less than one more for each of these.
         text_epsilon: L2 radius for each token's embedding, in their units.
 
     Raises:

@@ -23,6 +23,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from crossguard_jax import arguments
 from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import normalize_answer, vqa_scores
@@ -471,7 +472,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, vqav2, karpathy):
 
 def test_the_verb_writes_a_report_of_every_figure(karpathy, tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
+    arguments.tasks(parser)
     line = f"--model toy://clip --data test=karpathy:{karpathy}:test --out {tmp_path}"
     args = parser.parse_args(
         [*line.split(), *"--epsilon 8 2 --steps 2 --limit 12 --batch-size 12".split()]

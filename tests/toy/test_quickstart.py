@@ -9,9 +9,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from crossguard_jax import Guard
+from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.toy import quickstart
+from crossguard_jax.toy.world.sources import records
 
 SOURCES = ("implicit", "explicit_text", "explicit_picture", "typographic", "benign_vqa")
+ATTACKS = ("apgd", "selective", "square", "transfer")
 SHORT = [
     "--config.train.steps=6",
     "--config.train.batch_size=16",
@@ -20,6 +23,21 @@ SHORT = [
     "--config.optim.warmup_steps=1",
     *(f"--config.data.sources.{name}.limit=64" for name in SOURCES),
 ]
+IMMUNIZE = [
+    "--config.train.steps=2",
+    "--config.train.save_every=2",
+    "--config.train.batch_size=16",
+    "--config.optim.warmup_steps=1",
+    "--config.cmcv.train.steps=2",
+    "--config.cmcv.train.batch_size=16",
+    "--config.cmcv.optim.warmup_steps=1",
+    *(f"--config.data.sources.{name}.limit=64" for name in SOURCES[1:]),
+    "--config.data.validation.implicit.limit=320",
+    "--config.data.validation.benign_vqa.limit=32",
+    "--config.attack.epsilons=(0.0, 0.03)",
+    "--config.attack.batch_size=8",
+    *(f"--config.attack.attacks.{name}.steps=2" for name in ATTACKS),
+]
 FORGE = ["--config.ppo.iterations=2", "--config.ppo.batch_size=16", "--config.ppo.save_every=2"]
 
 
@@ -27,8 +45,12 @@ FORGE = ["--config.ppo.iterations=2", "--config.ppo.batch_size=16", "--config.pp
 def folder(tmp_path_factory):
     """A quickstart of a few steps: everything but the learning."""
     folder = tmp_path_factory.mktemp("quickstart")
-    assert quickstart.run(folder, 16, SHORT, FORGE, 48) == folder / "report.html"
+    assert again(folder) == folder / "report.html"
     return folder
+
+
+def again(folder):
+    return quickstart.run(folder, 16, SHORT, FORGE, 48, IMMUNIZE, attacked=8, from_scratch=True)
 
 
 def rows(folder, split):
@@ -37,11 +59,12 @@ def rows(folder, split):
 
 def test_report_names_every_figure_with_its_interval(folder):
     report = json.loads((folder / "report.json").read_text())
-    for system in ("guard.full", "guard.explicit_only", "base"):
+    for system in ("guard.full", "guard.immunized", "guard.explicit_only", "base"):
         for name in ("implicit.asr", "implicit_heldout.asr", "implicit.fpr", "benign_vqa.fpr"):
             figure = report[f"{system}.{name}"]
             assert figure["n"] == 8 and 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
     assert report["meta"]["threshold"] == 0.5
+    assert set(report["meta"]["made"].values()) == {"trained here", "shipped"}
     page = (folder / "report.html").read_text()
     assert "data:image" in page and "http://" not in page
 
@@ -52,6 +75,31 @@ def test_the_report_shows_what_was_forged(folder):
     assert report["forge.written"]["value"] == card["written"]
     assert report["forge.kept.unsafe"]["value"] == report["forge.truth.implicit"]["n"]
     assert (folder / "plots" / "forge_examples.png").exists()
+
+
+def test_both_guards_are_attacked_on_the_same_rows(folder):
+    report = json.loads((folder / "report.json").read_text())
+    for system in ("guard.full", "guard.immunized"):
+        clean, robust = (
+            report[f"{system}.linf.{name}"]["value"]
+            for name in ("clean.accuracy", "7_65.robust_accuracy")
+        )
+        assert 0 <= robust <= clean <= 1
+    assert "INCOMPLETE" in (folder / "report.md").read_text()
+
+
+def test_the_immunized_model_comes_with_its_check_and_its_policy(folder):
+    found = Immunized.from_pretrained(folder / "models" / "guard_immunized")
+    assert [branch.do for branch in found.policy.branches] == ["reject", "accept"]
+    assert found.threshold.n >= 320 and found.threshold.pass_rate == 0.99
+
+
+def test_the_shipped_control_is_what_its_card_says():
+    guard = Guard.from_pretrained(quickstart.SHIPPED / "guard_explicit_only")
+    rows = records("explicit_text", "val", 128)
+    found = guard.score([r.image for r in rows], [r.text for r in rows])
+    right = [v.unsafe == (r.label == "unsafe") for v, r in zip(found, rows, strict=True)]
+    assert np.mean(right) >= 0.85
 
 
 def test_data_lies_beside_its_pictures(folder):
@@ -68,7 +116,7 @@ def test_every_model_loads_in_transformers_and_scores_as_we_do(folder):
     row = next(row for row in rows(folder, "test") if row["source"] == "implicit")
     image = Image.open(folder / "data" / row["image"])
     scores = {}
-    for name in ("base", "guard", "guard_explicit_only"):
+    for name in ("base", "guard", "guard_immunized", "guard_explicit_only"):
         path = folder / "models" / name
         model, info = LlavaForConditionalGeneration.from_pretrained(
             path, output_loading_info=True, dtype=torch.float32
@@ -94,7 +142,7 @@ def test_a_second_run_finds_everything_done(folder):
     checkpoints = sorted((folder / "train").rglob("_CHECKPOINT_METADATA"))
     stamps = [path.stat().st_mtime_ns for path in checkpoints]
     assert stamps
-    quickstart.run(folder, 16, SHORT, FORGE, 48)
+    again(folder)
     assert [path.stat().st_mtime_ns for path in checkpoints] == stamps
     figures = [json.loads(text) for text in (before, (folder / "report.json").read_text())]
     assert figures[0].pop("meta")["seconds"] and figures[1].pop("meta")

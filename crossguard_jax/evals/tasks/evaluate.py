@@ -16,7 +16,7 @@ from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.tasks.attack import Attack, Measured, Task, measure
 from crossguard_jax.evals.tasks.report import tasks_section
 from crossguard_jax.evals.tasks.retrieval import Retrieval
-from crossguard_jax.evals.tasks.rows import KINDS, Benchmark, read_benchmarks
+from crossguard_jax.evals.tasks.rows import Benchmark, read_benchmarks
 from crossguard_jax.evals.tasks.words import Captions, Vqa
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
@@ -148,54 +148,15 @@ def is_clip(path: str) -> bool:
     return not (folder / "adapter_config.json").is_file()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
-    add, attack, asking = parser.add_argument, Attack(), Asking()
-    add("--model", action="append", required=True, metavar="[NAME=]FOLDER[+ADAPTER]")
-    readers = ", ".join(KINDS)
-    add(
-        "--data",
-        action="append",
-        required=True,
-        metavar="[NAME=]READER:PATH[:SPLIT]",
-        help=f"rows with pictures and what people said; READER is {readers} (a table's label is "
-        "the answer to its text)",
-    )
-    add("--out", metavar="FOLDER", default="runs/tasks", help="default: runs/tasks")
-    add("--limit", type=int, metavar="N", help="rows of each data set (default: all)")
-    add("--batch-size", type=int, default=asking.batch_size, help=f"default: {asking.batch_size}")
-    add("--dtype", default=asking.dtype, help=f"default: {asking.dtype}")
-    words = parser.add_argument_group("how a LLaVA is asked (default: as LLaVA-1.5 is)")
-    words.add_argument("--prompt", default=asking.prompt, help=f"default: {asking.prompt}")
-    words.add_argument("--question", default=asking.question, help="with {text} in it")
-    words.add_argument("--caption", default=asking.caption, help="what asks for a caption")
-    budget = parser.add_argument_group("the attack on the pictures (default: none)")
-    budget.add_argument(
-        "--epsilon",
-        type=float,
-        nargs="+",
-        default=[],
-        help="radii: grey levels of 255 for linf, pixels in [0, 1] for l2",
-    )
-    budget.add_argument("--norm", choices=("linf", "l2"), default=attack.norm)
-    for name in ("steps", "restarts", "aims", "seed"):
-        default = getattr(attack, name)
-        budget.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-
-
 def main(args: argparse.Namespace) -> None:
     """The verb's work; prints every figure and the report's path."""
     folder = Path(args.out)
     scale = LEVELS if args.norm == "linf" else 1.0
     radii = tuple(float(epsilon) / scale for epsilon in args.epsilon)
     attack = Attack(radii, args.norm, args.steps, args.restarts, args.aims, args.seed)
-    asking = Asking(
-        prompt=args.prompt,
-        question=args.question,
-        caption=args.caption,
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-    )
+    said = {name: getattr(args, name) for name in ("prompt", "question", "caption")}
+    words = {name: value for name, value in said.items() if value}
+    asking = Asking(batch_size=args.batch_size, dtype=args.dtype, **words)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: a whole number above 0")
     rejects = folder / "rejected.jsonl"

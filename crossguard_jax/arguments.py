@@ -1,0 +1,295 @@
+"""What each verb takes on the command line, as argparse declares it."""
+
+import argparse
+
+
+def config_argument(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Declares ``--config FILE:VARIANT``; with it come ``--config.a.b=value`` overrides."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE:VARIANT",
+        default=default,
+        required=default is None,
+        help="configuration, e.g. configs/guard.py:tiny"
+        + (f" (default: {default})" if default else "")
+        + "; change a field of it with --config.FIELD=VALUE",
+    )
+
+
+def _out_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--out", metavar="FOLDER", default=default, help=f"default: {default}")
+
+
+def quickstart(parser: argparse.ArgumentParser) -> None:
+    _out_argument(parser, "runs/quickstart")
+    parser.add_argument(
+        "--rows", type=int, default=1500, help="rows of each implicit test set (default: 1500)"
+    )
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="train the adapters that are shipped, too"
+    )
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    config_argument(parser, "configs/guard.py:tiny")
+    _out_argument(parser, "runs/train")
+
+
+def immunize(parser: argparse.ArgumentParser) -> None:
+    config_argument(parser, "configs/cmai.py:tiny")
+    _out_argument(parser, "runs/immunize")
+
+
+def attack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]FOLDER",
+        help="a guard, immunized or not; give several to compare them, the main one first",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
+        help="labelled rows; those without a picture are left out",
+    )
+    parser.add_argument(
+        "--surrogate", metavar="FOLDER", help="the model that transfer attacks are made on"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="rows, drawn at random")
+    parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
+    config_argument(parser, "configs/cmai.py:tiny")
+    _out_argument(parser, "runs/attack")
+
+
+def tasks(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]FOLDER[+ADAPTER]",
+        help="a LLaVA, for questions and captions, or a CLIP, for retrieval",
+    )
+    add(
+        "--data",
+        action="append",
+        required=True,
+        metavar="[NAME=]READER:PATH[:SPLIT]",
+        help="rows with pictures and what people said; READER is vqav2, coco_captions, karpathy or "
+        "table (whose label is the answer to its text)",
+    )
+    add("--limit", type=int, metavar="N", help="rows of each data set (default: all)")
+    add("--batch-size", type=int, default=16, help="default: 16")
+    add("--dtype", default="float32", help="default: float32")
+    _out_argument(parser, "runs/tasks")
+    words = parser.add_argument_group("how a LLaVA is asked (default: as LLaVA-1.5 is)")
+    words.add_argument("--prompt", default="", help="a prompt's name")
+    words.add_argument("--question", default="", help="with {text} in it")
+    words.add_argument("--caption", default="", help="what asks for a caption")
+    budget = parser.add_argument_group("the attack on the pictures (default: none)")
+    budget.add_argument(
+        "--epsilon",
+        type=float,
+        nargs="+",
+        default=[],
+        help="radii: grey levels of 255 for linf, pixels in [0, 1] for l2",
+    )
+    budget.add_argument("--norm", choices=("linf", "l2"), default="linf", help="default: linf")
+    for name, default in (("steps", 20), ("restarts", 1), ("aims", 2), ("seed", 0)):
+        budget.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+
+
+def match(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--queries", required=True, metavar="FILE", help="requests: a JSONL, CSV or TSV with a text"
+    )
+    parser.add_argument(
+        "--pictures",
+        required=True,
+        metavar="FOLDER",
+        help="harmless pictures: a COCO folder, WIT shards with pixels, Parquet, or any folder",
+    )
+    parser.add_argument(
+        "--format", choices=("table", "beavertails"), default="table", help="of the queries"
+    )
+    parser.add_argument(
+        "--captions",
+        metavar="FILE",
+        help="a table of the pictures' captions (default: what the folder's layout has)",
+    )
+    parser.add_argument("--rebuild", action="store_true", help="embed the pictures anew")
+    config_argument(parser, "configs/impforge.py:tiny")
+    _out_argument(parser, "runs/match")
+
+
+def forge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--triplets", required=True, metavar="FILE.jsonl", help="what match has written"
+    )
+    parser.add_argument(
+        "--harmless", metavar="FILE", help="queries that mean no harm, for benign twins"
+    )
+    parser.add_argument(
+        "--held-out", metavar="FILE.jsonl", help="triplets to measure the rewriter on"
+    )
+    parser.add_argument(
+        "--export-rewriter",
+        metavar="FOLDER",
+        help="write the rewriter's adapter there; without it, it stays in the run's folder",
+    )
+    config_argument(parser, "configs/impforge.py:tiny")
+    _out_argument(parser, "runs/forge")
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]FOLDER[+ADAPTER]",
+        help="a guard to score with; give several to compare them, the main one first",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
+        help="labelled rows; READER is table, vlguard, figstep, vqav2 or nlvr",
+    )
+    _out_argument(parser, "runs/evaluate")
+    parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="default: 0.5")
+    parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    parser.add_argument("--dtype", default="float32", help="default: float32")
+    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    parser.add_argument(
+        "--blank", choices=("", "picture", "text"), default="", help="score a control"
+    )
+
+
+def model(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--model",
+        required=required,
+        metavar="FOLDER",
+        help="a LLaVA folder, an adapter that names its base, or toy://llava, which comes with us",
+    )
+    parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
+    parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the arithmetic (default: float32)",
+    )
+
+
+def score(parser: argparse.ArgumentParser) -> None:
+    model(parser, required=True)
+    parser.add_argument("--threshold", type=float, metavar="P", help="least p_unsafe for unsafe")
+    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    one = parser.add_argument_group("one request, its verdict on stdout as JSON")
+    one.add_argument("--text", help="the request")
+    one.add_argument("--image", metavar="FILE", help="its picture, if it has one")
+    many = parser.add_argument_group(
+        "many requests, their verdicts in a file in the order of the input",
+        "OUT.jsonl has id, p_unsafe, unsafe, threshold, label, truncated, row and, where the\n"
+        "input has one, true_label. A row that cannot be scored goes to rejected.jsonl beside it\n"
+        "(file, row, reason). Started again after a kill, it goes on. Exit code: 0 if every row\n"
+        "has a verdict, 1 if one was rejected.",
+    )
+    many.add_argument(
+        "--input", metavar="PATH", help="a .jsonl, .json, .csv or .tsv, or what --format says"
+    )
+    many.add_argument("--output", metavar="OUT.jsonl", help="where the verdicts go")
+    many.add_argument(
+        "--format",
+        choices=(
+            *("table", "nlvr", "nlvr2", "vlguard", "figstep", "vqav2"),
+            *("beavertails", "coco_captions", "karpathy"),
+        ),
+        default="table",
+    )
+    many.add_argument("--split", help="which split, where the format has several")
+    many.add_argument("--images", metavar="FOLDER", help="of the pictures (default: the input's)")
+    for column in ("image", "text", "id", "label"):
+        many.add_argument(f"--{column}-column", metavar="NAME", help=f"default: {column}")
+    many.add_argument("--text-only", action="store_true", help="the table has no pictures")
+    many.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
+    many.add_argument(
+        "--restart", action="store_true", help="begin anew where an output of another run is"
+    )
+
+
+def doctor(parser: argparse.ArgumentParser) -> None:
+    model(parser, required=False)
+
+
+def export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="a LLaVA folder")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
+    parser.add_argument("--format", choices=("merged", "peft"), default="merged")
+    parser.add_argument("--dtype", help="of merged weights, e.g. bfloat16 (default: the model's)")
+    parser.add_argument("--out", required=True, metavar="FOLDER")
+
+
+def toy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        choices=("build", "table", "rewriter", "forged", "cmai"),
+        help="make the small models; tables: the guard's parts, the rewriter's, forged data's, "
+        "what immunizes",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="one lesson, or one row; may be repeated"
+    )
+    build = parser.add_argument_group("build")
+    build.add_argument("--models", metavar="FOLDER", help="where they go (default: OUT/models)")
+    build.add_argument(
+        "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
+    )
+    table = parser.add_argument_group("table, rewriter, forged, cmai")
+    table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    table.add_argument(
+        "--rows",
+        type=int,
+        help="rows of each implicit test set (default: 2000), held-out queries (default: 512), or "
+        "rows to attack (default: 256)",
+    )
+    table.add_argument(
+        "--tasks", nargs="+", choices=("guard", "vqa"), help="cmai: which (default: both)"
+    )
+
+
+def bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("guard", "forge", "attacks"), help="what to measure")
+    parser.add_argument("--runs", type=int, default=9, help="counted rounds (default: 9)")
+    parser.add_argument("--batch", type=int, help="rows (default: 4), or texts (default: 64)")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="torch's and faiss's threads (default: 2)"
+    )
+    _out_argument(parser, "runs/bench")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=("pgd", "universal", "text", "mbat"),
+        metavar="NAME",
+        help="attacks: which of pgd, universal, text, mbat (default: all)",
+    )
+    forge = parser.add_argument_group("forge")
+    forge.add_argument(
+        "--trl-python",
+        metavar="FILE",
+        help="the Python of an environment with trl==1.12.0 and peft; without it that "
+        "measurement is left out",
+    )
+    forge.add_argument(
+        "--vectors", type=int, default=1_000_000, help="to search in (default: 1000000)"
+    )
+    forge.add_argument("--queries", type=int, default=10_000, help="searches (default: 10000)")
