@@ -1,4 +1,4 @@
-"""Curves over radii, and convergence of the attacks that made them."""
+"""Curves over radii, convergence of the attacks that made them, and histograms of S_c."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.core.typing import Float
 from crossguard_jax.evals import drawing
 
 Series = Mapping[float, Estimate]
@@ -89,3 +90,56 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
+
+
+@drawing.styled
+def consistency_histograms(
+    clean: Float[np.ndarray, " _"],
+    panels: Mapping[str, Mapping[str, Float[np.ndarray, " _"]]],
+    cuts: Sequence[tuple[float, str]],
+    bins: int = 40,
+) -> Figure:
+    """Where clean and attacked rows fall on S_c.
+
+    Args:
+        clean: S_c of clean rows; in every panel.
+        panels: by panel's title, then by attack, S_c of attacked rows.
+        cuts: the ends of the policy's branches, and what each does below.
+        bins: of all values together.
+    """
+    figure, axes = drawing.panels(1, len(panels), (3.45 * len(panels), 3.1), share=True)
+    everything = [clean, *(some for panel in panels.values() for some in panel.values())]
+    ends = np.concatenate([*everything, np.array([below for below, _ in cuts])])
+    edges = np.histogram_bin_edges(ends, bins)
+    for panel, (title, attacks) in zip(axes, panels.items(), strict=True):
+        for i, (name, scores) in enumerate({"clean": clean, **attacks}.items()):
+            if scores.size:
+                colour = drawing.COLOURS[i]
+                style: dict[str, Any] = {"facecolor": colour, "alpha": 0.25} if i == 0 else {}
+                panel.stairs(
+                    100 * np.histogram(scores, edges)[0] / scores.size,
+                    edges,
+                    fill=i == 0,
+                    edgecolor=colour,
+                    linestyle=drawing.LINES[i],
+                    linewidth=1.4,
+                    label=drawing.plain(name),
+                    **style,
+                )
+        for below, do in cuts:
+            panel.axvline(below, color=drawing.GREY, linewidth=0.9, linestyle="--")
+            panel.annotate(
+                f"{do} ",
+                (below, 0.98),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                ha="right",
+                va="top",
+                fontsize=7,
+                color=drawing.GREY,
+            )
+        panel.set(xlabel="S_c", title=title)
+        panel.grid(True)
+    axes[0].set_ylabel("Share of rows (%)")
+    _legend(figure, axes[0])
+    return figure

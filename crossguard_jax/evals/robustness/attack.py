@@ -1,0 +1,159 @@
+"""``crossguard attack``: an attack suite against models, and the report."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossguard_jax.cmai.immunized import FILE, Immunized
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record
+from crossguard_jax.evals.blocks import Bullets, Section
+from crossguard_jax.evals.evaluate import parse_model, read_benchmarks
+from crossguard_jax.evals.report import Report
+from crossguard_jax.evals.robustness.detection import detection_section
+from crossguard_jax.evals.robustness.figures import Robustness, figures
+from crossguard_jax.evals.robustness.pictures import pictures_section
+from crossguard_jax.evals.robustness.probe import STEPS, probe
+from crossguard_jax.evals.robustness.report import robustness_section
+from crossguard_jax.evals.robustness.systems import attack_records
+
+
+def main(args: argparse.Namespace) -> None:
+    """The verb's work; prints the worst case by radius and the report's path.
+
+    Every cell of the suite is kept in ``OUT/cells``: killed and called again, it goes on.
+
+    Raises:
+        UserError: models that answer differently, rows or attacks that cannot be used.
+    """
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    config, left_out = suite_config(args.config.attack, bool(args.surrogate))
+    tests = read_benchmarks(args.data, folder / "rejected.jsonl")
+    rows = [record for benchmark in tests.values() for record in benchmark]
+    records = drawn(rows, args.limit, config.seed)
+    systems = load_systems(args.model, args.prompt)
+    (main_name, first), *_ = systems.items()
+    other = None
+    if args.surrogate:
+        other = load_system(args.surrogate, args.prompt, first.task.labels)
+    found = {
+        name: attack_records(config, system, records, folder / "cells" / name, other)
+        for name, system in systems.items()
+    }
+    place = folder / "cells" / main_name / "probe"
+    probed = probe(first, records, config, place, _steps(config))
+    facts = _facts(records, rows, first, left_out)
+    sections = [robustness_section(found), Section("What was attacked", (Bullets(facts),))]
+    if probed.cut is not None:
+        sections.append(detection_section(main_name, first, probed, config.batch_size))
+    sections.append(pictures_section(main_name, first, probed))
+    meta = {name: getattr(args, name) for name in ("model", "data", "surrogate", "limit", "prompt")}
+    page = Report("Robustness", sections, meta | {"attack": config.to_dict()}).write(folder)
+    for name, system in found.items():
+        _tell(name, system)
+    print(f"report: {page}")
+
+
+def suite_config(config: Any, surrogate: bool) -> tuple[Any, list[str]]:
+    """The suite without what it lacks a model for, and what that is.
+
+    Args:
+        config: ``attack`` of ``configs/cmai.py``.
+        surrogate: whether transfer attacks have a model.
+    """
+    config = config.copy_and_resolve_references()
+    left_out = [
+        name for name, spec in config.attacks.items() if spec.get("transfer") and not surrogate
+    ]
+    with config.unlocked():
+        for name in left_out:
+            del config.attacks[name]
+    return config, left_out
+
+
+def drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
+    """The rows with a picture, or ``limit`` of them at random, in their order.
+
+    Raises:
+        UserError: a limit of fewer than two rows, or fewer than two rows.
+    """
+    if limit is not None and limit < 2:
+        raise UserError(f"--limit {limit}: two rows at least")
+    seen = [record for record in records if record.image is not None]
+    if len(seen) < 2:
+        raise UserError(f"--data: {len(seen)} of {len(records)} rows have a picture; give two")
+    if limit is None or limit >= len(seen):
+        return seen
+    chosen = np.random.default_rng(seed).choice(len(seen), limit, replace=False)
+    return [seen[i] for i in np.sort(chosen)]
+
+
+def load_systems(specs: Sequence[str], prompt: str | None) -> dict[str, Immunized]:
+    """Models by dotted name, of ``[NAME=]FOLDER``, the main one first.
+
+    A model that was not immunized is held to the main one's answers.
+
+    Raises:
+        UserError: two of one name, an adapter, other answers than the main one's, or whatever is
+            wrong with a folder.
+    """
+    systems: dict[str, Immunized] = {}
+    labels: tuple[str, ...] = ()
+    for spec in specs:
+        name, path, adapter = parse_model(spec)
+        if adapter:
+            raise UserError(f"--model {spec}: attack takes whole folders; export {adapter} first")
+        if name in systems:
+            raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
+        systems[name] = load_system(path, prompt, labels)
+        labels = labels or systems[name].task.labels
+        if systems[name].task.labels != labels:
+            raise UserError(
+                f"--model {spec}: answers {', '.join(systems[name].task.labels[:5])}, the main one "
+                f"{', '.join(labels[:5])}; attack models of one task"
+            )
+    return systems
+
+
+def load_system(path: str, prompt: str | None, labels: Sequence[str]) -> Immunized:
+    """One model; ``labels`` are for one that was not immunized."""
+    system = Immunized.from_pretrained(path, prompt=prompt)
+    return system if (Path(path) / FILE).is_file() else Immunized.of(system.task.guard, labels)
+
+
+def _steps(config: Any) -> int:
+    """As many as the suite's longest search by gradients, so that the two can be compared."""
+    searches = ("pgd", "apgd", "orthogonal", "lagrangian")
+    steps = (spec.steps for spec in config.attacks.values() if spec.search in searches)
+    return max(steps, default=STEPS)
+
+
+def _facts(
+    records: Sequence[Record], rows: Sequence[Record], first: Immunized, left_out: Sequence[str]
+) -> tuple[str, ...]:
+    labels = first.task.labels
+    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+    facts = [
+        f"{len(records):,} of {len(rows):,} rows: with a picture, and drawn at random where there "
+        "were more than asked for.",
+        f"The answers: {', '.join(labels[:5])}{more}.",
+    ]
+    if left_out:
+        facts.append(
+            f"Left out, for want of a model to make them on (`--surrogate`): {', '.join(left_out)}."
+        )
+    if first.task.reader is None:
+        facts.append("The main model has no consistency check, so none is measured.")
+    return tuple(facts)
+
+
+def _tell(name: str, system: Robustness) -> None:
+    found = figures(system)
+    for figure, estimate in found.items():
+        if figure.endswith((".accuracy", ".robust_accuracy")):
+            interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
+            print(f"{name} {figure} {estimate.value:.4f} {interval} n={estimate.n}")

@@ -1,0 +1,118 @@
+"""The verb ``attack``: models, rows and a suite in, a report out."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.policy import Policy
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import write_jsonl
+from crossguard_jax.evals.robustness import attack
+from crossguard_jax.toy.world.sources import records
+from tests.cmai.small_systems import LENGTH, base, system_of
+
+ROWS = records("implicit", "test", 8)
+
+
+def small_config() -> ConfigDict:
+    """The shipped one, with two searches that compile soon, and one that needs a surrogate."""
+    config = load_config("configs/cmai.py:tiny")
+    with config.unlocked():
+        config.attack.attacks = {
+            "noise": {"search": "noise", "climb": "margin", "steps": 2},
+            "square": {"search": "square", "climb": "selective", "steps": 2},
+            "other": {"search": "noise", "climb": "margin", "steps": 2, "transfer": True},
+        }
+    config.attack.update({"epsilons": (0.0, 8 / 255), "batch_size": 8, "max_length": LENGTH})
+    config.attack.convergence.rows = 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def immunized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    branches = [{"below": 0.0, "do": "reject"}]
+    system = replace(system_of(base()), policy=Policy.from_config({"branches": branches}))
+    folder = tmp_path_factory.mktemp("models") / "immunized"
+    system.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def args(immunized: Path, tmp_path: Path) -> argparse.Namespace:
+    write_jsonl(ROWS, tmp_path / "data", "test")
+    return argparse.Namespace(
+        model=[f"ours={immunized}", "plain=toy://llava"],
+        data=[str(tmp_path / "data" / "test.jsonl")],
+        surrogate=None,
+        config=small_config(),
+        limit=6,
+        prompt="short",
+        out=str(tmp_path / "out"),
+    )
+
+
+def test_a_report_judges_every_model_and_looks_into_the_first(
+    args: argparse.Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack.main(args)
+    out = Path(args.out)
+    found = json.loads((out / "report.json").read_text())
+    for name in ("ours", "plain"):
+        assert found[f"{name}.linf.8.robust_accuracy"]["n"] == 6
+    assert found["ours.minus.plain.linf.8.robust_accuracy_difference"]["n"] == 6
+    assert found["ours.detection.linf.8.adaptive.auroc"]["n"] >= 6
+    assert "plain.detection.linf.8.oblivious.auroc" not in found
+    assert found["ours.linf.8.steps_times_2.asr"]["n"] <= 4
+    text = (out / "report.md").read_text()
+    assert "Left out, for want of a model" in text and "other" in text
+    assert "6 of 8 rows" in text and "INCOMPLETE" in text
+    assert (out / "plots" / "attacked_ours.png").exists()
+    said = capsys.readouterr().out
+    assert "ours linf.8.robust_accuracy" in said and f"report: {out / 'report.html'}" in said
+
+
+def test_transfer_attacks_need_a_surrogate_and_the_given_suite_stays_whole() -> None:
+    config = small_config().attack
+    without, left_out = attack.suite_config(config, surrogate=False)
+    assert left_out == ["other"] and set(without.attacks) == {"noise", "square"}
+    whole, left_out = attack.suite_config(config, surrogate=True)
+    assert left_out == [] and set(whole.attacks) == set(config.attacks) == {
+        *("noise", "square", "other")
+    }
+
+
+def test_a_limit_draws_rows_and_keeps_their_order() -> None:
+    ids = [record.id for record in ROWS]
+    text = replace(ROWS[0], id="text", image=None)
+    assert attack.drawn([text, *ROWS], None, 0) == attack.drawn(ROWS, 8, 0) == list(ROWS)
+    some = [record.id for record in attack.drawn(ROWS, 4, 1)]
+    assert len(some) == 4 and some == sorted(some, key=ids.index)
+    assert some != [record.id for record in attack.drawn(ROWS, 4, 2)]
+    for bad, limit, words in (([text, ROWS[0]], None, "1 of 2 rows"), (ROWS, 1, "--limit 1")):
+        with pytest.raises(UserError, match=words):
+            attack.drawn(bad, limit, 0)
+
+
+def test_a_model_that_was_not_immunized_is_held_to_the_main_ones_answers(
+    immunized: Path, tmp_path: Path
+) -> None:
+    kept = json.loads((immunized / "cmai.json").read_text())
+    one = Immunized.of(base(), ("red", "blue"))
+    one.save_pretrained(tmp_path / "one")
+    found = attack.load_systems([f"a={tmp_path / 'one'}", "b=toy://llava"], None)
+    assert [system.task.labels for system in found.values()] == [("red", "blue")] * 2
+    cases: list[tuple[list[str], Any]] = [
+        ([f"a={tmp_path / 'one'}", f"b={immunized}"], f"answers {kept['labels'][0]}"),
+        (["a=toy://llava", "a=toy://llava"], "two systems are called 'a'"),
+        (["a=toy://llava+adapter"], "whole folders"),
+    ]
+    for specs, words in cases:
+        with pytest.raises(UserError, match=words):
+            attack.load_systems(specs, None)
