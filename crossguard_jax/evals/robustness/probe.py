@@ -25,10 +25,10 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness.runs import CellFolder, measure
+from crossguard_jax.evals.robustness.systems import SLACK
 
 OBLIVIOUS, ADAPTIVE = "oblivious", "adaptive"
 STEPS = 20
-_SLACK = 0.05  # of a margin: what rounding to grey levels may take away
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _unseen(system: Immunized, params: Any, rows: Any, x: Array, key: PRNGKeyArr
         outcome = system.accepted(params, rows, x, key)
         return replace(outcome, loss=outcome.margin)
 
-    return adaptive.selective(by_margin, _SLACK)(x, key)
+    return adaptive.selective(by_margin, SLACK)(x, key)
 
 
 def _cell(cells: CellFolder, name: str, epsilon: float) -> Cell:

@@ -1,6 +1,7 @@
 """The suite of a configuration against an immunized model, or any model: from records to curves."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ raise the margin, and so does a search that needs a detector: every system has t
 
 _AWARE = ("selective", "weighted", "denial")
 _NEED_A_DETECTOR = ("orthogonal", "lagrangian")
-_SLACK = 0.05  # of a margin: what rounding to grey levels may take away
+SLACK = 0.05  # of a margin: what rounding to grey levels may take away
 _FIELDS = {"search", "climb", "steps", "restarts", "samples", "transfer"}
 
 
@@ -94,7 +95,7 @@ def attack_records(
     x, rows = system.rows(seen, config.max_length)
     suite = make_suite(config, system, other)
     params = {"own": system.params, "other": other.params if other else None}
-    key, name = jax.random.key(config.seed), digest(params)
+    key, name = jax.random.key(config.seed), _fingerprint(config, system, params)
     folder = Path(folder)
     place, radii = folder / "curve", list(config.epsilons)
     curve = measure(suite, params, x, rows, radii, key, place, name, alone=config.alone)
@@ -114,6 +115,12 @@ def attack_records(
             restarts=(1.0, 2.0),
         )
     return Robustness({seed: curve}, found)
+
+
+def _fingerprint(config: Any, system: Immunized, params: Any) -> str:
+    """What the cells of a suite are of: numbers, cuts, and what each attack climbs."""
+    said = f"{system.policy} {system.regime} {system.task.labels} {config.attacks.to_json()}"
+    return f"{digest(params)} {hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 def _judge(system: Immunized) -> RowObjective:
@@ -136,7 +143,9 @@ def _named(
     if moved is None:
         raise UserError(f"attack.attacks.{name}: transfer, and there is no other model")
     aware = climb in _AWARE or search in _NEED_A_DETECTOR
-    watched = len(moved.policy.branches) > 1
+    # To deny is to be rejected; to be accepted is to stay out of every other branch.
+    goal = "deny" if climb == "denial" else "fool"
+    watched = moved.policy.rejects if goal == "deny" else len(moved.policy.branches) > 1
     if aware and not watched:
         climb, search = "margin", "apgd" if search in _NEED_A_DETECTOR else search
     climbed = functools.partial(_climb, moved, whose, climb)
@@ -148,7 +157,7 @@ def _named(
         Budget(0.0, norm, int(spec["steps"]), restarts=int(spec.get("restarts", 1))),
         climbed,
         kind="transfer" if spec.get("transfer") else kind,
-        goal="deny" if climb == "denial" else "fool",
+        goal=goal,
         samples=1 if moved.policy.plain or climb != "policy" else int(spec.get("samples", 1)),
     )
 
@@ -173,7 +182,7 @@ def _climb(
         "loss": lambda: answers,
         "margin": lambda: margin(answers),
         "policy": lambda: margin(policy),
-        "selective": lambda: adaptive.selective(margin(answers), _SLACK),
+        "selective": lambda: adaptive.selective(margin(answers), SLACK),
         "weighted": lambda: adaptive.weighted(margin(answers), 1.0),
         "denial": lambda: adaptive.denial(policy),
     }
