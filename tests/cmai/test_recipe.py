@@ -1,0 +1,245 @@
+"""The recipe: who learns what, where it cuts, and that a kill changes nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossguard_jax.cmai import recipe
+from crossguard_jax.cmai.arm import KNOBS, Controller
+from crossguard_jax.cmai.consistency import ConsistencyConfig
+from crossguard_jax.cmai.mbat import MbatSettings
+from crossguard_jax.cmai.policy import Policy
+from crossguard_jax.cmai.recipe import GOALS, immunize
+from crossguard_jax.cmai.threshold import choose_threshold
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.tree import digest, named_leaves
+from crossguard_jax.evals.robustness.systems import CLIMBS, SEARCHES
+from crossguard_jax.hf.clip import load_clip
+from crossguard_jax.hf.load import load_model, resolve_folder
+from crossguard_jax.nn import lora
+from crossguard_jax.toy.study import SOURCE, read
+from crossguard_jax.toy.world.sources import records
+from crossguard_jax.train.loop import read_metrics
+from crossguard_jax.train.optim import optimizer
+from tests.cmai import immunize_run
+from tests.cmai.immunize_run import SAVE_EVERY, STEPS, short
+from tests.test_configs import layer_paths
+
+PROGRAM = Path(immunize_run.__file__)
+READERS = {SOURCE: read}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing disturbs, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return immunize(short(), folder, READERS, data), folder
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_model(resolve_folder("toy://llava"), "float32")
+
+
+def moved(system) -> bool:
+    """Whether the adapter is no longer the fresh one, whose second factors are zero."""
+    leaves = named_leaves(system.trainable["adapters"])
+    second = [np.asarray(x[...]) for name, x in leaves if name.endswith(".b")]
+    assert second
+    return any(x.any() for x in second)
+
+
+def held_out(system, length=48):
+    """S_c of the held-out pairs, which the run is not asked for."""
+    rows = records("implicit", "val", 28)
+    x, arrays = system.rows(rows, length)
+    return np.asarray(jax.jit(system.s_c)(system.params, arrays, jnp.asarray(x)))
+
+
+def test_the_adapter_learns_and_the_base_and_the_reader_do_not(whole, base):
+    system, _ = whole
+    assert moved(system)
+    assert digest(lora.detach(system.guard.model)) == digest(base)
+    assert digest(system.frozen["reader"]) == digest(load_clip("toy://clip").model.text_model)
+
+
+def test_the_policy_cuts_where_the_held_out_scores_say(whole):
+    system, _ = whole
+    scores = held_out(system)
+    chosen = choose_threshold(scores, 0.8, 0.9)
+    reject, smooth, accept = system.policy.branches
+    assert (reject.do, smooth.do, smooth.n, accept.do) == ("reject", "smooth", 2, "accept")
+    assert reject.below == system.threshold.tau == pytest.approx(chosen.tau, abs=1e-4)
+    assert smooth.below == pytest.approx(choose_threshold(scores, 0.5, 0.9).tau, abs=1e-4)
+    # Rows without a picture are no pairs, and are not counted.
+    assert system.threshold.n == 28
+
+
+def test_arm_hardens_while_it_takes_alarm(whole):
+    _, folder = whole
+    config = short()
+    (line,) = read_metrics(folder / "mbat")
+    assert line["step"] == STEPS
+    for name, knob in (("beta", config.arm.beta), ("epsilon", config.arm.epsilon)):
+        expected = min(knob.start + (STEPS - 1) * knob.step, knob.maximum)
+        assert line[name] == pytest.approx(expected, rel=1e-5)
+    assert {"info_nce", "ranked", "adversarial_s_c", "clean_loss"} <= set(line)
+
+
+def test_a_run_killed_amid_mbat_ends_bit_for_bit_as_one_that_was_not(
+    whole, data, tmp_path, repository, monkeypatch
+):
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(repository)}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(tmp_path), str(data), str(STEPS)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert not (tmp_path / "mbat" / "metrics.jsonl").read_bytes()
+    calls = []
+    monkeypatch.setattr(recipe, "make_immunize_step", recipe.make_immunize_step)
+    immunize_run.watch(lambda: calls.append(None))
+    again = immunize(short(), tmp_path, READERS, data)
+    assert len(calls) in (STEPS - SAVE_EVERY, STEPS - 2 * SAVE_EVERY), "it went on, not anew"
+    system, folder = whole
+    for part in ("adapters", "check"):
+        assert digest(again.trainable[part]) == digest(system.trainable[part]), part
+    for stage in ("check", "mbat"):
+        lines = [(f / stage / "metrics.jsonl").read_bytes() for f in (tmp_path, folder)]
+        assert lines[0] == lines[1], stage
+    assert (again.policy, again.threshold) == (system.policy, system.threshold)
+
+
+def test_the_check_alone_learns_and_leaves_the_model_as_it_is(data, tmp_path):
+    config = short("cmcv")
+    config.cmcv.train.update({"steps": 40, "save_every": 40})
+    system = immunize(config, tmp_path, READERS, data)
+    assert not moved(system) and not (tmp_path / "mbat").exists()
+    lines = read_metrics(tmp_path / "check")
+    assert lines[-1]["info_nce"] < 0.9 * lines[0]["info_nce"]
+    assert [branch.do for branch in system.policy.branches] == ["reject", "accept"]
+    assert system.policy.branches[0].below == system.threshold.tau
+
+
+def test_mbat_alone_has_nothing_that_checks(data, tmp_path, base):
+    config = short("mbat", steps=2)
+    system = immunize(config, tmp_path, READERS, data)
+    assert moved(system) and digest(lora.detach(system.guard.model)) == digest(base)
+    assert set(system.trainable) == {"adapters"} and set(system.frozen) == {"model"}
+    assert system.policy == Policy() and system.threshold is None
+    assert not (tmp_path / "check").exists()
+    (line,) = read_metrics(tmp_path / "mbat")
+    assert line["clean_s_c"] == line["adversarial_s_c"] == 1.0
+    assert (line["epsilon"], line["lambda"]) == pytest.approx((8 / 255, 0.5))
+
+
+def test_fare_brings_attacked_features_back_to_the_bases(data, tmp_path):
+    config = short("fare", steps=20)
+    config.optim.learning_rate = 1e-2
+    system = immunize(config, tmp_path, READERS, data)
+    lines = read_metrics(tmp_path / "mbat")
+    assert [line["step"] for line in lines] == [10, 20]
+    assert lines[1]["adversarial_loss"] < 0.9 * lines[0]["adversarial_loss"]
+    paths = [name for name, _ in named_leaves(system.trainable["adapters"])]
+    assert {path.split(".")[0] for path in paths} == {"vision_tower"}
+
+
+def test_what_cannot_be_is_refused_by_its_field(data, tmp_path):
+    config = short(steps=1)
+    config.mbat.goal = "peace"
+    config.cmcv.on = False
+    with pytest.raises(UserError, match="mbat.goal 'peace' is none of answers, features"):
+        immunize(config, tmp_path, READERS, data)
+    config = short()
+    config.task.most_common = 5
+    rows = {"text": [r for r in records("text_safety", "val", 8) if r.label == "safe"]}
+    with pytest.raises(UserError, match="data.sources: 1 kind of label"):
+        recipe.answers_of(config, rows)
+
+
+def test_the_answers_are_the_most_common_labels_of_the_training_rows():
+    rows = {"vqa": records("vqa_closed", "train", 60), "text": records("text_safety", "val", 2)}
+    config = short()
+    assert recipe.answers_of(config, rows) == ()
+    config.task.most_common = 3
+    found = recipe.answers_of(config, rows)
+    labels = [r.label for source in rows.values() for r in source]
+    counts = {label: labels.count(label) for label in labels}
+    assert len(found) == 3 and [counts[x] for x in found] == sorted(counts.values())[:-4:-1]
+
+
+# The configurations
+
+
+def variants():
+    namespace = {}
+    exec(Path("configs/cmai.py").read_text(), namespace)  # the file stands by itself
+    return list(namespace["VARIANTS"])
+
+
+@pytest.mark.parametrize("variant", variants())
+def test_every_variant_is_one_that_the_recipe_takes(variant):
+    config = load_config(f"configs/cmai.py:{variant}")
+    knobs = {name: config.arm[name] for name in ("max_variance", *KNOBS)}
+    controller = Controller.from_config(knobs | {"tau_c": 0.0})
+    mbat = {k: v for k, v in config.mbat.items() if k not in ("on", "goal")}
+    assert MbatSettings(tau=0.0, **mbat).steps > 0 and config.mbat.goal in GOALS
+    cuts = np.linspace(0.0, 1.0, 2_000)
+    policy = Policy.from_config({"branches": recipe._cut(config, cuts)})
+    assert config.cmcv.on == (len(policy.branches) > 1)
+    assert config.mbat.on or config.cmcv.on
+    widths = {k: config.cmcv[k] for k in ("kind", "text_source", "shared_width", "hidden_width")}
+    ConsistencyConfig(8, 8, **widths)
+    optimizer(config.optim, config.train.steps)
+    optimizer(config.cmcv.optim, config.cmcv.train.steps)
+    assert [p for p in layer_paths() if re.fullmatch(config.lora.targets, p)]
+    for spec in config.attack.attacks.values():
+        assert spec.search in SEARCHES and spec.climb in CLIMBS
+    assert config.attack.convergence.epsilon in config.attack.epsilons
+    fixed = all(k.start == k.maximum for k in (controller.epsilon, controller.lambda_))
+    name = variant.removeprefix("vqa_")
+    assert fixed == (name in ("mbat", "cmcv_mbat", "pgd_at", "fare", "e2at"))
+    assert config.mbat.inner == (name if name in ("seed", "evasive") else "both")
+    assert (config.task.most_common > 0) == variant.startswith("vqa_")
+
+
+def test_vqas_answers_fit_into_the_variants_room_and_begin_with_tokens_of_their_own():
+    from tests.cmai.small_systems import base as guard
+
+    labels = {r.label for r in records("vqa_closed", "train", 2_000)}
+    assert len(labels) <= load_config("configs/cmai.py:vqa_tiny").task.most_common
+    assert len(set(guard().encoder.first_tokens(sorted(labels)))) == len(labels)
+
+
+def test_a_configuration_says_what_it_is():
+    tiny = json.loads(load_config("configs/cmai.py:tiny").to_json())
+    for name, differs in (
+        ("cmcv", {"mbat", "arm"}),
+        ("mbat", {"cmcv", "arm"}),
+        ("cmcv_mbat", {"arm"}),
+        ("seed", {"mbat"}),
+        ("evasive", {"mbat"}),
+        ("pgd_at", {"cmcv", "arm", "lora"}),
+        ("fare", {"cmcv", "arm", "lora", "mbat"}),
+        ("e2at", {"cmcv", "arm", "lora", "mbat"}),
+    ):
+        config = json.loads(load_config(f"configs/cmai.py:{name}").to_json())
+        assert {key for key in tiny if config[key] != tiny[key]} == differs, name
