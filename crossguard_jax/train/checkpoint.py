@@ -4,7 +4,7 @@ The frozen base is not saved: the run's identity records its hash, and a run res
 base, configuration or data is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,7 @@ class Checkpoints:
         )
         saved = found["meta"]["identity"]
         if saved != self.identity:
-            keys = sorted(k for k in saved | self.identity if saved.get(k) != self.identity.get(k))
-            changes = "; ".join(f"{k}: {saved.get(k)!r} -> {self.identity.get(k)!r}" for k in keys)
+            changes = "; ".join(_differences(saved, self.identity))
             raise UserError(
                 f"{self.folder}: its checkpoint is of another run ({changes}); "
                 "give another folder, or the old settings"
@@ -109,6 +108,16 @@ class Checkpoints:
         """Waits, then lets go of the folders."""
         self._latest.close()
         self._best.close()
+
+
+def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    """The fields in which two JSON values differ, by their dotted paths."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in sorted(a | b):
+            if a.get(name) != b.get(name):
+                yield from _differences(a.get(name), b.get(name), f"{path}.{name}".lstrip("."))
+    else:
+        yield f"{path}: {a!r} -> {b!r}"
 
 
 def _abstract(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
