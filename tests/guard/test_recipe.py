@@ -77,5 +77,7 @@ def test_a_finished_run_started_again_gives_the_same_adapter(config, tmp_path):
     again = train_guard(config, tmp_path, {"bright": bright})
     assert digest(again.guard.model) == digest(first.guard.model)
     config.optim.learning_rate = 1e-3
-    with pytest.raises(UserError, match=r"another run \(config.optim.learning_rate: [0-9.]+ -> 0.001\)"):
+    with pytest.raises(
+        UserError, match=r"another run \(config.optim.learning_rate: [0-9.]+ -> 0.001\)"
+    ):
         train_guard(config, tmp_path, {"bright": bright})
