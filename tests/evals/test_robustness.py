@@ -230,13 +230,16 @@ def test_systems_that_had_other_searches_are_not_compared_in_silence() -> None:
     others = {
         "same rows": curve(pictures="c"),
         "same radii": curve(radii=RADII[:3]),
-        "another budget": curve(entries=WITH_EOT),
+        "another budget": curve(entries=(replace(ENTRIES[0], steps=7), ENTRIES[1])),
         "only": curve(entries=without("gradient_free")),
     }
     for words, other in others.items():
         (line,) = unequal({"a": one, "b": Robustness({0: other})})
         assert words in line
-    assert unequal({"a": one, "b": Robustness({0: curve(entries=ADAPTIVE)})}) == ()
+    # What a detector or randomness is for has nothing to do where there is none.
+    aware = (replace(ENTRIES[0], kind="adaptive"), ENTRIES[1])
+    for entries in (ADAPTIVE, WITH_EOT, aware):
+        assert unequal({"a": one, "b": Robustness({0: curve(entries=entries)})}) == ()
 
 
 def test_seeds_on_other_rows_are_no_seeds_of_one_system() -> None:
