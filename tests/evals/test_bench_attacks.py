@@ -20,6 +20,9 @@ from crossguard_jax.evals.bench import (
 )
 from crossguard_jax.hf.load import load_model
 
+# They compile several minutes' worth of programs to guard a measurement that is made by hand.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
