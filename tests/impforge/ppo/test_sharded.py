@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Two minutes of compilation for eight devices.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(run_with_devices):
