@@ -39,7 +39,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "quickstart": Verb(
-        help="train and judge a guard in the small world, and write a report",
+        help="forge for, train, immunize and judge a guard in the small world",
         example="launch/run.sh quickstart --out runs/quickstart",
         handler="crossguard_jax.toy.quickstart:main",
         add_arguments=arguments.quickstart,
