@@ -120,6 +120,7 @@ def test_a_second_call_finds_every_cell_made(run, rejecting, plain):
         attack_records(config, plain, RECORDS, folder, plain, convergence=False)
 
 
+@pytest.mark.slow
 def test_convergence_doubles_what_the_curve_spent(plain, tmp_path):
     config = only(attack(epsilons=(0.0, 8 / 255)), "apgd")
     config.attacks.apgd.update({"search": "pgd", "steps": 1})
@@ -159,8 +160,10 @@ def test_every_search_and_climb_can_be_asked_of_every_system(plain, rejecting):
         suite = make_suite(config, system)
         x, rows = system.rows(PICTURED, LENGTH)
         params = {"own": system.params, "other": None}
-        for name, named in suite.attacks.items():
-            outcome = jax.eval_shape(named.objective, params, rows, jnp.asarray(x), KEY)
+        assert list(suite.attacks) == list(config.attacks)
+        for name in (f"by_{climb}" for climb in CLIMBS):
+            objective = suite.attacks[name].objective
+            outcome = jax.eval_shape(objective, params, rows, jnp.asarray(x), KEY)
             assert outcome.loss.shape == (4,), name
 
 
