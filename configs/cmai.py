@@ -51,6 +51,7 @@ def tiny() -> ConfigDict:
         "norm": "linf",
         "steps": 3,
         "text_epsilon": 0.0,
+        "tell": 0.0,
     }
     config.arm = {
         # Training: the adversary is hardened while the mean S_c of its rows is below what this
@@ -195,6 +196,18 @@ def attack() -> dict[str, object]:
             "transfer": {"search": "pgd", "climb": "margin", "steps": 10, "transfer": True},
         },
         "convergence": {"epsilon": 8 / 255, "rows": 128},
+        # Randomized smoothing: noise, samples that choose and that bound, the chance to be wrong;
+        # rows and samples of a forward pass; and the attack that each certificate has to stand.
+        "certificate": {
+            "sigma": 0.12,
+            "n0": 100,
+            "n": 1_000,
+            "alpha": 0.001,
+            "rows": 8,
+            "chunk": 50,
+            "steps": 10,
+            "samples": 8,
+        },
     }
 
 
@@ -205,6 +218,24 @@ def vqa(config: ConfigDict) -> ConfigDict:
     config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
     config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
     return config
+
+
+def nlvr() -> ConfigDict:
+    """Pair reasoning: is a sentence true of a picture (NLVR v1)? On what `guard.py:nlvr` makes,
+    exported."""
+    config = tiny()
+    config.model.path = "runs/nlvr/model"
+    config.data.update({"prompt": "true_false", "max_length": 96})
+    config.data.sources = {"nlvr": nlvr_split("train")}
+    config.data.validation = {"nlvr": nlvr_split("dev")}
+    config.attack.max_length = 96
+    return config
+
+
+def nlvr_split(split: str) -> dict[str, object]:
+    """All rows of one split."""
+    rows = {"reader": "nlvr", "path": "data/nlvr", "split": split, "weight": 1.0, "limit": 0}
+    return rows | {"labels": ()}
 
 
 def optim(learning_rate: float) -> dict[str, object]:
@@ -255,6 +286,7 @@ VARIANTS |= {
     for name, make in VARIANTS.items()
     if name != "forged"
 }
+VARIANTS["nlvr"] = nlvr
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:

@@ -59,6 +59,13 @@ def attack(parser: argparse.ArgumentParser) -> None:
         "--surrogate", metavar="FOLDER", help="the model that transfer attacks are made on"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="rows, drawn at random")
+    parser.add_argument(
+        "--certify",
+        type=int,
+        default=0,
+        metavar="N",
+        help="certify the main model's answers to the first N rows, a second or two each",
+    )
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
     config_argument(parser, "configs/cmai.py:tiny")
     _out_argument(parser, "runs/attack")

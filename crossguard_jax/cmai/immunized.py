@@ -71,8 +71,9 @@ class Immunized:
 
     @property
     def params(self) -> dict[str, Any]:
-        """All numbers, as `outcome` takes them."""
-        return {"trainable": self.trainable, "frozen": self.frozen}
+        """All numbers, as `outcome` takes them: the policy's cuts among them, so that models of one
+        shape compile once."""
+        return {"trainable": self.trainable, "frozen": self.frozen, "cuts": self.policy.cuts}
 
     @property
     def guard(self) -> Guard:
@@ -110,14 +111,15 @@ class Immunized:
     ) -> Outcome:
         """`attacks.named.RowObjective`: right or wrong by what the policy answers, caught by what
         it rejects."""
-        caught = self.policy.caught if self.policy.rejects else lambda scores: None
-        if self.policy.plain:
+        policy = self.policy.at(params["cuts"])
+        caught = policy.caught if policy.rejects else lambda scores: None
+        if policy.plain:
             found = self._answers(params, rows, x)
             return Outcome(found.loss, found.margin, caught(found.s_c))
         s_c = self.s_c(params, rows, x)
         keys = jax.random.split(key, x.shape[0])
         inputs = rows | {"pixels": x}
-        _, p = policies.answer_all(self.policy, self.predict, params, inputs, s_c, keys)
+        _, p = policies.answer_all(policy, self.predict, params, inputs, s_c, keys)
         log_p = jnp.log(jnp.maximum(p, _FLOOR))
         labels = rows["labels"]
         return Outcome(cross_entropy(log_p, labels), margin_from(log_p, labels), caught(s_c))
@@ -130,8 +132,8 @@ class Immunized:
         An attack that is held to the last branch pays for one pass, whatever the others do.
         """
         found = self._answers(params, rows, x)
-        cuts = [branch.below for branch in self.policy.branches[:-1]]
-        return Outcome(found.loss, found.margin, cuts[-1] - found.s_c if cuts else None)
+        cuts = params["cuts"]
+        return Outcome(found.loss, found.margin, cuts[-1] - found.s_c if len(cuts) else None)
 
     def _answers(self, params: Any, rows: Any, x: Array) -> Answers:
         trainable, frozen = params["trainable"], params["frozen"]

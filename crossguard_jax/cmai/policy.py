@@ -9,7 +9,7 @@ cuts, ``accept`` (the plain answer). It knows no model: it is handed one to ask.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -102,9 +102,19 @@ class Policy:
                 )
         return cls((*branches, Branch(math.inf, "accept")))
 
+    @property
+    def cuts(self) -> Float[Array, " C"]:
+        """Where the intervals meet, ascending, float32."""
+        return jnp.array([branch.below for branch in self.branches[:-1]], jnp.float32)
+
+    def at(self, cuts: Float[Array, " C"]) -> "Policy":
+        """The same with other cuts, to be traced: policies that differ in them compile once."""
+        moved = [replace(b, below=cuts[i]) for i, b in enumerate(self.branches[:-1])]
+        return Policy((*moved, self.branches[-1]))
+
     def decide(self, scores: Float[Array, " B"]) -> Int[Array, " B"]:
         """The branch of each score, by index; a score that is no number takes the lowest."""
-        cuts = jnp.array([branch.below for branch in self.branches[:-1]], jnp.float32)
+        cuts = self.cuts
         found = jnp.searchsorted(cuts, scores.astype(jnp.float32), side="right")
         return jnp.where(jnp.isnan(scores), 0, found).astype(jnp.int32)
 

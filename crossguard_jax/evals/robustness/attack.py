@@ -13,6 +13,7 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.evals.blocks import Bullets, Section
 from crossguard_jax.evals.evaluate import parse_model, read_benchmarks
 from crossguard_jax.evals.report import Report
+from crossguard_jax.evals.robustness.certified import certificate_section, certified
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, figures
 from crossguard_jax.evals.robustness.pictures import pictures_section
@@ -31,6 +32,8 @@ def main(args: argparse.Namespace) -> None:
     """
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
+    if args.certify < 0:
+        raise UserError(f"--certify {args.certify}: a number of rows")
     config, left_out = suite_config(args.config.attack, bool(args.surrogate))
     tests = read_benchmarks(args.data, folder / "rejected.jsonl")
     rows = [record for benchmark in tests.values() for record in benchmark]
@@ -51,7 +54,18 @@ def main(args: argparse.Namespace) -> None:
     if probed.cut is not None:
         sections.append(detection_section(main_name, first, probed, config.batch_size))
     sections.append(pictures_section(main_name, first, probed))
-    meta = {name: getattr(args, name) for name in ("model", "data", "surrogate", "limit", "prompt")}
+    if args.certify:
+        some = certified(
+            first,
+            records[: args.certify],
+            config.certificate,
+            config.max_length,
+            folder / "cells" / main_name / "certificate",
+            config.seed,
+        )
+        sections.append(certificate_section(main_name, some))
+    said = ("model", "data", "surrogate", "limit", "certify", "prompt")
+    meta = {name: getattr(args, name) for name in said}
     page = Report("Robustness", sections, meta | {"attack": config.to_dict()}).write(folder)
     for name, system in found.items():
         _tell(name, system)

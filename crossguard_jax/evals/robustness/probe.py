@@ -103,7 +103,7 @@ def probe(
     if len(seen) < 2:
         raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
     x, rows = system.rows(seen, config.max_length)
-    cut, epsilon, budget = _cut(system), float(config.convergence.epsilon), _budget(config, steps)
+    cut, epsilon, budget = plain_cut(system), float(config.convergence.epsilon), _budget(config, steps)
     attacks = {OBLIVIOUS: NamedAttack(apgd, budget)}
     if cut is not None:
         # Whatever its branches do, to be answered plainly is to be above all of them.
@@ -144,8 +144,12 @@ def _budget(config: Any, steps: int) -> Budget:
     return Budget(0.0, config.norm, steps)
 
 
-def _cut(system: Immunized) -> float | None:
-    """Where the plain answers begin."""
+def plain_cut(system: Immunized) -> float | None:
+    """The S_c from which on a model answers plainly; None without a check.
+
+    Raises:
+        UserError: a check that nothing cuts.
+    """
     if system.task.reader is None:
         return None
     if len(system.policy.branches) > 1:

@@ -15,8 +15,11 @@ from crossguard_jax.cmai.recipe import answers_of, immunize
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
+from crossguard_jax.evals.blocks import Section
 from crossguard_jax.evals.report import Report
+from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.evals.robustness.probe import probe
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.robustness.systems import attack_records
 from crossguard_jax.guard.guard import Guard
@@ -44,20 +47,22 @@ class Row:
         variant: of ``configs/cmai.py``; "" is no defence at all.
         every_seed: trained with each seed, not with the first one only.
         l2: attacked in L2 as well.
+        probed: its check is looked at: what it tells, and what ARM costs.
     """
 
     title: str
     variant: str
     every_seed: bool = False
     l2: bool = False
+    probed: bool = False
 
 
 ROWS: Mapping[str, Row] = {
-    "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", True, True),
+    "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", True, True, True),
     "none": Row("No defence", "", True, True),
-    "i": Row("(i) CMCV alone", "cmcv"),
+    "i": Row("(i) CMCV alone", "cmcv", probed=True),
     "ii": Row("(ii) MBAT alone", "mbat"),
-    "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", True),
+    "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", True, probed=True),
     "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
     "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
     "pgd_at": Row("PGD-AT, picture tower", "pgd_at"),
@@ -74,57 +79,95 @@ def main(args: argparse.Namespace) -> None:
     unknown = sorted(set(names) - set(ROWS))
     if unknown:
         raise UserError(f"--only {', '.join(unknown)}: rows are {', '.join(ROWS)}")
-    sections = []
-    for task in args.tasks or TASKS:
-        found = {
-            name: _merged(
-                attack_cell(folder, task, name, seed, args.rows)
-                for seed in args.seeds[: None if ROWS[name].every_seed else 1]
-            )
-            for name in names
-        }
-        sections.append(_section(task, found))
-        in_l2 = {
-            name: _merged([attack_cell(folder, task, name, args.seeds[0], args.rows, L2)])
-            for name in names
-            if ROWS[name].l2
-        }
-        if in_l2:
-            sections.append(_section(task, in_l2))
+    tasks = args.tasks or list(TASKS)
+    sections = [
+        section
+        for task in tasks
+        for section in _sections(folder, task, names, args.seeds, args.rows)
+    ]
     command = f"crossguard toy cmai --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
+    command += f" --tasks {' '.join(args.tasks)}" if args.tasks else ""
+    command += "".join(f" --only {name}" for name in args.only or ())
     meta = {"command": command, "seeds": list(args.seeds)}
     print(f"report: {Report('CMAI in the small world', sections, meta).write(folder)}")
 
 
-def attack_cell(
-    folder: Path, task: str, name: str, seed: int, rows: int, l2: Sequence[float] = ()
-) -> Robustness:
-    """Trains and attacks one model, or reads what an earlier run found.
+def _sections(
+    folder: Path, task: str, names: Sequence[str], seeds: Sequence[int], rows: int
+) -> list[Section]:
+    """What a task's models came to: a table for each ball, then what the checks tell."""
+    tests, detection = held_out(task, rows), []
+    by_norm: dict[str, dict[str, Robustness]] = {"linf": {}, "l2": {}}
+    for name in names:
+        row, found = ROWS[name], []
+        for seed in seeds if row.every_seed else seeds[:1]:
+            model = model_of(folder, task, name, seed)
+            first = seed == seeds[0]
+            converges = first and name in ("iv", "none")
+            found.append(attack_model(model, tests, seed, converges))
+            if first and row.l2:
+                by_norm["l2"][name] = attack_model(model, tests, seed, converges, L2)
+            if first and row.probed:
+                detection.append(_detection(f"{task}.{name}", row.title, model, tests))
+        by_norm["linf"][name] = _merged(found)
+    return [_section(task, found) for found in by_norm.values() if found] + detection
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trained model of the table.
+
+    Attributes:
+        system: what is attacked.
+        undefended: the same without a defence, for transfer.
+        config: its configuration.
+        folder: its own.
+    """
+
+    system: Immunized
+    undefended: Immunized
+    config: Any
+    folder: Path
+
+
+def model_of(folder: Path, task: str, name: str, seed: int) -> Model:
+    """Trains one model, or loads what an earlier run trained.
 
     Args:
         folder: the table's.
         task: a key of `TASKS`.
         name: a key of `ROWS`.
         seed: of the base guard, the adapter, the check and the order of the data.
-        rows: to attack.
-        l2: radii, for that ball in place of the configuration's.
     """
     variant = TASKS[task] + (ROWS[name].variant or "tiny")
     config = load_config(f"configs/cmai.py:{variant}", [f"--config.train.seed={seed}"])
     if task == "guard":
         config.model.path = str(_base_guard(folder, seed))
-    data = folder / "data" / task
+    data, own = folder / "data" / task, folder / task / f"{name}-{seed}"
     undefended = _undefended(config, data)
-    own = folder / task / f"{name}-{seed}"
     system = undefended if not ROWS[name].variant else immunize(config, own, {SOURCE: read}, data)
+    return Model(system, undefended, config, own)
+
+
+def attack_model(
+    model: Model, tests: Sequence[Record], seed: int, convergence: bool, l2: Sequence[float] = ()
+) -> Robustness:
+    """The suite against one model, or what an earlier run found.
+
+    Args:
+        model: of `model_of`.
+        tests: rows to attack.
+        seed: the model's.
+        convergence: see `attack_records`.
+        l2: radii, for that ball in place of the configuration's.
+    """
+    config = model.config.attack.copy_and_resolve_references()
     if l2:
-        config.attack.update({"norm": "l2", "epsilons": tuple(l2)})
-        config.attack.convergence.epsilon = l2[len(l2) // 2]
-    place = own / f"attack-{config.attack.norm}-{rows}"
-    tests = held_out(task, rows)
-    first = name in ("iv", "none") and seed == 0
+        config.update({"norm": "l2", "epsilons": tuple(l2)})
+        config.convergence.epsilon = l2[len(l2) // 2]
+    place = model.folder / f"attack-{config.norm}-{len(tests)}"
     return attack_records(
-        config.attack, system, tests, place, undefended, seed=seed, convergence=first
+        config, model.system, tests, place, model.undefended, seed=seed, convergence=convergence
     )
 
 
@@ -157,14 +200,21 @@ def _base_guard(folder: Path, seed: int) -> Path:
     return base / "model"
 
 
-def _merged(cells: Any) -> Robustness:
+def _detection(name: str, title: str, model: Model, tests: Sequence[Record]) -> Section:
+    """What the check of one model tells."""
+    config, system = model.config.attack, model.system
+    probed = probe(system, tests, config, model.folder / f"probe-{len(tests)}")
+    section = detection_section(name, system, probed, config.batch_size)
+    return replace(section, title=f"{title}: {section.title}")
+
+
+def _merged(cells: Sequence[Robustness]) -> Robustness:
     """One system of several seeds."""
-    cells = list(cells)
     curves = {seed: curve for cell in cells for seed, curve in cell.curves.items()}
     return Robustness(curves, cells[0].convergence)
 
 
-def _section(task: str, found: Mapping[str, Robustness]) -> Any:
+def _section(task: str, found: Mapping[str, Robustness]) -> Section:
     systems = {f"{task}.{name}": system for name, system in found.items()}
     titles = {f"{task}.{name}": ROWS[name].title for name in found}
     section = robustness_section(systems, titles)
