@@ -41,7 +41,7 @@ class Branch:
     """What is done with the scores of one interval.
 
     Attributes:
-        below: the interval's upper end, which it does not contain.
+        below: the interval's upper end, which it does not contain; a number.
         do: a name in `OPTIONS`.
         n: ``smooth``: noisy copies.
         sigma: ``smooth``: their standard deviation, in units of the pictures.
@@ -52,7 +52,7 @@ class Branch:
             it fades out in proportion. Infinite: fully on in the whole interval.
     """
 
-    below: float
+    below: Any
     do: str
     n: int = 8
     sigma: float = 0.02
