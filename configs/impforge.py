@@ -145,18 +145,32 @@ def no_overlap() -> ConfigDict:
     return _without("overlap")
 
 
-def erring() -> ConfigDict:
-    """The same with a rewriter that errs: hotter, it loses a query's meaning or any meaning."""
+def daring(*without: str) -> ConfigDict:
+    """The same on a longer leash, and hotter, so that it errs: what no reward asks for shows."""
     config = tiny()
     config.rewriter.temperature = 1.3
+    config.ppo.iterations = 60
+    config.ppo.settings.kl_coef = 0.01
+    config.optim.learning_rate = 2e-3
+    for reward in without:
+        config.rewards.weights[reward] = 0.0
     return config
 
 
-def erring_no_semantic() -> ConfigDict:
-    """Ablation of ``erring``: nothing tells a lost meaning from a kept one."""
-    config = erring()
-    config.rewards.weights.semantic = 0.0
-    return config
+def daring_no_semantic() -> ConfigDict:
+    """Ablation of ``daring``: the query's intent may be lost."""
+    return daring("semantic")
+
+
+def daring_no_safety() -> ConfigDict:
+    """Ablation of ``daring``: the text may look malicious by itself, if it does not say what the
+    picture shows."""
+    return daring("safety")
+
+
+def daring_no_safety_no_overlap() -> ConfigDict:
+    """Ablation of ``daring_no_safety``: nothing asks for another word than the object's own."""
+    return daring("safety", "overlap")
 
 
 def _without(reward: str) -> ConfigDict:
@@ -222,8 +236,10 @@ VARIANTS = {
     "no_semantic": no_semantic,
     "no_overlap": no_overlap,
     "plain": plain,
-    "erring": erring,
-    "erring_no_semantic": erring_no_semantic,
+    "daring": daring,
+    "daring_no_semantic": daring_no_semantic,
+    "daring_no_safety": daring_no_safety,
+    "daring_no_safety_no_overlap": daring_no_safety_no_overlap,
 }
 
 

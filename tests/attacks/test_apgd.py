@@ -82,7 +82,7 @@ def test_windows_shrink_as_in_the_paper(steps: int, expected: dict[int, int]) ->
     [
         ("linf", "cross_entropy", "ce"),
         ("l2", "cross_entropy", "ce"),
-        ("linf", "dlr", "dlr"),
+        pytest.param("linf", "dlr", "dlr", marks=pytest.mark.slow),
         ("linf", "margin", "dlr"),
     ],
 )

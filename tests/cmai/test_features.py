@@ -9,6 +9,7 @@ from crossguard_jax.cmai.features import picture_features, text_features
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.nn.clip import ClipText, TextConfig
 from tests import small_models
+from tests.draws import few
 
 MODEL = small_models.llava()
 ROWS = small_models.on_device(small_models.batch(MODEL.config, n=4))
@@ -54,7 +55,7 @@ def test_h_v_follows_the_adapter_by_example():
     np.testing.assert_array_equal(same, scale == 0)
 
 
-@pytest.mark.parametrize("source", ["clip", "language_model"])
+@pytest.mark.parametrize("source", few(["clip", "language_model"], 1))
 def test_h_t_does_not_depend_on_padding_or_on_other_texts(source):
     model = clip_text() if source == "clip" else MODEL.language_model
     ids, mask = texts()

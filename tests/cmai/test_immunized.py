@@ -169,6 +169,7 @@ def test_what_is_flagged_is_in_the_queue(trained, tmp_path):
 # The regime
 
 
+@pytest.mark.slow
 def test_the_regime_is_where_nothing_is_suspicious(trained, plain, guard):
     system, x, rows, _ = trained
     images, texts = [r.image for r in RECORDS], [r.text for r in RECORDS]

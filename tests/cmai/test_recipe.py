@@ -141,6 +141,7 @@ def test_the_check_alone_learns_and_leaves_the_model_as_it_is(data, tmp_path):
     assert system.policy.branches[0].below == system.threshold.tau
 
 
+@pytest.mark.slow
 def test_mbat_alone_has_nothing_that_checks(data, tmp_path, base):
     config = short("mbat", steps=2)
     system = immunize(config, tmp_path, READERS, data)
@@ -153,6 +154,7 @@ def test_mbat_alone_has_nothing_that_checks(data, tmp_path, base):
     assert (line["epsilon"], line["lambda"]) == pytest.approx((8 / 255, 0.5))
 
 
+@pytest.mark.slow
 def test_fare_brings_attacked_features_back_to_the_bases(data, tmp_path):
     config = short("fare", steps=20)
     config.optim.learning_rate = 1e-2

@@ -277,6 +277,7 @@ def karpathy(tmp_path_factory, captioned) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_captions_of_a_coco_folder_are_good_and_fall_under_attack(coco, tmp_path):
     attack, data = Attack((16 * LEVEL,), steps=3, aims=1), [f"coco_captions:{coco}:val2017"]
     section = evaluate_tasks(["toy://llava"], data, tmp_path / "bad.jsonl", attack, ASKING, limit=8)
@@ -470,6 +471,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, vqav2, karpathy):
 # ---- The verb ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_verb_writes_a_report_of_every_figure(karpathy, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     arguments.tasks(parser)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from crossguard_jax.hf.load import load_model
+from tests.draws import few
 from tests.hf import hub_models
 
 BASE = int(os.environ.get("CROSSGUARD_PARITY_SEED", "0"))
@@ -43,8 +44,7 @@ def close(ours: jax.Array, theirs: torch.Tensor, mask: np.ndarray | None = None)
 
 @pytest.mark.parametrize(
     "seed",
-    # Each compiles a model of its own: the second half is for those who have the time.
-    [*seeds(24)[:12], *(pytest.param(seed, marks=pytest.mark.slow) for seed in seeds(24)[12:])],
+    few(seeds(24), 8),
 )
 def test_llava_logits_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
@@ -82,7 +82,7 @@ def test_llava_logits_equal_transformers(seed, tmp_path):
     close(last, theirs[torch.arange(3), torch.tensor(ends)])
 
 
-@pytest.mark.parametrize("seed", seeds(8))
+@pytest.mark.parametrize("seed", few(seeds(8), 4))
 def test_llama_logits_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_causal(rng)
@@ -94,7 +94,7 @@ def test_llama_logits_equal_transformers(seed, tmp_path):
     close(jax.jit(type(ours).__call__)(ours, ids, mask.astype(bool)), theirs, mask)
 
 
-@pytest.mark.parametrize("seed", seeds(8))
+@pytest.mark.parametrize("seed", few(seeds(8), 4))
 def test_clip_similarities_and_states_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_clip(rng)
@@ -122,7 +122,7 @@ def test_clip_similarities_and_states_equal_transformers(seed, tmp_path):
     close(ours.vision_model(jnp.asarray(pixels.numpy())), model.vision_model(pixels).pooler_output)
 
 
-@pytest.mark.parametrize("seed", seeds(8))
+@pytest.mark.parametrize("seed", few(seeds(8), 4))
 def test_bert_states_and_sentence_vectors_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_bert(rng)

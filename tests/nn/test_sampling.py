@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.nn import lora, sampling
 from crossguard_jax.nn.llama import Llama
+from tests.draws import few
 from tests.hf import hub_models
 from tests.small_models import filled, llava_config
 
@@ -104,7 +105,7 @@ def assert_greedy_is_theirs(ours, tokens, logits):
     np.testing.assert_allclose(ours.logprobs[:, :steps][mask], wanted[mask], atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", few(range(4), 2))
 def test_greedy_tokens_equal_transformers_and_rows_end_as_there(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_causal(rng)
@@ -160,7 +161,7 @@ def test_greedy_tokens_about_pictures_equal_transformers(seed, tmp_path):
     assert np.abs(found.logprobs - other.logprobs)[:, 0].max() > 1e-2, "the pictures are seen"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", few(range(4), 2))
 def test_cached_logprobs_equal_the_full_forward_with_the_adapter_on(seed, tmp_path):
     rng = random.Random(100 + seed)
     hub_models.draw_causal(rng).save_pretrained(tmp_path)

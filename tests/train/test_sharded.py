@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process of its own that compiles everything twice
+
 
 @pytest.fixture(scope="module")
 def report(run_with_devices, tmp_path_factory):

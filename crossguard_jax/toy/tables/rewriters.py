@@ -48,9 +48,12 @@ ROWS: Mapping[str, Row] = {
     "no_semantic": Row("Without the semantic reward", "no_semantic"),
     "no_overlap": Row("Without the overlap reward", "no_overlap"),
     "plain": Row("Three rewards, plain sum", "plain"),
-    "erring_reference": Row("Erring rewriter, untrained", "erring", trained=False),
-    "erring": Row("Erring, three rewards", "erring"),
-    "erring_no_semantic": Row("Erring, without the semantic reward", "erring_no_semantic"),
+    "daring": Row("Long leash, three rewards", "daring"),
+    "daring_no_semantic": Row("Long leash, without semantic", "daring_no_semantic"),
+    "daring_no_safety": Row("Long leash, without safety", "daring_no_safety"),
+    "daring_no_safety_no_overlap": Row(
+        "Long leash, without safety or overlap", "daring_no_safety_no_overlap"
+    ),
 }
 
 COLUMNS: Mapping[str, str] = {
