@@ -10,7 +10,7 @@ import pytest
 from crossguard_jax.cmai import immunized as module
 from crossguard_jax.cmai.features import picture_features
 from crossguard_jax.cmai.immunized import Immunized
-from crossguard_jax.cmai.policy import Policy
+from crossguard_jax.cmai.policy import Policy, as_config
 from crossguard_jax.cmai.review import ReviewQueue
 from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core.errors import UserError
@@ -238,3 +238,17 @@ def test_a_check_that_reads_with_the_model_as_it_was_is_not_saved_without_it(gua
     system_of(seeing, "language_model").save_pretrained(tmp_path / "model")
     again = Immunized.from_pretrained(tmp_path / "model")
     assert again.task.reader.source == "language_model" and again.task.reader.graphdef is None
+
+
+def test_systems_that_differ_in_their_cuts_alone_are_one_program(trained, noisy):
+    _, x, rows, s_c = trained
+    branches = [{"below": between(s_c, 1), "do": "reject"}]
+    branches += [{**as_config(noisy.policy.branches[1]), "below": between(s_c, 3)}]
+    other = replace(noisy, policy=Policy.from_config({"branches": branches}))
+    inputs = (rows, jnp.asarray(x), KEY)
+    programs = {
+        jax.jit(system.outcome).lower(system.params, *inputs).as_text() for system in (noisy, other)
+    }
+    assert len(programs) == 1
+    caught = [seen_by_attacks(system, x, rows)["detector"] > 0 for system in (noisy, other)]
+    assert caught[0].sum() == 2 and caught[1].sum() == 1

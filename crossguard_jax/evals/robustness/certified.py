@@ -143,7 +143,13 @@ def _batch(
     for event, own in found.items():
         radius, holds = jnp.asarray(_INSIDE * own.radius, jnp.float32), jnp.asarray(own.holds)
         moved = attack(event, system.params, inputs, keys[0], sampling.sigma, radius, holds)
-        given = (events, system.params, inputs | {"pixels": moved}, keys, jnp.float32(sampling.sigma))
+        given = (
+            events,
+            system.params,
+            inputs | {"pixels": moved},
+            keys,
+            jnp.float32(sampling.sigma),
+        )
         # Samples that neither chose nor bounded: the certificate did not see them.
         votes = count(*given, sampling.n0 + sampling.n, sampling.n, sampling.chunk)[event]
         turned = (2 * votes > sampling.n) != own.holds

@@ -103,7 +103,11 @@ def probe(
     if len(seen) < 2:
         raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
     x, rows = system.rows(seen, config.max_length)
-    cut, epsilon, budget = plain_cut(system), float(config.convergence.epsilon), _budget(config, steps)
+    cut, epsilon, budget = (
+        plain_cut(system),
+        float(config.convergence.epsilon),
+        _budget(config, steps),
+    )
     attacks = {OBLIVIOUS: NamedAttack(apgd, budget)}
     if cut is not None:
         # Whatever its branches do, to be answered plainly is to be above all of them.
