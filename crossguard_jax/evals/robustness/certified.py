@@ -132,7 +132,7 @@ def certified(
 
 def _batch(
     system: Immunized, events: Any, attack: Any, inputs: Any, keys: Any, sampling: Sampling
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """One batch: certificates, attacks on them, and the votes after."""
     said, suspicious = _plain(system, system.params, inputs)
     inputs = inputs | {"said": said}
@@ -161,21 +161,21 @@ def _batch(
 @functools.partial(jax.jit, static_argnums=0)
 def _plain(system: Immunized, params: Any, inputs: Any) -> tuple[Array, Array | None]:
     """The answer without noise, and whether S_c is below the cut."""
-    p, s_c = _seen(system, params, inputs)
-    return p.argmax(axis=1).astype(jnp.int32), None if s_c is None else s_c < plain_cut(system)
+    p, lack = _seen(system, params, inputs)
+    return p.argmax(axis=1).astype(jnp.int32), None if lack is None else lack > 0
 
 
 def _events(system: Immunized, params: Any, inputs: Any) -> dict[str, Array]:
-    p, s_c = _seen(system, params, inputs)
+    p, lack = _seen(system, params, inputs)
     found = {ANSWER: p.argmax(axis=1) == inputs["said"]}
-    return found if s_c is None else found | {SUSPICIOUS: s_c < plain_cut(system)}
+    return found if lack is None else found | {SUSPICIOUS: lack > 0}
 
 
 def _seen(system: Immunized, params: Any, inputs: Any) -> tuple[Array, Array | None]:
-    """Probabilities of the answers, [B, K], and S_c, [B]."""
-    pixels = inputs["pixels"]
+    """Probabilities of the answers, [B, K], and how far S_c is below the cut, [B]."""
+    pixels, cut = inputs["pixels"], plain_cut(system)
     p = system.predict(params, inputs, jnp.zeros(pixels.shape[0]))
-    return p, None if system.task.reader is None else system.s_c(params, inputs, pixels)
+    return p, None if cut is None else cut - system.s_c(params, inputs, pixels)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -195,12 +195,10 @@ def _attacked(
 
     def against(x: Array, key: PRNGKeyArray) -> Outcome:
         noise = sigma * jax.random.normal(key, x.shape, x.dtype)
-        p, s_c = _seen(system, params, inputs | {"pixels": x + noise})
-        if event == ANSWER:
-            own = jnp.take_along_axis(p, inputs["said"][:, None], axis=1)[:, 0]
-            value = jnp.log(jnp.maximum(own, 1e-12))
-        else:
-            value = plain_cut(system) - s_c
+        p, lack = _seen(system, params, inputs | {"pixels": x + noise})
+        own = jnp.take_along_axis(p, inputs["said"][:, None], axis=1)[:, 0]
+        value = lack if event == SUSPICIOUS else jnp.log(jnp.maximum(own, 1e-12))
+        assert value is not None  # no check, no such event
         loss = jnp.where(holds, -value, value)
         return Outcome(loss, loss)
 
