@@ -51,7 +51,6 @@ def tiny() -> ConfigDict:
         "norm": "linf",
         "steps": 3,
         "text_epsilon": 0.0,
-        "tell": 0.0,
     }
     config.arm = {
         # Training: the adversary is hardened while the mean S_c of its rows is below what this
@@ -195,7 +194,7 @@ def attack() -> dict[str, object]:
             "square": {"search": "square", "climb": "selective", "steps": 100},
             "transfer": {"search": "pgd", "climb": "margin", "steps": 10, "transfer": True},
         },
-        "convergence": {"epsilon": 8 / 255, "rows": 128},
+        "convergence": {"epsilon": 8 / 255, "rows": 64},
         # Randomized smoothing: noise, samples that choose and that bound, the chance to be wrong;
         # rows and samples of a forward pass; and the attack that each certificate has to stand.
         "certificate": {

@@ -29,7 +29,6 @@ from crossguard_jax.train.step import Loss, Metrics, Step, TrainState
 
 INNER = ("seed", "evasive", "both")
 PERTURB = ("picture", "text", "both")
-_TELLING = 10.0  # nats for a difference of 1 in S_c
 
 
 @jax.tree_util.register_dataclass
@@ -70,8 +69,6 @@ class MbatSettings:
         steps: gradient steps, k. A step of training costs about two clean ones (the clean rows and
             the adversarial ones), and less than one more for each of these.
         text_epsilon: L2 radius for each token's embedding, in their units.
-        tell: weight of a loss that asks for a lower S_c of the adversary's inputs than of the clean
-            ones; 0 leaves the check to what it learns from pairs.
 
     Raises:
         UserError: an unknown name, or a number that is none.
@@ -85,7 +82,6 @@ class MbatSettings:
     norm: str = "linf"
     steps: int = 5
     text_epsilon: float = 0.0
-    tell: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in (("inner", INNER), ("perturb", PERTURB), ("norm", NORMS)):
@@ -93,7 +89,7 @@ class MbatSettings:
                 raise UserError(
                     f"mbat.{name} {getattr(self, name)!r} is none of {', '.join(known)}"
                 )
-        for name in ("alpha", "evasion", "text_epsilon", "tell"):
+        for name in ("alpha", "evasion", "text_epsilon"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise UserError(f"mbat.{name} {getattr(self, name)!r}: 0 or a positive number")
         if self.steps < 1:
@@ -178,9 +174,6 @@ def mbat_loss(
     plain = answer(trainable, frozen, batch, clean)
     hard = answer(trainable, frozen, batch, attacked)
     loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * hard.loss.mean()
-    if settings.tell:
-        told = jax.nn.softplus(_TELLING * (hard.s_c - plain.s_c)).mean()
-        loss = loss + settings.tell * told
     metrics = {
         "clean_loss": plain.loss.mean(),
         "adversarial_loss": hard.loss.mean(),
