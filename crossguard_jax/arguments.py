@@ -267,7 +267,7 @@ def toy(parser: argparse.ArgumentParser) -> None:
         "--rows",
         type=int,
         help="rows of each implicit test set (default: 2000), held-out queries (default: 512), or "
-        "rows to attack (default: 256)",
+        "rows to attack (default: 128)",
     )
     table.add_argument(
         "--tasks", nargs="+", choices=("guard", "vqa"), help="cmai: which (default: both)"

@@ -69,7 +69,7 @@ ROWS: Mapping[str, Row] = {
     "fare": Row("FARE, picture tower", "fare"),
     "e2at": Row("E2AT-style joint training", "e2at", True),
 }
-L2 = (0.0, 0.25, 0.5, 1.0, 2.0, 8.0)
+L2 = (0.0, 0.5, 1.0, 2.0, 8.0)
 """Radii of the L2 ball, in units of pixels in [0, 1]."""
 
 
