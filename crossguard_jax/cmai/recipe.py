@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from crossguard_jax.cmai.arm import KNOBS, Controller
 from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check, pair_loss
@@ -229,7 +230,9 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
         beside,
     )
     state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
-    return run.train(CmaiState(**vars(state), arm=controller.start()), step, config.train, "mbat")
+    # Where a step leaves it: elsewhere, the second step would compile anew.
+    arm = jax.device_put(controller.start(), NamedSharding(run.mesh, PartitionSpec()))
+    return run.train(CmaiState(**vars(state), arm=arm), step, config.train, "mbat")
 
 
 def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:

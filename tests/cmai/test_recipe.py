@@ -48,8 +48,19 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """A run that nothing disturbs, and its folder."""
-    folder = tmp_path_factory.mktemp("whole")
-    return immunize(short(), folder, READERS, data), folder
+    folder, made = tmp_path_factory.mktemp("whole"), []
+    make = recipe.make_immunize_step
+
+    def kept(*args, **options):
+        made.append(make(*args, **options))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "make_immunize_step", kept)
+        system = immunize(short(), folder, READERS, data)
+    (step,) = made
+    assert step._cache_size() == 1, "the step was compiled again"
+    return system, folder
 
 
 @pytest.fixture(scope="module")
