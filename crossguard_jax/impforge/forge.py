@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from crossguard_jax.core import diversity
 from crossguard_jax.core.errors import UserError
@@ -191,10 +192,16 @@ def sift(
             dropped[reason] += 1
         else:
             passed.setdefault(row["triplet"], []).append(row)
-    kept = []
+    if not passed:
+        return [], dropped
     for of_one in passed.values():
         of_one.sort(key=lambda row: -sum(row["rewards"][name] for name in REWARDS))
-        vectors = rewriter.rewards.embed([row["text"] for row in of_one])
+    # All at once: the few texts of one triplet would be a batch that is mostly filling.
+    texts = [row["text"] for of_one in passed.values() for row in of_one]
+    ends = np.cumsum([len(of_one) for of_one in passed.values()])
+    parts = np.split(rewriter.rewards.embed(texts), ends[:-1])
+    kept = []
+    for of_one, vectors in zip(passed.values(), parts, strict=True):
         fresh = diversity.near_duplicates(vectors, settings.duplicate_cosine)
         dropped["near-duplicate"] += int((~fresh).sum())
         best = [row for row, new in zip(of_one, fresh, strict=True) if new]

@@ -69,7 +69,7 @@ IMMUNIZE = (
 )
 """Half the table's training, and attacks at 0, 4, 8 and 32 of 255 grey levels."""
 
-ATTACKED = 112
+ATTACKED = 64
 """Rows that are attacked."""
 
 

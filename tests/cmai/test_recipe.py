@@ -48,18 +48,22 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """A run that nothing disturbs, and its folder."""
-    folder, made = tmp_path_factory.mktemp("whole"), []
+    folder, placed = tmp_path_factory.mktemp("whole"), []
     make = recipe.make_immunize_step
 
-    def kept(*args, **options):
-        made.append(make(*args, **options))
-        return made[-1]
+    def watched(*args, **options):
+        step = make(*args, **options)
+
+        def look(state, frozen, batch):
+            placed.append(all(leaf.committed for leaf in jax.tree.leaves(state)))
+            return step(state, frozen, batch)
+
+        return look
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "make_immunize_step", kept)
+        patch.setattr(recipe, "make_immunize_step", watched)
         system = immunize(short(), folder, READERS, data)
-    (step,) = made
-    assert step._cache_size() == 1, "the step was compiled again"
+    assert placed == [True] * STEPS, "what is not placed is placed by a step, and compiled for anew"
     return system, folder
 
 
