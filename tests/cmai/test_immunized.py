@@ -98,6 +98,7 @@ def test_what_attacks_see_is_what_users_get(trained, rejecting, guard):
     assert np.isnan(decided.decisions.answers[~answered]).all()
 
 
+@pytest.mark.slow
 def test_it_is_so_through_noise_and_every_branch(trained, noisy, monkeypatch):
     _, x, rows, _ = trained
     # The only difference between the two is whose noise a row gets: give it the same.

@@ -207,6 +207,7 @@ def test_vqa_falls_under_attack_and_bad_rows_are_named(vqav2, tmp_path):
     assert len(found) == 4
 
 
+@pytest.mark.slow
 def test_pictures_stay_in_their_ball_of_grey_levels():
     guard = Guard.from_pretrained("toy://llava", prompt="short")
     rows = records("vqa", "val", 4)

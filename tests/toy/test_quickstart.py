@@ -37,6 +37,8 @@ IMMUNIZE = [
     "--config.attack.epsilons=(0.0, 0.03)",
     "--config.attack.batch_size=8",
     *(f"--config.attack.attacks.{name}.steps=2" for name in ATTACKS),
+    # Searches by gradients are long in compiling, and have tests of their own.
+    *(f"--config.attack.attacks.{name}.search=noise" for name in ATTACKS if name != "square"),
 ]
 FORGE = ["--config.ppo.iterations=2", "--config.ppo.batch_size=16", "--config.ppo.save_every=2"]
 
