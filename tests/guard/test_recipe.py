@@ -70,6 +70,7 @@ def test_training_teaches_the_adapter_and_leaves_the_base_alone(config, llava_fo
     assert len(rejected) == 6 and json.loads(rejected[0])["reason"] == "made bad for the test"
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_gives_the_same_adapter(config, tmp_path):
     config.train.update({"steps": 4, "eval_every": 0, "save_every": 2})
     config.optim.warmup_steps = 1

@@ -198,6 +198,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_and_is_as_if_it_had_not_been_killed(
     tmp_path: Path, run_with_devices: Callable[..., str]
 ) -> None:

@@ -211,6 +211,7 @@ def test_a_rebuild_reaches_the_figures_of_the_manifest(tmp_path):
         _assert_reached(rebuilt["measured"][name], claimed, name)
 
 
+@pytest.mark.slow
 def test_a_build_that_was_stopped_goes_on(tmp_path, monkeypatch):
     short = build.Lesson(("safety",), 120, 5e-3, 300)
     monkeypatch.setattr(build, "LESSONS", {"safety": short})
