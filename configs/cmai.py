@@ -225,16 +225,10 @@ def nlvr() -> ConfigDict:
     config = tiny()
     config.model.path = "runs/nlvr/model"
     config.data.update({"prompt": "true_false", "max_length": 96})
-    config.data.sources = {"nlvr": nlvr_split("train")}
-    config.data.validation = {"nlvr": nlvr_split("dev")}
+    config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="train")}
+    config.data.validation = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
     config.attack.max_length = 96
     return config
-
-
-def nlvr_split(split: str) -> dict[str, object]:
-    """All rows of one split."""
-    rows = {"reader": "nlvr", "path": "data/nlvr", "split": split, "weight": 1.0, "limit": 0}
-    return rows | {"labels": ()}
 
 
 def optim(learning_rate: float) -> dict[str, object]:
@@ -252,18 +246,25 @@ def optim(learning_rate: float) -> dict[str, object]:
     }
 
 
-def small_world(
-    name: str, *, split: str = "train", weight: float = 1.0, limit: int
+def source(
+    reader: str, path: str, *, split: str, weight: float = 1.0, limit: int = 0
 ) -> dict[str, object]:
-    """One of the small world's sources, drawn when it is asked for."""
+    """Where rows come from, and their share of the mixture; a limit of 0 reads all."""
     return {
-        "reader": "toy",
-        "path": name,
+        "reader": reader,
+        "path": path,
         "split": split,
         "weight": weight,
         "limit": limit,
         "labels": (),
     }
+
+
+def small_world(
+    name: str, *, split: str = "train", weight: float = 1.0, limit: int
+) -> dict[str, object]:
+    """One of the small world's sources, drawn when it is asked for."""
+    return source("toy", name, split=split, weight=weight, limit=limit)
 
 
 VARIANTS = {

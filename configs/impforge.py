@@ -132,50 +132,48 @@ def tiny() -> ConfigDict:
 
 def no_safety() -> ConfigDict:
     """Ablation: the text may look malicious by itself."""
-    return _without("safety")
+    return _without(tiny(), "safety")
 
 
 def no_semantic() -> ConfigDict:
     """Ablation: the query's intent may be lost."""
-    return _without("semantic")
+    return _without(tiny(), "semantic")
 
 
 def no_overlap() -> ConfigDict:
     """Ablation: the text may say what the picture shows."""
-    return _without("overlap")
+    return _without(tiny(), "overlap")
 
 
-def daring(*without: str) -> ConfigDict:
+def daring() -> ConfigDict:
     """The same on a longer leash, and hotter, so that it errs: what no reward asks for shows."""
     config = tiny()
     config.rewriter.temperature = 1.3
     config.ppo.iterations = 60
     config.ppo.settings.kl_coef = 0.01
     config.optim.learning_rate = 2e-3
-    for reward in without:
-        config.rewards.weights[reward] = 0.0
     return config
 
 
 def daring_no_semantic() -> ConfigDict:
     """Ablation of ``daring``: the query's intent may be lost."""
-    return daring("semantic")
+    return _without(daring(), "semantic")
 
 
 def daring_no_safety() -> ConfigDict:
     """Ablation of ``daring``: the text may look malicious by itself, if it does not say what the
     picture shows."""
-    return daring("safety")
+    return _without(daring(), "safety")
 
 
 def daring_no_safety_no_overlap() -> ConfigDict:
     """Ablation of ``daring_no_safety``: nothing asks for another word than the object's own."""
-    return daring("safety", "overlap")
+    return _without(daring(), "safety", "overlap")
 
 
-def _without(reward: str) -> ConfigDict:
-    config = tiny()
-    config.rewards.weights[reward] = 0.0
+def _without(config: ConfigDict, *rewards: str) -> ConfigDict:
+    for reward in rewards:
+        config.rewards.weights[reward] = 0.0
     return config
 
 

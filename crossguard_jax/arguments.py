@@ -64,7 +64,7 @@ def attack(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="certify the main model's answers to the first N rows, a second or two each",
+        help="certify the main model's answers to the first N rows",
     )
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
     config_argument(parser, "configs/cmai.py:tiny")

@@ -42,10 +42,7 @@ def close(ours: jax.Array, theirs: torch.Tensor, mask: np.ndarray | None = None)
     assert np.abs(a - b).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "seed",
-    few(seeds(24), 5),
-)
+@pytest.mark.parametrize("seed", few(seeds(24), 5))
 def test_llava_logits_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_llava(rng)

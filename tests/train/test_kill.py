@@ -1,4 +1,4 @@
-"""A run killed at random moments ends as if nothing had happened.
+"""A run killed at five random moments ends as if nothing had happened.
 
 The moments come from ``CROSSGUARD_KILL_SEED`` (printed): how many batches a start may draw, and how
 long after that the process is killed, so that a kill may meet a step, a save or an evaluation.
@@ -59,7 +59,7 @@ def kill(folder, repository, after, delay):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_bit_for_bit_as_an_uninterrupted_one(repository, tmp_path):
+def test_a_run_killed_five_times_ends_bit_for_bit_as_an_uninterrupted_one(repository, tmp_path):
     rng = random.Random(SEED)
     plan = [(rng.randint(1, LONGEST), rng.uniform(0, 0.1)) for _ in range(KILLS)]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -239,11 +239,8 @@ def certificate_section(name: str, found: Certified) -> Section:
     where, all_figures, sampling = f"{name}.certificate", figures(found), found.sampling
     rows: list[tuple[Cell, ...]] = []
     for own, (title, _, those, _) in sides(found).items():
-        cells = [
-            Figure(f"{where}.{own}.certified.{level('l2', at)}", estimate)
-            for at in RADII
-            for estimate in [all_figures[f"{own}.certified.{level('l2', at)}"]]
-        ]
+        names = (f"{own}.certified.{level('l2', at)}" for at in RADII)
+        cells = [Figure(f"{where}.{name}", all_figures[name]) for name in names]
         turned = Figure(f"{where}.{own}.turned", all_figures[f"{own}.turned"], show_n=True)
         rows.append((f"{title} (n = {those.sum():,})", *cells, turned))
     heads = (f"L2 {at:g}" if at else "any radius" for at in RADII)

@@ -103,11 +103,8 @@ def probe(
     if len(seen) < 2:
         raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
     x, rows = system.rows(seen, config.max_length)
-    cut, epsilon, budget = (
-        plain_cut(system),
-        float(config.convergence.epsilon),
-        _budget(config, steps),
-    )
+    cut, epsilon = plain_cut(system), float(config.convergence.epsilon)
+    budget = Budget(0.0, config.norm, steps)
     attacks = {OBLIVIOUS: NamedAttack(apgd, budget)}
     if cut is not None:
         # Whatever its branches do, to be answered plainly is to be above all of them.
@@ -142,10 +139,6 @@ def probe(
 def s_c(system: Immunized, params: Any, rows: Any, x: Array) -> Array:
     """`Immunized.s_c`, compiled."""
     return system.s_c(params, rows, x)
-
-
-def _budget(config: Any, steps: int) -> Budget:
-    return Budget(0.0, config.norm, steps)
 
 
 def plain_cut(system: Immunized) -> float | None:
