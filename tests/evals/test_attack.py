@@ -79,6 +79,18 @@ def test_a_report_judges_every_model_and_looks_into_the_first(
     assert "ours linf.8.robust_accuracy" in said and f"report: {out / 'report.html'}" in said
 
 
+@pytest.mark.slow
+def test_the_main_models_answers_are_certified_when_asked(args: argparse.Namespace) -> None:
+    args.model, args.certify, args.limit = args.model[:1], 3, 4
+    small = {"n0": 10, "n": 50, "rows": 4, "chunk": 10, "steps": 2, "samples": 2}
+    args.config.attack.certificate.update(small)
+    attack.main(args)
+    found = json.loads((Path(args.out) / "report.json").read_text())
+    rows = [found[f"ours.certificate.{label}.certified.0"]["n"] for label in ("safe", "unsafe")]
+    assert sum(rows) == 3
+    assert "What is certified" in (Path(args.out) / "report.md").read_text()
+
+
 def test_transfer_attacks_need_a_surrogate_and_the_given_suite_stays_whole() -> None:
     config = small_config().attack
     without, left_out = attack.suite_config(config, surrogate=False)
