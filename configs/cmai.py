@@ -35,6 +35,8 @@ def tiny() -> ConfigDict:
         "optim": optim(learning_rate=1e-3),
         "weight": 0.5,
         "joint": False,
+        # Beside MBAT, the check learns that a picture fits its text less once it is attacked.
+        "adversarial": True,
         # The share of clean pairs that must pass, and how sure that is.
         "pass_rate": 0.99,
         "confidence": 0.95,
@@ -57,9 +59,9 @@ def tiny() -> ConfigDict:
         # share of clean pairs is below, or varies more than this.
         "alarm_rate": 0.5,
         "max_variance": float("inf"),
-        "beta": {"start": 0.1, "maximum": 0.5, "step": 0.005, "decay": 0.0},
-        "epsilon": {"start": 6 / 255, "maximum": 8 / 255, "step": 0.02 / 255, "decay": 0.0},
-        "lambda_": {"start": 0.5, "maximum": 0.55, "step": 0.001, "decay": 0.0},
+        "beta": {"start": 0.1, "maximum": 0.5, "step": 0.0025, "decay": 0.0},
+        "epsilon": {"start": 6 / 255, "maximum": 8 / 255, "step": 0.01 / 255, "decay": 0.0},
+        "lambda_": {"start": 0.35, "maximum": 0.4, "step": 0.0005, "decay": 0.0},
         # Inference: each branch ends where this share of clean pairs is above it.
         "branches": (
             {"pass_rate": 0.99, "do": "reject"},
@@ -71,10 +73,12 @@ def tiny() -> ConfigDict:
         "prompt": "short",
         "blank": "",
         "max_length": 48,
+        # More danger that only the picture shows than a guard learns from: a tower that is held
+        # still forgets that first.
         "sources": {
-            "implicit": small_world("implicit", weight=0.4, limit=6_144),
-            "explicit_text": small_world("explicit_text", weight=0.2, limit=8_192),
-            "explicit_picture": small_world("explicit_picture", weight=0.1, limit=4_096),
+            "implicit": small_world("implicit", weight=0.3, limit=6_144),
+            "explicit_text": small_world("explicit_text", weight=0.15, limit=8_192),
+            "explicit_picture": small_world("explicit_picture", weight=0.25, limit=4_096),
             "typographic": small_world("typographic", weight=0.1, limit=4_096),
             "benign_vqa": small_world("benign_vqa", weight=0.2, limit=4_096),
         },
@@ -85,7 +89,7 @@ def tiny() -> ConfigDict:
         },
     }
     config.optim = optim(learning_rate=3e-3)
-    config.train = {"steps": 400, "batch_size": 32, "save_every": 100, "seed": 0}
+    config.train = {"steps": 400, "batch_size": 16, "save_every": 100, "seed": 0}
     config.attack = attack()
     # Devices along each axis of the mesh, -1 for all that are left.
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
@@ -141,6 +145,13 @@ def evasive() -> ConfigDict:
     return config
 
 
+def clean_check() -> ConfigDict:
+    """Row (iv) with a check that learns from clean pairs alone."""
+    config = tiny()
+    config.cmcv.adversarial = False
+    return config
+
+
 def pgd_at() -> ConfigDict:
     """Baseline: PGD adversarial training of the vision tower."""
     config = mbat()
@@ -168,8 +179,8 @@ def e2at() -> ConfigDict:
 def fixed(config: ConfigDict) -> ConfigDict:
     """Without a controller: the adversary is what it will be from the first step on."""
     config.arm.beta.update({"start": 0.0, "maximum": 0.0})
-    config.arm.epsilon.start = config.arm.epsilon.maximum = 8 / 255
-    config.arm.lambda_.start = config.arm.lambda_.maximum = 0.5
+    config.arm.epsilon.start = config.arm.epsilon.maximum
+    config.arm.lambda_.start = config.arm.lambda_.maximum
     return config
 
 
@@ -275,6 +286,7 @@ VARIANTS = {
     "cmcv_mbat": cmcv_mbat,
     "seed": seed,
     "evasive": evasive,
+    "clean_check": clean_check,
     "pgd_at": pgd_at,
     "fare": fare,
     "e2at": e2at,

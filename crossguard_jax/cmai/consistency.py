@@ -162,12 +162,16 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
             pictures (columns) of the batch are misaligned, where not all other pairs are. It
             matters where texts fit many pictures: in the small world, where half of all chance
             pairs are aligned, AUROC is 0.91 without it and 1.00 with it (0.99 with ``wrong_t``
-            as the only misaligned pairs). And ``aligned`` [B] bool, which rows are pairs at all.
+            as the only misaligned pairs). ``aligned`` [B] bool, which rows are pairs at all. And
+            ``attacked_v`` [B, D_v], of the same pictures under attack: each is compared with its
+            own clean picture alone (logistic loss of the two logits), since among all the others
+            its share of InfoNCE is too small to learn from.
 
     Returns:
         The loss in nats, and metrics: ``info_nce``, ``s_c`` (mean of the aligned), ``ranked``
         (share of the misaligned pairs that score below the aligned pair of the same text or
-        picture).
+        picture) and, where there are attacked pictures, ``told`` (share that score below their own
+        clean one).
     """
     v, t = check.see(pairs["h_v"]), check.read(pairs["h_t"])
     b = v.shape[0]
@@ -190,12 +194,16 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
     def mean(x: Array) -> Array:
         return jnp.where(count, x, 0).sum() / jnp.maximum(count.sum(), 1)
 
-    loss = mean(info_nce)
+    loss, told = mean(info_nce), {}
+    if "attacked_v" in pairs:
+        above = own - check.logits(check.see(pairs["attacked_v"]), t)
+        loss = loss + mean(jax.nn.softplus(-above))
+        told = {"told": mean(above > 0)}
     if isinstance(check, Verifier):
         loss = loss + (mean(jax.nn.softplus(-own)) + _misaligned_loss(kinds)) / 2
     ranked = [((x < own[:, None]) & mask, mask) for x, mask in per_text + per_picture]
     below, counted = (sum(part.sum() for part in parts) for parts in zip(*ranked, strict=True))
-    return loss, {
+    return loss, told | {
         "info_nce": mean(info_nce),
         "s_c": mean(check(pairs["h_v"], pairs["h_t"])),
         "ranked": below / jnp.maximum(counted, 1),

@@ -154,8 +154,8 @@ def mbat_loss(
     batch: Any,
     key: PRNGKeyArray,
     arm: ArmState,
-) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, " B"]]]:
-    """The outer loss of a batch, with figures, and S_c of the adversarial rows for ARM.
+) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, " B"], Inputs]]:
+    """The outer loss of a batch, with figures, S_c of the adversarial rows for ARM, and the rows.
 
     Args:
         answer: the model.
@@ -185,7 +185,7 @@ def mbat_loss(
         "epsilon": arm.epsilon,
         "lambda": arm.lambda_,
     }
-    return loss, (metrics, hard.s_c)
+    return loss, (metrics, hard.s_c, attacked)
 
 
 @jax.tree_util.register_dataclass
@@ -220,7 +220,8 @@ def make_immunize_step(
         optimizer: moves ``state.trainable``.
         width: D, of the model's token embeddings.
         prepare: adds to a batch what neither the attack nor the gradient goes through, once a step.
-        beside: a loss to add, such as the consistency check's on the clean pairs.
+        beside: a loss to add, such as the consistency check's; its batch has ``attacked``, the
+            adversarial pixels.
     """
 
     def step(state: CmaiState, frozen: Any, batch: Any) -> tuple[CmaiState, Metrics]:
@@ -228,11 +229,11 @@ def make_immunize_step(
         batch = prepare(state.trainable, frozen, batch)
 
         def loss(trainable: Any) -> tuple[Array, Any]:
-            value, (metrics, s_c) = mbat_loss(
+            value, (metrics, s_c, attacked) = mbat_loss(
                 answer, settings, width, trainable, frozen, batch, key, state.arm
             )
             if beside is not None:
-                more, theirs = beside(trainable, frozen, batch, key)
+                more, theirs = beside(trainable, frozen, batch | {"attacked": attacked[0]}, key)
                 value, metrics = value + more, metrics | theirs
             return value, (metrics, s_c)
 

@@ -169,11 +169,11 @@ def _start(config: Any, labels: tuple[str, ...], mesh: Any, rules: Rules) -> tup
     return task, {"adapters": task.adapters, "check": nnx.split(check, graph=False)[1]}
 
 
-def check_loss(task: Task, joint: bool) -> Loss:
-    """The check's loss on a batch that `Task.read` has been through."""
+def check_loss(task: Task, joint: bool, adversarial: bool = False) -> Loss:
+    """The check's loss on a batch that `Task.read` has been through; see `Task.pairs`."""
 
     def loss(trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
-        pairs = task.pairs(trainable, frozen, batch, joint)
+        pairs = task.pairs(trainable, frozen, batch, joint, adversarial)
         return pair_loss(task.check(trainable), pairs)
 
     return loss
@@ -214,7 +214,9 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
     adam = optimizer(config.optim, config.train.steps)
     beside = None
     if config.cmcv.on and config.cmcv.weight:
-        of_pairs = check_loss(task, config.cmcv.joint)
+        # Pictures stay clean where only the text is attacked.
+        adversarial = config.cmcv.adversarial and config.mbat.perturb != "text"
+        of_pairs = check_loss(task, config.cmcv.joint, adversarial)
 
         def beside(*args: Any) -> tuple[Array, Any]:
             value, metrics = of_pairs(*args)

@@ -220,7 +220,12 @@ class Task:
         )
 
     def pairs(
-        self, trainable: Any, frozen: Any, batch: Any, joint: bool = False
+        self,
+        trainable: Any,
+        frozen: Any,
+        batch: Any,
+        joint: bool = False,
+        adversarial: bool = False,
     ) -> dict[str, Array]:
         """What the check learns from, for `consistency.pair_loss`.
 
@@ -231,16 +236,22 @@ class Task:
             trainable, frozen: as above.
             batch: one that `read` has been through.
             joint: let the check's loss move the adapter.
+            adversarial: the check learns to tell the batch's ``attacked`` pictures, too.
         """
-        _, h_v = self.see(trainable, frozen, batch["pixels"])
+
+        def seen(pixels: Array) -> Array:
+            _, h_v = self.see(trainable, frozen, pixels)
+            return h_v if joint else jax.lax.stop_gradient(h_v)
+
         ids, there = batch["read_ids"], batch["has_picture"]
         same = (ids[:, None] == ids[None]).all(axis=-1)
-        return {
-            "h_v": h_v if joint else jax.lax.stop_gradient(h_v),
+        pairs = {
+            "h_v": seen(batch["pixels"]),
             "h_t": batch["h_t"],
             "aligned": there,
             "negatives": ~same & there[:, None] & there[None],
         }
+        return pairs | ({"attacked_v": seen(batch["attacked"])} if adversarial else {})
 
     def aim(self, trainable: Any, frozen: Any, batch: Any) -> Any:
         """The batch with ``aim``, the tower's states of the clean pictures without the adapter:

@@ -127,6 +127,22 @@ def test_the_loss_is_torchs_cross_entropy_over_every_allowed_partner(kind):
 
 
 @KINDS
+def test_an_attacked_picture_is_held_against_its_own_alone(kind):
+    check, pairs = check_of(kind, seed=3), features(4, seed=3)
+    kept = jnp.array([True, True, False, True])
+    plain = {name: pairs[name] for name in ("h_v", "h_t", "negatives")} | {"aligned": kept}
+    attacked = pairs["wrong_v"][:, 0]
+    (without, _), (loss, metrics) = (
+        pair_loss(check, plain | x) for x in ({}, {"attacked_v": attacked})
+    )
+    grid, wrong_v, _ = all_logits(check, pairs)
+    away = [grid[i, i] - wrong_v[i, 0] for i in range(4) if kept[i]]
+    expected = torch.nn.functional.softplus(-torch.tensor(away)).mean().item()
+    assert float(loss - without) == pytest.approx(expected, rel=1e-3)
+    assert float(metrics["told"]) == pytest.approx(np.mean([x > 0 for x in away]))
+
+
+@KINDS
 def test_partners_that_may_be_aligned_push_nothing(kind):
     check, pairs = check_of(kind), features(5)
     none = {"h_v": pairs["h_v"], "h_t": pairs["h_t"], "negatives": jnp.zeros((5, 5), bool)}

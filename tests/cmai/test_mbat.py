@@ -112,7 +112,7 @@ def test_lambda_mixes_clean_and_adversarial_loss(made):
     losses = {}
     for share in (0.0, 0.25, 1.0):
         state = arm(lambda_=share)
-        losses[share], (metrics, _) = mbat_loss(
+        losses[share], (metrics, *_) = mbat_loss(
             answer, MbatSettings("seed"), D, trainable, frozen, batch, KEY, state
         )
     assert losses[1.0] > losses[0.0] + 0.1
@@ -123,7 +123,7 @@ def test_lambda_mixes_clean_and_adversarial_loss(made):
 
 def test_no_radius_is_no_attack(made):
     trainable, frozen, batch = made
-    _, (metrics, _) = mbat_loss(
+    _, (metrics, *_) = mbat_loss(
         answer, MbatSettings("seed"), D, trainable, frozen, batch, KEY, arm(epsilon=0.0)
     )
     assert metrics["adversarial_loss"] == pytest.approx(float(metrics["clean_loss"]), rel=1e-6)
@@ -161,7 +161,7 @@ def test_training_against_the_attack_lowers_its_loss(made):
 
 def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
     trainable, frozen, batch = made
-    still = Controller(-1e9, Knob(0.0, 0.0), Knob(0.0, 0.0), Knob(0.5, 0.5))
+    still = Controller(-1e9, Knob(0.0, 0.0), Knob(0.05, 0.05), Knob(0.0, 0.0))
     sgd = optax.sgd(1.0)
 
     def scaled(trainable, frozen, batch, inputs):
@@ -174,7 +174,8 @@ def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
 
     def beside(trainable, frozen, batch, key):
         value = batch["weight"] * (trainable["w"] ** 2).sum()
-        return value, {"apart": value}
+        moved = jnp.abs(batch["attacked"] - batch["pixels"]).max()
+        return value, {"apart": value, "moved": moved}
 
     def written(w):
         weight = 2.0 + jnp.abs(trainable["w"]).sum()
@@ -188,6 +189,7 @@ def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
     loss, slope = jax.value_and_grad(written)(trainable["w"])
     np.testing.assert_allclose(after.trainable["w"], trainable["w"] - slope, rtol=1e-4, atol=1e-4)
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["moved"]) == pytest.approx(0.05, rel=1e-5)
     assert {"apart", "clean_loss", "epsilon"} <= set(metrics)
 
 

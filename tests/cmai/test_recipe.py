@@ -114,7 +114,7 @@ def test_arm_hardens_while_it_takes_alarm(whole):
     for name, knob in (("beta", config.arm.beta), ("epsilon", config.arm.epsilon)):
         expected = min(knob.start + (STEPS - 1) * knob.step, knob.maximum)
         assert line[name] == pytest.approx(expected, rel=1e-5)
-    assert {"info_nce", "ranked", "adversarial_s_c", "clean_loss"} <= set(line)
+    assert {"info_nce", "ranked", "told", "adversarial_s_c", "clean_loss"} <= set(line)
 
 
 @pytest.mark.slow

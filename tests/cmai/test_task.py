@@ -214,6 +214,16 @@ def test_a_row_without_a_picture_teaches_the_check_nothing(system, batch):
     assert float(loss(batch)) != pytest.approx(float(loss(seen)), rel=1e-3)
 
 
+def test_attacked_pictures_are_beside_their_own_when_asked(system, batch):
+    parts = system.trainable, system.frozen
+    attacked = jnp.clip(batch["pixels"] + 0.05, 0, 1)
+    pairs = system.task.pairs(*parts, batch | {"attacked": attacked}, adversarial=True)
+    alone = system.task.pairs(*parts, batch | {"pixels": attacked})
+    np.testing.assert_allclose(pairs["attacked_v"], alone["h_v"], atol=1e-5)
+    assert np.abs(pairs["h_v"] - alone["h_v"]).max() > 1e-3
+    assert "attacked_v" not in alone
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_checks_loss_moves_the_adapter_only_when_joint(system, batch, joint):
     loss = check_loss(system.task, joint)

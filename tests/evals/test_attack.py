@@ -17,6 +17,7 @@ from crossguard_jax.data.records import write_jsonl
 from crossguard_jax.evals.robustness import attack
 from crossguard_jax.toy.world.sources import records
 from tests.cmai.small_systems import LENGTH, base, system_of
+from tests.draws import few
 
 ROWS = records("implicit", "test", 8)
 
@@ -59,18 +60,20 @@ def args(immunized: Path, tmp_path: Path) -> argparse.Namespace:
     )
 
 
+@pytest.mark.parametrize("levels", few([0, 8], 1))  # nothing is compiled to search a point
 def test_a_report_judges_every_model_and_looks_into_the_first(
-    args: argparse.Namespace, capsys: pytest.CaptureFixture[str]
+    levels: int, args: argparse.Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    args.config.attack.convergence.epsilon = levels / 255
     attack.main(args)
     out = Path(args.out)
     found = json.loads((out / "report.json").read_text())
     for name in ("ours", "plain"):
         assert found[f"{name}.linf.8.robust_accuracy"]["n"] == 6
     assert found["ours.minus.plain.linf.8.robust_accuracy_difference"]["n"] == 6
-    assert found["ours.detection.linf.8.adaptive.auroc"]["n"] >= 6
-    assert "plain.detection.linf.8.oblivious.auroc" not in found
-    assert found["ours.linf.8.steps_times_2.asr"]["n"] <= 4
+    assert found[f"ours.detection.linf.{levels}.adaptive.auroc"]["n"] >= 6
+    assert f"plain.detection.linf.{levels}.oblivious.auroc" not in found
+    assert found[f"ours.linf.{levels}.steps_times_2.asr"]["n"] <= 4
     text = (out / "report.md").read_text()
     assert "Left out, for want of a model" in text and "other" in text
     assert "6 of 8 rows" in text and "INCOMPLETE" in text

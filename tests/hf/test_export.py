@@ -19,10 +19,11 @@ from crossguard_jax.hf.export import ModelCard, save_model
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.peft import load_adapter, save_adapter
 from crossguard_jax.nn import lora
+from tests.draws import few
 from tests.hf import hub_models
 
 
-@pytest.fixture(params=[0, 1])
+@pytest.fixture(params=few([0, 1], 1))
 def source(request, tmp_path):
     """A random LLaVA folder, its tree here, and one batch with a padded row."""
     rng = random.Random(request.param)

@@ -24,6 +24,7 @@ from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llama import Llama, LlamaConfig
 from crossguard_jax.nn.llava import Llava
 from crossguard_jax.train.step import init_state, make_step
+from tests.draws import few
 from tests.small_models import LABELS, batch, filled, llava, llava_config, on_device
 
 PUBLISHED = Path(__file__).parent / "fixtures" / "llava-1.5-7b-hf"
@@ -143,7 +144,7 @@ MEMORY = """
 """
 
 
-@pytest.mark.parametrize("n_devices", [1, 8])
+@pytest.mark.parametrize("n_devices", few([8, 1], 1))
 def test_the_host_holds_shards_of_one_parameter_and_never_the_model(
     n_devices, tmp_path, run_with_devices
 ):

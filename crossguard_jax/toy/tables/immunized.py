@@ -65,6 +65,7 @@ ROWS: Mapping[str, Row] = {
     "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", True, probed=True),
     "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
     "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
+    "iv_clean": Row("(iv), the check learns from clean pairs alone", "clean_check", probed=True),
     "pgd_at": Row("PGD-AT, picture tower", "pgd_at"),
     "fare": Row("FARE, picture tower", "fare"),
     "e2at": Row("E2AT-style joint training", "e2at", True),
