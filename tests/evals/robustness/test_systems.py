@@ -16,7 +16,7 @@ from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.lint import missing, unequal
 from crossguard_jax.evals.robustness.systems import CLIMBS, SEARCHES, attack_records, make_suite
 from tests.cmai.small_systems import LENGTH, RECORDS, base, system_of, with_adapter
-from tests.evals.test_robustness import curve
+from tests.evals.robustness.test_figures import curve
 
 KEY = jax.random.key(1)
 PICTURED = [record for record in RECORDS if record.image is not None]
