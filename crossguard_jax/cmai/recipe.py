@@ -67,6 +67,8 @@ class _Run:
             process_count=jax.process_count(),
         )
         rows = {source: len(records) for source, records in self.sources.items()}
+        identity = run_identity(self.config, self.task.guard, rows)
+        del identity["config"]["attack"]  # what judges it later is no part of what it learns
         return train(
             state,
             step,
@@ -74,7 +76,7 @@ class _Run:
             batches,
             Schedule(settings.steps, settings.save_every),
             self.folder / name,
-            identity=run_identity(self.config, self.task.guard, rows),
+            identity=identity,
             batch_sharding=batch_sharding(self.mesh, self.rules, settings.batch_size),
             name=f"{name}, {self.folder.name}",
         ).trainable

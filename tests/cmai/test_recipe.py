@@ -125,6 +125,14 @@ def test_arm_hardens_while_it_takes_alarm(whole):
     assert {"info_nce", "ranked", "told", "adversarial_s_c", "clean_loss"} <= set(line)
 
 
+def test_another_attack_later_needs_no_other_training(whole, data):
+    system, folder = whole
+    config = short()
+    config.attack.epsilons = (0.0, 1.0)
+    again = immunize(config, folder, READERS, data)
+    assert digest(again.trainable) == digest(system.trainable)
+
+
 @pytest.mark.slow
 def test_a_run_killed_amid_mbat_ends_bit_for_bit_as_one_that_was_not(
     whole, data, tmp_path, repository, monkeypatch
