@@ -165,7 +165,8 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
             as the only misaligned pairs). ``aligned`` [B] bool, which rows are pairs at all. And
             ``attacked_v`` [B, D_v], of the same pictures under attack: each is compared with its
             own clean picture alone (logistic loss of the two logits), since among all the others
-            its share of InfoNCE is too small to learn from.
+            its share of InfoNCE is too small to learn from: in the small world AUROC on PGD is
+            0.70 so, and 0.54 with it in ``wrong_v`` (one seed, 126 rows).
 
     Returns:
         The loss in nats, and metrics: ``info_nce``, ``s_c`` (mean of the aligned), ``ranked``

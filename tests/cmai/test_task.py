@@ -226,9 +226,10 @@ def test_attacked_pictures_are_beside_their_own_when_asked(system, batch):
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_checks_loss_moves_the_adapter_only_when_joint(system, batch, joint):
-    loss = check_loss(system.task, joint)
+    loss = check_loss(system.task, joint, adversarial=True)
     grad = jax.jit(jax.grad(lambda *args: loss(*args)[0]))
-    found = grad(system.trainable, system.frozen, batch, KEY)
+    attacked = {"attacked": jnp.clip(batch["pixels"] + 0.05, 0, 1)}
+    found = grad(system.trainable, system.frozen, batch | attacked, KEY)
     largest = {
         part: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[part]))
         for part in ("adapters", "check")
