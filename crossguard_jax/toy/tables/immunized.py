@@ -18,10 +18,11 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.evals.blocks import Section
 from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.detection import detection_section
-from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.evals.robustness.figures import Robustness, compare, figures
 from crossguard_jax.evals.robustness.probe import probe
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.robustness.systems import attack_records
+from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import train_guard
@@ -73,6 +74,9 @@ ROWS: Mapping[str, Row] = {
 L2 = (0.0, 0.5, 1.0, 2.0, 8.0)
 """Radii of the L2 ball, in units of pixels in [0, 1]."""
 
+CLEAN_ROWS = 1_024
+"""Rows that are not attacked: what a defence costs there is a few of them."""
+
 
 def main(args: argparse.Namespace) -> None:
     """The verb's work: prints where the report is."""
@@ -98,20 +102,23 @@ def _sections(
 ) -> list[Section]:
     """What a task's models came to: a table for each ball, then what the checks tell."""
     tests, detection = held_out(task, rows), []
+    more, clean = held_out(task, CLEAN_ROWS), {}
     by_norm: dict[str, dict[str, Robustness]] = {"linf": {}, "l2": {}}
     for name in names:
-        row, found = ROWS[name], []
+        row, found, plain = ROWS[name], [], []
         for seed in seeds if row.every_seed else seeds[:1]:
             model = model_of(folder, task, name, seed)
             first = seed == seeds[0]
             converges = first and name in ("iv", "none")
             found.append(attack_model(model, tests, seed, converges))
+            plain.append(clean_model(model, more, seed))
             if first and row.l2:
                 by_norm["l2"][name] = attack_model(model, tests, seed, converges, L2)
             if first and row.probed:
                 detection.append(_detection(f"{task}.{name}", row.title, model, tests))
-        by_norm["linf"][name] = _merged(found)
-    return [_section(task, found) for found in by_norm.values() if found] + detection
+        by_norm["linf"][name], clean[name] = _merged(found), _merged(plain)
+    attacked = [_section(task, found) for found in by_norm.values() if found]
+    return [*attacked, _clean_section(task, clean), *detection]
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,23 @@ def attack_model(
     )
 
 
+def clean_model(model: Model, tests: Sequence[Record], seed: int) -> Robustness:
+    """One model on rows that nobody attacks, or what an earlier run found.
+
+    Args:
+        model: of `model_of`.
+        tests: the rows.
+        seed: the model's.
+    """
+    config = model.config.attack.copy_and_resolve_references()
+    name, attack = next(iter(config.attacks.items()))  # at radius 0 there is nothing to search
+    with config.unlocked():
+        config.update({"epsilons": (0.0,)})
+        config.attacks = {name: attack}
+    place = model.folder / f"clean-{len(tests)}"
+    return attack_records(config, model.system, tests, place, seed=seed, convergence=False)
+
+
 def held_out(task: str, n: int) -> list[Record]:
     """``n`` held-out rows of a task, its sources in their shares."""
     shares = TESTS[task]
@@ -220,3 +244,29 @@ def _section(task: str, found: Mapping[str, Robustness]) -> Section:
     titles = {f"{task}.{name}": ROWS[name].title for name in found}
     section = robustness_section(systems, titles)
     return replace(section, title=f"{task.capitalize()}: {section.title}")
+
+
+def _clean_section(task: str, found: Mapping[str, Robustness]) -> Section:
+    """What each defence costs where nobody attacks."""
+    figures_of = {name: figures(system) for name, system in found.items()}
+    rows: list[tuple[Cell, ...]] = []
+    for name, system in found.items():
+        cells = [
+            Figure(f"{task}.{name}.unattacked.{what}", figures_of[name][f"linf.clean.{what}"])
+            for what in ("accuracy", "rejected")
+        ]
+        if name != "none" and "none" in found:
+            cost = compare(system, found["none"])["linf.clean.accuracy_difference"]
+            figure = Figure(f"{task}.{name}.unattacked.minus.none", cost, "points")
+            rows.append((ROWS[name].title, *cells, figure))
+        else:
+            rows.append((ROWS[name].title, *cells, ABSENT))
+    n = next(iter(found.values())).any.plan.rows
+    table = Table(
+        ("System", "accuracy", "rejected", "accuracy less no defence's, points"),
+        tuple(rows),
+        f"{n:,} held-out rows, the same for all, in percent of all rows; a row that is rejected is "
+        "not right. Seeds are averaged and count as no more rows; differences are paired.",
+    )
+    title = f"{task.capitalize()}: what a defence costs where nobody attacks"
+    return Section(title, (table,), table.figures())

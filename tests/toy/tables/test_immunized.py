@@ -1,0 +1,54 @@
+"""The table of CMAI: its rows are configurations, and what a defence costs is paired with none."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.toy.tables import immunized as table
+from tests.cmai.small_systems import LENGTH, RECORDS, base
+from tests.evals.robustness.test_figures import curve
+
+
+@pytest.mark.parametrize("task", table.TASKS)
+@pytest.mark.parametrize("name", table.ROWS)
+def test_a_row_is_attacked_as_every_other_one(task, name):
+    config = load_config(f"configs/cmai.py:{table.TASKS[task]}{table.ROWS[name].variant or 'tiny'}")
+    whole = load_config("configs/cmai.py:tiny")
+    assert config.attack.to_json() == whole.attack.to_json()
+    assert config.train.to_json() == whole.train.to_json(), "nobody trains longer"
+
+
+def test_rows_that_nobody_attacks_are_judged_as_a_user_sees_them(tmp_path):
+    system = Immunized.of(base())
+    config = load_config("configs/cmai.py:tiny")
+    config.attack.update({"batch_size": 4, "max_length": LENGTH})
+    found = table.clean_model(table.Model(system, system, config, tmp_path), RECORDS, 3)
+    pictured = [record for record in RECORDS if record.image is not None]
+    words = system.decide(pictured, length=LENGTH).words
+    right = [word == record.label for word, record in zip(words, pictured, strict=True)]
+    np.testing.assert_array_equal(found.curves[3].right, right)
+    assert len(config.attack.attacks) > 1, "the table's own attacks are left alone"
+
+
+def test_what_a_defence_costs_is_its_difference_to_none():
+    found = {
+        "iv": Robustness({0: curve(wrong=30), 1: curve(wrong=40)}),
+        "none": Robustness({0: curve(wrong=20), 1: curve(wrong=20)}),
+    }
+    section = table._clean_section("vqa", found)
+    cost = section.figures["vqa.iv.unattacked.minus.none"]
+    assert cost.value == pytest.approx((20 - 35) / 400)
+    assert cost.low < cost.value < cost.high < 0
+    assert "vqa.none.unattacked.minus.none" not in section.figures
+    assert section.figures["vqa.none.unattacked.accuracy"].value == 0.95
+
+
+def test_a_row_that_is_not_there_is_named(tmp_path):
+    args = argparse.Namespace(out=str(tmp_path), seeds=[0], rows=2, tasks=["vqa"], only=["v"])
+    with pytest.raises(UserError, match="--only v: rows are iv, none"):
+        table.main(args)
