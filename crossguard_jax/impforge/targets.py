@@ -17,6 +17,7 @@ from crossguard_jax.core.metrics import Estimate, proportion
 from crossguard_jax.core.typing import Bool
 from crossguard_jax.data.prompts import PromptTemplate
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard.decoding import likeliest
 from crossguard_jax.guard.encoding import Encoder, Settings, bucket
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.load import load_model, resolve_folder
@@ -92,17 +93,7 @@ class LlavaTarget:
 
     def _sample(self, frozen: object, batch: dict[str, jax.Array]) -> sampling.Sampled:
         model = lora.merge(self._graphdef, frozen)
-        x = model.embed(batch["input_ids"], batch.get("pixel_values"))
-        return sampling.sample(
-            model.language_model,
-            x,
-            batch["attention_mask"].astype(bool),
-            jax.random.key(0),
-            max_new_tokens=self._n,
-            eos_ids=(self._encoder.tokenizer.eos_token_id,),
-            pad_id=self._encoder.pad_id,
-            temperature=0.0,
-        )
+        return likeliest(model, self._encoder, batch, batch.get("pixel_values"), self._n)
 
     def answers(self, rows: Sequence[Record]) -> list[str]:
         """The likeliest answers."""

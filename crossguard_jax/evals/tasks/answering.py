@@ -15,6 +15,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Int, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.evals.tasks.objectives import answer_objective
+from crossguard_jax.guard.decoding import likeliest
 from crossguard_jax.guard.encoding import Row, bucket
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.progress import Progress
@@ -57,18 +58,9 @@ class Answerer:
         objective = answer_objective(graphdef, mean, std)
 
         def answer(params: Any, batch: dict[str, Array], levels: Array) -> sampling.Sampled:
+            pixels = (levels.astype(jnp.float32) / 255 - mean) / std
             llava = lora.merge(graphdef, *params)
-            x = llava.embed(batch["input_ids"], (levels.astype(jnp.float32) / 255 - mean) / std)
-            return sampling.sample(
-                llava.language_model,
-                x,
-                batch["attention_mask"].astype(bool),
-                jax.random.key(0),
-                max_new_tokens=max_new_tokens,
-                eos_ids=(self._encoder.tokenizer.eos_token_id,),
-                pad_id=self._encoder.pad_id,
-                temperature=0.0,
-            )
+            return likeliest(llava, self._encoder, batch, pixels, max_new_tokens)
 
         def attack(
             params: Any, batch: Any, levels: Array, key: PRNGKeyArray, budget: Budget
@@ -148,7 +140,7 @@ class Answerer:
 
     def forced(self, over: Rows, answers: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Some rows' prompts, each with an answer's tokens behind it, as
-        `tasks_objectives.answer_objective` reads them."""
+        `objectives.answer_objective` reads them."""
         rows = [self._rows[r] for r in over]
         whole = [
             Row([*row.ids, *answer], True, False) for row, answer in zip(rows, answers, strict=True)
