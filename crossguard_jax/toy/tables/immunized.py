@@ -15,7 +15,7 @@ from crossguard_jax.cmai.recipe import answers_of, immunize
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
-from crossguard_jax.evals.blocks import Section
+from crossguard_jax.evals.blocks import Plot, Section
 from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures
@@ -243,7 +243,11 @@ def _section(task: str, found: Mapping[str, Robustness]) -> Section:
     systems = {f"{task}.{name}": system for name, system in found.items()}
     titles = {f"{task}.{name}": ROWS[name].title for name in found}
     section = robustness_section(systems, titles)
-    return replace(section, title=f"{task.capitalize()}: {section.title}")
+    blocks = tuple(
+        replace(block, name=f"{task}_{block.name}") if isinstance(block, Plot) else block
+        for block in section.blocks
+    )
+    return replace(section, title=f"{task.capitalize()}: {section.title}", blocks=blocks)
 
 
 def _clean_section(task: str, found: Mapping[str, Robustness]) -> Section:

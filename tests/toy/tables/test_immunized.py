@@ -8,10 +8,11 @@ import pytest
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.toy.tables import immunized as table
 from tests.cmai.small_systems import LENGTH, RECORDS, base
-from tests.evals.robustness.test_figures import curve
+from tests.evals.robustness.test_figures import complete, curve
 
 
 @pytest.mark.parametrize("task", table.TASKS)
@@ -46,6 +47,15 @@ def test_what_a_defence_costs_is_its_difference_to_none():
     assert cost.low < cost.value < cost.high < 0
     assert "vqa.none.unattacked.minus.none" not in section.figures
     assert section.figures["vqa.none.unattacked.accuracy"].value == 0.95
+
+
+def test_both_tasks_go_into_one_report(tmp_path):
+    found = {"iv": complete(), "none": complete(wrong=30)}
+    sections = [table._section(task, found) for task in table.TASKS]
+    Report("CMAI", [*sections, table._clean_section("guard", found)]).write(tmp_path)
+    drawn = {file.name for file in (tmp_path / "plots").glob("*.png")}
+    kinds = ("robustness_linf", "convergence_linf")
+    assert drawn == {f"{task}_{kind}.png" for task in table.TASKS for kind in kinds}
 
 
 def test_a_row_that_is_not_there_is_named(tmp_path):
