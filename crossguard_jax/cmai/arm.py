@@ -1,12 +1,12 @@
 """ARM in training: a controller that hardens the adversary while consistency is low.
 
 ``if avg(S_c) < tau_c then beta <- min(beta + d_beta, beta_max)``, likewise epsilon and lambda, and
-likewise when S_c varies much. The state is a tree of three numbers that lives in the jitted train
-state, so that it is saved and found again with everything else.
+likewise when S_c varies much. The state is a tree of numbers that lives in the jitted train state,
+so that it is saved and found again with everything else.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -70,11 +70,16 @@ class ArmState:
         beta: weight of S_c in its objective.
         epsilon: its budget.
         lambda_: share of the adversarial loss.
+        tau: the S_c that an evasive one stays above. It never changes, and neither does ``tau_c``:
+            they come from the data, and are here so that runs of one shape compile once.
+        tau_c: as the controller has it.
     """
 
     beta: Any
     epsilon: Any
     lambda_: Any
+    tau: Any = 0.0
+    tau_c: Any = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,22 +120,23 @@ class Controller:
             raise UserError(f"arm.lambda_.maximum {knobs['lambda_'].maximum:g}: a share, at most 1")
         return cls(tau_c, max_variance=variance, **knobs)
 
-    def start(self) -> ArmState:
-        """The state before the first batch."""
-        return ArmState(**{f: jnp.float32(getattr(self, f).start) for f in KNOBS})
+    def start(self, tau: float = 0.0) -> ArmState:
+        """The state before the first batch; ``tau`` is the evasive adversary's."""
+        knobs = {f: jnp.float32(getattr(self, f).start) for f in KNOBS}
+        return ArmState(**knobs, tau=jnp.float32(tau), tau_c=jnp.float32(self.tau_c))
 
-    def alarms(self, scores: Float[Array, " B"]) -> Bool[Array, ""]:
+    def alarms(self, state: ArmState, scores: Float[Array, " B"]) -> Bool[Array, ""]:
         """Whether a batch's mean S_c is too low, or its variance too high."""
         scores = scores.astype(jnp.float32)
-        return (scores.mean() < self.tau_c) | (scores.var() > self.max_variance)
+        return (scores.mean() < state.tau_c) | (scores.var() > self.max_variance)
 
     def update(self, state: ArmState, scores: Float[Array, " B"]) -> ArmState:
         """The state after a batch; one with a score that is no number changes nothing."""
         told = jnp.isfinite(scores).all()
-        alarm = self.alarms(scores)
+        alarm = self.alarms(state, scores)
         after = {}
         for field in KNOBS:
             knob, value = getattr(self, field), getattr(state, field)
             by = jnp.where(alarm, jnp.float32(knob.step), jnp.float32(-knob.decay))
             after[field] = jnp.where(told, knob.turned(value, by), value)
-        return ArmState(**after)
+        return replace(state, **after)

@@ -64,7 +64,6 @@ class MbatSettings:
         perturb: a name in `PERTURB`.
         alpha: weight of the task's loss.
         evasion: weight of falling below tau, in the evasive problem.
-        tau: the S_c that the evasive adversary stays above.
         norm: of the picture's ball; its radius is ARM's epsilon.
         steps: gradient steps, k. A step of training costs about two clean ones (the clean rows and
             the adversarial ones), and less than one more for each of these.
@@ -78,7 +77,6 @@ class MbatSettings:
     perturb: str = "picture"
     alpha: float = 1.0
     evasion: float = 10.0
-    tau: float = 0.0
     norm: str = "linf"
     steps: int = 5
     text_epsilon: float = 0.0
@@ -98,13 +96,11 @@ class MbatSettings:
             raise UserError(f"mbat.text_epsilon is 0, and mbat.perturb is {self.perturb!r}")
 
 
-def inner_loss(
-    settings: MbatSettings, answers: Answers, beta: Float[Array, ""]
-) -> Float[Array, " B"]:
+def inner_loss(settings: MbatSettings, answers: Answers, arm: ArmState) -> Float[Array, " B"]:
     """What the adversary raises, a row each."""
     of_task = settings.alpha * answers.loss
-    seed = of_task - beta * answers.s_c
-    evasive = of_task - settings.evasion * jnp.maximum(settings.tau - answers.s_c, 0.0)
+    seed = of_task - arm.beta * answers.s_c
+    evasive = of_task - settings.evasion * jnp.maximum(arm.tau - answers.s_c, 0.0)
     if settings.inner == "both":
         odd = jnp.arange(of_task.shape[0]) % 2 == 1
         return jnp.where(odd, evasive, seed)
@@ -138,7 +134,7 @@ def perturbed(
 
     def objective(some: Inputs, key: PRNGKeyArray) -> Outcome:
         found = answer(trainable, frozen, batch, whole(some))
-        return Outcome(inner_loss(settings, found, arm.beta), found.margin)
+        return Outcome(inner_loss(settings, found, arm), found.margin)
 
     start, balls = tuple(clean[i] for i in moved), tuple(parts[i] for i in moved)
     found = joint_pgd(objective, start, key, balls, keep_best=False)
@@ -166,7 +162,7 @@ def mbat_loss(
         batch: ``pixels`` [B, C, X, Y] in [0, 1]; ``text_mask`` [B, L], which tokens' embeddings may
             move; and what ``answer`` reads.
         key: of the attack's start.
-        arm: beta, epsilon, lambda.
+        arm: beta, epsilon, lambda, and what the evasive adversary stays above.
     """
     clean = (batch["pixels"], jnp.zeros((*batch["text_mask"].shape, width), jnp.float32))
     at = jax.lax.stop_gradient(trainable)

@@ -55,7 +55,7 @@ class _Run:
     mesh: Any
     rules: Rules
 
-    def train(self, state: TrainState, step: Step, settings: Any, name: str) -> Any:
+    def train(self, state: TrainState, step: Step, frozen: Any, settings: Any, name: str) -> Any:
         """One stage in a folder of its own; returns what was trained."""
         batches = pipeline.mixture(
             self.sources,
@@ -72,7 +72,7 @@ class _Run:
         return train(
             state,
             step,
-            self.frozen,
+            frozen,
             batches,
             Schedule(settings.steps, settings.save_every),
             self.folder / name,
@@ -186,14 +186,16 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     config, task = run.config, run.task
     of_pairs = check_loss(task, joint=False)
 
-    def loss(check: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
-        everything = trainable | {"check": check}
+    def loss(check: Any, still: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        adapters, frozen = still
+        everything = {"adapters": adapters, "check": check}
         batch = task.read(everything, frozen, batch)
         return of_pairs(everything, frozen, batch, key)
 
     adam = optimizer(config.cmcv.optim, config.cmcv.train.steps)
     state = init_state(trainable["check"], adam, config.train.seed, run.mesh, run.rules)
-    learned = run.train(state, make_step(loss, adam), config.cmcv.train, "check")
+    still = trainable["adapters"], run.frozen
+    learned = run.train(state, make_step(loss, adam), still, config.cmcv.train, "check")
     return trainable | {"check": learned}
 
 
@@ -226,7 +228,7 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
 
     step = make_immunize_step(
         task.answers if goal == "answers" else task.deviations,
-        MbatSettings(tau=tau, **mbat),
+        MbatSettings(**mbat),
         controller,
         adam,
         task.width,
@@ -235,8 +237,9 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
     )
     state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
     # Where a step leaves it: elsewhere, the second step would compile anew.
-    arm = jax.device_put(controller.start(), NamedSharding(run.mesh, PartitionSpec()))
-    return run.train(CmaiState(**vars(state), arm=arm), step, config.train, "mbat")
+    arm = jax.device_put(controller.start(tau), NamedSharding(run.mesh, PartitionSpec()))
+    whole = CmaiState(**vars(state), arm=arm)
+    return run.train(whole, step, run.frozen, config.train, "mbat")
 
 
 def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:

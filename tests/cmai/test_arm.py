@@ -113,8 +113,9 @@ def small(**changes):
 def test_high_variance_alarms_although_the_mean_is_high():
     controller = Controller.from_config(small(max_variance=0.01))
     calm, wild = jnp.full(4, 0.9), jnp.array([0.6, 1.2, 0.6, 1.2])
-    assert not controller.alarms(calm) and controller.alarms(wild)
-    assert not Controller.from_config(small()).alarms(wild)
+    start = controller.start()
+    assert not controller.alarms(start, calm) and controller.alarms(start, wild)
+    assert not Controller.from_config(small()).alarms(start, wild)
 
 
 def test_without_decay_a_calm_batch_changes_nothing():

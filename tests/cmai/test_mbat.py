@@ -46,8 +46,8 @@ def made():
     return {"w": draw(n)}, {"check": draw(n) / n}, batch
 
 
-def arm(epsilon=0.03, beta=0.0, lambda_=0.5):
-    return ArmState(*map(jnp.float32, (beta, epsilon, lambda_)))
+def arm(epsilon=0.03, beta=0.0, lambda_=0.5, tau=0.0):
+    return ArmState(*map(jnp.float32, (beta, epsilon, lambda_, tau)))
 
 
 def attacked(made, settings, state):
@@ -86,8 +86,8 @@ def test_the_seed_lowers_consistency_and_the_evasive_adversary_keeps_it(made):
     before = np.asarray(answer(trainable, frozen, batch, (batch["pixels"], zero)).s_c)
     found, tau = {}, float(before.min()) - 1e-3
     for inner, beta in (("seed", 300.0), ("evasive", 0.0), ("both", 300.0)):
-        settings = MbatSettings(inner, steps=40, tau=tau, evasion=3_000.0)
-        inputs = attacked(made, settings, arm(beta=beta))
+        settings = MbatSettings(inner, steps=40, evasion=3_000.0)
+        inputs = attacked(made, settings, arm(beta=beta, tau=tau))
         found[inner] = np.asarray(answer(trainable, frozen, batch, inputs).s_c)
     assert (found["seed"] < before - 1e-3).all() and (found["seed"] < tau).any()
     assert (found["evasive"] >= tau - 1e-3).all()
@@ -99,12 +99,12 @@ def test_the_inner_problems_are_as_written():
     rng = np.random.default_rng(0)
     loss, s_c = rng.normal(size=(2, 8)).astype(np.float32)
     answers = Answers(jnp.asarray(loss), jnp.zeros(8), jnp.asarray(s_c))
-    settings = {k: MbatSettings(k, alpha=2.0, evasion=5.0, tau=0.2) for k in ("seed", "evasive")}
-    beta = jnp.float32(0.7)
-    seed = inner_loss(settings["seed"], answers, beta)
+    settings = {k: MbatSettings(k, alpha=2.0, evasion=5.0) for k in ("seed", "evasive")}
+    state = arm(beta=0.7, tau=0.2)
+    seed = inner_loss(settings["seed"], answers, state)
     np.testing.assert_allclose(seed, 2 * loss - 0.7 * s_c, rtol=1e-5)
     expected = [2 * a - 5 * max(0.2 - s, 0) for a, s in zip(loss, s_c, strict=True)]
-    np.testing.assert_allclose(inner_loss(settings["evasive"], answers, beta), expected, rtol=1e-5)
+    np.testing.assert_allclose(inner_loss(settings["evasive"], answers, state), expected, rtol=1e-5)
 
 
 def test_lambda_mixes_clean_and_adversarial_loss(made):
@@ -144,6 +144,18 @@ def test_the_controller_moves_in_the_step_and_nothing_compiles_anew(made):
     np.testing.assert_allclose(epsilons, [0.01, 0.02, 0.03, 0.03], rtol=1e-5)
     np.testing.assert_allclose([state.arm.beta, state.arm.lambda_], [0.3, 0.5], rtol=1e-6)
     assert step._cache_size() == 1 and int(state.step) == 4
+
+
+def test_thresholds_are_no_part_of_the_program(made):
+    trainable, frozen, batch = made
+    sgd, programs = optax.sgd(0.01), []
+    for tau, tau_c in ((0.1, 0.2), (0.3, 0.4)):
+        controller = Controller(tau_c, Knob(0.1, 0.3), Knob(0.01, 0.03), Knob(0.2, 0.5))
+        step = make_immunize_step(answer, MbatSettings("both"), controller, sgd, D)
+        state = CmaiState(**vars(init_state(trainable, sgd, 0)), arm=controller.start(tau))
+        assert float(state.arm.tau) == pytest.approx(tau)
+        programs.append(step.lower(state, frozen, batch).as_text())
+    assert programs[0] == programs[1]
 
 
 def test_training_against_the_attack_lowers_its_loss(made):

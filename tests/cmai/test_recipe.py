@@ -46,13 +46,13 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def placed():
-    """Whether all of the state lay on the mesh, by step of ``whole``'s MBAT."""
+def steps():
+    """By step of ``whole``'s MBAT: whether all of the state lay on the mesh, and ARM's state."""
     return []
 
 
 @pytest.fixture(scope="module")
-def whole(data, placed, tmp_path_factory):
+def whole(data, steps, tmp_path_factory):
     """A run that nothing disturbs, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     make = recipe.make_immunize_step
@@ -61,7 +61,8 @@ def whole(data, placed, tmp_path_factory):
         step = make(*args, **options)
 
         def look(state, frozen, batch):
-            placed.append(all(leaf.committed for leaf in jax.tree.leaves(state)))
+            committed = all(leaf.committed for leaf in jax.tree.leaves(state))
+            steps.append((committed, jax.device_get(state.arm)))  # before it is donated
             return step(state, frozen, batch)
 
         return look
@@ -98,8 +99,13 @@ def test_the_adapter_learns_and_the_base_and_the_reader_do_not(whole, base):
     assert digest(system.frozen["reader"]) == digest(load_clip("toy://clip").model.text_model)
 
 
-def test_mbats_first_step_compiles_for_all_since_its_state_is_placed(whole, placed):
-    assert placed == [True] * STEPS
+def test_mbats_first_step_compiles_for_all_since_its_state_is_placed(whole, steps):
+    assert [committed for committed, _ in steps] == [True] * STEPS
+
+
+def test_the_evasive_adversary_and_arm_are_told_what_clean_pairs_score(whole, steps):
+    ((tau, tau_c),) = {(float(arm.tau), float(arm.tau_c)) for _, arm in steps}
+    assert 0.0 != tau < tau_c  # what most of them are above, and what all are below
 
 
 def test_the_policy_cuts_where_the_held_out_scores_say(whole):
@@ -237,7 +243,7 @@ def test_every_variant_is_one_that_the_recipe_takes(variant):
     knobs = {name: config.arm[name] for name in ("max_variance", *KNOBS)}
     controller = Controller.from_config(knobs | {"tau_c": 0.0})
     mbat = {k: v for k, v in config.mbat.items() if k not in ("on", "goal")}
-    assert MbatSettings(tau=0.0, **mbat).steps > 0 and config.mbat.goal in GOALS
+    assert MbatSettings(**mbat).steps > 0 and config.mbat.goal in GOALS
     cuts = np.linspace(0.0, 1.0, 2_000)
     policy = Policy.from_config({"branches": recipe._cut(config, cuts)})
     assert config.cmcv.on == (len(policy.branches) > 1)
