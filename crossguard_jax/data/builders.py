@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,12 +43,15 @@ def write_dataset(
       The number of records written, by split.
 
     Raises:
-      UserError: a split is empty, or two of its records have one id.
+      UserError: a split has no name that TFDS takes, is empty, or two of its records have one id.
     """
     import tensorflow_datasets as tfds
 
     from crossguard_jax.data import tfds_builder
 
+    for split in splits:
+        if not re.fullmatch(r"\w+", split):
+            raise UserError(f"{name}: split {split!r}: letters, digits and underscores, like train")
     counted = {split: _Counted(records, f"{name}/{split}") for split, records in splits.items()}
     config = tfds_builder.Crossguard.builder_configs.get(name)
     target = Path(folder) / "crossguard" / name

@@ -66,6 +66,13 @@ def test_writing_again_replaces_and_a_failure_keeps_the_older_data(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["crossguard"]
 
 
+@pytest.mark.parametrize("split", ["", "held out", "../train"])
+def test_a_split_that_cannot_be_a_name_is_refused_by_it(split, tmp_path):
+    with pytest.raises(UserError, match=f"implicit: split '{split}': letters"):
+        write_dataset({split: RECORDS}, tmp_path, "implicit")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_not_there_is_an_error_that_says_what_is(tmp_path):
     write_dataset({"train": RECORDS[:3]}, tmp_path, "implicit")
     with pytest.raises(UserError, match="no source 'explicit' in it .there are implicit"):
