@@ -15,6 +15,8 @@ from crossguard_jax.evals import drawing
 Series = Mapping[float, Estimate]
 """A share by radius, or by the multiple of an attack's budget."""
 
+_MARKERS = ("o", "s", "^", "D")
+_BANDS = 4  # more of them hide the lines
 _AXES = {"linf": "L∞ radius (grey levels of 255)", "l2": "L2 radius (pixels in [0, 1])"}
 
 
@@ -25,7 +27,8 @@ def robustness_curves(
     ceilings: Mapping[str, float],
     norm: str,
 ) -> Figure:
-    """Robust accuracy and attack success rate against the radius, with bands of their intervals.
+    """Robust accuracy and attack success rate against the radius, with bands of their intervals;
+    of many systems the first two have one.
 
     Args:
         robust: by system's title, robust accuracy by radius.
@@ -39,7 +42,7 @@ def robustness_curves(
         for axes, series in ((left, robust[name]), (right, asr[name])):
             scale = 255 if norm == "linf" else 1
             at = {scale * epsilon: share for epsilon, share in series.items()}
-            _line(axes, at, i, drawing.plain(name), band=True)
+            _line(axes, at, i, drawing.plain(name), band=i < 2 or len(robust) <= _BANDS)
         if name in ceilings:
             right.axhline(100 * ceilings[name], color=colour, linewidth=0.8, linestyle=":")
     for axes, label in ((left, "Robust accuracy (%)"), (right, "Attack success rate (%)")):
@@ -74,16 +77,19 @@ def convergence(systems: Mapping[str, Mapping[str, Series]]) -> Figure:
 
 
 def _line(axes: Axes, shares: Series, number: int, label: str, band: bool) -> None:
-    """A line through the shares, in the look of its number."""
+    """A line through the shares, in the look of its number: when the colours are used up, they come
+    again with another line and another marker."""
     at: Sequence[float] = sorted(shares)
     value, low, high = (
         100 * np.array([getattr(shares[x], end) for x in at]) for end in ("value", "low", "high")
     )
-    style: dict[str, Any] = {"color": drawing.COLOURS[number % len(drawing.COLOURS)]}
+    again, place = divmod(number, len(drawing.COLOURS))
+    style: dict[str, Any] = {"color": drawing.COLOURS[place]}
     if band:
         axes.fill_between(at, low, high, alpha=0.15, linewidth=0, **style)
-    line = drawing.LINES[number % len(drawing.LINES)]
-    axes.plot(at, value, marker="o", markersize=3, label=label, linestyle=line, **style)
+    line = drawing.LINES[(place + again) % len(drawing.LINES)]
+    marker = _MARKERS[again % len(_MARKERS)]
+    axes.plot(at, value, marker=marker, markersize=3, label=label, linestyle=line, **style)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

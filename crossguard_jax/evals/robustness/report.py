@@ -212,8 +212,9 @@ def _curves(
     ceilings = {shown[name]: found[f"{norm}.swap.asr"].value for name, found in measured.items()}
     figure = plots.robustness_curves(series("robust_accuracy"), series("asr"), ceilings, norm)
     caption = (
-        "Worst case over the suite by radius, with 95% bands. Dotted: the ASR of an unrelated "
-        "picture, which a curve must reach if its attacks are any good."
+        "Worst case over the suite by radius, with 95% bands (of many systems for the first two). "
+        "Dotted: the ASR of an unrelated picture, which a curve must reach if its attacks are any "
+        "good."
     )
     return Plot.of(f"robustness_{norm}", figure, caption)
 

@@ -21,6 +21,7 @@ from crossguard_jax.evals.blocks import Bullets, Text
 from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures, share
 from crossguard_jax.evals.robustness.lint import missing, stamp, unequal
+from crossguard_jax.evals.robustness.plots import robustness_curves
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.robustness.runs import CellFolder, converge, measure, read_curve
 from tests.attacks import zoo
@@ -273,6 +274,15 @@ def test_the_section_has_its_seal_first_and_every_figure_in_json(tmp_path: Path)
 LINEAR = zoo.linear_animal(zoo.linear, 1, 9)
 PGD = NamedAttack(pgd, Budget(0.0, steps=2, relative_step=1.0, random_start=False))
 GIVEN = LINEAR.params, LINEAR.x, LINEAR.rows, [0.0, 4 * LEVEL, 8 * LEVEL], jax.random.key(3)
+
+
+def test_every_system_of_a_large_table_has_a_look_of_its_own():
+    shares = {epsilon: metrics.proportion(FALLS < epsilon) for epsilon in RADII}
+    systems = {f"system {i}": shares for i in range(24)}
+    for axes in robustness_curves(systems, systems, {}, "linf").axes:
+        looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines}
+        assert len(looks) == len(axes.lines) == 24
+        assert len(axes.collections) == 2, "bands of all would hide the lines"
 
 
 def linear_suite(**options: Any) -> Suite:
