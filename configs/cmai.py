@@ -88,7 +88,7 @@ def tiny() -> ConfigDict:
             "benign_vqa": small_world("benign_vqa", split="val", limit=512),
         },
     }
-    # At 3e-3 one seed of three forgot what it knew: 93% of clean rows right in place of 98 or 99%.
+    # At 3e-3 one seed of three forgot what it knew: 93% of clean test rows right, not 98 or 99%.
     config.optim = optim(learning_rate=2e-3)
     config.train = {"steps": 400, "batch_size": 16, "save_every": 100, "seed": 0}
     config.attack = attack()
@@ -226,7 +226,7 @@ def vqa(config: ConfigDict) -> ConfigDict:
     """The same on questions with a closed list of answers, and a LLaVA as it is."""
     config.model.path = "toy://llava"
     config.task.most_common = 64
-    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate = 3e-3  # no seed forgets here
     config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
     config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
     return config

@@ -32,6 +32,9 @@ from crossguard_jax.toy.world.sources import records
 TASKS = {"guard": "", "vqa": "vqa_"}
 """A task's name, and what its variants of ``configs/cmai.py`` begin with."""
 
+TITLES = {"guard": "Guard", "vqa": "VQA"}
+"""What to call a task."""
+
 TESTS = {
     "guard": {"implicit": 2, "explicit_picture": 1, "benign_vqa": 1},
     "vqa": {"vqa_closed": 1},
@@ -67,7 +70,7 @@ ROWS: Mapping[str, Row] = {
     "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
     "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
     "iv_clean": Row("(iv), the check learns from clean pairs alone", "clean_check", probed=True),
-    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", True),  # the best baseline
+    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", True),
     "fare": Row("FARE, picture tower", "fare"),
     "e2at": Row("E2AT-style joint training", "e2at"),
 }
@@ -115,7 +118,7 @@ def _sections(
             if first and row.l2:
                 by_norm["l2"][name] = attack_model(model, tests, seed, converges, L2)
             if first and row.probed:
-                detection.append(_detection(f"{task}.{name}", row.title, model, tests))
+                detection.append(_detection(task, name, model, tests))
         by_norm["linf"][name], clean[name] = _merged(found), _merged(plain)
     attacked = [_section(task, found) for found in by_norm.values() if found]
     return [*attacked, _clean_section(task, clean), *detection]
@@ -225,12 +228,12 @@ def _base_guard(folder: Path, seed: int) -> Path:
     return base / "model"
 
 
-def _detection(name: str, title: str, model: Model, tests: Sequence[Record]) -> Section:
+def _detection(task: str, name: str, model: Model, tests: Sequence[Record]) -> Section:
     """What the check of one model tells."""
     config, system = model.config.attack, model.system
     probed = probe(system, tests, config, model.folder / f"probe-{len(tests)}")
-    section = detection_section(name, system, probed, config.batch_size)
-    return replace(section, title=f"{title}: {section.title}")
+    section = detection_section(f"{task}.{name}", system, probed, config.batch_size)
+    return replace(section, title=f"{TITLES[task]}, {ROWS[name].title}: {section.title}")
 
 
 def _merged(cells: Sequence[Robustness]) -> Robustness:
@@ -247,7 +250,7 @@ def _section(task: str, found: Mapping[str, Robustness]) -> Section:
         replace(block, name=f"{task}_{block.name}") if isinstance(block, Plot) else block
         for block in section.blocks
     )
-    return replace(section, title=f"{task.capitalize()}: {section.title}", blocks=blocks)
+    return replace(section, title=f"{TITLES[task]}: {section.title}", blocks=blocks)
 
 
 def _clean_section(task: str, found: Mapping[str, Robustness]) -> Section:
@@ -259,12 +262,11 @@ def _clean_section(task: str, found: Mapping[str, Robustness]) -> Section:
             Figure(f"{task}.{name}.unattacked.{what}", figures_of[name][f"linf.clean.{what}"])
             for what in ("accuracy", "rejected")
         ]
+        cost: Cell = ABSENT
         if name != "none" and "none" in found:
-            cost = compare(system, found["none"])["linf.clean.accuracy_difference"]
-            figure = Figure(f"{task}.{name}.unattacked.minus.none", cost, "points")
-            rows.append((ROWS[name].title, *cells, figure))
-        else:
-            rows.append((ROWS[name].title, *cells, ABSENT))
+            paired = compare(system, found["none"])["linf.clean.accuracy_difference"]
+            cost = Figure(f"{task}.{name}.unattacked.minus.none", paired, "points")
+        rows.append((ROWS[name].title, *cells, cost))
     n = next(iter(found.values())).any.plan.rows
     table = Table(
         ("System", "accuracy", "rejected", "accuracy less no defence's, points"),
@@ -272,5 +274,5 @@ def _clean_section(task: str, found: Mapping[str, Robustness]) -> Section:
         f"{n:,} held-out rows, the same for all, in percent of all rows; a row that is rejected is "
         "not right. Seeds are averaged and count as no more rows; differences are paired.",
     )
-    title = f"{task.capitalize()}: what a defence costs where nobody attacks"
-    return Section(title, (table,), table.figures())
+    title = f"{TITLES[task]}: what a defence costs where nobody attacks"
+    return Section(title, (table,))
