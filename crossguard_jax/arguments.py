@@ -272,6 +272,13 @@ def toy(parser: argparse.ArgumentParser) -> None:
     table.add_argument(
         "--tasks", nargs="+", choices=("guard", "vqa"), help="cmai: which (default: both)"
     )
+    table.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="cmai: runs side by side, a share of the cores each (default: 1)",
+    )
 
 
 def bench(parser: argparse.ArgumentParser) -> None:

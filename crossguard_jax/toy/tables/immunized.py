@@ -27,10 +27,14 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.toy.study import SOURCE, read
+from crossguard_jax.toy.tables.workers import spread
 from crossguard_jax.toy.world.sources import records
 
 TASKS = {"guard": "", "vqa": "vqa_"}
 """A task's name, and what its variants of ``configs/cmai.py`` begin with."""
+
+BASE = "configs/guard.py:tiny"
+"""The guards that are immunized."""
 
 TITLES = {"guard": "Guard", "vqa": "VQA"}
 """What to call a task."""
@@ -71,7 +75,7 @@ ROWS: Mapping[str, Row] = {
     "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
     "iv_clean": Row("(iv), the check learns from clean pairs alone", "clean_check", probed=True),
     "pgd_at": Row("PGD-AT, picture tower", "pgd_at", True),
-    "fare": Row("FARE, picture tower", "fare"),
+    "fare": Row("FARE, picture tower", "fare", True),
     "e2at": Row("E2AT-style joint training", "e2at"),
 }
 L2 = (0.0, 0.5, 1.0, 2.0, 8.0)
@@ -88,11 +92,26 @@ def main(args: argparse.Namespace) -> None:
     if unknown:
         raise UserError(f"--only {', '.join(unknown)}: rows are {', '.join(ROWS)}")
     tasks = args.tasks or list(TASKS)
-    sections = [
-        section
+    for task in tasks:
+        _write_sources(folder, task)
+    if "guard" in tasks:
+        spread(_base_guard, [(folder, seed) for seed in args.seeds], args.jobs)
+    runs = [
+        (task, name, seed)
         for task in tasks
-        for section in _sections(folder, task, names, args.seeds, args.rows)
+        for name in names
+        for seed in (args.seeds if ROWS[name].every_seed else args.seeds[:1])
     ]
+    first = args.seeds[0]
+    units = [(folder, *run, run[-1] == first, args.rows) for run in runs]
+    found: dict[str, dict[str, list[_Found]]] = {task: {} for task in tasks}
+    for (task, name, _), one in zip(runs, spread(_run, units, args.jobs), strict=True):
+        found[task].setdefault(name, []).append(one)
+    sections: list[Section] = []
+    for task in tasks:
+        probed = [name for name in names if ROWS[name].probed]
+        sections += _sections(task, found[task])
+        sections += [_detection(folder, task, name, first, args.rows) for name in probed]
     command = f"crossguard toy cmai --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     command += f" --tasks {' '.join(args.tasks)}" if args.tasks else ""
     command += "".join(f" --only {name}" for name in args.only or ())
@@ -100,28 +119,38 @@ def main(args: argparse.Namespace) -> None:
     print(f"report: {Report('CMAI in the small world', sections, meta).write(folder)}")
 
 
-def _sections(
-    folder: Path, task: str, names: Sequence[str], seeds: Sequence[int], rows: int
-) -> list[Section]:
-    """What a task's models came to: a table for each ball, then what the checks tell."""
-    tests, detection = held_out(task, rows), []
-    more, clean = held_out(task, CLEAN_ROWS), {}
-    by_norm: dict[str, dict[str, Robustness]] = {"linf": {}, "l2": {}}
-    for name in names:
-        row, found, plain = ROWS[name], [], []
-        for seed in seeds if row.every_seed else seeds[:1]:
-            model = model_of(folder, task, name, seed)
-            first = seed == seeds[0]
-            converges = first and name in ("iv", "none")
-            found.append(attack_model(model, tests, seed, converges))
-            plain.append(clean_model(model, more, seed))
-            if first and row.l2:
-                by_norm["l2"][name] = attack_model(model, tests, seed, converges, L2)
-            if first and row.probed:
-                detection.append(_detection(task, name, model, tests))
-        by_norm["linf"][name], clean[name] = _merged(found), _merged(plain)
-    attacked = [_section(task, found) for found in by_norm.values() if found]
-    return [*attacked, _clean_section(task, clean), *detection]
+@dataclass(frozen=True)
+class _Found:
+    """What one trained model came to.
+
+    Attributes:
+        linf, l2: under attack in each ball; no L2 where a row is not attacked there.
+        clean: on rows that nobody attacks.
+    """
+
+    linf: Robustness
+    l2: Robustness | None
+    clean: Robustness
+
+
+def _run(folder: Path, task: str, name: str, seed: int, first: bool, rows: int) -> _Found:
+    """One model, trained and attacked; the first seed's also in L2 and by attacks that try twice
+    as hard."""
+    model, tests = model_of(folder, task, name, seed), held_out(task, rows)
+    return _Found(
+        attack_model(model, tests, seed, first),
+        attack_model(model, tests, seed, first, L2) if first and ROWS[name].l2 else None,
+        clean_model(model, held_out(task, CLEAN_ROWS), seed),
+    )
+
+
+def _sections(task: str, found: Mapping[str, Sequence[_Found]]) -> list[Section]:
+    """What a task's models came to: a table for each ball, and what they cost."""
+    linf = {name: _merged([one.linf for one in seeds]) for name, seeds in found.items()}
+    l2 = {name: seeds[0].l2 for name, seeds in found.items() if seeds[0].l2}
+    clean = {name: _merged([one.clean for one in seeds]) for name, seeds in found.items()}
+    attacked = [_section(task, systems) for systems in (linf, l2) if systems]
+    return [*attacked, _clean_section(task, clean)]
 
 
 @dataclass(frozen=True)
@@ -210,6 +239,17 @@ def held_out(task: str, n: int) -> list[Record]:
     ]
 
 
+def _write_sources(folder: Path, task: str) -> None:
+    """What the runs of a task read: written before several of them start at once."""
+    wanted = {task: f"configs/cmai.py:{TASKS[task]}tiny"}
+    if task == "guard":
+        wanted["base"] = BASE
+    for name, variant in wanted.items():
+        rows, data = load_config(variant).data, folder / "data" / name
+        open_sources(rows.sources, data, {SOURCE: read})
+        open_sources(rows.validation, data / "validation", {SOURCE: read})
+
+
 def _undefended(config: Any, data: Path) -> Immunized:
     labels: tuple[str, ...] = ()
     if config.task.most_common:
@@ -222,14 +262,15 @@ def _base_guard(folder: Path, seed: int) -> Path:
     base = folder / "bases" / f"guard-{seed}"
     done = base / "model" / "guard_config.json"
     if not done.exists():
-        config = load_config("configs/guard.py:tiny", [f"--config.train.seed={seed}"])
+        config = load_config(BASE, [f"--config.train.seed={seed}"])
         trained = train_guard(config, base, {SOURCE: read}, folder / "data" / "base")
         trained.guard.save_pretrained(base / "model")
     return base / "model"
 
 
-def _detection(task: str, name: str, model: Model, tests: Sequence[Record]) -> Section:
-    """What the check of one model tells."""
+def _detection(folder: Path, task: str, name: str, seed: int, rows: int) -> Section:
+    """What the check of one model tells; not while others run, since it is timed."""
+    model, tests = model_of(folder, task, name, seed), held_out(task, rows)
     config, system = model.config.attack, model.system
     probed = probe(system, tests, config, model.folder / f"probe-{len(tests)}")
     section = detection_section(f"{task}.{name}", system, probed, config.batch_size)

@@ -1,0 +1,52 @@
+"""Runs side by side: in order, each on cores of its own, and an error is not swallowed."""
+
+import os
+import time
+
+import pytest
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.toy.tables.workers import spread
+
+
+def where(number: int, seconds: float) -> tuple[int, int, frozenset[int]]:
+    """Of a run: its number, its process and its cores."""
+    time.sleep(seconds)
+    return number, os.getpid(), frozenset(os.sched_getaffinity(0))
+
+
+def refuse(number: int) -> int:
+    """Fails for one number."""
+    if number == 1:
+        raise UserError("rows: 1 is refused")
+    return number
+
+
+def test_one_job_is_done_here():
+    found = spread(where, [(0, 0.0), (1, 0.0)], 1)
+    assert [number for number, _, _ in found] == [0, 1]
+    assert {process for _, process, _ in found} == {os.getpid()}
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two cores, and a system that tells which a process has",
+)
+def test_several_jobs_keep_the_order_and_share_the_cores_out():
+    found = spread(where, [(0, 1.0), (1, 0.5), (2, 0.0), (3, 0.0)], 2)
+    assert [number for number, _, _ in found] == [0, 1, 2, 3]
+    cores = {process: own for _, process, own in found}
+    assert len(cores) == 2 and os.getpid() not in cores
+    one, other = cores.values()
+    assert not one & other and one | other == os.sched_getaffinity(0)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_of_a_run_is_the_commands(jobs):
+    with pytest.raises(UserError, match="rows: 1 is refused"):
+        spread(refuse, [(0,), (1,), (2,)], jobs)
+
+
+def test_no_job_is_refused():
+    with pytest.raises(UserError, match="--jobs 0: 1 at least"):
+        spread(refuse, [(0,)], 0)
