@@ -104,6 +104,8 @@ def forged() -> ConfigDict:
     config = tiny()
     config.arm.branches = ({"pass_rate": 0.99, "do": "reject"},)
     del config.attack.attacks.policy
+    for name in ("apgd", "selective"):  # quickstart has twelve minutes for all it does
+        config.attack.attacks[name].steps = 20
     implicit = config.data.sources.implicit
     implicit.update({"reader": "table", "path": "runs/forge/train.jsonl", "limit": 0})
     return config
@@ -200,8 +202,8 @@ def attack() -> dict[str, object]:
         "attacks": {
             # Oblivious of what checks; aware of it; through all the policy's branches and noise;
             # without gradients; and made on the model that was never immunized.
-            "apgd": {"search": "apgd", "climb": "margin", "steps": 20},
-            "selective": {"search": "apgd", "climb": "selective", "steps": 20},
+            "apgd": {"search": "apgd", "climb": "margin", "steps": 40},
+            "selective": {"search": "apgd", "climb": "selective", "steps": 40},
             "policy": {"search": "pgd", "climb": "policy", "steps": 5, "samples": 2},
             "square": {"search": "square", "climb": "selective", "steps": 100},
             "transfer": {"search": "pgd", "climb": "margin", "steps": 10, "transfer": True},
