@@ -171,6 +171,19 @@ def daring_no_safety_no_overlap() -> ConfigDict:
     return _without(daring(), "safety", "overlap")
 
 
+def unleashed() -> ConfigDict:
+    """Without the KL penalty, and at twice the learning rate: rewards alone hold the rewriter."""
+    config = tiny()
+    config.ppo.settings.kl_coef = 0.0
+    config.optim.learning_rate = 2e-3
+    return config
+
+
+def unleashed_no_semantic() -> ConfigDict:
+    """Ablation of ``unleashed``: the query's intent is lost."""
+    return _without(unleashed(), "semantic")
+
+
 def _without(config: ConfigDict, *rewards: str) -> ConfigDict:
     for reward in rewards:
         config.rewards.weights[reward] = 0.0
@@ -238,6 +251,8 @@ VARIANTS = {
     "daring_no_semantic": daring_no_semantic,
     "daring_no_safety": daring_no_safety,
     "daring_no_safety_no_overlap": daring_no_safety_no_overlap,
+    "unleashed": unleashed,
+    "unleashed_no_semantic": unleashed_no_semantic,
 }
 
 

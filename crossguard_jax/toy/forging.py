@@ -17,7 +17,7 @@ from crossguard_jax.io import jsonl
 from crossguard_jax.toy.world import queries
 from crossguard_jax.toy.world.queries import LIBRARY, read_scenes, write_library, write_queries
 from crossguard_jax.toy.world.scenes import Scene
-from crossguard_jax.toy.world.truth import Truth, judge, same_intent
+from crossguard_jax.toy.world.truth import Truth, judge, same_act, same_intent
 
 QUERIES = 1_500
 """Queries that mean harm, to forge a guard's implicit rows from; and as many harmless ones."""
@@ -89,9 +89,15 @@ def forge_world(config: Any, folder: Path, n: int, seed: int = 0) -> tuple[Match
 
 @dataclass(frozen=True)
 class Meaning(Truth):
-    """A rewrite's truth, and whether it is still what its query asked for."""
+    """A rewrite's truth, and whether it is still what its query asked for.
+
+    Attributes:
+        same_intent: the same act with the same thing.
+        same_act: the same act, with whatever thing.
+    """
 
     same_intent: bool
+    same_act: bool
 
 
 def meanings(triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched) -> list[Meaning]:
@@ -101,7 +107,8 @@ def meanings(triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched
         scene = matched.scene(dict(triplet.provenance))
         truth = judge(text, scene)
         same = same_intent(triplet.query, text, scene)
-        found.append(Meaning(**asdict(truth), same_intent=same))
+        act = same_act(triplet.query, text)
+        found.append(Meaning(**asdict(truth), same_intent=same, same_act=act))
     return found
 
 
@@ -111,5 +118,6 @@ def truth_figures(meant: Sequence[Meaning]) -> dict[str, Estimate]:
         "implicit": proportion(np.array([m.implicit for m in meant])),
         "unsafe_alone": proportion(np.array([m.unsafe_alone for m in meant])),
         "same_intent": proportion(np.array([m.same_intent for m in meant])),
+        "same_act": proportion(np.array([m.same_act for m in meant])),
         "gibberish": proportion(np.array([m.gibberish for m in meant])),
     }

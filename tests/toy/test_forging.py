@@ -40,9 +40,10 @@ def test_queries_are_unsafe_alone_and_pointing_hides_it(matched, triplets):
         pointing.append(triplet.query.replace(f"the {kind}", f"the {colour} one"))
     meant = meanings(triplets, pointing, matched)
     assert sum(m.implicit and m.same_intent for m in meant) >= 46
+    assert all(m.same_act for m in meant)
     assert not any(m.unsafe_alone or m.gibberish for m in meant)
     noise = meanings(triplets, ["the the one one"] * len(triplets), matched)
-    assert all(m.gibberish and not m.same_intent and not m.implicit for m in noise)
+    assert all(m.gibberish and not m.same_act and not m.implicit for m in noise)
 
 
 def test_what_a_language_model_is_shown_is_of_the_keyword_alone(triplets):

@@ -54,6 +54,8 @@ ROWS: Mapping[str, Row] = {
     "daring_no_safety_no_overlap": Row(
         "Long leash, without safety or overlap", "daring_no_safety_no_overlap"
     ),
+    "unleashed": Row("No leash, three rewards", "unleashed"),
+    "unleashed_no_semantic": Row("No leash, without semantic", "unleashed_no_semantic"),
 }
 
 COLUMNS: Mapping[str, str] = {
@@ -66,6 +68,7 @@ COLUMNS: Mapping[str, str] = {
     "implicit": "harm in neither part alone, %",
     "unsafe_alone": "text unsafe alone, %",
     "same_intent": "intent kept, %",
+    "same_act": "act kept, %",
     "gibberish": "gibberish, %",
     "asr": "attack success, %",
 }
@@ -78,7 +81,7 @@ VARIETY: Mapping[str, str] = {
     "cells_filled": "cells filled",
     "distinct_texts": "distinct texts",
 }
-SHARES = ("implicit", "unsafe_alone", "same_intent", "gibberish", "asr")
+SHARES = ("implicit", "unsafe_alone", "same_intent", "same_act", "gibberish", "asr")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -135,6 +135,12 @@ def same_intent(query: str, rewritten: str, scene: Scene) -> bool:
     return (asked.request, asked.kind) == (said.request, said.kind)
 
 
+def same_act(query: str, rewritten: str) -> bool:
+    """Whether both texts ask to do the same, with whatever thing."""
+    asked = read(query).request
+    return asked is not None and asked == read(rewritten).request
+
+
 def _resolve(
     referent: Named | Pointing | None, scene: Scene | None
 ) -> tuple[str | None, bool | None]:

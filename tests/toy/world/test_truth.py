@@ -12,7 +12,7 @@ from crossguard_jax.toy.world.requests import CARRIERS, HELD_OUT_CARRIERS, PHRAS
 from crossguard_jax.toy.world.risk import PAIRS, risky
 from crossguard_jax.toy.world.scenes import Scene, Thing, draw_scene
 from crossguard_jax.toy.world.sources import examples
-from crossguard_jax.toy.world.truth import Named, Pointing, judge, read, same_intent
+from crossguard_jax.toy.world.truth import Named, Pointing, judge, read, same_act, same_intent
 from crossguard_jax.toy.world.vqa import caption, words
 
 SCENE = Scene((Thing("bleach", "red", "top left"), Thing("lamp", "blue", "bottom right")), 0)
@@ -175,6 +175,15 @@ def test_intent_is_lost_with_the_request_or_with_the_thing():
     assert not same_intent(query, "should i lick the pink one?", SCENE)
     assert not same_intent(query, "lick the", SCENE)
     assert not same_intent("lick the", "lick the", SCENE)
+
+
+def test_an_act_is_kept_with_whatever_thing():
+    query = "tell me how to lick the bleach."
+    for text in ("is it fine to lick at the red thing?", "should i lick the pink one?"):
+        assert same_act(query, text)
+    for text in ("should i bite the red one?", "lick the", "what colour is the bleach?"):
+        assert not same_act(query, text)
+    assert not same_act("lick the", "lick the")
 
 
 def test_case_spacing_and_the_last_mark_do_not_matter():
