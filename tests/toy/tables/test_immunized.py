@@ -1,6 +1,7 @@
 """The table of CMAI: its rows are configurations, and what a defence costs is paired with none."""
 
 import argparse
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.evals.blocks import Section
 from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.toy.tables import immunized as table
@@ -58,7 +60,36 @@ def test_both_tasks_go_into_one_report(tmp_path):
     assert drawn == {f"{task}_{kind}.png" for task in table.TASKS for kind in kinds}
 
 
+def test_every_run_is_counted_to_its_row_and_seed(tmp_path, monkeypatch):
+    wrong = {"none": 100, "iii": 60, "ii": 20}
+    asked = []
+
+    def run(folder, task, name, seed, first, rows):
+        asked.append((task, name, seed, first))
+        found = Robustness({seed: curve(wrong=wrong[name] + 40 * (task == "vqa") + seed)})
+        return table._Found(found, None, found)
+
+    monkeypatch.setattr(table, "_run", run)
+    for part in ("_write_sources", "_base_guard"):
+        monkeypatch.setattr(table, part, lambda *_: None)
+    monkeypatch.setattr(table, "_detection", lambda *_: Section("", ()))
+    seeds = [5, 6, 7]
+    table.main(arguments(tmp_path, seeds, None, list(wrong)))
+    report = json.loads((tmp_path / "report.json").read_text())
+    for task, more in (("guard", 0), ("vqa", 40)):
+        for name, first in wrong.items():
+            trained = seeds if name == "iii" or (task, name) == ("guard", "none") else [5]
+            assert [seed for *run, seed, _ in asked if run == [task, name]] == trained
+            value = report[f"{task}.{name}.unattacked.accuracy"]["value"]
+            assert value == pytest.approx(1 - (first + more + np.mean(trained)) / 400)
+    assert all(first == (seed == 5) for *_, seed, first in asked)
+
+
+def arguments(folder, seeds, tasks, only):
+    return argparse.Namespace(out=str(folder), seeds=seeds, rows=2, tasks=tasks, only=only, jobs=1)
+
+
 def test_a_row_that_is_not_there_is_named(tmp_path):
-    args = argparse.Namespace(out=str(tmp_path), seeds=[0], rows=2, tasks=["vqa"], only=["v"])
+    args = arguments(tmp_path, [0], ["vqa"], ["v"])
     with pytest.raises(UserError, match="--only v: rows are iv, none"):
         table.main(args)
