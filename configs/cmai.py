@@ -181,9 +181,8 @@ def e2at() -> ConfigDict:
 
 def fixed(config: ConfigDict) -> ConfigDict:
     """Without a controller: the adversary is what it will be from the first step on."""
-    config.arm.beta.update({"start": 0.0, "maximum": 0.0})
-    config.arm.epsilon.start = config.arm.epsilon.maximum
-    config.arm.lambda_.start = config.arm.lambda_.maximum
+    for knob in (config.arm.beta, config.arm.epsilon, config.arm.lambda_):
+        knob.start = knob.maximum
     return config
 
 

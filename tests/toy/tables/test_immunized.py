@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from crossguard_jax.cmai.arm import KNOBS
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
@@ -24,6 +25,17 @@ def test_a_row_is_attacked_as_every_other_one(task, name):
     whole = load_config("configs/cmai.py:tiny")
     assert config.attack.to_json() == whole.attack.to_json()
     assert config.train.to_json() == whole.train.to_json(), "nobody trains longer"
+
+
+@pytest.mark.parametrize("task", table.TASKS)
+def test_without_arm_the_adversary_is_what_arms_may_become(task):
+    fixed, ramped = (
+        load_config(f"configs/cmai.py:{table.TASKS[task]}{table.ROWS[name].variant}").arm
+        for name in ("iii", "iv")
+    )
+    for knob in KNOBS:
+        assert fixed[knob].start == fixed[knob].maximum == ramped[knob].maximum
+        assert ramped[knob].start < ramped[knob].maximum
 
 
 def test_rows_that_nobody_attacks_are_judged_as_a_user_sees_them(tmp_path):
