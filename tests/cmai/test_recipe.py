@@ -189,7 +189,8 @@ def test_mbat_alone_has_nothing_that_checks(data, tmp_path, base):
     assert not (tmp_path / "check").exists()
     (line,) = read_metrics(tmp_path / "mbat")
     assert line["clean_s_c"] == line["adversarial_s_c"] == 1.0
-    assert (line["epsilon"], line["lambda"]) == pytest.approx((8 / 255, 0.5))
+    hardest = config.arm.epsilon.maximum, config.arm.lambda_.maximum
+    assert (line["epsilon"], line["lambda"]) == pytest.approx(hardest)
 
 
 @pytest.mark.slow
