@@ -38,7 +38,7 @@ from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io import jsonl
 from crossguard_jax.toy.forging import forge_world, meanings, truth_figures
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read, score_all
-from crossguard_jax.toy.tables.immunized import held_out
+from crossguard_jax.toy.tables.defences import held_out
 from crossguard_jax.train.loop import read_metrics
 
 SYSTEMS = {

@@ -1,88 +1,37 @@
 """``crossguard toy cmai``: what each part of CMAI buys, under one suite of attacks.
 
-Rows are variants of ``configs/cmai.py``; each is trained on the same base and attacked on the same
-held-out rows. What is left is a report with curves and paired differences, resumable to the cell.
+Rows are variants of ``configs/cmai.py`` (`tables.defences`). What is left is a report with curves
+and paired differences, resumable to the cell.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from crossguard_jax.cmai.immunized import Immunized
-from crossguard_jax.cmai.recipe import answers_of, immunize
-from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data.records import Record
 from crossguard_jax.evals.blocks import Plot, Section
 from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures
 from crossguard_jax.evals.robustness.probe import probe
 from crossguard_jax.evals.robustness.report import robustness_section
-from crossguard_jax.evals.robustness.systems import attack_records
 from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table
-from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import open_sources
-from crossguard_jax.guard.recipe import train_guard
-from crossguard_jax.toy.study import SOURCE, read
+from crossguard_jax.toy.tables.defences import (
+    ROWS,
+    TASKS,
+    Found,
+    base_guard,
+    held_out,
+    model_of,
+    seeds_of,
+    train_and_attack,
+    write_sources,
+)
 from crossguard_jax.toy.tables.workers import spread
-from crossguard_jax.toy.world.sources import records
-
-TASKS = {"guard": "", "vqa": "vqa_"}
-"""A task's name, and what its variants of ``configs/cmai.py`` begin with."""
-
-BASE = "configs/guard.py:tiny"
-"""The guards that are immunized."""
 
 TITLES = {"guard": "Guard", "vqa": "VQA"}
 """What to call a task."""
-
-TESTS = {
-    "guard": {"implicit": 2, "explicit_picture": 1, "benign_vqa": 1},
-    "vqa": {"vqa_closed": 1},
-}
-"""The world's sources of a task's test rows, and their shares."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One defence.
-
-    Attributes:
-        title: to show.
-        variant: of ``configs/cmai.py``; "" is no defence at all.
-        every_seed: trained with each seed, not with the first one only.
-        closely: the first seed's is attacked in L2 as well, and with twice the steps and restarts.
-        probed: its check is looked at: what it tells, and what ARM costs.
-    """
-
-    title: str
-    variant: str
-    every_seed: bool = False
-    closely: bool = False
-    probed: bool = False
-
-
-ROWS: Mapping[str, Row] = {
-    "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", True, True, True),
-    "none": Row("No defence", "", True, True),
-    "i": Row("(i) CMCV alone", "cmcv", probed=True),
-    "ii": Row("(ii) MBAT alone", "mbat"),
-    "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", True, probed=True),
-    "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
-    "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
-    "iv_clean": Row("(iv), the check learns from clean pairs alone", "clean_check", probed=True),
-    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", True),
-    "fare": Row("FARE, picture tower", "fare", True),
-    "e2at": Row("E2AT-style joint training", "e2at"),
-}
-L2 = (0.0, 0.5, 1.0, 2.0, 8.0)
-"""Radii of the L2 ball, in units of pixels in [0, 1]."""
-
-CLEAN_ROWS = 1_024
-"""Rows that are not attacked: what a defence costs there is a few of them."""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -93,19 +42,20 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--only {', '.join(unknown)}: rows are {', '.join(ROWS)}")
     tasks = args.tasks or list(TASKS)
     for task in tasks:
-        _write_sources(folder, task)
+        write_sources(folder, task)
     if "guard" in tasks:
-        spread(_base_guard, [(folder, seed) for seed in args.seeds], args.jobs)
+        spread(base_guard, [(folder, seed) for seed in args.seeds], args.jobs)
     runs = [
         (task, name, seed)
         for task in tasks
         for name in names
-        for seed in _seeds(task, ROWS[name], args.seeds)
+        for seed in seeds_of(task, ROWS[name], args.seeds)
     ]
     first = args.seeds[0]
-    units = [(folder, *run, run[-1] == first, args.rows) for run in runs]
-    found: dict[str, dict[str, list[_Found]]] = {task: {} for task in tasks}
-    for (task, name, _), one in zip(runs, spread(_run, units, args.jobs), strict=True):
+    units = [(folder, *which, which[-1] == first, args.rows) for which in runs]
+    done = spread(train_and_attack, units, args.jobs)
+    found: dict[str, dict[str, list[Found]]] = {task: {} for task in tasks}
+    for (task, name, _), one in zip(runs, done, strict=True):
         found[task].setdefault(name, []).append(one)
     sections: list[Section] = []
     for task in tasks:
@@ -119,159 +69,13 @@ def main(args: argparse.Namespace) -> None:
     print(f"report: {Report('CMAI in the small world', sections, meta).write(folder)}")
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What one trained model came to.
-
-    Attributes:
-        linf, l2: under attack in each ball; no L2 where a row is not attacked there.
-        clean: on rows that nobody attacks.
-    """
-
-    linf: Robustness
-    l2: Robustness | None
-    clean: Robustness
-
-
-def _run(folder: Path, task: str, name: str, seed: int, first: bool, rows: int) -> _Found:
-    """One model, trained and attacked."""
-    model, tests = model_of(folder, task, name, seed), held_out(task, rows)
-    closely = first and ROWS[name].closely
-    return _Found(
-        attack_model(model, tests, seed, closely),
-        attack_model(model, tests, seed, closely, L2) if closely else None,
-        clean_model(model, held_out(task, CLEAN_ROWS), seed),
-    )
-
-
-def _seeds(task: str, row: Row, seeds: Sequence[int]) -> Sequence[int]:
-    """Those that a row is trained with. A model that ships, and is not defended, is one."""
-    trained = row.variant or task == "guard"
-    return seeds if row.every_seed and trained else seeds[:1]
-
-
-def _sections(task: str, found: Mapping[str, Sequence[_Found]]) -> list[Section]:
+def _sections(task: str, found: Mapping[str, Sequence[Found]]) -> list[Section]:
     """What a task's models came to: a table for each ball, and what they cost."""
     linf = {name: _merged([one.linf for one in seeds]) for name, seeds in found.items()}
     l2 = {name: seeds[0].l2 for name, seeds in found.items() if seeds[0].l2}
     clean = {name: _merged([one.clean for one in seeds]) for name, seeds in found.items()}
     attacked = [_section(task, systems) for systems in (linf, l2) if systems]
     return [*attacked, _clean_section(task, clean)]
-
-
-@dataclass(frozen=True)
-class Model:
-    """One trained model of the table.
-
-    Attributes:
-        system: what is attacked.
-        undefended: the same without a defence, for transfer.
-        config: its configuration.
-        folder: its own.
-    """
-
-    system: Immunized
-    undefended: Immunized
-    config: Any
-    folder: Path
-
-
-def model_of(folder: Path, task: str, name: str, seed: int) -> Model:
-    """Trains one model, or loads what an earlier run trained.
-
-    Args:
-        folder: the table's.
-        task: a key of `TASKS`.
-        name: a key of `ROWS`.
-        seed: of the base guard, the adapter, the check and the order of the data.
-    """
-    variant = TASKS[task] + (ROWS[name].variant or "tiny")
-    config = load_config(f"configs/cmai.py:{variant}", [f"--config.train.seed={seed}"])
-    if task == "guard":
-        config.model.path = str(_base_guard(folder, seed))
-    data, own = folder / "data" / task, folder / task / f"{name}-{seed}"
-    undefended = _undefended(config, data)
-    system = undefended if not ROWS[name].variant else immunize(config, own, {SOURCE: read}, data)
-    return Model(system, undefended, config, own)
-
-
-def attack_model(
-    model: Model, tests: Sequence[Record], seed: int, convergence: bool, l2: Sequence[float] = ()
-) -> Robustness:
-    """The suite against one model, or what an earlier run found.
-
-    Args:
-        model: of `model_of`.
-        tests: rows to attack.
-        seed: the model's.
-        convergence: see `attack_records`.
-        l2: radii, for that ball in place of the configuration's.
-    """
-    config = model.config.attack.copy_and_resolve_references()
-    if l2:
-        config.update({"norm": "l2", "epsilons": tuple(l2)})
-        config.convergence.epsilon = l2[len(l2) // 2]
-    place = model.folder / f"attack-{config.norm}-{len(tests)}"
-    return attack_records(
-        config, model.system, tests, place, model.undefended, seed=seed, convergence=convergence
-    )
-
-
-def clean_model(model: Model, tests: Sequence[Record], seed: int) -> Robustness:
-    """One model on rows that nobody attacks, or what an earlier run found.
-
-    Args:
-        model: of `model_of`.
-        tests: the rows.
-        seed: the model's.
-    """
-    config = model.config.attack.copy_and_resolve_references()
-    name, attack = next(iter(config.attacks.items()))  # at radius 0 there is nothing to search
-    with config.unlocked():
-        config.update({"epsilons": (0.0,)})
-        config.attacks = {name: attack}
-    place = model.folder / f"clean-{len(tests)}"
-    return attack_records(config, model.system, tests, place, seed=seed, convergence=False)
-
-
-def held_out(task: str, n: int) -> list[Record]:
-    """``n`` held-out rows of a task, its sources in their shares."""
-    shares = TESTS[task]
-    whole = sum(shares.values())
-    return [
-        record
-        for source, share in shares.items()
-        for record in records(source, "test", n * share // whole)
-    ]
-
-
-def _write_sources(folder: Path, task: str) -> None:
-    """What the runs of a task read: written before several of them start at once."""
-    wanted = {task: f"configs/cmai.py:{TASKS[task]}tiny"}
-    if task == "guard":
-        wanted["base"] = BASE
-    for name, variant in wanted.items():
-        rows, data = load_config(variant).data, folder / "data" / name
-        open_sources(rows.sources, data, {SOURCE: read})
-        open_sources(rows.validation, data / "validation", {SOURCE: read})
-
-
-def _undefended(config: Any, data: Path) -> Immunized:
-    labels: tuple[str, ...] = ()
-    if config.task.most_common:
-        labels = answers_of(config, open_sources(config.data.sources, data, {SOURCE: read}))
-    return Immunized.of(Guard.from_pretrained(config.model.path, prompt=config.data.prompt), labels)
-
-
-def _base_guard(folder: Path, seed: int) -> Path:
-    """A guard to immunize, one a seed, as a plain folder."""
-    base = folder / "bases" / f"guard-{seed}"
-    done = base / "model" / "guard_config.json"
-    if not done.exists():
-        config = load_config(BASE, [f"--config.train.seed={seed}"])
-        trained = train_guard(config, base, {SOURCE: read}, folder / "data" / "base")
-        trained.guard.save_pretrained(base / "model")
-    return base / "model"
 
 
 def _detection(folder: Path, task: str, name: str, seed: int, rows: int) -> Section:

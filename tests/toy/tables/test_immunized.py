@@ -13,24 +13,27 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.blocks import Section
 from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.toy.tables import defences
 from crossguard_jax.toy.tables import immunized as table
 from tests.cmai.small_systems import LENGTH, RECORDS, base
 from tests.evals.robustness.test_figures import complete, curve
 
 
-@pytest.mark.parametrize("task", table.TASKS)
-@pytest.mark.parametrize("name", table.ROWS)
+@pytest.mark.parametrize("task", defences.TASKS)
+@pytest.mark.parametrize("name", defences.ROWS)
 def test_a_row_is_attacked_as_every_other_one(task, name):
-    config = load_config(f"configs/cmai.py:{table.TASKS[task]}{table.ROWS[name].variant or 'tiny'}")
+    config = load_config(
+        f"configs/cmai.py:{defences.TASKS[task]}{defences.ROWS[name].variant or 'tiny'}"
+    )
     whole = load_config("configs/cmai.py:tiny")
     assert config.attack.to_json() == whole.attack.to_json()
     assert config.train.to_json() == whole.train.to_json(), "nobody trains longer"
 
 
-@pytest.mark.parametrize("task", table.TASKS)
+@pytest.mark.parametrize("task", defences.TASKS)
 def test_without_arm_the_adversary_is_what_arms_may_become(task):
     fixed, ramped = (
-        load_config(f"configs/cmai.py:{table.TASKS[task]}{table.ROWS[name].variant}").arm
+        load_config(f"configs/cmai.py:{defences.TASKS[task]}{defences.ROWS[name].variant}").arm
         for name in ("iii", "iv")
     )
     for knob in KNOBS:
@@ -42,7 +45,7 @@ def test_rows_that_nobody_attacks_are_judged_as_a_user_sees_them(tmp_path):
     system = Immunized.of(base())
     config = load_config("configs/cmai.py:tiny")
     config.attack.update({"batch_size": 4, "max_length": LENGTH})
-    found = table.clean_model(table.Model(system, system, config, tmp_path), RECORDS, 3)
+    found = defences.clean_model(defences.Model(system, system, config, tmp_path), RECORDS, 3)
     pictured = [record for record in RECORDS if record.image is not None]
     words = system.decide(pictured, length=LENGTH).words
     right = [word == record.label for word, record in zip(words, pictured, strict=True)]
@@ -65,24 +68,24 @@ def test_what_a_defence_costs_is_its_difference_to_none():
 
 def test_both_tasks_go_into_one_report(tmp_path):
     found = {"iv": complete(), "none": complete(wrong=30)}
-    sections = [table._section(task, found) for task in table.TASKS]
+    sections = [table._section(task, found) for task in defences.TASKS]
     Report("CMAI", [*sections, table._clean_section("guard", found)]).write(tmp_path)
     drawn = {file.name for file in (tmp_path / "plots").glob("*.png")}
     kinds = ("robustness_linf", "convergence_linf")
-    assert drawn == {f"{task}_{kind}.png" for task in table.TASKS for kind in kinds}
+    assert drawn == {f"{task}_{kind}.png" for task in defences.TASKS for kind in kinds}
 
 
 def test_every_run_is_counted_to_its_row_and_seed(tmp_path, monkeypatch):
     wrong = {"none": 100, "iii": 60, "ii": 20}
     asked = []
 
-    def run(folder, task, name, seed, first, rows):
+    def attacked(folder, task, name, seed, first, rows):
         asked.append((task, name, seed, first))
         found = Robustness({seed: curve(wrong=wrong[name] + 40 * (task == "vqa") + seed)})
-        return table._Found(found, None, found)
+        return defences.Found(found, None, found)
 
-    monkeypatch.setattr(table, "_run", run)
-    for part in ("_write_sources", "_base_guard"):
+    monkeypatch.setattr(table, "train_and_attack", attacked)
+    for part in ("write_sources", "base_guard"):
         monkeypatch.setattr(table, part, lambda *_: None)
     monkeypatch.setattr(table, "_detection", lambda *_: Section("", ()))
     seeds = [5, 6, 7]

@@ -1,0 +1,226 @@
+"""The defences of ``crossguard toy cmai``: each trained on one base, attacked on one set of rows.
+
+Everything is kept in the table's folder and found there again, down to the cell of an attack.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.recipe import answers_of, immunize
+from crossguard_jax.core.config import load_config
+from crossguard_jax.data.records import Record
+from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.evals.robustness.systems import attack_records
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.mixture import open_sources
+from crossguard_jax.guard.recipe import train_guard
+from crossguard_jax.toy.study import SOURCE, read
+from crossguard_jax.toy.world.sources import records
+
+TASKS = {"guard": "", "vqa": "vqa_"}
+"""A task's name, and what its variants of ``configs/cmai.py`` begin with."""
+
+BASE = "configs/guard.py:tiny"
+"""The guards that are immunized."""
+
+TESTS = {
+    "guard": {"implicit": 2, "explicit_picture": 1, "benign_vqa": 1},
+    "vqa": {"vqa_closed": 1},
+}
+"""The world's sources of a task's test rows, and their shares."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defence.
+
+    Attributes:
+        title: to show.
+        variant: of ``configs/cmai.py``; "" is no defence at all.
+        every_seed: trained with each seed, not with the first one only.
+        closely: the first seed's is attacked in L2 as well, and with twice the steps and restarts.
+        probed: its check is looked at: what it tells, and what ARM costs.
+    """
+
+    title: str
+    variant: str
+    every_seed: bool = False
+    closely: bool = False
+    probed: bool = False
+
+
+ROWS: Mapping[str, Row] = {
+    "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", True, True, True),
+    "none": Row("No defence", "", True, True),
+    "i": Row("(i) CMCV alone", "cmcv", probed=True),
+    "ii": Row("(ii) MBAT alone", "mbat"),
+    "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", True, probed=True),
+    "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
+    "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
+    "iv_clean": Row("(iv), the check learns from clean pairs alone", "clean_check", probed=True),
+    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", True),
+    "fare": Row("FARE, picture tower", "fare", True),
+    "e2at": Row("E2AT-style joint training", "e2at"),
+}
+L2 = (0.0, 0.5, 1.0, 2.0, 8.0)
+"""Radii of the L2 ball, in units of pixels in [0, 1]."""
+
+CLEAN_ROWS = 1_024
+"""Rows that are not attacked: what a defence costs there is a few of them."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one trained model came to.
+
+    Attributes:
+        linf, l2: under attack in each ball; no L2 where a row is not attacked there.
+        clean: on rows that nobody attacks.
+    """
+
+    linf: Robustness
+    l2: Robustness | None
+    clean: Robustness
+
+
+def train_and_attack(
+    folder: Path, task: str, name: str, seed: int, first: bool, rows: int
+) -> Found:
+    """One model of the table: all of it, or what an earlier run left undone.
+
+    Args:
+        folder, task, name, seed: see `model_of`.
+        first: it is the first seed.
+        rows: to attack.
+    """
+    model, tests = model_of(folder, task, name, seed), held_out(task, rows)
+    closely = first and ROWS[name].closely
+    return Found(
+        attack_model(model, tests, seed, closely),
+        attack_model(model, tests, seed, closely, L2) if closely else None,
+        clean_model(model, held_out(task, CLEAN_ROWS), seed),
+    )
+
+
+def seeds_of(task: str, row: Row, seeds: Sequence[int]) -> Sequence[int]:
+    """Those that a row is trained with. A model that ships, and is not defended, is one."""
+    trained = row.variant or task == "guard"
+    return seeds if row.every_seed and trained else seeds[:1]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trained model of the table.
+
+    Attributes:
+        system: what is attacked.
+        undefended: the same without a defence, for transfer.
+        config: its configuration.
+        folder: its own.
+    """
+
+    system: Immunized
+    undefended: Immunized
+    config: Any
+    folder: Path
+
+
+def model_of(folder: Path, task: str, name: str, seed: int) -> Model:
+    """Trains one model, or loads what an earlier run trained.
+
+    Args:
+        folder: the table's.
+        task: a key of `TASKS`.
+        name: a key of `ROWS`.
+        seed: of the base guard, the adapter, the check and the order of the data.
+    """
+    variant = TASKS[task] + (ROWS[name].variant or "tiny")
+    config = load_config(f"configs/cmai.py:{variant}", [f"--config.train.seed={seed}"])
+    if task == "guard":
+        config.model.path = str(base_guard(folder, seed))
+    data, own = folder / "data" / task, folder / task / f"{name}-{seed}"
+    undefended = _undefended(config, data)
+    system = undefended if not ROWS[name].variant else immunize(config, own, {SOURCE: read}, data)
+    return Model(system, undefended, config, own)
+
+
+def attack_model(
+    model: Model, tests: Sequence[Record], seed: int, convergence: bool, l2: Sequence[float] = ()
+) -> Robustness:
+    """The suite against one model, or what an earlier run found.
+
+    Args:
+        model: of `model_of`.
+        tests: rows to attack.
+        seed: the model's.
+        convergence: see `attack_records`.
+        l2: radii, for that ball in place of the configuration's.
+    """
+    config = model.config.attack.copy_and_resolve_references()
+    if l2:
+        config.update({"norm": "l2", "epsilons": tuple(l2)})
+        config.convergence.epsilon = l2[len(l2) // 2]
+    place = model.folder / f"attack-{config.norm}-{len(tests)}"
+    return attack_records(
+        config, model.system, tests, place, model.undefended, seed=seed, convergence=convergence
+    )
+
+
+def clean_model(model: Model, tests: Sequence[Record], seed: int) -> Robustness:
+    """One model on rows that nobody attacks, or what an earlier run found.
+
+    Args:
+        model: of `model_of`.
+        tests: the rows.
+        seed: the model's.
+    """
+    config = model.config.attack.copy_and_resolve_references()
+    name, attack = next(iter(config.attacks.items()))  # at radius 0 there is nothing to search
+    with config.unlocked():
+        config.update({"epsilons": (0.0,)})
+        config.attacks = {name: attack}
+    place = model.folder / f"clean-{len(tests)}"
+    return attack_records(config, model.system, tests, place, seed=seed, convergence=False)
+
+
+def held_out(task: str, n: int) -> list[Record]:
+    """``n`` held-out rows of a task, its sources in their shares."""
+    shares = TESTS[task]
+    whole = sum(shares.values())
+    return [
+        record
+        for source, share in shares.items()
+        for record in records(source, "test", n * share // whole)
+    ]
+
+
+def write_sources(folder: Path, task: str) -> None:
+    """What the runs of a task read: written before several of them start at once."""
+    wanted = {task: f"configs/cmai.py:{TASKS[task]}tiny"}
+    if task == "guard":
+        wanted["base"] = BASE
+    for name, variant in wanted.items():
+        rows, data = load_config(variant).data, folder / "data" / name
+        open_sources(rows.sources, data, {SOURCE: read})
+        open_sources(rows.validation, data / "validation", {SOURCE: read})
+
+
+def base_guard(folder: Path, seed: int) -> Path:
+    """A guard to immunize, one a seed, as a plain folder."""
+    base = folder / "bases" / f"guard-{seed}"
+    done = base / "model" / "guard_config.json"
+    if not done.exists():
+        config = load_config(BASE, [f"--config.train.seed={seed}"])
+        trained = train_guard(config, base, {SOURCE: read}, folder / "data" / "base")
+        trained.guard.save_pretrained(base / "model")
+    return base / "model"
+
+
+def _undefended(config: Any, data: Path) -> Immunized:
+    labels: tuple[str, ...] = ()
+    if config.task.most_common:
+        labels = answers_of(config, open_sources(config.data.sources, data, {SOURCE: read}))
+    return Immunized.of(Guard.from_pretrained(config.model.path, prompt=config.data.prompt), labels)
