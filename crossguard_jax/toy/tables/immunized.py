@@ -20,6 +20,7 @@ from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table
 from crossguard_jax.toy.tables.defences import (
     ROWS,
     TASKS,
+    TESTED,
     Found,
     base_guard,
     held_out,
@@ -80,7 +81,7 @@ def _sections(task: str, found: Mapping[str, Sequence[Found]]) -> list[Section]:
 
 def _detection(folder: Path, task: str, name: str, seed: int, rows: int) -> Section:
     """What the check of one model tells; not while others run, since it is timed."""
-    model, tests = model_of(folder, task, name, seed), held_out(task, rows)
+    model, tests = model_of(folder, task, name, seed), held_out(task, rows, TESTED)
     config, system = model.config.attack, model.system
     probed = probe(system, tests, config, model.folder / f"probe-{len(tests)}")
     section = detection_section(f"{task}.{name}", system, probed, config.batch_size)
