@@ -6,6 +6,7 @@ each got through 1.37 times the runs of one process that had both.
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -34,7 +35,7 @@ def spread(function: Callable[..., T], units: Sequence[tuple[Any, ...]], jobs: i
     # JAX has threads, which a fork would lose.
     context = multiprocessing.get_context("spawn")
     taken = context.Value("i", 0)
-    with ProcessPoolExecutor(jobs, context, _take_cores, (taken, jobs)) as pool:
+    with ProcessPoolExecutor(jobs, context, _begin, (taken, jobs)) as pool:
         futures = [pool.submit(function, *unit) for unit in units]
         try:
             return [future.result() for future in futures]
@@ -43,11 +44,21 @@ def spread(function: Callable[..., T], units: Sequence[tuple[Any, ...]], jobs: i
             raise
 
 
-def _take_cores(taken: Any, jobs: int) -> None:
-    """Keeps a new process to its own cores, where the system knows how."""
+def _begin(taken: Any, jobs: int) -> None:
+    """Readies a new process: it ends with the one that it works for, and keeps to its own cores,
+    where the system knows how."""
+    # A killed command's workers would go on in folders where the next command goes on, too.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with taken.get_lock():
         index = taken.value
         taken.value += 1
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[index % len(cores) :: jobs])
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

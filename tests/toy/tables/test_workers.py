@@ -1,7 +1,11 @@
 """Runs side by side: in order, each on cores of its own, and an error is not swallowed."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +24,47 @@ def refuse(number: int) -> int:
     if number == 1:
         raise UserError("rows: 1 is refused")
     return number
+
+
+def dawdle(folder: Path, number: int) -> None:
+    """Says which process it is, and goes on for long."""
+    (folder / f"{number}.part").write_text(str(os.getpid()))
+    (folder / f"{number}.part").rename(folder / f"{number}.pid")
+    time.sleep(600)
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(what, seconds=60.0):
+    """Waits, and says whether it came true."""
+    deadline = time.monotonic() + seconds
+    while not (true := what()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return true
+
+
+def test_no_run_outlives_a_killed_command(tmp_path, repository):
+    program = (
+        "from pathlib import Path\n"
+        "from crossguard_jax.toy.tables.workers import spread\n"
+        "from tests.toy.tables.test_workers import dawdle\n"
+        f"spread(dawdle, [(Path({str(tmp_path)!r}), i) for i in range(2)], 2)\n"
+    )
+    environ = os.environ | {"PYTHONPATH": str(repository)}
+    command = subprocess.Popen([sys.executable, "-c", program], env=environ)
+    assert wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    workers = [int(file.read_text()) for file in tmp_path.glob("*.pid")]
+    assert all(map(alive, workers))
+    command.send_signal(signal.SIGKILL)
+    command.wait()
+    assert wait_until(lambda: not any(map(alive, workers)), 10.0)
 
 
 def test_one_job_is_done_here():
