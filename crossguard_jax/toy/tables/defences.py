@@ -56,7 +56,7 @@ class Row:
 ROWS: Mapping[str, Row] = {
     "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", tuple(TASKS), True, True),
     "none": Row("No defence", "", ("guard",), True),  # of VQA's model, which ships, there is one
-    "i": Row("(i) CMCV alone", "cmcv", probed=True),
+    "i": Row("(i) CMCV alone", "cmcv"),
     "ii": Row("(ii) MBAT alone", "mbat"),
     "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", tuple(TASKS)),
     "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
@@ -69,7 +69,7 @@ ROWS: Mapping[str, Row] = {
 """Three seeds are for the whole, what it is compared with, and each task's best other defence, by
 the rows of seed 0."""
 
-RADII = {"linf": tuple(level / 255 for level in (0, 8, 32)), "l2": (0.0, 0.5, 1.0, 8.0)}
+RADII = {"linf": tuple(level / 255 for level in (0, 8, 32)), "l2": (0.0, 1.0, 8.0)}
 """Of each ball, in units of pixels in [0, 1]: few, for many models. The last is beyond hope."""
 
 TESTED = 1
