@@ -7,7 +7,7 @@ too (`Curve.fresh`).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -174,6 +174,27 @@ class Curve:
             ValueError: it was not run.
         """
         return self.plan.epsilons.index(epsilon)
+
+    def within(self, epsilon: float) -> "Curve":
+        """What was found up to a radius: the curve without the larger ones.
+
+        Raises:
+            ValueError: it was not run.
+        """
+        end = self.at(epsilon) + 1
+        fields = {name: getattr(self, name)[:end] for name in _BY_RADIUS}
+        won = fields["won"]
+        return replace(
+            self,
+            plan=replace(self.plan, epsilons=self.plan.epsilons[:end]),
+            # Attacks ran at a radius on what stood within the one before.
+            fresh=won[-1] & ~won[-2] if end > 1 else won[-1],
+            each={name: one[:end] for name, one in self.each.items()},
+            **fields,
+        )
+
+
+_BY_RADIUS = ("won", "by", "caught", "denied", "loss")
 
 
 def worst_case(plan: Plan, cells: Cells) -> Curve:

@@ -41,8 +41,8 @@ class Row:
         title: to show.
         variant: of ``configs/cmai.py``; "" is no defence at all.
         every_seed: tasks where it is trained with each seed, not with the first one only.
-        closely: the first seed's is attacked in L2 as well, and in L-inf with twice the steps and
-            restarts.
+        closely: the first seed's is attacked at all radii of `CLOSELY`, and with twice the steps
+            and restarts.
         probed: its check is looked at: what it tells, and what ARM costs.
     """
 
@@ -69,8 +69,11 @@ ROWS: Mapping[str, Row] = {
 """Three seeds are for the whole, what it is compared with, and each task's best other defence, by
 the rows of seed 0."""
 
-RADII = {"linf": tuple(level / 255 for level in (0, 8, 32)), "l2": (0.0, 1.0, 8.0)}
-"""Of each ball, in units of pixels in [0, 1]: few, for many models. The last is beyond hope."""
+COMPARED = 8 / 255
+"""The radius of the L-inf ball where all are compared, in units of pixels in [0, 1]."""
+
+CLOSELY = {"linf": (0.0, COMPARED, 32 / 255), "l2": (0.0, 1.0, 8.0)}
+"""Radii of each ball where a model is attacked closely. The last is beyond hope."""
 
 TESTED = 1
 """Seed of the rows that the table is about. Settings were chosen with a look at those of seed 0."""
@@ -84,7 +87,8 @@ class Found:
     """What one trained model came to.
 
     Attributes:
-        linf, l2: under attack in each ball; no L2 where a row is not attacked there.
+        linf, l2: under attack in each ball; no L2, and no radius above `COMPARED`, where a model is
+            not attacked closely.
         clean: on rows that nobody attacks.
     """
 
@@ -105,9 +109,10 @@ def train_and_attack(
     """
     model, tests = model_of(folder, task, name, seed), held_out(task, rows, TESTED)
     closely = first and ROWS[name].closely
+    linf = CLOSELY["linf"] if closely else (0.0, COMPARED)
     return Found(
-        attack_model(model, tests, seed, "linf", closely),
-        attack_model(model, tests, seed, "l2") if closely else None,
+        attack_model(model, tests, seed, "linf", linf, closely),
+        attack_model(model, tests, seed, "l2", CLOSELY["l2"]) if closely else None,
         clean_model(model, held_out(task, CLEAN_ROWS, TESTED), seed),
     )
 
@@ -149,7 +154,12 @@ def model_of(folder: Path, task: str, name: str, seed: int) -> Model:
 
 
 def attack_model(
-    model: Model, tests: Sequence[Record], seed: int, norm: str, convergence: bool = False
+    model: Model,
+    tests: Sequence[Record],
+    seed: int,
+    norm: str,
+    radii: Sequence[float],
+    convergence: bool = False,
 ) -> Robustness:
     """The suite against one model, or what an earlier run found.
 
@@ -157,11 +167,11 @@ def attack_model(
         model: of `model_of`.
         tests: rows to attack.
         seed: the model's.
-        norm: of the ball, a key of `RADII`.
+        norm, radii: of the ball.
         convergence: see `attack_records`.
     """
     config = model.config.attack.copy_and_resolve_references()
-    config.update({"norm": norm, "epsilons": RADII[norm]})
+    config.update({"norm": norm, "epsilons": tuple(radii)})
     place = model.folder / f"attack-{norm}-{len(tests)}"
     return attack_records(
         config, model.system, tests, place, model.undefended, seed=seed, convergence=convergence

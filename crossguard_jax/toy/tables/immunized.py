@@ -18,6 +18,7 @@ from crossguard_jax.evals.robustness.probe import probe
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table
 from crossguard_jax.toy.tables.defences import (
+    COMPARED,
     ROWS,
     TASKS,
     TESTED,
@@ -70,12 +71,19 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _sections(task: str, found: Mapping[str, Sequence[Found]]) -> list[Section]:
-    """What a task's models came to: a table for each ball, and what they cost."""
-    linf = {name: _merged([one.linf for one in seeds]) for name, seeds in found.items()}
-    l2 = {name: seeds[0].l2 for name, seeds in found.items() if seeds[0].l2}
+    """What a task's models came to: compared, some of them closely, and what they cost."""
+    compared = {name: _merged([one.linf for one in seeds]) for name, seeds in found.items()}
     clean = {name: _merged([one.clean for one in seeds]) for name, seeds in found.items()}
-    attacked = [_section(task, systems) for systems in (linf, l2) if systems]
-    return [*attacked, _clean_section(task, clean)]
+    closely = {name: seeds[0] for name, seeds in found.items() if seeds[0].l2}
+    balls = (
+        {name: one.linf for name, one in closely.items()},
+        {name: one.l2 for name, one in closely.items() if one.l2},
+    )
+    return [
+        _section(task, TITLES[task], compared),
+        *(_section(f"{task}.closely", f"{TITLES[task]}, closely", ball) for ball in balls if ball),
+        _clean_section(task, clean),
+    ]
 
 
 def _detection(folder: Path, task: str, name: str, seed: int, rows: int) -> Section:
@@ -88,20 +96,27 @@ def _detection(folder: Path, task: str, name: str, seed: int, rows: int) -> Sect
 
 
 def _merged(cells: Sequence[Robustness]) -> Robustness:
-    """One system of several seeds."""
-    curves = {seed: curve for cell in cells for seed, curve in cell.curves.items()}
-    return Robustness(curves, cells[0].convergence)
+    """One system of several seeds, up to the radius where all are compared."""
+    return Robustness(
+        {
+            seed: curve.within(min(COMPARED, curve.plan.epsilons[-1]))
+            for cell in cells
+            for seed, curve in cell.curves.items()
+        }
+    )
 
 
-def _section(task: str, found: Mapping[str, Robustness]) -> Section:
-    systems = {f"{task}.{name}": system for name, system in found.items()}
-    titles = {f"{task}.{name}": ROWS[name].title for name in found}
+def _section(prefix: str, title: str, found: Mapping[str, Robustness]) -> Section:
+    """Systems in one ball; figures and plots are named after the prefix."""
+    systems = {f"{prefix}.{name}": system for name, system in found.items()}
+    titles = {f"{prefix}.{name}": ROWS[name].title for name in found}
     section = robustness_section(systems, titles)
+    place = prefix.replace(".", "_")
     blocks = tuple(
-        replace(block, name=f"{task}_{block.name}") if isinstance(block, Plot) else block
+        replace(block, name=f"{place}_{block.name}") if isinstance(block, Plot) else block
         for block in section.blocks
     )
-    return replace(section, title=f"{TITLES[task]}: {section.title}", blocks=blocks)
+    return replace(section, title=f"{title}: {section.title}", blocks=blocks)
 
 
 def _clean_section(task: str, found: Mapping[str, Robustness]) -> Section:
