@@ -260,6 +260,26 @@ def test_a_plan_and_its_cells_are_all_that_a_curve_needs() -> None:
         curves.worst_case(plan, cells)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_curve_within_a_radius_is_what_fewer_radii_find(alone: bool) -> None:
+    attacks = zoo.attacks(LINEAR, steps=3)
+    suite = Suite({name: attacks[name] for name in ("pgd", "transfer")}, zoo.linear, batch_size=16)
+
+    def run(*levels: int) -> curves.Curve:
+        radii = [level * LEVEL for level in levels]
+        return suite.run(LINEAR.params, LINEAR.x, LINEAR.rows, radii, KEY, alone=alone)
+
+    few, many = run(0, 4), run(0, 4, 7)
+    cut = many.within(4 * LEVEL)
+    assert same(cut, few) and cut.plan == few.plan
+    assert 0 < few.won.sum() < many.won.sum()
+    assert list(cut.each) == list(few.each) and bool(few.each) == alone
+    for name, won in few.each.items():
+        np.testing.assert_array_equal(cut.each[name], won)
+    with pytest.raises(ValueError, match="not in"):
+        many.within(5 * LEVEL)
+
+
 def test_multiples_change_what_every_attack_spends() -> None:
     attack = NamedAttack(pgd, Budget(0.0, steps=5, restarts=2))
     entry = attack.entry("pgd", steps=2.0, restarts=0.5)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.toy.tables import defences
 from crossguard_jax.toy.tables import immunized as table
 from tests.cmai.small_systems import LENGTH, RECORDS, base
-from tests.evals.robustness.test_figures import complete, curve
+from tests.evals.robustness.test_figures import ENTRIES, curve
 
 
 @pytest.mark.parametrize("task", defences.TASKS)
@@ -66,12 +67,35 @@ def test_what_a_defence_costs_is_its_difference_to_none():
     assert shown["vqa.none.unattacked.accuracy"].value == 0.95
 
 
-def test_both_tasks_go_into_one_report(tmp_path):
-    found = {"iv": complete(), "none": complete(wrong=30)}
-    sections = [table._section(task, found) for task in defences.TASKS]
-    Report("CMAI", [*sections, table._clean_section("guard", found)]).write(tmp_path)
+def test_all_are_compared_at_one_radius_and_some_attacked_closely(tmp_path):
+    def under(seed, radii, norm="linf", **options):
+        entries = tuple(replace(entry, norm=norm) for entry in ENTRIES)
+        return Robustness({seed: curve(radii=radii, entries=entries, **options)})
+
+    at = (0.0, defences.COMPARED)
+    clean = under(0, (0.0,))
+    whole = {norm: under(0, radii, norm) for norm, radii in defences.CLOSELY.items()}
+    closely = defences.Found(whole["linf"], whole["l2"], clean)
+    later = defences.Found(under(1, at, wrong=60), None, under(1, (0.0,)))
+    found = {
+        "iv": [closely, later],
+        "none": [closely],
+        "ii": [defences.Found(under(0, at), None, clean)],
+    }
+    sections = [part for task in defences.TASKS for part in table._sections(task, found)]
+    shown = dict(figure for part in sections for figure in part.all_figures())
+    for task in defences.TASKS:
+        robust = f"{task}.iv.linf.8.robust_accuracy"
+        assert shown[robust].value < shown[f"{robust}.seed_0"].value
+        assert shown[f"{robust}.seed_0"].value == shown[f"{task}.ii.linf.8.robust_accuracy"].value
+        assert f"{task}.iv.minus.{task}.ii.linf.8.robust_accuracy_difference" in shown
+        for last in ("linf.32", "l2.8"):
+            assert f"{task}.closely.iv.{last}.robust_accuracy" in shown
+            assert f"{task}.closely.ii.{last}.robust_accuracy" not in shown
+            assert f"{task}.iv.{last}.robust_accuracy" not in shown
+    Report("CMAI", sections).write(tmp_path)
     drawn = {file.name for file in (tmp_path / "plots").glob("*.png")}
-    kinds = ("robustness_linf", "convergence_linf")
+    kinds = ("robustness_linf", "closely_robustness_linf", "closely_robustness_l2")
     assert drawn == {f"{task}_{kind}.png" for task in defences.TASKS for kind in kinds}
 
 
