@@ -13,6 +13,7 @@ from crossguard_jax.cmai.recipe import answers_of, immunize
 from crossguard_jax.core.config import load_config
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.evals.robustness.probe import Probe, probe
 from crossguard_jax.evals.robustness.systems import attack_records
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import open_sources
@@ -40,6 +41,7 @@ class Row:
     Attributes:
         title: to show.
         variant: of ``configs/cmai.py``; "" is no defence at all.
+        tasks: that it is made for.
         every_seed: tasks where it is trained with each seed, not with the first one only.
         closely: the first seed's is attacked at all radii of `CLOSELY`, and with twice the steps
             and restarts.
@@ -48,22 +50,26 @@ class Row:
 
     title: str
     variant: str
+    tasks: tuple[str, ...] = tuple(TASKS)
     every_seed: tuple[str, ...] = ()
     closely: bool = False
     probed: bool = False
 
 
 ROWS: Mapping[str, Row] = {
-    "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", tuple(TASKS), True, True),
-    "none": Row("No defence", "", ("guard",), True),  # of VQA's model, which ships, there is one
+    "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", every_seed=tuple(TASKS), closely=True, probed=True),
+    # Of VQA's model, which ships, there is one.
+    "none": Row("No defence", "", every_seed=("guard",), closely=True),
     "i": Row("(i) CMCV alone", "cmcv"),
     "ii": Row("(ii) MBAT alone", "mbat"),
-    "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", tuple(TASKS)),
+    "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", every_seed=tuple(TASKS)),
     "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
     "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
-    "iv_clean": Row("(iv), the check learns from clean pairs alone", "clean_check", probed=True),
-    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", ("vqa",)),
-    "fare": Row("FARE, picture tower", "fare", ("guard",)),
+    "iv_clean": Row(
+        "(iv), the check learns from clean pairs alone", "clean_check", ("guard",), probed=True
+    ),
+    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", every_seed=("vqa",)),
+    "fare": Row("FARE, picture tower", "fare", every_seed=("guard",)),
     "e2at": Row("E2AT-style joint training", "e2at"),
 }
 """Three seeds are for the whole, what it is compared with, and each task's best other defence, by
@@ -110,6 +116,8 @@ def train_and_attack(
     model, tests = model_of(folder, task, name, seed), held_out(task, rows, TESTED)
     closely = first and ROWS[name].closely
     linf = CLOSELY["linf"] if closely else (0.0, COMPARED)
+    if first and ROWS[name].probed:
+        probe_model(model, tests)
     return Found(
         attack_model(model, tests, seed, "linf", linf, closely),
         attack_model(model, tests, seed, "l2", CLOSELY["l2"]) if closely else None,
@@ -193,6 +201,12 @@ def clean_model(model: Model, tests: Sequence[Record], seed: int) -> Robustness:
         config.attacks = {name: attack}
     place = model.folder / f"clean-{len(tests)}"
     return attack_records(config, model.system, tests, place, seed=seed, convergence=False)
+
+
+def probe_model(model: Model, tests: Sequence[Record]) -> Probe:
+    """What the check of one model sees of attacks, or what an earlier run found."""
+    folder = model.folder / f"probe-{len(tests)}"
+    return probe(model.system, tests, model.config.attack, folder)
 
 
 def held_out(task: str, n: int, seed: int = 0) -> list[Record]:

@@ -14,7 +14,6 @@ from crossguard_jax.evals.blocks import Plot, Section
 from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures
-from crossguard_jax.evals.robustness.probe import probe
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table
 from crossguard_jax.toy.tables.defences import (
@@ -26,6 +25,7 @@ from crossguard_jax.toy.tables.defences import (
     base_guard,
     held_out,
     model_of,
+    probe_model,
     train_and_attack,
     write_sources,
 )
@@ -46,13 +46,15 @@ def main(args: argparse.Namespace) -> None:
         write_sources(folder, task)
     if "guard" in tasks:
         spread(base_guard, [(folder, seed) for seed in args.seeds], args.jobs)
+    first = args.seeds[0]
+    # A row's next seed has nothing left to compile, if its first seed is not beside it.
     runs = [
         (task, name, seed)
         for task in tasks
+        for seed in args.seeds
         for name in names
-        for seed in (args.seeds if task in ROWS[name].every_seed else args.seeds[:1])
+        if task in ROWS[name].tasks and (seed == first or task in ROWS[name].every_seed)
     ]
-    first = args.seeds[0]
     units = [(folder, *which, which[-1] == first, args.rows) for which in runs]
     done = spread(train_and_attack, units, args.jobs)
     found: dict[str, dict[str, list[Found]]] = {task: {} for task in tasks}
@@ -60,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
         found[task].setdefault(name, []).append(one)
     sections: list[Section] = []
     for task in tasks:
-        probed = [name for name in names if ROWS[name].probed]
+        probed = [name for name in found[task] if ROWS[name].probed]
         sections += _sections(task, found[task])
         sections += [_detection(folder, task, name, first, args.rows) for name in probed]
     command = f"crossguard toy cmai --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
@@ -87,11 +89,10 @@ def _sections(task: str, found: Mapping[str, Sequence[Found]]) -> list[Section]:
 
 
 def _detection(folder: Path, task: str, name: str, seed: int, rows: int) -> Section:
-    """What the check of one model tells; not while others run, since it is timed."""
+    """What the check of one model tells; not while others run, since branches are timed."""
     model, tests = model_of(folder, task, name, seed), held_out(task, rows, TESTED)
-    config, system = model.config.attack, model.system
-    probed = probe(system, tests, config, model.folder / f"probe-{len(tests)}")
-    section = detection_section(f"{task}.{name}", system, probed, config.batch_size)
+    system, probed = model.system, probe_model(model, tests)
+    section = detection_section(f"{task}.{name}", system, probed, model.config.attack.batch_size)
     return replace(section, title=f"{TITLES[task]}, {ROWS[name].title}: {section.title}")
 
 
