@@ -37,24 +37,13 @@ TITLES = {"guard": "Guard", "vqa": "VQA"}
 
 def main(args: argparse.Namespace) -> None:
     """The verb's work: prints where the report is."""
-    folder, names = Path(args.out), args.only or list(ROWS)
-    unknown = sorted(set(names) - set(ROWS))
-    if unknown:
-        raise UserError(f"--only {', '.join(unknown)}: rows are {', '.join(ROWS)}")
+    folder, first = Path(args.out), args.seeds[0]
     tasks = args.tasks or list(TASKS)
+    runs = _runs(tasks, args.only or list(ROWS), args.seeds)
     for task in tasks:
         write_sources(folder, task)
     if "guard" in tasks:
         spread(base_guard, [(folder, seed) for seed in args.seeds], args.jobs)
-    first = args.seeds[0]
-    # A row's next seed has nothing left to compile, if its first seed is not beside it.
-    runs = [
-        (task, name, seed)
-        for task in tasks
-        for seed in args.seeds
-        for name in names
-        if task in ROWS[name].tasks and (seed == first or task in ROWS[name].every_seed)
-    ]
     units = [(folder, *which, which[-1] == first, args.rows) for which in runs]
     done = spread(train_and_attack, units, args.jobs)
     found: dict[str, dict[str, list[Found]]] = {task: {} for task in tasks}
@@ -70,6 +59,29 @@ def main(args: argparse.Namespace) -> None:
     command += "".join(f" --only {name}" for name in args.only or ())
     meta = {"command": command, "seeds": list(args.seeds)}
     print(f"report: {Report('CMAI in the small world', sections, meta).write(folder)}")
+
+
+def _runs(
+    tasks: Sequence[str], names: Sequence[str], seeds: Sequence[int]
+) -> list[tuple[str, str, int]]:
+    """Task, row and seed of each model. First seeds come first: what they compile, later ones find.
+
+    Raises:
+        UserError: a row that there is not, or a task that has none of them.
+    """
+    unknown = sorted(set(names) - set(ROWS))
+    if unknown:
+        raise UserError(f"--only {', '.join(unknown)}: rows are {', '.join(ROWS)}")
+    for task in tasks:
+        if not any(task in ROWS[name].tasks for name in names):
+            raise UserError(f"--only {', '.join(names)}: not a row of the task {task}")
+    return [
+        (task, name, seed)
+        for task in tasks
+        for seed in seeds
+        for name in names
+        if task in ROWS[name].tasks and (seed == seeds[0] or task in ROWS[name].every_seed)
+    ]
 
 
 def _sections(task: str, found: Mapping[str, Sequence[Found]]) -> list[Section]:

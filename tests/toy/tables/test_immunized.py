@@ -122,6 +122,8 @@ def test_every_run_is_counted_to_its_row_and_seed(tmp_path, monkeypatch):
             value = report[f"{task}.{name}.unattacked.accuracy"]["value"]
             assert value == pytest.approx(1 - (first + more + np.mean(trained)) / 400)
     assert all(first == (seed == 5) for *_, seed, first in asked)
+    guards = [seed for task, _, seed, _ in asked if task == "guard"]
+    assert guards == sorted(guards), "what first seeds compile, later ones find"
 
 
 def arguments(folder, seeds, tasks, only):
@@ -132,3 +134,10 @@ def test_a_row_that_is_not_there_is_named(tmp_path):
     args = arguments(tmp_path, [0], ["vqa"], ["v"])
     with pytest.raises(UserError, match="--only v: rows are iv, none"):
         table.main(args)
+
+
+def test_a_row_of_another_task_is_refused_before_anything_is_written(tmp_path):
+    args = arguments(tmp_path / "new", [0], None, ["iv_clean"])
+    with pytest.raises(UserError, match="iv_clean: not a row of the task vqa"):
+        table.main(args)
+    assert not (tmp_path / "new").exists()
