@@ -276,6 +276,9 @@ def test_a_curve_within_a_radius_is_what_fewer_radii_find(alone: bool) -> None:
     assert list(cut.each) == list(few.each) and bool(few.each) == alone
     for name, won in few.each.items():
         np.testing.assert_array_equal(cut.each[name], won)
+    rising = run(2, 4, 7).within(4 * LEVEL)
+    np.testing.assert_array_equal(rising.fresh, rising.won[1] & ~rising.won[0])
+    assert rising.won[0].any(), "what fell before was not attacked there"
     with pytest.raises(ValueError, match="not in"):
         many.within(5 * LEVEL)
 
