@@ -5,7 +5,6 @@ import hashlib
 import json
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -81,6 +80,7 @@ class ChatServer:
         self._connections: set[socket.socket] = set()
         self._port = 0
         self._alive = False
+        self._dead = threading.Event()
 
     @property
     def url(self) -> str:
@@ -95,6 +95,7 @@ class ChatServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
         self._port = self._server.server_port
         self._alive = True
+        self._dead.clear()
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 
@@ -104,6 +105,7 @@ class ChatServer:
             alive, self._alive = self._alive, False
         if not alive:
             return
+        self._dead.set()
         self._server.shutdown()
         self._server.socket.close()
         with self._lock:
@@ -156,7 +158,7 @@ class ChatServer:
             def do_POST(self) -> None:
                 asked = outer._take(self)
                 reply = outer.behaviour(asked)
-                time.sleep(reply.delay)
+                outer._dead.wait(reply.delay)
                 with outer._lock:
                     outer._at_once -= 1
                 try:

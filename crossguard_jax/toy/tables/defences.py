@@ -63,17 +63,17 @@ ROWS: Mapping[str, Row] = {
     "i": Row("(i) CMCV alone", "cmcv"),
     "ii": Row("(ii) MBAT alone", "mbat"),
     "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", every_seed=tuple(TASKS)),
-    "iv_seed": Row("(iv), the seed's adversary alone", "seed", ("guard",)),
-    "iv_evasive": Row("(iv), the evasive adversary alone", "evasive", ("guard",)),
+    "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
+    "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
     "iv_clean": Row(
         "(iv), the check learns from clean pairs alone", "clean_check", ("guard",), probed=True
     ),
-    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", every_seed=("vqa",)),
+    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", every_seed=tuple(TASKS)),
     "fare": Row("FARE, picture tower", "fare", every_seed=("guard",)),
     "e2at": Row("E2AT-style joint training", "e2at"),
 }
-"""Three seeds are for the whole, what it is compared with, and each task's best other defence, by
-the rows of seed 0. What adversary and check learn from is told apart on the guard."""
+"""Three seeds are for the whole, what it is compared with, and each task's best other defences. What
+the check learns from is told apart on the guard."""
 
 COMPARED = 8 / 255
 """The radius of the L-inf ball where all are compared, in units of pixels in [0, 1]."""

@@ -99,6 +99,30 @@ def test_all_are_compared_at_one_radius_and_some_attacked_closely(tmp_path):
     assert drawn == {f"{task}_{kind}.png" for task in defences.TASKS for kind in kinds}
 
 
+@pytest.mark.parametrize("name", ["iv", "none", "ii"])
+@pytest.mark.parametrize("first", [True, False])
+def test_only_the_first_seed_of_some_rows_is_attacked_closely(tmp_path, monkeypatch, name, first):
+    attacked, probed, found = {}, [], Robustness({4: curve()})
+
+    def attack(model, tests, seed, norm, radii, convergence=False):
+        attacked[norm] = (tuple(radii), convergence)
+        return found
+
+    monkeypatch.setattr(defences, "attack_model", attack)
+    monkeypatch.setattr(defences, "probe_model", lambda *_: probed.append(name))
+    monkeypatch.setattr(defences, "clean_model", lambda *_: found)
+    for part in ("model_of", "held_out"):
+        monkeypatch.setattr(defences, part, lambda *_: None)
+    defences.train_and_attack(tmp_path, "guard", name, 4, first, 2)
+    closely = {
+        "linf": (defences.CLOSELY["linf"], True),
+        "l2": (defences.CLOSELY["l2"], False),
+    }
+    compared = {"linf": ((0.0, defences.COMPARED), False)}
+    assert attacked == (closely if first and name != "ii" else compared)
+    assert probed == (["iv"] if first and name == "iv" else [])
+
+
 def test_every_run_is_counted_to_its_row_and_seed(tmp_path, monkeypatch):
     wrong = {"none": 100, "iii": 60, "ii": 20}
     asked = []

@@ -13,9 +13,10 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.toy.tables.workers import spread
 
 
-def where(number: int, seconds: float) -> tuple[int, int, frozenset[int]]:
-    """Of a run: its number, its process and its cores."""
-    time.sleep(seconds)
+def where(folder: Path, number: int, others: int) -> tuple[int, int, frozenset[int]]:
+    """Of a run: its number, its process and its cores; once so many others have begun."""
+    (folder / str(number)).touch()
+    assert wait_until(lambda: len(list(folder.iterdir())) > others)
     return number, os.getpid(), frozenset(os.sched_getaffinity(0))
 
 
@@ -67,8 +68,8 @@ def test_no_run_outlives_a_killed_command(tmp_path, repository):
     assert wait_until(lambda: not any(map(alive, workers)), 10.0)
 
 
-def test_one_job_is_done_here():
-    found = spread(where, [(0, 0.0), (1, 0.0)], 1)
+def test_one_job_is_done_here(tmp_path):
+    found = spread(where, [(tmp_path, 0, 0), (tmp_path, 1, 1)], 1)
     assert [number for number, _, _ in found] == [0, 1]
     assert {process for _, process, _ in found} == {os.getpid()}
 
@@ -77,8 +78,9 @@ def test_one_job_is_done_here():
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="needs two cores, and a system that tells which a process has",
 )
-def test_several_jobs_keep_the_order_and_share_the_cores_out():
-    found = spread(where, [(0, 1.0), (1, 0.5), (2, 0.0), (3, 0.0)], 2)
+def test_several_jobs_keep_the_order_and_share_the_cores_out(tmp_path):
+    # The first ends last: it waits for all others, the second for the first alone.
+    found = spread(where, [(tmp_path, i, others) for i, others in enumerate((3, 1, 2, 3))], 2)
     assert [number for number, _, _ in found] == [0, 1, 2, 3]
     cores = {process: own for _, process, own in found}
     assert len(cores) == 2 and os.getpid() not in cores
