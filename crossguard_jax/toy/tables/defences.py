@@ -72,8 +72,8 @@ ROWS: Mapping[str, Row] = {
     "fare": Row("FARE, picture tower", "fare", every_seed=("guard",)),
     "e2at": Row("E2AT-style joint training", "e2at"),
 }
-"""Three seeds are for the whole, what it is compared with, and each task's best other defences. What
-the check learns from is told apart on the guard."""
+"""Three seeds are for the whole, what it is compared with, and the best other defences. What the
+check learns from is told apart on the guard."""
 
 COMPARED = 8 / 255
 """The radius of the L-inf ball where all are compared, in units of pixels in [0, 1]."""
