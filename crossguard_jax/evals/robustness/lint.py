@@ -86,8 +86,12 @@ def stamp(lacks: Mapping[str, tuple[str, ...]]) -> tuple[Block, ...]:
     Args:
         lacks: what `missing` and `unequal` found, by what to call each.
     """
-    items = tuple(f"{name}: {line}" for name, lines in lacks.items() for line in lines)
-    if items:
+    whose: dict[str, list[str]] = {}
+    for name, lines in lacks.items():
+        for line in lines:
+            whose.setdefault(line, []).append(name)
+    if whose:
+        items = tuple(f"{'; '.join(names)}: {line}" for line, names in whose.items())
         return (Text("**INCOMPLETE.** These figures lack:"), Bullets(items))
     return (
         Text(

@@ -187,6 +187,12 @@ def test_what_is_missing_is_named(options: Mapping[str, Any], words: str) -> Non
     assert isinstance(bullets, Bullets) and bullets.items[0].startswith("guard: ")
 
 
+def test_what_several_systems_lack_is_said_once() -> None:
+    _, bullets = stamp({"one": ("a curve", "rows"), "other": ("rows",), "All": ()})
+    assert isinstance(bullets, Bullets)
+    assert bullets.items == ("one: a curve", "one; other: rows")
+
+
 @pytest.mark.parametrize(
     "options",
     [{"detector": -1.0, "entries": ADAPTIVE}, {"spread": 0.1, "entries": WITH_EOT}],
