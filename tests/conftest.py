@@ -78,8 +78,16 @@ def _room_for_programs() -> Iterator[None]:
         sys.modules["jax"].clear_caches()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs that are run once or twice are compiled quickly; long proofs as users' are."""
+    if "not slow" in config.option.markexpr:
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` that were asked for are skipped where there is no GPU."""
+    """The longest file goes first: no process is left alone with it. Tests marked ``gpu`` that were
+    asked for are skipped where there is no GPU."""
+    items.sort(key=lambda item: item.path.name != "test_quickstart.py")
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return
