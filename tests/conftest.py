@@ -66,6 +66,17 @@ def run_with_devices() -> Callable[..., str]:
     return run
 
 
+@pytest.fixture(scope="module")
+def compiled_as_users_do() -> Iterator[None]:
+    """For tests whose time goes in running what they compile: see `pytest_configure`."""
+    import jax
+
+    quickly = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", quickly)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _room_for_programs() -> Iterator[None]:
     """Drops compiled programs before there are too many of them.

@@ -21,6 +21,8 @@ from tests.attacks.small_classifier import (
     trained,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_as_users_do")
+
 RADII = {"linf": LINF, "l2": L2}
 THEIR_NORM = {"linf": "Linf", "l2": "L2"}
 

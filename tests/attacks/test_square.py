@@ -14,6 +14,8 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from tests.attacks.small_classifier import assert_as_strong, robust, robust_against
 
+pytestmark = pytest.mark.usefixtures("compiled_as_users_do")
+
 RADII = {"linf": 12 / 255, "l2": 1.8}  # without gradients it takes more to turn half
 norms = pytest.mark.parametrize("norm", RADII)
 

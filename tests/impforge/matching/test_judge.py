@@ -270,7 +270,8 @@ def test_the_guard_judges_a_picture_as_it_scores_it_with_a_neutral_text(guard, t
     p = {}
     for id, data in good:
         p[id] = guard.score([data], [NEUTRAL])[0].p_unsafe
-    middle = float(np.median(list(p.values())))
+    ordered = sorted(set(p.values()))  # between two scores: batches differ in the last digits
+    middle = float(np.mean(ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1]))
     cut = Guard(guard.model, guard.folder, guard.settings.__class__(guard.settings.prompt, middle))
     found = by_id(GuardJudge(cut, tmp_path, batch_size=4).judge(iter(given)))
     assert found.pop("text").safe is None
