@@ -3,7 +3,7 @@
 A pure function of the results: nothing that a report could claim, only what was measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,19 +80,24 @@ def _spent(entry: Entry) -> tuple[Any, ...]:
     )
 
 
-def stamp(lacks: Mapping[str, tuple[str, ...]]) -> tuple[Block, ...]:
+def stamp(lacks: Mapping[str, Sequence[str]], between: Sequence[str] = ()) -> tuple[Block, ...]:
     """The seal on top of a report: COMPLETE, or INCOMPLETE and what is missing.
 
     Args:
-        lacks: what `missing` and `unequal` found, by what to call each.
+        lacks: what `missing` found, by each system's title.
+        between: what `unequal` found.
     """
     whose: dict[str, list[str]] = {}
-    for name, lines in lacks.items():
+    for title, lines in lacks.items():
         for line in lines:
-            whose.setdefault(line, []).append(name)
-    if whose:
-        items = tuple(f"{'; '.join(names)}: {line}" for line, names in whose.items())
-        return (Text("**INCOMPLETE.** These figures lack:"), Bullets(items))
+            whose.setdefault(line, []).append(title)
+    items = [
+        f"{'Every system' if 2 < len(lacks) == len(titles) else '; '.join(titles)}: {line}"
+        for line, titles in whose.items()
+    ]
+    items += [f"Between systems: {line}" for line in between]
+    if items:
+        return (Text("**INCOMPLETE.** These figures lack:"), Bullets(tuple(items)))
     return (
         Text(
             "**COMPLETE.** Radius 0 equals clean; the curve rises to what an unrelated picture "

@@ -62,7 +62,7 @@ def robustness_section(
     shown = {name: (titles or {}).get(name, name) for name in systems}
     measured = {name: figures(system) for name, system in systems.items()}
     lacks = {shown[name]: missing(system, limits) for name, system in systems.items()}
-    blocks: list[Block] = [*stamp(lacks | {"All": unequal(systems)}), Text(_how(systems))]
+    blocks: list[Block] = [*stamp(lacks, unequal(systems)), Text(_how(systems))]
     blocks += [
         Definitions(_TERMS),
         _accuracy(systems, measured, shown),

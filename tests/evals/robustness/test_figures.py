@@ -154,7 +154,7 @@ def test_differences_are_paired_over_the_same_rows() -> None:
 
 def test_a_complete_table_is_stamped_complete() -> None:
     assert missing(complete()) == ()
-    (text,) = stamp({"guard": (), "All": ()})
+    (text,) = stamp({"guard": ()})
     assert isinstance(text, Text) and "**COMPLETE.**" in text.text
 
 
@@ -188,9 +188,14 @@ def test_what_is_missing_is_named(options: Mapping[str, Any], words: str) -> Non
 
 
 def test_what_several_systems_lack_is_said_once() -> None:
-    _, bullets = stamp({"one": ("a curve", "rows"), "other": ("rows",), "All": ()})
+    lacks = {"one": ("a curve", "rows"), "other": ("rows",), "third": ("rows", "a curve")}
+    _, bullets = stamp(lacks, ("other rows",))
     assert isinstance(bullets, Bullets)
-    assert bullets.items == ("one: a curve", "one; other: rows")
+    assert bullets.items == (
+        "one; third: a curve",
+        "Every system: rows",
+        "Between systems: other rows",
+    )
 
 
 @pytest.mark.parametrize(
