@@ -79,8 +79,8 @@ class ChatServer:
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._port = 0
-        self._alive = False
         self._dead = threading.Event()
+        self._dead.set()
 
     @property
     def url(self) -> str:
@@ -94,7 +94,6 @@ class ChatServer:
     def start(self) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
         self._port = self._server.server_port
-        self._alive = True
         self._dead.clear()
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
@@ -102,10 +101,10 @@ class ChatServer:
     def die(self) -> None:
         """Drops everything that is under way, as a killed process does. May be called twice."""
         with self._lock:
-            alive, self._alive = self._alive, False
-        if not alive:
+            dead = self._dead.is_set()
+            self._dead.set()
+        if dead:
             return
-        self._dead.set()
         self._server.shutdown()
         self._server.socket.close()
         with self._lock:

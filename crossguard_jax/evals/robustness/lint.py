@@ -91,6 +91,7 @@ def stamp(lacks: Mapping[str, Sequence[str]], between: Sequence[str] = ()) -> tu
     for title, lines in lacks.items():
         for line in lines:
             whose.setdefault(line, []).append(title)
+    # Two are named: it is as short, and says which.
     items = [
         f"{'Every system' if 2 < len(lacks) == len(titles) else '; '.join(titles)}: {line}"
         for line, titles in whose.items()
