@@ -27,7 +27,7 @@ from crossguard_jax.guard.encoding import (
 )
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.export import ModelCard, save_model
-from crossguard_jax.hf.load import load_model, resolve_folder
+from crossguard_jax.hf.load import folder_name, load_model, resolve_folder
 from crossguard_jax.hf.peft import load_adapter, read_adapter_config, save_adapter
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llava import Llava
@@ -297,12 +297,12 @@ class Guard:
         Raises:
             UserError: another format, or "peft" without an adapter.
         """
-        folder = Path(path)
-        card = card or ModelCard(base=str(self.folder))
+        folder, base = Path(path), folder_name(self.folder)
+        card = card or ModelCard(base=base)
         if format == "merged":
             save_model(self.model, folder, self.folder, card, dtype)
         elif format == "peft":
-            save_adapter(self.model, folder, str(self.folder), card)
+            save_adapter(self.model, folder, base, card)
         else:
             raise UserError(f"format {format!r} is neither 'merged' nor 'peft'")
         self.settings.write(folder)

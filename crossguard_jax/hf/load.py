@@ -27,6 +27,8 @@ from crossguard_jax.hf import configs, names
 SHIPPED = "toy://"
 """A path that begins so names one of the small models inside the package."""
 
+_CHECKPOINTS = Path(__file__).parents[1] / "toy" / "checkpoints"
+
 
 def resolve_folder(path: str | Path) -> Path:
     """A model folder's place on disk.
@@ -36,15 +38,22 @@ def resolve_folder(path: str | Path) -> Path:
     """
     name = str(path)
     if name.startswith(SHIPPED):
-        root = Path(__file__).parents[1] / "toy" / "checkpoints"
-        folder = root / name.removeprefix(SHIPPED)
+        folder = _CHECKPOINTS / name.removeprefix(SHIPPED)
         if not (folder / "config.json").is_file():
-            there = ", ".join(SHIPPED + p.parent.name for p in sorted(root.glob("*/config.json")))
+            found = sorted(_CHECKPOINTS.glob("*/config.json"))
+            there = ", ".join(SHIPPED + p.parent.name for p in found)
             raise UserError(f"{name}: no such shipped model (there are: {there or 'none'})")
         return folder
     if not Path(path).is_dir():
         raise UserError(f"{name!r}: no such folder; give a downloaded Hub folder")
     return Path(path)
+
+
+def folder_name(folder: str | Path) -> str:
+    """What to write where others will read it: ``toy://NAME`` for a shipped model's folder, which
+    lies elsewhere on their machine; any other path as it is."""
+    path = Path(folder)
+    return SHIPPED + path.name if path.resolve().parent == _CHECKPOINTS.resolve() else str(folder)
 
 
 def load_model(

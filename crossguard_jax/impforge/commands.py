@@ -17,6 +17,7 @@ from crossguard_jax.data import library, sources
 from crossguard_jax.data.records import Record, Rejected, accepted
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
+from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.peft import save_adapter
 from crossguard_jax.impforge.forge import Forged, ForgeSettings, forge
 from crossguard_jax.impforge.matching.judge import (
@@ -123,7 +124,7 @@ def run_forge(args: argparse.Namespace) -> None:
     if args.export_rewriter:
         policy = done.rewriter.policy
         model = lora.merge(policy.adapted, done.trained["policy"], done.rewriter.frozen)
-        save_adapter(model, Path(args.export_rewriter), str(done.rewriter.folder))
+        save_adapter(model, Path(args.export_rewriter), folder_name(done.rewriter.folder))
         print(f"rewriter's adapter: {args.export_rewriter}")
     kept = ", ".join(f"{n:,} {label}" for label, n in done.forged.kept.items())
     print(f"{done.forged.written:,} written, kept {kept}")

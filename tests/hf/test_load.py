@@ -18,7 +18,7 @@ from crossguard_jax.core.tree import count, digest, n_bytes, named_leaves
 from crossguard_jax.hf import names
 from crossguard_jax.hf.configs import read_config
 from crossguard_jax.hf.export import hub_tensors, save_model
-from crossguard_jax.hf.load import load_model, resolve_folder
+from crossguard_jax.hf.load import folder_name, load_model, resolve_folder
 from crossguard_jax.hf.peft import load_adapter, save_adapter
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llama import Llama, LlamaConfig
@@ -73,6 +73,11 @@ def test_a_folder_is_found_and_a_missing_one_named(tmp_path):
         resolve_folder("toy://nothing")
     with pytest.raises(UserError, match=r"config\.json: not found"):
         load_model(tmp_path)
+
+
+def test_a_shipped_folder_is_written_by_the_name_that_holds_on_any_machine(tmp_path):
+    assert folder_name(resolve_folder("toy://llava")) == "toy://llava"
+    assert folder_name(tmp_path / "llava") == str(tmp_path / "llava")
 
 
 def test_a_policy_or_implementation_that_is_none_is_refused(tmp_path):

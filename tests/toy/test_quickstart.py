@@ -59,6 +59,14 @@ def rows(folder, split):
     return [json.loads(line) for line in (folder / "data" / f"{split}.jsonl").open()]
 
 
+@pytest.mark.parametrize("shipped", quickstart.SHIPPED.iterdir(), ids=lambda folder: folder.name)
+def test_a_shipped_adapter_finds_its_base_on_any_machine(shipped, tmp_path):
+    Guard.from_pretrained(shipped).save_pretrained(tmp_path, format="peft")
+    for folder in (shipped, tmp_path):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "toy://llava"
+
+
 def test_report_names_every_figure_with_its_interval(folder):
     report = json.loads((folder / "report.json").read_text())
     for system in ("guard.full", "guard.immunized", "guard.explicit_only", "base"):
