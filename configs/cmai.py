@@ -15,7 +15,7 @@ def tiny() -> ConfigDict:
     """All of CMAI on the small world's guard: minutes on two cores, through the code of the 7B."""
     config = ConfigDict()
     # What is immunized: a guard, or any LLaVA; toy:// is a model that ships with the package.
-    config.model = {"path": "runs/quickstart/models/guard", "dtype": "float32", "remat": "none"}
+    config.model = {"path": "runs/quickstart/models/guard", "dtype": "float32", "remat": "names"}
     # The answers, by the words they begin with; none are the prompt's two. Or the most common
     # labels of the training rows, as many as are asked for.
     config.task = {"labels": (), "most_common": 0}

@@ -17,7 +17,7 @@ def tiny() -> ConfigDict:
     """The small world's guard: minutes on two cores, through the code of the 7B."""
     config = ConfigDict()
     # toy:// is a model that ships with the package; any Hub folder may stand here.
-    config.model = {"path": "toy://llava", "dtype": "float32", "remat": "none"}
+    config.model = {"path": "toy://llava", "dtype": "float32", "remat": "names"}
     config.lora = {"rank": 16, "alpha": 32.0, "targets": f"{VISION}|{LANGUAGE}"}
     config.data = {
         # A prompt by its name; it brings its two label words.

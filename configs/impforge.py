@@ -15,7 +15,7 @@ def tiny() -> ConfigDict:
     config.rewriter = {
         "path": "toy://rewriter",
         "dtype": "float32",
-        "remat": "none",
+        "remat": "names",
         # {picture} becomes the picture's caption, or the keyword where it has none.
         "prompt": "USER: say it in other words: {text} picture: {picture} ASSISTANT:",
         # Whether the tokenizer's chat template goes around the prompt.

@@ -148,17 +148,28 @@ def _write_candidates(
     order = [t for _ in range(settings.samples) for t in triplets]
     rows = rows[: len(rows) // batch_size * batch_size] if len(rows) < len(order) else rows
     jsonl.write_atomic(path, b"".join(jsonl.dumps(row) for row in rows))
+    if len(rows) == len(order):
+        return rows
     key = jax.random.key(settings.seed)
+    # Once, since a triplet comes `samples` times.
+    prompts, context = rewriter.know(triplets)
     with (
         jsonl.JsonlWriter(path) as writer,
         Progress("forging", len(order), unit="text", start=len(rows)) as progress,
     ):
         for start in range(len(rows), len(order), batch_size):
             chunk = order[start : start + batch_size]
+            at = np.arange(start, start + len(chunk)) % len(triplets)
+            about = {k: v[at] for k, v in context.items()}
             written = rewriter.write(
-                chunk, jax.random.fold_in(key, start), trainable, batch_size, what=""
+                chunk,
+                jax.random.fold_in(key, start),
+                trainable,
+                batch_size,
+                what="",
+                known=({k: v[at] for k, v in prompts.items()}, about),
             )
-            words = rewriter.rewards.words(written.texts, chunk)
+            words = rewriter.rewards.words(written.texts, about["picture"])
             for i, triplet in enumerate(chunk):
                 row = {
                     "triplet": triplet.id,

@@ -165,11 +165,15 @@ class Block(nnx.Module):
         mask: Array | None,
         rotation: Rotation,
         lora_scale: LoraScale,
-        last: Array | None = None,
+        last: Array | int | None = None,
     ) -> Array:
-        """With ``last``, only that position of each row asks; all its predecessors answer."""
+        """With ``last``, only that position of each row (or, a number, so many of the last columns)
+        asks; all its predecessors answer."""
         y = self.input_layernorm(x)
         seen = self.self_attn.keys_values(y, rotation, lora_scale)
+        if isinstance(last, int):
+            x, y, cos, sin = (a[:, -last:] for a in (x, y, *rotation))
+            return self.attend(x, y, seen, mask, (cos, sin), lora_scale, causal=True)
         if last is not None:
             before = jnp.arange(x.shape[1]) <= last[:, None]
             mask = before if mask is None else mask & before
@@ -232,7 +236,7 @@ class Llama(nnx.Module):
         x: Float[Array, "B L D"],
         mask: Bool[Array, "B L"] | None,
         lora_scale: LoraScale = 1.0,
-        last: Int[Array, " B"] | None = None,
+        last: Int[Array, " B"] | int | None = None,
     ) -> Float[Array, "B T D"]:
         """Final normalized states from token embeddings.
 
@@ -240,7 +244,8 @@ class Llama(nnx.Module):
             x: token embeddings.
             mask: False at padding, which may be on either side.
             lora_scale: weight of the adapter, per example if an array.
-            last: positions; the last layer then works on these alone, and T is 1.
+            last: positions, one a row; the last layer then works on these alone, and T is 1. Or
+                how many of the last columns it works on: T.
         """
         config, rotation = self.config, self._rotation(x)
         n = config.num_hidden_layers - (last is not None)

@@ -125,9 +125,11 @@ def completion_states(
     prompt, prompt_mask = _flush_right(x[:, :-n], mask[:, :-n])
     x = jnp.concatenate([prompt, x[:, -n:]], axis=1)
     mask = jnp.concatenate([prompt_mask, mask[:, -n:]], axis=1)
-    # The last column predicts nothing that is asked for. It is run all the same: an odd number of
-    # columns would keep a GPU from its fastest attention.
-    return model.hidden(x, mask, lora_scale)[:, -n - 1 : -1]
+    # The last column predicts nothing that is asked for. It is run all the same, and so is one
+    # before the first where that makes them even: an odd number of columns would keep a GPU from
+    # its fastest attention.
+    asked = min(n + 1 + (n + 1) % 2, mask.shape[1])
+    return model.hidden(x, mask, lora_scale, last=asked)[:, -n - 1 : -1]
 
 
 def logprobs_of(

@@ -18,11 +18,12 @@ from typing import Any
 import flax
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import load_config
-from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, make_mesh
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, write_jsonl
 from crossguard_jax.evals.blocks import Section
@@ -36,6 +37,7 @@ from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import load_base, train_guard
 from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io import jsonl
+from crossguard_jax.nn import lora
 from crossguard_jax.toy.forging import forge_world, meanings, truth_figures
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read, score_all
 from crossguard_jax.toy.tables.defences import held_out
@@ -62,8 +64,11 @@ SHIPPED = Path(__file__).parent / "adapters"
 """Adapters that are not trained unless ``--from-scratch`` says so: controls, which say nothing of
 the forge."""
 
-IMMUNIZE = ("--config.attack.epsilons=(0.0, 0.031372549, 0.125490196)",)
-"""Attacks at 0, 8 and 32 of 255 grey levels."""
+IMMUNIZE = (
+    "--config.attack.epsilons=(0.0, 0.031372549, 0.125490196)",
+    "--config.data.sources.benign_vqa.limit=8192",
+)
+"""Attacks at 0, 8 and 32 of 255 grey levels; and the guard's own sources, written once for both."""
 
 ATTACKED = 64
 """Rows that are attacked."""
@@ -113,7 +118,8 @@ def run(
             immunized = _immunize(folder, run_folder, immunize_overrides)
             guards[name] = immunized.guard
         elif variant and shipped.is_dir() and not from_scratch:
-            guards[name] = Guard.from_pretrained(shipped)
+            mesh, rules = _placed(config)
+            guards[name] = Guard.from_pretrained(shipped, mesh=mesh, rules=rules)
             made[name] = "shipped"
         elif variant:
             guards[name] = train_guard(
@@ -121,8 +127,7 @@ def run(
             ).guard
             losses[name] = _losses(run_folder)
         else:
-            mesh = make_mesh(**config.mesh)
-            guards[name] = load_base(config, mesh, {**DEFAULT_RULES, **config.axis_rules})
+            guards[name] = _untrained(config)
             made[name] = "shipped"
         seconds[name] = round(time.monotonic() - start, 1)
     start = time.monotonic()
@@ -157,6 +162,17 @@ def _config(variant: str, folder: Path, overrides: Sequence[str]) -> Any:
     return config
 
 
+def _placed(config: Any) -> tuple[Mesh, Rules]:
+    return make_mesh(**config.mesh), {**DEFAULT_RULES, **config.axis_rules}
+
+
+def _untrained(config: Any) -> Guard:
+    """The base, with an adapter that does nothing yet: it runs as the program that guards are."""
+    base, own = load_base(config, *_placed(config)), config.lora
+    model = lora.attach(base.model, own.targets, own.rank, own.alpha, jax.random.key(0))
+    return Guard(model, base.folder, base.settings, base.mesh, base.rules)
+
+
 def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
     """Forges the implicit rows, and says what came of it."""
     config = load_config("configs/impforge.py:tiny", [*SHORTER, *overrides])
@@ -177,7 +193,7 @@ def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
 def _immunize(folder: Path, run_folder: Path, overrides: Sequence[str]) -> Immunized:
     """CMAI on the guard of forged data, its implicit rows forged too."""
     config = _immunizing(folder, overrides)
-    return immunize(config, run_folder, {SOURCE: read}, folder / "datasets" / "cmai")
+    return immunize(config, run_folder, {SOURCE: read}, folder / "datasets")
 
 
 def _immunizing(folder: Path, overrides: Sequence[str]) -> Any:

@@ -105,6 +105,26 @@ def assert_greedy_is_theirs(ours, tokens, logits):
     np.testing.assert_allclose(ours.logprobs[:, :steps][mask], wanted[mask], atol=1e-4)
 
 
+@pytest.mark.parametrize("last", (1, 4, 9))
+def test_the_last_columns_alone_have_the_full_models_states_and_gradients(small, last):
+    graphdef, adapters, frozen = lora.split(with_adapter(small))
+    ids, mask = prompts(3)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def asked(adapters, only):
+        model = lora.merge(graphdef, adapters, frozen)
+        states = model.hidden(model.embed_tokens(ids), mask, last=only)
+        states = jnp.where(mask[:, -last:, None], states[:, -last:], 0)
+        return (states**3).sum(), states
+
+    (_, wanted), gradient = asked(adapters, None)
+    (_, found), of_last = asked(adapters, last)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (of_last, gradient)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+
+
 @pytest.mark.parametrize("seed", few(range(4), 2))
 def test_greedy_tokens_equal_transformers_and_rows_end_as_there(seed, tmp_path):
     rng = random.Random(seed)

@@ -193,7 +193,7 @@ def make_iteration(
 ) -> Step:
     """An iteration as the training loop wants it: ``step(state, frozen, batch)``."""
     context = rewriter.rewards.context(triplets)
-    own = rewriter.rewards_of([t.query for t in triplets], triplets)
+    own = rewriter.rewards_of([t.query for t in triplets], triplets, context=context)
     context["baseline"] = np.asarray(total(own, weights))
 
     def place(arrays: Mapping[str, Any]) -> dict[str, Array]:

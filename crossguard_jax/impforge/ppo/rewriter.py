@@ -7,7 +7,7 @@ boundary: texts are decoded and tokenized again for models with other vocabulari
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,12 @@ from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn.llama import Llama
+
+Known = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+"""Rows of `Rewriter.prompts` and of `Rewards.context`."""
+
+PROMPT_STEP = 16
+"""Prompts are padded to a multiple of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +106,28 @@ class Rewriter:
                 )
 
     def prompts(self, triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
-        """``prompt`` and ``prompt_mask`` [T, L], padded on the left to ``prompt_length``.
+        """``prompt`` and ``prompt_mask`` [T, L], padded on the left to the longest of them.
+
+        L goes in steps of 16, so that few shapes are compiled, up to ``prompt_length``.
 
         Raises:
             UserError: a prompt is longer; the message names the triplet.
         """
-        length, pad = self.config.prompt_length, self.policy.pad_id
-        ids = np.full((len(triplets), length), pad, np.int32)
-        mask = np.zeros((len(triplets), length), bool)
-        for i, triplet in enumerate(triplets):
+        limit, pad = self.config.prompt_length, self.policy.pad_id
+        rows = []
+        for triplet in triplets:
             row = self.tokenizer(self._prompt(triplet), add_special_tokens=not self.config.chat)
-            row = row["input_ids"]
-            if len(row) > length:
+            rows.append(row["input_ids"])
+            if len(rows[-1]) > limit:
                 raise UserError(
-                    f"triplet {triplet.id!r}: its prompt has {len(row)} tokens, and "
-                    f"rewriter.prompt_length is {length}; raise it or shorten the row"
+                    f"triplet {triplet.id!r}: its prompt has {len(rows[-1])} tokens, and "
+                    f"rewriter.prompt_length is {limit}; raise it or shorten the row"
                 )
+        longest = max(map(len, rows), default=1)
+        length = min(-(-longest // PROMPT_STEP) * PROMPT_STEP, limit)
+        ids = np.full((len(rows), length), pad, np.int32)
+        mask = np.zeros((len(rows), length), bool)
+        for i, row in enumerate(rows):
             ids[i, length - len(row) :] = row
             mask[i, length - len(row) :] = True
         return {"prompt": ids, "prompt_mask": mask}
@@ -175,11 +187,18 @@ class Rewriter:
         return jax.jit(self.rewards.components)
 
     def rewards_of(
-        self, texts: Sequence[str], triplets: Sequence[Triplet], batch_size: int = 64
+        self,
+        texts: Sequence[str],
+        triplets: Sequence[Triplet],
+        batch_size: int = 64,
+        context: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Each reward, [B] float32, of texts that somebody else wrote for the triplets."""
+        """Each reward, [B] float32, of texts that somebody else wrote for the triplets.
+
+        ``context`` is `Rewards.context` of the triplets, where the caller has it.
+        """
         found = tokens.encode(self.tokenizer, texts, self.config.prompt_length)
-        context, last = self.rewards.context(triplets), len(triplets) - 1
+        context, last = context or self.rewards.context(triplets), len(triplets) - 1
         parts = []
         for start in range(0, len(triplets), batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), last)
@@ -197,6 +216,14 @@ class Rewriter:
             text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         ]
 
+    def know(self, triplets: Sequence[Triplet]) -> Known:
+        """What `write` wants to know of triplets: rows of `prompts`, and of the rewards' context.
+
+        Raises:
+            UserError: as `prompts` and `Rewards.context`.
+        """
+        return self.prompts(triplets), self.rewards.context(triplets)
+
     def write(
         self,
         triplets: Sequence[Triplet],
@@ -204,12 +231,14 @@ class Rewriter:
         trainable: Any = None,
         batch_size: int = 64,
         what: str = "rewriting",
+        known: Known | None = None,
     ) -> Written:
         """A text for each triplet, by the policy (or by the reference, without ``trainable``).
 
-        ``what`` names the work on the progress line; without it there is none.
+        ``what`` names the work on the progress line; without it there is none. ``known`` is
+        `know` of the triplets, where the caller has it.
         """
-        prompts, context = self.prompts(triplets), self.rewards.context(triplets)
+        prompts, context = known or self.know(triplets)
         parts: list[dict[str, Any]] = []
         texts: list[str] = []
         with Progress(what, len(triplets), unit="text", enabled=bool(what)) as progress:
@@ -230,8 +259,8 @@ class Rewriter:
                 texts.extend(said[:n])
                 progress.update(n)
         facts = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-        known = {k: facts.pop(k) for k in ("kl", "fluency", "ended")}
-        return Written(texts, facts, **known)
+        of_text = {k: facts.pop(k) for k in ("kl", "fluency", "ended")}
+        return Written(texts, facts, **of_text)
 
 
 def _facts(done: Trajectory, components: dict[str, Array]) -> dict[str, Array]:

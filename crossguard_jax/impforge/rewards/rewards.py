@@ -291,10 +291,16 @@ class Rewards:
         """The same from texts, on the host."""
         return self._texts(texts)
 
-    def words(self, texts: Sequence[str], triplets: Sequence[Triplet]) -> Float[np.ndarray, " B"]:
-        """The overlap reward by whole words: for evaluation, on the host."""
-        pictures = self._pictures([(t.id, t.image) for t in triplets])
-        return overlap.overlap_of_words(texts, pictures, self._words, self._tau)
+    def words(
+        self, texts: Sequence[str], picture: Float[np.ndarray, "B D"]
+    ) -> Float[np.ndarray, " B"]:
+        """The overlap reward by whole words: for evaluation, on the host.
+
+        Args:
+            texts: the policy's, decoded.
+            picture: the ``picture`` of each text's own `context`.
+        """
+        return overlap.overlap_of_words(texts, picture, self._words, self._tau)
 
 
 def _check(config: Any) -> None:

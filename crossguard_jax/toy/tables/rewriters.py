@@ -153,7 +153,8 @@ def _measure(
     rewriter: Rewriter, trained: Any, test: Matched, target: GuardedTarget, seed: int, config: Any
 ) -> dict[str, Estimate]:
     triplets, key = test.read(), jax.random.key(1_000 + seed)
-    after, before = (rewriter.write(triplets, key, part) for part in (trained, None))
+    known = rewriter.know(triplets)
+    after, before = (rewriter.write(triplets, key, part, known=known) for part in (trained, None))
     coef = config.ppo.settings.kl_coef
     weights = dict.fromkeys(REWARDS, 1.0)
     gain = objective(after, weights, coef) - objective(before, weights, coef)
@@ -165,7 +166,7 @@ def _measure(
         "gain": mean(gain),
         "kl": mean(after.kl),
         **{name: mean(after.components[name]) for name in weights},
-        "words": mean(rewriter.rewards.words(after.texts, triplets)),
+        "words": mean(rewriter.rewards.words(after.texts, known[1]["picture"])),
         **truth_figures(meant),
         "asr": asr,
         **{name: Estimate.exact(value, len(rows)) for name, value in various.items()},

@@ -85,6 +85,13 @@ def state(rewriter, config, adam=None):
     return jax.tree.map(jnp.copy, made)
 
 
+def test_prompts_are_as_wide_as_the_longest_wants(rewriter):
+    mask = rewriter.prompts(world(8))["prompt_mask"]
+    longest = mask.sum(axis=1).max()
+    assert longest <= mask.shape[1] < longest + 16 and mask.shape[1] % 16 == 0
+    assert mask[:, -1].all() and mask.shape[1] < rewriter.config.prompt_length
+
+
 def test_before_training_the_policy_is_the_reference_and_the_critic_is_zero(rollout):
     assert rollout.mask.any(axis=1).all()
     np.testing.assert_array_equal(rollout.logprobs, rollout.reference)

@@ -146,15 +146,17 @@ def test_overlap_of_words_is_clips_cosine_of_every_word() -> None:
             cosines = [torch.cosine_similarity(embedded(w), x, dim=0).item() for w in row]
             excess = [max(0.0, c - 0.15) for c in cosines]
             expected.append(1 - sum(excess) / len(excess) if excess else 0.0)
-    found = judges("caption").words(texts, about)
+    judge = judges("caption")
+    found = judge.words(texts, judge.context(about)["picture"])
     assert found.dtype == np.float32 and found.min() == 0 and found[0] < 1
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_spelling_a_word_out_does_not_hide_it() -> None:
-    about = triplets()[:1]
+    judge = judges("caption")
+    picture = judge.context(triplets()[:1])["picture"]
     plain, *spelled = (
-        judges("caption").words([f"touch the {text} now"], about)[0]
+        judge.words([f"touch the {text} now"], picture)[0]
         for text in ("kettle", "k e t t l e", "K-E-T-T-L-E", "k.e.t.t.l.e", "*kettle*")
     )
     assert spelled == [plain] * 4
