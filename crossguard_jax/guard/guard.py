@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, shardings
 from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate, get_template
 from crossguard_jax.guard.encoding import (
@@ -59,7 +59,11 @@ class Guard:
         self.model, self.folder, self.mesh, self.rules = model, Path(folder), mesh, rules
         self.encoder = Encoder(folder, model.config, settings)
         self.settings = self.encoder.settings
-        self._parts = lora.split(model)
+        graphdef, adapters, frozen = lora.split(model)
+        if mesh is not None:
+            # The base is there; an adapter that was read or made beside it may not be.
+            adapters = jax.device_put(adapters, shardings(adapters, mesh, rules))
+        self._parts = graphdef, adapters, frozen
 
     @classmethod
     def from_pretrained(

@@ -118,8 +118,7 @@ def run(
             immunized = _immunize(folder, run_folder, immunize_overrides)
             guards[name] = immunized.guard
         elif variant and shipped.is_dir() and not from_scratch:
-            mesh, rules = _placed(config)
-            guards[name] = Guard.from_pretrained(shipped, mesh=mesh, rules=rules)
+            guards[name] = _shipped(config, shipped)
             made[name] = "shipped"
         elif variant:
             guards[name] = train_guard(
@@ -166,8 +165,16 @@ def _placed(config: Any) -> tuple[Mesh, Rules]:
     return make_mesh(**config.mesh), {**DEFAULT_RULES, **config.axis_rules}
 
 
+# All guards are built alike, also the untrained one, so that they run as one compiled program.
+
+
+def _shipped(config: Any, folder: Path) -> Guard:
+    mesh, rules = _placed(config)
+    return Guard.from_pretrained(folder, mesh=mesh, rules=rules, remat=config.model.remat)
+
+
 def _untrained(config: Any) -> Guard:
-    """The base, with an adapter that does nothing yet: it runs as the program that guards are."""
+    """The base with an adapter that does nothing yet."""
     base, own = load_base(config, *_placed(config)), config.lora
     model = lora.attach(base.model, own.targets, own.rank, own.alpha, jax.random.key(0))
     return Guard(model, base.folder, base.settings, base.mesh, base.rules)

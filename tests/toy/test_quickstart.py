@@ -10,6 +10,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalG
 
 from crossguard_jax import Guard
 from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.core.config import load_config
+from crossguard_jax.guard.guard import _p_unsafe
 from crossguard_jax.toy import quickstart
 from crossguard_jax.toy.world.sources import records
 
@@ -59,7 +61,7 @@ def rows(folder, split):
     return [json.loads(line) for line in (folder / "data" / f"{split}.jsonl").open()]
 
 
-@pytest.mark.parametrize("shipped", quickstart.SHIPPED.iterdir(), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("shipped", sorted(quickstart.SHIPPED.iterdir()), ids=lambda p: p.name)
 def test_a_shipped_adapter_finds_its_base_on_any_machine(shipped, tmp_path):
     Guard.from_pretrained(shipped).save_pretrained(tmp_path, format="peft")
     for folder in (shipped, tmp_path):
@@ -110,6 +112,18 @@ def test_the_shipped_control_is_what_its_card_says():
     found = guard.score([r.image for r in rows], [r.text for r in rows])
     right = [v.unsafe == (r.label == "unsafe") for v, r in zip(found, rows, strict=True)]
     assert np.mean(right) >= 0.85
+
+
+def test_guards_run_as_one_program_and_the_untrained_one_is_the_base():
+    config = load_config("configs/guard.py:tiny")
+    trained = quickstart._shipped(config, quickstart.SHIPPED / "guard_explicit_only")
+    (row,) = records("explicit_text", "val", 1)
+    before = _p_unsafe._cache_size()
+    trained.score([row.image], [row.text])
+    (found,) = quickstart._untrained(config).score([row.image], [row.text])
+    assert _p_unsafe._cache_size() == before + 1
+    (wanted,) = Guard.from_pretrained("toy://llava", prompt="short").score([row.image], [row.text])
+    assert found.p_unsafe == pytest.approx(wanted.p_unsafe, abs=1e-6)
 
 
 def test_data_lies_beside_its_pictures(folder):

@@ -112,7 +112,7 @@ def against_trl(
         timed = interleave(sides, runs, "PPO iteration")
     low, median, high = ratios(timed["trl"], timed["jax"])
     rate = product_flops / timed["matmul"].median
-    flops = _flops(config, vocabulary, count(rewriter.start["policy"]))
+    flops = _flops(config, vocabulary)
     return {
         "ratio": {"median": median, "low": low, "high": high},
         "seconds": {name: timed[name].median for name in ("trl", "jax")},
@@ -197,20 +197,27 @@ def _check_equal(rewriter: Rewriter, prompts: np.ndarray, hello: Mapping[str, An
         raise UserError(f"TRL trains {hello['trained']:,} parameters, we train {trained:,}")
 
 
-def _flops(config: ConfigDict, vocabulary: int, n_adapter: int) -> float:
+def _flops(config: ConfigDict, vocabulary: int) -> float:
     """The least that an iteration takes.
 
     Sampling, reference and critic are a forward pass over prompt and text each, the update is
     ``epochs`` forward passes of policy and critic, and as much again for the inputs' gradients of
     the frozen base. A forward pass is 2N a token with the adapter's N among them, two products of
-    attention below the diagonal, and the head at the text's tokens.
+    attention below the diagonal, and the head at the text's tokens. Of the last layer a prompt
+    needs keys and values alone.
     """
     b, p = config.ppo.batch_size, config.rewriter.prompt_length
-    n = config.rewriter.max_new_tokens
-    matrices = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * INNER)
-    attention = 2 * (p + n) ** 2 * WIDTH * LAYERS
-    base = 2 * matrices * (p + n) + attention
-    adapted, head = base + 2 * n_adapter * (p + n), 2 * WIDTH * vocabulary * n
+    n, rank = config.rewriter.max_new_tokens, config.rewriter.lora.rank
+    square, wide = (WIDTH, WIDTH), (WIDTH, INNER)
+
+    def passed(numbers: Callable[[int, int], int]) -> int:
+        """What a forward pass multiplies with, by the numbers that each matrix brings."""
+        keys_values, rest = 2 * numbers(*square), 2 * numbers(*square) + 3 * numbers(*wide)
+        return ((LAYERS - 1) * (keys_values + rest) + keys_values) * (p + n) + rest * n
+
+    attention = 2 * WIDTH * ((LAYERS - 1) * (p + n) ** 2 + n * (2 * p + n))
+    base = 2 * passed(lambda i, o: i * o) + attention
+    adapted, head = base + 2 * passed(lambda i, o: rank * (i + o)), 2 * WIDTH * vocabulary * n
     rollout = (adapted + head) + (base + head) + adapted
     update = config.ppo.settings.epochs * 2 * ((adapted + head) + adapted)
     return float(b * (rollout + update))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 
 import numpy as np
@@ -12,7 +13,6 @@ import transformers
 from crossguard_jax import cli, verbs
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.tree import count
 from crossguard_jax.evals.bench import attacks, forge, guard, overlap, ppo, retrieval
 from crossguard_jax.evals.bench.trl_side import Worker
 from crossguard_jax.evals.bench.trl_worker import share_of_vowels
@@ -124,14 +124,17 @@ def test_another_model_or_another_share_of_it_trained_is_noticed(config, rewrite
         ppo._check_equal(rewriter, prompts, hello | {"trained": trained + 1})
     with pytest.raises(UserError, match="another one"):
         ppo._check_equal(rewriter, prompts, hello | {"logprobs": [-70.0, -70.0]})
-    # The floor is all that the model's matrices are multiplied with, and little besides.
-    n_adapter = count(rewriter.start["policy"])
-    tokens = config.ppo.batch_size * (
-        config.rewriter.prompt_length + config.rewriter.max_new_tokens
-    )
-    passes = 3 + 2 * 2 * config.ppo.settings.epochs
-    least = 2 * passes * tokens * (sum(p.numel() for p in layers) + n_adapter)
-    assert 0.9 * least < ppo._flops(config, theirs.vocab_size, n_adapter) < 1.2 * least
+    # The floor is all that the model's matrices are multiplied with, and little besides; the
+    # prompt meets those of the last layer for its keys and values alone.
+    text, prompt = config.rewriter.max_new_tokens, config.rewriter.prompt_length
+    least, rank = 0, config.rewriter.lora.rank
+    for name, weight in theirs.named_parameters():
+        if name.endswith("_proj.weight"):
+            last = f"layers.{ppo.LAYERS - 1}." in name and not re.search(r"\.[kv]_proj", name)
+            tokens = text if last else prompt + text
+            least += tokens * (weight.numel() + rank * sum(weight.shape))
+    least *= 2 * config.ppo.batch_size * (3 + 2 * 2 * config.ppo.settings.epochs)
+    assert 0.9 * least < ppo._flops(config, theirs.vocab_size) < 1.2 * least
 
 
 @pytest.mark.parametrize(("module", "batch"), [(guard, 4), (forge, 64), (attacks, 4)])
