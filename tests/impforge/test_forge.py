@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from crossguard_jax.core.config import load_config
@@ -107,6 +108,20 @@ def test_a_run_leaves_the_data_in_both_forms_with_its_card(rewriter, tmp_path: P
     assert card["kept"] == done.kept and card["identity"]["policy"] == "none"
     assert 0 < card["diversity"]["distinct_texts"] <= 1
     assert f"{done.written:,}" in (tmp_path / "data_card.md").read_text()
+
+
+def test_a_candidate_is_judged_beside_its_own_picture_and_query(rewriter, tmp_path: Path) -> None:
+    run(rewriter, tmp_path, ForgeSettings(samples=2, least=LOW))
+    known = {t.id: t for t in world(12)}
+    rows = [json.loads(line) for line in (tmp_path / CANDIDATES).read_text().splitlines()]
+    rows = [row for row in rows if row["triplet"] in known]
+    assert len(rows) == 2 * 12
+    texts, own = [row["text"] for row in rows], [known[row["triplet"]] for row in rows]
+    found = dict(rewriter.rewards_of(texts, own, batch_size=8))
+    found["words"] = rewriter.rewards.words(texts, rewriter.rewards.context(own)["picture"])
+    for name in ("semantic", "caption_alone", "words"):
+        said = [row["rewards"][name] for row in rows]
+        np.testing.assert_allclose(said, found[name], atol=1e-4, err_msg=name)
 
 
 def _twins(folder: Path) -> set[str]:
