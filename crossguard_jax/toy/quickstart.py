@@ -51,11 +51,19 @@ SYSTEMS = {
 }
 """Dotted name -> (folder under models/, variant of configs/guard.py, name to show)."""
 
-DATA = (
+_PLAIN = "explicit and typographic requests, benign questions"
+_FORGED = f"implicit requests that ImpForge forged, {_PLAIN}"
+_WORLD = (
     "Rows of the small world (household pictures drawn by a program, questions from templates): "
-    "implicit requests that ImpForge forged, explicit and typographic ones, benign questions. Made "
-    "anew by anyone."
+    "{}. Made anew by anyone."
 )
+DATA = {
+    "guard.full": _WORLD.format(_FORGED),
+    "guard.immunized": _WORLD.format(f"{_FORGED}; the same under attack"),
+    "guard.explicit_only": _WORLD.format(_PLAIN),
+    "base": "Captions, questions and lettering of the small world; no row says what is safe.",
+}
+"""Dotted name -> what the model learned from, for its card."""
 
 SHORTER, QUERIES = ("--config.ppo.iterations=20",), 1_200
 """A smaller forge than the table's: the rewriter has learned what it will after ten iterations."""
@@ -241,7 +249,7 @@ def _export(folder: Path, guards: dict[str, Guard], immunized: Immunized, judged
             for key, estimate in judged.results[name].items()
             if key.split(".")[-1] in ("asr", "fpr") and ".category." not in key
         }
-        card = ModelCard(base="the small LLaVA of crossguard_jax", data=DATA, metrics=metrics)
+        card = ModelCard(base="the small LLaVA of crossguard_jax", data=DATA[name], metrics=metrics)
         saved = immunized if name == "guard.immunized" else guard
         saved.save_pretrained(
             folder / "models" / SYSTEMS[name][0], card=replace(card, license="apache-2.0")

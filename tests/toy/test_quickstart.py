@@ -159,6 +159,11 @@ def test_every_model_loads_in_transformers_and_scores_as_we_do(folder):
         (ours,) = guard.score([image], [row["text"]])
         assert abs(ours.p_unsafe - scores[name]) <= 1e-5
     assert np.ptp(list(scores.values())) > 0, "training changed nothing"
+    cards = {name: (folder / "models" / name / "README.md").read_text() for name in scores}
+    assert {name for name, card in cards.items() if "forged" in card} == {
+        "guard",
+        "guard_immunized",
+    }
 
 
 def test_a_second_run_finds_everything_done(folder):
