@@ -145,21 +145,21 @@ def _write_candidates(
     """Every triplet ``samples`` times, in chunks; those that are there are not written anew."""
     path = folder / CANDIDATES
     rows = [v for _, v in jsonl.read_jsonl(path) if isinstance(v, dict)] if path.exists() else []
-    order = [t for _ in range(settings.samples) for t in triplets]
-    rows = rows[: len(rows) // batch_size * batch_size] if len(rows) < len(order) else rows
+    total = settings.samples * len(triplets)
+    rows = rows[: len(rows) // batch_size * batch_size] if len(rows) < total else rows
     jsonl.write_atomic(path, b"".join(jsonl.dumps(row) for row in rows))
-    if len(rows) == len(order):
+    if len(rows) == total:
         return rows
     key = jax.random.key(settings.seed)
     # Once, since a triplet comes `samples` times.
     prompts, context = rewriter.know(triplets)
     with (
         jsonl.JsonlWriter(path) as writer,
-        Progress("forging", len(order), unit="text", start=len(rows)) as progress,
+        Progress("forging", total, unit="text", start=len(rows)) as progress,
     ):
-        for start in range(len(rows), len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            at = np.arange(start, start + len(chunk)) % len(triplets)
+        for start in range(len(rows), total, batch_size):
+            at = [i % len(triplets) for i in range(start, min(start + batch_size, total))]
+            chunk = [triplets[i] for i in at]
             about = {k: v[at] for k, v in context.items()}
             written = rewriter.write(
                 chunk,

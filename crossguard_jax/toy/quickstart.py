@@ -262,7 +262,7 @@ def _write_data(folder: Path, tests: dict[str, list[Record]], overrides: Sequenc
     held = load_config("configs/guard.py:explicit_only", overrides).data.validation
     opened: dict[str, dict[str, Any]] = {
         "train": open_sources(config.data.sources, datasets, {SOURCE: read}),
-        "val": open_sources(held, datasets / "validation", {SOURCE: read}),
+        "val": open_sources(held, datasets / "val", {SOURCE: read}),
         "test": tests,
     }
     for split, rows in opened.items():
