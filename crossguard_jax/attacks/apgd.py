@@ -1,5 +1,6 @@
 """Auto-PGD (Croce and Hein, arXiv 2003.01690, algorithm 1): gradient ascent that sets its steps."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,40 +90,45 @@ def _attempt(
     objective: Objective, x: Array, key: PRNGKeyArray, budget: Budget, best: AttackResult
 ) -> AttackResult:
     start_key, first_key, steps_key = jax.random.split(key, 3)
-    here = projections.random_start(x, start_key, budget) if budget.random_start else x
-    outcome, gradient = search.evaluate(objective, here, first_key)
-    loss, rows = outcome.loss, x.shape[:1]
+    start = projections.random_start(x, start_key, budget) if budget.random_start else x
     first_step = jnp.asarray(budget.epsilon, x.dtype) * (budget.relative_step or 2.0)
-    state = _State(
-        x=here,
-        previous=here,
-        gradient=gradient,
-        loss=loss,
-        step=jnp.broadcast_to(first_step, rows),
-        peak=here,
-        peak_gradient=gradient,
-        peak_loss=loss,
-        rises=jnp.zeros(rows, jnp.int32),
-        checked_loss=loss,
-        halved=jnp.ones(rows, bool),
-    )
 
+    def begin(gradient: Array, loss: Array) -> _State:
+        rows = loss.shape
+        return _State(
+            x=start,
+            previous=start,
+            gradient=gradient,
+            loss=loss,
+            step=jnp.broadcast_to(first_step, rows),
+            peak=start,
+            peak_gradient=gradient,
+            peak_loss=loss,
+            rises=jnp.zeros(rows, jnp.int32),
+            checked_loss=loss,
+            halved=jnp.ones(rows, bool),
+        )
+
+    # Its evaluation of the start is the loop's too: the gradient is most of what compiles.
     def step(carry: tuple, now: tuple) -> tuple[tuple, None]:
         state, best = carry
         key, index, window = now
-        here = _move(state, x, budget, jnp.where(index == 0, 1.0, MOMENTUM))
+        moved = _move(state, x, budget, jnp.where(index == 0, 1.0, MOMENTUM))
+        here = jnp.where(index < 0, start, moved)
         outcome, gradient = search.evaluate(objective, here, key)
         best = search.better(search.found(here, outcome), best)
-        state = _arrive(state, here, gradient, outcome.loss)
-        return (_check(state, window), best), None
+        arrived = _check(_arrive(state, here, gradient, outcome.loss), window)
+        begun = begin(gradient, outcome.loss)
+        state = jax.tree.map(functools.partial(jnp.where, index < 0), begun, arrived)
+        return (state, best), None
 
     schedule = (
-        jax.random.split(steps_key, budget.steps),
-        jnp.arange(budget.steps),
-        jnp.asarray(checkpoints(budget.steps)),
+        jnp.concatenate([first_key[None], jax.random.split(steps_key, budget.steps)]),
+        jnp.arange(-1, budget.steps),
+        jnp.concatenate([np.zeros(1, np.int32), checkpoints(budget.steps)]),
     )
-    start = (state, search.better(search.found(here, outcome), best))
-    (_, best), _ = jax.lax.scan(step, start, schedule)
+    nowhere = begin(jnp.zeros_like(x), jnp.zeros_like(best.loss))
+    (_, best), _ = jax.lax.scan(step, (nowhere, best), schedule)
     return best
 
 

@@ -75,15 +75,18 @@ def _attempt(objective: Objective, x: Array, key: PRNGKeyArray, budget: Budget) 
         index, best = carry
         return (index < budget.steps) & ~jnp.all(best.success)
 
+    # Its judgement of the start is the loop's too, so that the model compiles once.
     def query(carry: tuple[Array, AttackResult]) -> tuple[Array, AttackResult]:
         index, best = carry
+        starts = index < 0
         square_key, objective_key = jax.random.split(jax.random.fold_in(steps_key, index))
-        candidate = propose(best.x_adv, x, square_key, budget, all_sides[index])
-        new = search.judge(objective, candidate, objective_key)
+        proposed = propose(best.x_adv, x, square_key, budget, all_sides[index])
+        candidate = jnp.where(starts, x_adv, proposed)
+        new = search.judge(objective, candidate, jnp.where(starts, first_key, objective_key))
         return index + 1, search.better(new, best)
 
-    first = search.judge(objective, x_adv, first_key)
-    return jax.lax.while_loop(go_on, query, (jnp.zeros((), jnp.int32), first))[1]
+    nothing = search.nothing_found(objective, x, first_key)
+    return jax.lax.while_loop(go_on, query, (-jnp.ones((), jnp.int32), nothing))[1]
 
 
 def _signs(key: PRNGKeyArray, shape: tuple[int, ...], x: Array) -> Array:

@@ -183,26 +183,33 @@ class Suite:
 
     @cached_property
     def _programs(self) -> dict[str, Program]:
-        """An attack and its judge, compiled once: radii and parameters are arguments."""
-        return {name: jax.jit(self._program(attack)) for name, attack in self.attacks.items()}
+        """Attacks, compiled once: radii and parameters are arguments."""
+        return {name: self._program(attack) for name, attack in self.attacks.items()}
 
     def _program(self, attack: NamedAttack) -> Program:
+        """An attack, and the judge that all attacks share."""
         climbed = attack.objective or self.objective
 
-        def run(
+        @jax.jit
+        def searched(
             params: PyTree, rows: PyTree, x: Array, key: PRNGKeyArray, budget: Budget
-        ) -> dict[str, Array]:
+        ) -> tuple[Array, Array]:
             def plain(x: Array, key: PRNGKeyArray) -> Outcome:
                 return climbed(params, rows, x, key)
 
             objective = eot(plain, attack.samples) if attack.samples > 1 else plain
-            search_key, judge_key = jax.random.split(key)
             search = attack.attack(params, rows) if attack.bound else attack.attack
-            x_adv = search(objective, x, search_key, budget).x_adv
+            x_adv = search(objective, x, key, budget).x_adv
             excess = _excess(x_adv, x, budget)
-            if self.pictures:
-                x_adv = projections.through_uint8(x, x_adv, budget)
-            judged = self._judged(params, rows, x_adv, judge_key)
+            return projections.through_uint8(x, x_adv, budget) if self.pictures else x_adv, excess
+
+        def run(
+            params: PyTree, rows: PyTree, x: np.ndarray, key: PRNGKeyArray, budget: Budget
+        ) -> dict[str, Any]:
+            search_key, judge_key = jax.random.split(key)
+            x_adv, excess = searched(params, rows, x, search_key, budget)
+            # From the host, as clean rows come: the judge of arrays on a mesh is another program.
+            judged = self._judge(params, rows, np.asarray(x_adv), judge_key)
             return judged | {"excess": excess} | ({"x_adv": x_adv} if self.keep else {})
 
         return run

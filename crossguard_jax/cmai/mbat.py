@@ -40,11 +40,13 @@ class Answers:
         loss: of the task, in nats.
         margin: above 0 the answer is wrong.
         s_c: how well the text fits the picture.
+        h_v: what S_c sees of the picture, [B, D_v], where a check learns beside the model.
     """
 
     loss: Any
     margin: Any
     s_c: Any
+    h_v: Any = None
 
 
 Answer = Callable[[Any, Any, Any, Inputs], Answers]
@@ -150,8 +152,10 @@ def mbat_loss(
     batch: Any,
     key: PRNGKeyArray,
     arm: ArmState,
-) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, " B"], Inputs]]:
-    """The outer loss of a batch, with figures, S_c of the adversarial rows for ARM, and the rows.
+) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, " B"], dict[str, Array]]]:
+    """The outer loss of a batch, with figures, S_c of the adversarial rows for ARM, and what a loss
+    beside it may add to the batch: ``attacked``, the adversarial pixels; and ``h_v`` and
+    ``attacked_h_v``, where the model gives them.
 
     Args:
         answer: the model.
@@ -167,8 +171,9 @@ def mbat_loss(
     clean = (batch["pixels"], jnp.zeros((*batch["text_mask"].shape, width), jnp.float32))
     at = jax.lax.stop_gradient(trainable)
     attacked = perturbed(answer, settings, at, frozen, batch, clean, key, arm)
-    plain = answer(trainable, frozen, batch, clean)
-    hard = answer(trainable, frozen, batch, attacked)
+    both = jax.tree.map(lambda *rows: jnp.stack(rows), clean, attacked)
+    found = jax.vmap(lambda inputs: answer(trainable, frozen, batch, inputs))(both)
+    plain, hard = (jax.tree.map(lambda rows, i=i: rows[i], found) for i in (0, 1))
     loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * hard.loss.mean()
     metrics = {
         "clean_loss": plain.loss.mean(),
@@ -181,7 +186,10 @@ def mbat_loss(
         "epsilon": arm.epsilon,
         "lambda": arm.lambda_,
     }
-    return loss, (metrics, hard.s_c, attacked)
+    seen = {"attacked": attacked[0]}
+    if plain.h_v is not None:
+        seen |= {"h_v": plain.h_v, "attacked_h_v": hard.h_v}
+    return loss, (metrics, hard.s_c, seen)
 
 
 @jax.tree_util.register_dataclass
@@ -216,8 +224,8 @@ def make_immunize_step(
         optimizer: moves ``state.trainable``.
         width: D, of the model's token embeddings.
         prepare: adds to a batch what neither the attack nor the gradient goes through, once a step.
-        beside: a loss to add, such as the consistency check's; its batch has ``attacked``, the
-            adversarial pixels.
+        beside: a loss to add, such as the consistency check's; `mbat_loss` says what more its
+            batch has.
     """
 
     def step(state: CmaiState, frozen: Any, batch: Any) -> tuple[CmaiState, Metrics]:
@@ -225,11 +233,11 @@ def make_immunize_step(
         batch = prepare(state.trainable, frozen, batch)
 
         def loss(trainable: Any) -> tuple[Array, Any]:
-            value, (metrics, s_c, attacked) = mbat_loss(
+            value, (metrics, s_c, seen) = mbat_loss(
                 answer, settings, width, trainable, frozen, batch, key, state.arm
             )
             if beside is not None:
-                more, theirs = beside(trainable, frozen, batch | {"attacked": attacked[0]}, key)
+                more, theirs = beside(trainable, frozen, batch | seen, key)
                 value, metrics = value + more, metrics | theirs
             return value, (metrics, s_c)
 

@@ -253,7 +253,7 @@ def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:
 
     for source in run.held.values():
         batches = pipeline.evaluation(
-            source, batch_size=run.config.train.batch_size, transform=run.encode
+            source, batch_size=run.config.cmcv.train.batch_size, transform=run.encode
         )
         for batch in batches:
             mask = batch.pop("mask") & batch["has_picture"]

@@ -217,6 +217,7 @@ class Task:
             cross_entropy(logits, labels),
             margin_from(logits, labels),
             self.s_c(trainable, batch, h_v),
+            h_v,
         )
 
     def pairs(
@@ -237,21 +238,23 @@ class Task:
             batch: one that `read` has been through.
             joint: let the check's loss move the adapter.
             adversarial: the check learns to tell the batch's ``attacked`` pictures, too.
+
+        Pictures whose ``h_v`` (``attacked_h_v``) is in the batch are not seen again.
         """
 
-        def seen(pixels: Array) -> Array:
-            _, h_v = self.see(trainable, frozen, pixels)
+        def seen(known: str, pixels: str) -> Array:
+            h_v = batch[known] if known in batch else self.see(trainable, frozen, batch[pixels])[1]
             return h_v if joint else jax.lax.stop_gradient(h_v)
 
         ids, there = batch["read_ids"], batch["has_picture"]
         same = (ids[:, None] == ids[None]).all(axis=-1)
         pairs = {
-            "h_v": seen(batch["pixels"]),
+            "h_v": seen("h_v", "pixels"),
             "h_t": batch["h_t"],
             "aligned": there,
             "negatives": ~same & there[:, None] & there[None],
         }
-        return pairs | ({"attacked_v": seen(batch["attacked"])} if adversarial else {})
+        return pairs | ({"attacked_v": seen("attacked_h_v", "attacked")} if adversarial else {})
 
     def aim(self, trainable: Any, frozen: Any, batch: Any) -> Any:
         """The batch with ``aim``, the tower's states of the clean pictures without the adapter:
@@ -264,6 +267,6 @@ class Task:
     ) -> Answers:
         """`mbat.Answer` that knows no task: the loss is how far the tower's states are from their
         ``aim``, squared, summed over the width, the mean over tokens."""
-        states, _ = self.see(trainable, frozen, inputs[0], scale)
+        states, h_v = self.see(trainable, frozen, inputs[0], scale)
         away = ((states - batch["aim"]).astype(jnp.float32) ** 2).sum(axis=-1).mean(axis=-1)
-        return Answers(away, jnp.zeros_like(away), jnp.full_like(away, NO_PICTURE))
+        return Answers(away, jnp.zeros_like(away), jnp.full_like(away, NO_PICTURE), h_v)

@@ -9,7 +9,7 @@ from crossguard_jax.evals.benchmarks import ScoredRows
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.progress import Progress
 
-WINDOW = 512
+WINDOW = 1_024
 """Rows scored at once; the memory that pictures take is bounded by it."""
 
 

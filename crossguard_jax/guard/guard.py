@@ -227,7 +227,8 @@ class Guard:
             else:
                 rows[i] = row
         scores: dict[int, float] = {}
-        for length, some in self._batches(rows, batch_size):
+        running: tuple[list[int], Array | np.ndarray] = [], np.zeros(0)
+        for length, size, some in self._batches(rows, batch_size):
             pixels: dict[int, np.ndarray | None] = {}
             for i in some:
                 try:
@@ -240,7 +241,11 @@ class Guard:
             slots = side_by_side([*pixels.values()])
             if slots is not None:
                 batch["pixel_values"] = slots
-            scores |= zip(pixels, self.score_batch(batch).tolist(), strict=True)
+            # This batch is on its way while the one before it is waited for, and so are pictures
+            # of the next while it runs.
+            before, running = running, ([*pixels], self._start(batch, size))
+            scores |= _taken(*before)
+        scores |= _taken(*running)
         cut = self.settings.threshold if threshold is None else threshold
         words = self.settings.prompt
         verdicts = {}
@@ -255,14 +260,18 @@ class Guard:
 
     def _batches(
         self, rows: Mapping[int, Row], batch_size: int
-    ) -> Iterator[tuple[int, Sequence[int]]]:
-        """``(padded length, rows)``: rows of one length, those with a picture together."""
+    ) -> Iterator[tuple[int, int, Sequence[int]]]:
+        """``(padded length, batch size, rows)``: rows of one length, those with a picture together.
+
+        The last rows of a length are computed as a batch of the size of those before it.
+        """
         lengths = {i: bucket(len(r.ids), self.settings.max_length) for i, r in rows.items()}
         order = sorted(rows, key=lambda i: (lengths[i], rows[i].has_picture))
         for length, same in itertools.groupby(order, key=lengths.__getitem__):
             group = list(same)
+            size = filled(min(len(group), batch_size))
             for start in range(0, len(group), batch_size):
-                yield length, group[start : start + batch_size]
+                yield length, size, group[start : start + batch_size]
 
     def score_batch(self, batch: dict[str, np.ndarray], parts: Any = None) -> np.ndarray:
         """p_unsafe, float32 [B], of an encoded batch with one picture slot a row.
@@ -272,16 +281,20 @@ class Guard:
 
         The batch is filled up (see `filled`), so that few shapes are ever compiled.
         """
-        n = batch["input_ids"].shape[0]
-        size = filled(n)
+        n = len(batch["input_ids"])
+        return np.asarray(self._start(batch, filled(n), parts))[:n]
+
+    def _start(self, batch: dict[str, np.ndarray], size: int, parts: Any = None) -> Array:
+        """p_unsafe [size] of a batch filled up with its last row; it is not waited for."""
+        missing = size - len(batch["input_ids"])
         arrays: dict[str, Any] = {
-            k: np.concatenate([v, np.repeat(v[-1:], size - n, axis=0)]) for k, v in batch.items()
+            k: np.concatenate([v, np.repeat(v[-1:], missing, axis=0)]) for k, v in batch.items()
         }
         if self.mesh is not None:
             sharding = batch_sharding(self.mesh, self.rules, size)
             arrays = {k: jax.device_put(v, sharding) for k, v in arrays.items()}
         parts = parts or self._parts
-        return np.asarray(_p_unsafe(parts[0], parts[1:], arrays, np.asarray(self.label_ids)))[:n]
+        return _p_unsafe(parts[0], parts[1:], arrays, np.asarray(self.label_ids))
 
     def save_pretrained(
         self,
@@ -310,6 +323,11 @@ class Guard:
         else:
             raise UserError(f"format {format!r} is neither 'merged' nor 'peft'")
         self.settings.write(folder)
+
+
+def _taken(rows: list[int], scores: Array | np.ndarray) -> Iterator[tuple[int, float]]:
+    """Each row with its score; what fills the batch up has no row."""
+    return zip(rows, np.asarray(scores)[: len(rows)].tolist(), strict=True)
 
 
 def filled(n: int) -> int:

@@ -64,8 +64,10 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(n_out), axes=axes[1:]) if bias else None
 
     def __call__(self, x: Float[Array, "B *L n_in"]) -> Float[Array, "B *L n_out"]:
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return self._shifted(x @ self.kernel[...].astype(x.dtype))
+
+    def _shifted(self, y: Array) -> Array:
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 class Dense(Linear):
@@ -78,9 +80,10 @@ class Dense(Linear):
     def __call__(
         self, x: Float[Array, "B *L n_in"], lora_scale: LoraScale = 1.0
     ) -> Float[Array, "B *L n_out"]:
-        y = super().__call__(x)
-        if self.lora is not None:
-            y = y + self.lora(x, lora_scale)
+        if self.lora is None:
+            y = super().__call__(x)
+        else:
+            y = self._shifted(self.lora.beside(x, self.kernel[...].astype(x.dtype), lora_scale))
         return checkpoint_name(y, "projection")
 
 

@@ -65,18 +65,30 @@ DATA = {
 }
 """Dotted name -> what the model learned from, for its card."""
 
-SHORTER, QUERIES = ("--config.ppo.iterations=20",), 1_200
+SHORTER, QUERIES = ("--config.ppo.iterations=12",), 1_200
 """A smaller forge than the table's: the rewriter has learned what it will after ten iterations."""
+
+SOURCES = tuple(
+    f"--config.data.sources.{name}.limit={limit}"
+    for name, limit in {
+        "explicit_text": 4_096,
+        "explicit_picture": 2_048,
+        "typographic": 2_048,
+        "benign_vqa": 4_096,
+    }.items()
+)
+"""As many rows as training reads; the same for the guard and its immunization, so that they are
+drawn and written once."""
+
+SMALLER = ("--config.train.batch_size=40", *SOURCES)
+"""A guard of fewer rows than the table's, 40 and not 64 a step."""
 
 SHIPPED = Path(__file__).parent / "adapters"
 """Adapters that are not trained unless ``--from-scratch`` says so: controls, which say nothing of
 the forge."""
 
-IMMUNIZE = (
-    "--config.attack.epsilons=(0.0, 0.031372549, 0.125490196)",
-    "--config.data.sources.benign_vqa.limit=8192",
-)
-"""Attacks at 0, 8 and 32 of 255 grey levels; and the guard's own sources, written once for both."""
+IMMUNIZE = ("--config.attack.epsilons=(0.0, 0.031372549, 0.125490196)", *SOURCES)
+"""Attacks at 0, 8 and 32 of 255 grey levels, and the guard's own sources."""
 
 ATTACKED = 64
 """Rows that are attacked."""
@@ -163,7 +175,7 @@ def run(
 
 
 def _config(variant: str, folder: Path, overrides: Sequence[str]) -> Any:
-    config = load_config(f"configs/guard.py:{variant}", overrides)
+    config = load_config(f"configs/guard.py:{variant}", [*SMALLER, *overrides])
     if variant == "forged":
         config.data.sources.implicit.path = str(folder / "forge" / "forged" / "train.jsonl")
     return config

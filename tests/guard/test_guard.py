@@ -80,6 +80,20 @@ def test_a_verdict_does_not_depend_on_its_neighbours(guard):
     np.testing.assert_allclose(guard.score_batch(batch)[0], alone[0], atol=1e-5)
 
 
+def test_the_last_batch_is_as_large_as_those_before_it(guard, monkeypatch):
+    images, texts = rows(11)
+    sizes, start = [], guard._start
+    monkeypatch.setattr(guard, "_start", lambda b, size: sizes.append(size) or start(b, size))
+    expected = [v.p_unsafe for v in guard.score(images, texts)]
+    found = [v.p_unsafe for v in guard.score(images, texts, batch_size=4)]
+    # A length that one batch holds takes the least size that it fits; no size is a batch's own.
+    assert set(sizes) <= {1, 4, 16}
+    together = [v.p_unsafe for v in guard.score(images[:1] * 9, texts[:1] * 9, batch_size=4)]
+    assert sizes[-3:] == [4, 4, 4]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(together, expected[:1] * 9, atol=1e-5)
+
+
 def test_padding_does_not_change_the_verdict(guard):
     row = guard.encoder.tokenize(["can i touch it ?"], [True])
     slots = guard.encoder.slots([picture(3)])
@@ -162,9 +176,7 @@ def test_one_bad_row_costs_itself_alone(guard):
 
 
 def test_a_score_that_is_not_a_number_is_no_verdict(guard, monkeypatch):
-    monkeypatch.setattr(
-        guard, "score_batch", lambda batch: np.full(len(batch["input_ids"]), np.nan)
-    )
+    monkeypatch.setattr(guard, "_start", lambda batch, size: np.full(size, np.nan))
     with pytest.raises(UserError, match="row 0: .* not a number"):
         guard.score([None], ["can i touch it ?"])
 

@@ -78,6 +78,42 @@ def test_the_gradient_is_that_of_the_plain_products(rows):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [(1,), (40,), (3, 20)], ids=str)
+def test_beside_a_kernel_it_is_the_plain_products_either_way(tokens):
+    rng = np.random.default_rng(1)
+    x, kernel, a, b, weights = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((*tokens, 6), (6, 7), (6, 2), (2, 7), (*tokens, 7))
+    )
+
+    def ours(*operands):
+        x, kernel, a, b = operands
+        return (lora.Lora(a, b, 4.0, ("embed", "mlp")).beside(x, kernel, 0.5) * weights).sum()
+
+    def plain(x, kernel, a, b):
+        return ((x @ kernel + x @ a @ b) * weights).sum()  # 0.5 * alpha / R is 1
+
+    operands, every = (x, kernel, a, b), (0, 1, 2, 3)
+    for found, wanted in zip(
+        jax.grad(ours, every)(*operands), jax.grad(plain, every)(*operands), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours(*operands), plain(*operands), rtol=1e-5)
+
+
+def test_an_update_goes_into_the_kernel_where_that_is_less_work_and_exact():
+    def wide_products(n_tokens, dtype, scale):
+        update = lora.Lora(jnp.ones((8, 2)), jnp.ones((2, 8)), 4.0, ("embed", "mlp"))
+        kernel, x = jnp.ones((8, 8), dtype), jnp.ones((2, n_tokens // 2, 8), dtype)
+        text = jax.jit(update.beside).lower(x, kernel, scale).as_text()
+        return text.count("dot_general")
+
+    assert wide_products(4, jnp.float32, 1.0) == 2  # a @ b, and x with the sum: the same work
+    assert wide_products(2, jnp.float32, 1.0) == 3
+    assert wide_products(64, jnp.bfloat16, 1.0) == 3
+    assert wide_products(64, jnp.float32, jnp.ones(2)) == 3
+
+
 def test_each_row_takes_its_own_scale_pictures_included(base, rows):
     model, scales = adapted(base), [0.0, 1.0, 0.3, -2.0]
     mixed = logits(model, rows, scales)
