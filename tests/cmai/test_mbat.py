@@ -178,7 +178,7 @@ def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
 
     def scaled(trainable, frozen, batch, inputs):
         found = answer(trainable, frozen, batch, inputs)
-        return Answers(batch["weight"] * found.loss, found.margin, found.s_c)
+        return Answers(batch["weight"] * found.loss, found.margin, found.s_c, inputs[0])
 
     def prepare(trainable, frozen, batch):
         # It may look at what is trained, and no gradient goes through it.
@@ -187,7 +187,10 @@ def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
     def beside(trainable, frozen, batch, key):
         value = batch["weight"] * (trainable["w"] ** 2).sum()
         moved = jnp.abs(batch["attacked"] - batch["pixels"]).max()
-        return value, {"apart": value, "moved": moved}
+        # What was seen of the pictures in the same pass; here, the pictures.
+        seen = jnp.abs(batch["h_v"] - batch["pixels"]).max()
+        seen += jnp.abs(batch["attacked_h_v"] - batch["attacked"]).max()
+        return value, {"apart": value, "moved": moved, "seen_otherwise": seen}
 
     def written(w):
         weight = 2.0 + jnp.abs(trainable["w"]).sum()
@@ -202,6 +205,7 @@ def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
     np.testing.assert_allclose(after.trainable["w"], trainable["w"] - slope, rtol=1e-4, atol=1e-4)
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["moved"]) == pytest.approx(0.05, rel=1e-5)
+    assert float(metrics["seen_otherwise"]) == 0
     assert {"apart", "clean_loss", "epsilon"} <= set(metrics)
 
 

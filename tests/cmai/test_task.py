@@ -224,6 +224,19 @@ def test_attacked_pictures_are_beside_their_own_when_asked(system, batch):
     assert "attacked_v" not in alone
 
 
+def test_pictures_that_were_seen_are_not_seen_again(system, batch):
+    attacked = jnp.clip(batch["pixels"] + 0.05, 0, 1)
+    parts, shift = (system.trainable, system.frozen), jnp.zeros((1, 1, system.task.width))
+    known = {
+        name: system.task.answers(*parts, batch, (pixels, shift)).h_v
+        for name, pixels in (("h_v", batch["pixels"]), ("attacked_h_v", attacked))
+    }
+    wanted = system.task.pairs(*parts, batch | {"attacked": attacked}, adversarial=True)
+    found = system.task.pairs(*parts, batch | known | {"pixels": None}, adversarial=True)
+    for name in ("h_v", "attacked_v"):
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_checks_loss_moves_the_adapter_only_when_joint(system, batch, joint):
     loss = check_loss(system.task, joint, adversarial=True)
