@@ -36,14 +36,14 @@ def tiny() -> ConfigDict:
             "answer": " ",
             "safe": "safe",
             "unsafe": "unsafe",
-            "max_length": 48,
+            "max_length": 32,
         },
         "semantic": {
             "path": "toy://sentence",
             # "caption" (a Sentence-BERT of caption and text) or "clip_sum".
             "kind": "caption",
             "join": "{caption}. {text}",
-            "max_length": 80,
+            "max_length": 56,
         },
         # The paper's 0.2 suits published CLIPs; the small one's stands in its manifest.
         "overlap": {"path": "toy://clip", "tau": 0.19},

@@ -192,7 +192,7 @@ def make_iteration(
     sharding: NamedSharding | None = None,
 ) -> Step:
     """An iteration as the training loop wants it: ``step(state, frozen, batch)``."""
-    context = rewriter.rewards.context(triplets)
+    context = dict(rewriter.know(triplets)[1])
     own = rewriter.rewards_of([t.query for t in triplets], triplets, context=context)
     context["baseline"] = np.asarray(total(own, weights))
 
@@ -247,7 +247,7 @@ def train_rewriter(
     improve = make_improve(rewriter, adam, settings, weights, breadth, len(names))
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
     processes = jax.process_count()
-    arrays = rewriter.prompts(triplets) | {"category": np.asarray(categories, np.int32)}
+    arrays = {**rewriter.know(triplets)[0], "category": np.asarray(categories, np.int32)}
     rounds = Rounds(
         arrays,
         categories,

@@ -1,8 +1,8 @@
 """The rewriter with all it takes to write: prompts, tokenizer, policy, rewards.
 
-Training, evaluation and forging write through the same two jitted programs: `rollout` (sample,
-then evaluate by the training kernel) and the rewards' components. Between them lies the one host
-boundary: texts are decoded and tokenized again for models with other vocabularies.
+Training, evaluation and forging write with one sampler and are judged by one jitted program, the
+rewards' components. Between the two lies the one host boundary: texts are decoded and tokenized
+again for models with other vocabularies. Training alone evaluates anew what was sampled.
 """
 
 import functools
@@ -104,6 +104,7 @@ class Rewriter:
                 raise UserError(
                     f"rewriter.prompt: write {place} exactly once; got {config.prompt!r}"
                 )
+        self._known: tuple[list[Triplet], Known] | None = None
 
     def prompts(self, triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
         """``prompt`` and ``prompt_mask`` [T, L], padded on the left to the longest of them.
@@ -152,6 +153,14 @@ class Rewriter:
 
         ``batch`` has ``prompt``, ``prompt_mask`` [B, L] and ``category`` [B].
         """
+        return self._rollout(evaluated=True)
+
+    @functools.cached_property
+    def _writing(self) -> Any:
+        """The same for who learns nothing of it: no values, and the sampler's log-probabilities."""
+        return self._rollout(evaluated=False)
+
+    def _rollout(self, evaluated: bool) -> Any:
         policy = self.policy
 
         @jax.jit
@@ -164,8 +173,10 @@ class Rewriter:
             inputs = {"prompt": prompt[0], "prompt_mask": prompt[1]}
             inputs |= {"tokens": written.tokens, "mask": written.mask}
             reference = policy.reference(frozen, inputs)
-            logprobs, values = reference, jnp.zeros_like(reference)
-            if trainable is not None:
+            logprobs, values = written.logprobs, jnp.zeros_like(reference)
+            if trainable is None:
+                logprobs = reference
+            elif evaluated:
                 # Again, by the kernel that the update will use: its ratio is one where it starts.
                 logprobs, values = policy.evaluate(trainable, frozen, inputs)
             ends = jnp.isin(written.tokens, jnp.asarray(policy.eos_ids)) & written.mask
@@ -219,9 +230,17 @@ class Rewriter:
     def know(self, triplets: Sequence[Triplet]) -> Known:
         """What `write` wants to know of triplets: rows of `prompts`, and of the rewards' context.
 
+        Kept until others are asked for: a run trains on the very triplets that it forges from.
+
         Raises:
             UserError: as `prompts` and `Rewards.context`.
         """
+        asked = list(triplets)
+        if self._known is None or self._known[0] != asked:
+            self._known = asked, self._ask(asked)
+        return self._known[1]
+
+    def _ask(self, triplets: Sequence[Triplet]) -> Known:
         return self.prompts(triplets), self.rewards.context(triplets)
 
     def write(
@@ -238,7 +257,7 @@ class Rewriter:
         ``what`` names the work on the progress line; without it there is none. ``known`` is
         `know` of the triplets, where the caller has it.
         """
-        prompts, context = known or self.know(triplets)
+        prompts, context = known or self._ask(triplets)
         parts: list[dict[str, Any]] = []
         texts: list[str] = []
         with Progress(what, len(triplets), unit="text", enabled=bool(what)) as progress:
@@ -248,7 +267,7 @@ class Rewriter:
                 rows = np.minimum(np.arange(start, start + batch_size), len(triplets) - 1)
                 batch = {k: v[rows] for k, v in prompts.items()}
                 batch["category"] = np.zeros(batch_size, np.int32)
-                done = self.rollout(trainable, self.frozen, jax.random.fold_in(key, start), batch)
+                done = self._writing(trainable, self.frozen, jax.random.fold_in(key, start), batch)
                 said = self.texts(done)
                 encoded = self.rewards.encode(said, [triplets[i] for i in rows])
                 about = {k: v[rows] for k, v in context.items()}

@@ -1,4 +1,4 @@
-"""Vectors of many rows from a frozen model, in batches of one shape."""
+"""Vectors of many rows from a frozen model, in batches of one size."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

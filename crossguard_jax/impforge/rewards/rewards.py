@@ -170,7 +170,7 @@ class Rewards:
             self.hashes["semantic"] = folder_hash(sentence.folder)
         length = _fitting("rewards.semantic.max_length", config.semantic.max_length, room)
         self._read = TextEncoder(tokenizer, length)
-        self._texts = Embedder(judge, _vectors, self._read, self.width, "text", mesh)
+        self._texts = Embedder(judge, _vectors, self._read.short, self.width, "text", mesh)
         read_word = TextEncoder(clip.tokenizer, min(WORD_LENGTH, clip.context))
         self._words = Embedder(clip.model, _vectors, read_word, clip.dimension, "word", mesh)
         self._pictures = Embedder(

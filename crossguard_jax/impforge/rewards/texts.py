@@ -22,6 +22,9 @@ _MARK = "TEXTHERE"  # no prompt has it
 _SPELLED = re.compile(r"(?<![\w'\u2019])[^\W\d_](?:[ .,_*-]{1,2}[^\W\d_]){2,}(?![\w'\u2019])")
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
+STEP = 16
+"""Columns that `TextEncoder.short` adds at once."""
+
 Encoded = tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]
 """Token ids (int32) and which of them are not padding."""
 
@@ -47,6 +50,13 @@ class TextEncoder:
         options = {"truncation": True, "max_length": self.length, "padding": False}
         rows = self.tokenizer(said, **options)["input_ids"]
         return padded(rows, self.length)
+
+    def short(self, texts: Sequence[str]) -> Encoded:
+        """The same without the columns that no row needs, in steps of 16: few shapes compile."""
+        ids, mask = self(texts)
+        longest = int(mask.sum(axis=1).max(initial=1))
+        width = min(-(-longest // STEP) * STEP, self.length)
+        return ids[:, :width], mask[:, :width]
 
 
 class SafetyEncoder:

@@ -19,7 +19,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import digest
 from crossguard_jax.impforge.ppo import recipe
-from crossguard_jax.impforge.ppo.update import PpoSettings
+from crossguard_jax.impforge.ppo.update import PpoSettings, sequence_kl
 from crossguard_jax.impforge.rewards.rewards import total
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.nn import lora
@@ -138,6 +138,29 @@ def test_a_text_earns_the_same_whoever_wrote_it(rewriter):
     found = rewriter.rewards_of(written.texts, triplets, batch_size=8)
     for name, values in written.components.items():
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+def test_what_is_written_has_the_kl_that_training_would_see(rewriter):
+    moved = jax.tree.map(lambda x: x + 0.02, rewriter.start)
+    triplets, key = world(8), jax.random.key(1)
+    written = rewriter.write(triplets, key, moved, batch_size=8)
+    batch = {**rewriter.prompts(triplets), "category": np.zeros(8, np.int32)}
+    done = rewriter.rollout(moved, rewriter.frozen, jax.random.fold_in(key, 0), batch)
+    assert rewriter.texts(done) == written.texts
+    kl = sequence_kl(done.logprobs, done.reference, done.mask)
+    assert np.abs(kl).max() > 0.1
+    np.testing.assert_allclose(written.kl, kl, atol=1e-4)
+
+
+def test_what_is_known_of_triplets_is_asked_for_once(rewriter, monkeypatch):
+    asked, context = [], rewriter.rewards.context
+    monkeypatch.setattr(
+        rewriter.rewards, "context", lambda rows: asked.append(len(rows)) or context(rows)
+    )
+    first, again = rewriter.know(world(6)), rewriter.know(world(6))
+    other = rewriter.know(world(6)[::-1])
+    assert asked == [6, 6] and first is again
+    np.testing.assert_allclose(other[1]["query"], first[1]["query"][::-1], atol=1e-6)
 
 
 def test_a_text_is_measured_against_its_own_query(rewriter, config):

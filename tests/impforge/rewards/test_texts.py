@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import transformers
@@ -149,3 +150,15 @@ def test_rows_have_one_shape_whatever_is_said() -> None:
         assert ids.shape == mask.shape == (len(said), 12)
         assert (ids.dtype, mask.dtype) == ("int32", "bool")
     assert mask.sum(axis=1).tolist()[:2] == [3, 4]
+
+
+@pytest.mark.parametrize("longest", [0, 3, 20, 60])
+def test_short_rows_lose_columns_that_none_needs_and_nothing_else(longest: int) -> None:
+    reader = TextEncoder(small("sentence"), 40)
+    texts = ["a pan", "pan " * longest]
+    (ids, mask), (short_ids, short_mask) = reader(texts), reader.short(texts)
+    width = short_ids.shape[1]
+    assert width in (16, 32, 40) and width - mask.sum(axis=1).max() < 16
+    np.testing.assert_array_equal(short_ids, ids[:, :width])
+    np.testing.assert_array_equal(short_mask, mask[:, :width])
+    assert not mask[:, width:].any()
