@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -15,9 +14,6 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
 from crossguard_jax.io.progress import Progress
-
-_ONE_AT_A_TIME = threading.Lock()
-"""Held while TFDS is kept quiet, which is for the whole process."""
 
 
 @runtime_checkable
@@ -61,11 +57,7 @@ def write_dataset(
     target = Path(folder) / "crossguard" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its place and moved there when whole, so that a failure spoils no older one.
-    with (
-        _ONE_AT_A_TIME,
-        tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch,
-        _quiet(tfds),
-    ):
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch, _quiet(tfds):
         builder = tfds_builder.Crossguard(
             splits=counted,
             data_dir=scratch,

@@ -10,9 +10,7 @@ contract: ``report.html``, ``report.md`` and ``report.json``; ``models/NAME/``, 
 import argparse
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,20 +65,21 @@ DATA = {
 }
 """Dotted name -> what the model learned from, for its card."""
 
-SHORTER, QUERIES = ("--config.ppo.iterations=12",), 1_200
-"""A smaller forge than the table's: the rewriter has learned what it will after ten iterations."""
+SHORTER, QUERIES = ("--config.ppo.iterations=10", "--config.forge.samples=1"), 1_200
+"""A smaller forge than the table's: the rewriter has learned what it will after ten iterations, and
+all but a few of its texts pass."""
 
 SOURCES = tuple(
     f"--config.data.sources.{name}.limit={limit}"
     for name, limit in {
-        "explicit_text": 4_096,
-        "explicit_picture": 2_048,
-        "typographic": 2_048,
-        "benign_vqa": 4_096,
+        "explicit_text": 3_072,
+        "explicit_picture": 1_536,
+        "typographic": 1_536,
+        "benign_vqa": 3_072,
     }.items()
 )
-"""As many rows as training reads; the same for the guard and its immunization, so that they are
-drawn and written once."""
+"""About as many rows as training reads; the same for the guard and its immunization, so that they
+are drawn and written once."""
 
 ROOM = "--config.data.max_length=44"
 """No text of the small world needs more, and every column costs."""
@@ -137,10 +136,9 @@ def run(
     """
     began = time.monotonic()
     seconds = {}
-    with _aside(_draw, folder, rows, overrides, immunize_overrides) as drawn:
-        forged = _forge(folder / "forge", queries, forge_overrides)
-        tests = drawn.result()
+    forged = _forge(folder / "forge", queries, forge_overrides)
     seconds["forge"] = round(time.monotonic() - began, 1)
+    tests = benchmarks(rows)
     guards: dict[str, Guard] = {}
     losses: dict[str, Any] = {}
     made: dict[str, str] = {}
@@ -165,14 +163,13 @@ def run(
             made[name] = "shipped"
         seconds[name] = round(time.monotonic() - start, 1)
     start = time.monotonic()
-    with _aside(_write_data, folder, tests, overrides) as written:
-        attacks = _attack(folder, guards["guard.full"], immunized, attacked, immunize_overrides)
-        written.result()
+    attacks = _attack(folder, guards["guard.full"], immunized, attacked, immunize_overrides)
     seconds["attacks"] = round(time.monotonic() - start, 1)
     scores = score_all(guards, tests)
     titles = {k: f"{v[2]} (shipped)" if k in made else v[2] for k, v in SYSTEMS.items()}
     judged = Judged(scores, titles=titles | dict(BENCHMARKS))
     _export(folder, guards, immunized, judged)
+    _write_data(folder, tests, overrides)
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
     sections = guard_sections(judged, lambda b, i: texts[b, i], losses)
     sections[-1:-1] = [forged, attacks]
@@ -188,25 +185,6 @@ def run(
         "device": str(jax.devices()[0].device_kind),
     }
     return Report("CrossGuard in the small world", sections, meta).write(folder)
-
-
-@contextmanager
-def _aside(work: Callable[..., Any], *arguments: Any) -> Iterator[Future[Any]]:
-    """Work on one core beside what compiles on one, waits for a device or leaves cores idle."""
-    with ThreadPoolExecutor(1, work.__name__) as pool:
-        yield pool.submit(work, *arguments)
-
-
-def _draw(
-    folder: Path, rows: int, overrides: Sequence[str], immunize_overrides: Sequence[str]
-) -> dict[str, list[Record]]:
-    """Writes what training reads beside the forged rows, and returns the test sets."""
-    datasets, sources = folder / "datasets", _config("forged", folder, overrides).data.sources
-    sources.implicit.weight = 0.0  # not forged yet
-    open_sources(sources, datasets, {SOURCE: read})
-    held = _immunizing(folder, immunize_overrides).data.validation
-    open_sources(held, datasets / "validation", {SOURCE: read})
-    return benchmarks(rows)
 
 
 def _config(variant: str, folder: Path, overrides: Sequence[str]) -> Any:
