@@ -105,9 +105,10 @@ def forged() -> ConfigDict:
     """The implicit rows are what ``forge`` wrote; what does not agree is rejected, no more."""
     config = tiny()
     config.arm.branches = ({"pass_rate": 0.99, "do": "reject"},)
-    del config.attack.attacks.policy
-    for name in ("apgd", "selective"):  # quickstart has twelve minutes for all it does
-        config.attack.attacks[name].steps = 20
+    # Quickstart has twelve minutes for all it does.
+    del config.attack.attacks.policy, config.attack.attacks.transfer
+    for name, steps in {"apgd": 20, "selective": 20, "square": 60}.items():
+        config.attack.attacks[name].steps = steps
     implicit = config.data.sources.implicit
     implicit.update({"reader": "table", "path": "runs/forge/train.jsonl", "limit": 0})
     return config

@@ -65,7 +65,7 @@ DATA = {
 }
 """Dotted name -> what the model learned from, for its card."""
 
-SHORTER, QUERIES = ("--config.ppo.iterations=10", "--config.forge.samples=1"), 1_200
+SHORTER, QUERIES = ("--config.ppo.iterations=10", "--config.forge.samples=1"), 1_000
 """A smaller forge than the table's: the rewriter has learned what it will after ten iterations, and
 all but a few of its texts pass."""
 
@@ -84,8 +84,8 @@ are drawn and written once."""
 ROOM = "--config.data.max_length=44"
 """No text of the small world needs more, and every column costs."""
 
-SMALLER = ("--config.train.batch_size=40", "--config.train.steps=450", ROOM, *SOURCES)
-"""A guard of fewer rows than the table's: 18,000, not 32,000."""
+SMALLER = ("--config.train.batch_size=40", "--config.train.steps=400", ROOM, *SOURCES)
+"""A guard of fewer rows than the table's: 16,000, not 32,000."""
 
 SHIPPED = Path(__file__).parent / "adapters"
 """Adapters that are not trained unless ``--from-scratch`` says so: controls, which say nothing of
@@ -94,7 +94,7 @@ the forge."""
 IMMUNIZE = (
     "--config.mbat.steps=2",
     "--config.data.sources.implicit.weight=0.4",
-    "--config.cmcv.train.steps=150",
+    "--config.cmcv.train.steps=100",
     "--config.attack.epsilons=(0.0, 0.031372549, 0.125490196)",
     "--config.attack.max_length=44",
     ROOM,
@@ -246,18 +246,14 @@ def _immunizing(folder: Path, overrides: Sequence[str]) -> Any:
 def _attack(
     folder: Path, guard: Guard, immunized: Immunized, rows: int, overrides: Sequence[str]
 ) -> Section:
-    """Both guards under the same attacks; those by transfer are made on the first."""
-    config, undefended = _immunizing(folder, overrides).attack, Immunized.of(guard)
+    """Both guards under the same attacks."""
+    config, seen = _immunizing(folder, overrides).attack, held_out("guard", rows)
+    systems = {"guard.immunized": immunized, "guard.full": Immunized.of(guard)}
     found = {
         name: attack_records(
-            config,
-            system,
-            held_out("guard", rows),
-            folder / "attacks" / SYSTEMS[name][0],
-            undefended,
-            convergence=False,
+            config, system, seen, folder / "attacks" / SYSTEMS[name][0], convergence=False
         )
-        for name, system in (("guard.immunized", immunized), ("guard.full", undefended))
+        for name, system in systems.items()
     }
     return robustness_section(found, {name: SYSTEMS[name][2] for name in found})
 

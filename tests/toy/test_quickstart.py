@@ -17,7 +17,7 @@ from crossguard_jax.toy import quickstart
 from crossguard_jax.toy.world.sources import records
 
 SOURCES = ("implicit", "explicit_text", "explicit_picture", "typographic", "benign_vqa")
-ATTACKS = ("apgd", "selective", "square", "transfer")
+ATTACKS = ("apgd", "selective", "square")
 SHORT = [
     "--config.train.steps=6",
     "--config.train.batch_size=16",
