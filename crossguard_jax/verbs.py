@@ -209,4 +209,4 @@ def toy(args: argparse.Namespace) -> None:
 def bench(args: argparse.Namespace) -> None:
     """Measures the guard's work, the forge's, or the attacks'."""
     args.batch = args.batch or {"guard": 4, "forge": 64, "attacks": 4}[args.what]
-    importlib.import_module(f"crossguard_jax.evals.bench.{args.what}").main(args)
+    importlib.import_module(f"crossguard_jax.bench.{args.what}").main(args)

@@ -9,10 +9,10 @@ from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, accepted, blanked
 from crossguard_jax.evals.benchmarks import slug
 from crossguard_jax.evals.guard_report import Judged, guard_sections
-from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.systems import score_benchmarks
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.jsonl import JsonlWriter
+from crossguard_jax.report.report import Report
 
 
 def main(args: argparse.Namespace) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals import drawing, plots
-from crossguard_jax.evals.blocks import Block, Plot, Section, Text
-from crossguard_jax.evals.tables import Figure, Table
 from crossguard_jax.impforge.forge import Forged
 from crossguard_jax.impforge.rewards.rewards import REWARDS
 from crossguard_jax.io import images
+from crossguard_jax.report import drawing, plots
+from crossguard_jax.report.blocks import Block, Plot, Section, Text
+from crossguard_jax.report.tables import Figure, Table
 
 _INTRO = (
     "Each query names a thing and plainly means harm. A harmless picture of the thing was matched "

@@ -26,10 +26,8 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, make_mesh
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, write_jsonl
-from crossguard_jax.evals.blocks import Section
 from crossguard_jax.evals.forge_report import Rewrite, forge_section
 from crossguard_jax.evals.guard_report import Judged, guard_sections
-from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.robustness.systems import attack_records
 from crossguard_jax.guard.guard import Guard
@@ -38,6 +36,8 @@ from crossguard_jax.guard.recipe import load_base, train_guard
 from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io import jsonl
 from crossguard_jax.nn import lora
+from crossguard_jax.report.blocks import Section
+from crossguard_jax.report.report import Report
 from crossguard_jax.toy.forging import forge_world, meanings, truth_figures
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read, score_all
 from crossguard_jax.toy.tables.defences import held_out

@@ -28,9 +28,6 @@ from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import normalize_answer, vqa_scores
 from crossguard_jax.data.records import Record
-from crossguard_jax.evals.blocks import Plot
-from crossguard_jax.evals.report import Report
-from crossguard_jax.evals.tables import Table
 from crossguard_jax.evals.tasks import attack as tasks_attack
 from crossguard_jax.evals.tasks import evaluate, retrieval
 from crossguard_jax.evals.tasks.answering import Answerer, asked
@@ -43,6 +40,9 @@ from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.io.jsonl import JsonlWriter
 from crossguard_jax.nn import lora
+from crossguard_jax.report.blocks import Plot
+from crossguard_jax.report.report import Report
+from crossguard_jax.report.tables import Table
 from crossguard_jax.toy.world.scenes import render
 from crossguard_jax.toy.world.sources import examples, records
 from crossguard_jax.toy.world.vqa import caption

@@ -10,9 +10,7 @@ import numpy as np
 from crossguard_jax.cmai.immunized import FILE, Immunized
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
-from crossguard_jax.evals.blocks import Bullets, Section
 from crossguard_jax.evals.evaluate import parse_model, read_benchmarks
-from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.certified import certificate_section, certified
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, figures
@@ -20,6 +18,8 @@ from crossguard_jax.evals.robustness.pictures import pictures_section
 from crossguard_jax.evals.robustness.probe import STEPS, probe
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.robustness.systems import attack_records
+from crossguard_jax.report.blocks import Bullets, Section
+from crossguard_jax.report.report import Report
 
 
 def main(args: argparse.Namespace) -> None:

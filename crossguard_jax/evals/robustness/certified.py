@@ -30,12 +30,12 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.benchmarks import Figures
-from crossguard_jax.evals.blocks import Section, Text
 from crossguard_jax.evals.robustness.figures import level
 from crossguard_jax.evals.robustness.probe import plain_cut
-from crossguard_jax.evals.tables import Cell, Figure, Table
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.report.blocks import Section, Text
+from crossguard_jax.report.tables import Cell, Figure, Table
 
 ANSWER, SUSPICIOUS = "answer", "suspicious"
 RADII = (0.0, 0.1, 0.25, 0.5)

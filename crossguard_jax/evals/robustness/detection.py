@@ -8,12 +8,12 @@ from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.benchmarks import Figures
-from crossguard_jax.evals.blocks import Definitions, Plot, Section, Text
 from crossguard_jax.evals.robustness import plots
 from crossguard_jax.evals.robustness.branches import branch_figures, branch_table, latencies
 from crossguard_jax.evals.robustness.figures import level, level_title
 from crossguard_jax.evals.robustness.probe import Probe
-from crossguard_jax.evals.tables import Cell, Figure, Table, Unit
+from crossguard_jax.report.blocks import Definitions, Plot, Section, Text
+from crossguard_jax.report.tables import Cell, Figure, Table, Unit
 
 PARTS = {"": "all rows attacked", "fooling.": "those that fool the model"}
 """Of an attack's rows, by what their figures' names begin with."""

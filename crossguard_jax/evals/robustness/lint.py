@@ -11,8 +11,8 @@ import numpy as np
 
 from crossguard_jax.attacks.curves import Entry
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals.blocks import Block, Bullets, Text
 from crossguard_jax.evals.robustness.figures import Robustness, figures, level, level_title, share
+from crossguard_jax.report.blocks import Block, Bullets, Text
 
 GRADIENT_KINDS = ("white_box", "adaptive")
 

@@ -15,11 +15,11 @@ from crossguard_jax.cmai import policy as policies
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.noise import row_keys
 from crossguard_jax.core.typing import Float, Int, Shaped
-from crossguard_jax.evals import drawing
-from crossguard_jax.evals.blocks import Plot, Section, Text
 from crossguard_jax.evals.robustness.figures import level_title
 from crossguard_jax.evals.robustness.probe import ADAPTIVE, OBLIVIOUS, Probe, s_c
-from crossguard_jax.evals.text import printable
+from crossguard_jax.report import drawing
+from crossguard_jax.report.blocks import Plot, Section, Text
+from crossguard_jax.report.text import printable
 
 GAIN = 10
 """What a perturbation is multiplied by, to be seen."""

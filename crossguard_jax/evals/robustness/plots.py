@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Float
-from crossguard_jax.evals import drawing
+from crossguard_jax.report import drawing
 
 Series = Mapping[float, Estimate]
 """A share by radius, or by the multiple of an attack's budget."""

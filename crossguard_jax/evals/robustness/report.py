@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals.blocks import Block, Definitions, Plot, Section, Text
 from crossguard_jax.evals.robustness import plots
 from crossguard_jax.evals.robustness.figures import (
     Robustness,
@@ -15,7 +14,8 @@ from crossguard_jax.evals.robustness.figures import (
     level_title,
 )
 from crossguard_jax.evals.robustness.lint import Limits, missing, stamp, unequal
-from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table, Unit
+from crossguard_jax.report.blocks import Block, Definitions, Plot, Section, Text
+from crossguard_jax.report.tables import ABSENT, Cell, Figure, Table, Unit
 
 _TITLES = {"linf": "L∞", "l2": "L2"}
 _TERMS = (

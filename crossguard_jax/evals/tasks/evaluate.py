@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.blocks import Section
 from crossguard_jax.evals.evaluate import parse_model
-from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.tasks.attack import Attack, Measured, Task, measure
 from crossguard_jax.evals.tasks.report import tasks_section
 from crossguard_jax.evals.tasks.retrieval import Retrieval
@@ -22,6 +20,8 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.io.jsonl import JsonlWriter, read_json
+from crossguard_jax.report.blocks import Section
+from crossguard_jax.report.report import Report
 
 LEVELS = 255.0
 

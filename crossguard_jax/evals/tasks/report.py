@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals import plots
-from crossguard_jax.evals.blocks import Block, Definitions, Plot, Section, Text
 from crossguard_jax.evals.robustness.figures import level_title
-from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table
 from crossguard_jax.evals.tasks.attack import Attack, Measured, where
+from crossguard_jax.report import plots
+from crossguard_jax.report.blocks import Block, Definitions, Plot, Section, Text
+from crossguard_jax.report.tables import ABSENT, Cell, Figure, Table
 
 Systems = Mapping[str, Mapping[str, Measured]]
 """By system's dotted name, then by benchmark's."""

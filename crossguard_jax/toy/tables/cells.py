@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.metrics import Estimate, wilson_interval
-from crossguard_jax.evals.tables import Table, to_markdown
 from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.report.tables import Table, to_markdown
 
 Cell = dict[str, Estimate]
 

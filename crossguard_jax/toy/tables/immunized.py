@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.blocks import Plot, Section
-from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures
 from crossguard_jax.evals.robustness.report import robustness_section
-from crossguard_jax.evals.tables import ABSENT, Cell, Figure, Table
+from crossguard_jax.report.blocks import Plot, Section
+from crossguard_jax.report.report import Report
+from crossguard_jax.report.tables import ABSENT, Cell, Figure, Table
 from crossguard_jax.toy.tables.defences import (
     COMPARED,
     ROWS,

@@ -17,7 +17,6 @@ import numpy as np
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.metrics import Estimate, mean
 from crossguard_jax.data.records import Record
-from crossguard_jax.evals.tables import Table
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.forge import variety
 from crossguard_jax.impforge.ppo.recipe import load_rewriter, objective, train_rewriter
@@ -25,6 +24,7 @@ from crossguard_jax.impforge.ppo.rewriter import Rewriter
 from crossguard_jax.impforge.rewards.rewards import REWARDS
 from crossguard_jax.impforge.targets import GuardedTarget, attack_success
 from crossguard_jax.impforge.triplets import Triplet
+from crossguard_jax.report.tables import Table
 from crossguard_jax.toy.forging import Matched, match_world, meanings, truth_figures
 from crossguard_jax.toy.study import SOURCE, read
 from crossguard_jax.toy.tables import cells

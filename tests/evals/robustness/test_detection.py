@@ -21,13 +21,13 @@ from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.blocks import Plot, Table
-from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.branches import branch_figures, latencies
 from crossguard_jax.evals.robustness.detection import detection_section, figures
 from crossguard_jax.evals.robustness.pictures import REJECTED, pick, pictures_section
 from crossguard_jax.evals.robustness.probe import Attacked, Probe, probe, s_c
 from crossguard_jax.io import images
+from crossguard_jax.report.blocks import Plot, Table
+from crossguard_jax.report.report import Report
 from crossguard_jax.toy.world.sources import records
 from tests.cmai.small_systems import LENGTH, base, system_of
 

@@ -17,13 +17,13 @@ from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.attacks.suite import Suite
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.blocks import Bullets, Text
-from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures, share
 from crossguard_jax.evals.robustness.lint import missing, stamp, unequal
 from crossguard_jax.evals.robustness.plots import robustness_curves
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.robustness.runs import CellFolder, converge, measure, read_curve
+from crossguard_jax.report.blocks import Bullets, Text
+from crossguard_jax.report.report import Report
 from tests.attacks import zoo
 from tests.attacks.zoo import LEVEL
 

@@ -11,9 +11,9 @@ from crossguard_jax.cmai.arm import KNOBS
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.blocks import Section
-from crossguard_jax.evals.report import Report
 from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.report.blocks import Section
+from crossguard_jax.report.report import Report
 from crossguard_jax.toy.tables import defences
 from crossguard_jax.toy.tables import immunized as table
 from tests.cmai.small_systems import LENGTH, RECORDS, base

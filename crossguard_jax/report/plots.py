@@ -16,10 +16,10 @@ from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Bool, Float, Shaped
-from crossguard_jax.evals import drawing
-from crossguard_jax.evals.examples import Example
-from crossguard_jax.evals.text import printable
 from crossguard_jax.io import images
+from crossguard_jax.report import drawing
+from crossguard_jax.report.examples import Example
+from crossguard_jax.report.text import printable
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals import as_html, as_markdown, drawing, plots
-from crossguard_jax.evals.blocks import Code, Examples, Plot, Section
 from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.report import drawing, html, markdown, plots
+from crossguard_jax.report.blocks import Code, Examples, Plot, Section
 
 PLOT_FOLDER = "plots"
 
@@ -52,11 +52,11 @@ class Report:
 
     def to_markdown(self) -> str:
         """``report.md``; its plots are ``plots/NAME.png`` beside it."""
-        return as_markdown.render(self.title, self._sections(), self.figures(), PLOT_FOLDER)
+        return markdown.render(self.title, self._sections(), self.figures(), PLOT_FOLDER)
 
     def to_html(self) -> str:
         """``report.html``, complete in itself."""
-        return as_html.render(self.title, self._sections(), self.figures())
+        return html.render(self.title, self._sections(), self.figures())
 
     def to_json(self) -> str:
         """``report.json``: ``meta``, then ``{"value", "low", "high", "n"}`` by dotted name.

@@ -11,8 +11,9 @@ from html import escape
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals import drawing
-from crossguard_jax.evals.blocks import (
+from crossguard_jax.io import images
+from crossguard_jax.report import drawing
+from crossguard_jax.report.blocks import (
     Block,
     Bullets,
     Code,
@@ -23,10 +24,9 @@ from crossguard_jax.evals.blocks import (
     Text,
     resolve,
 )
-from crossguard_jax.evals.examples import Example
-from crossguard_jax.evals.tables import Cell, Figure, Table
-from crossguard_jax.evals.text import printable
-from crossguard_jax.io import images
+from crossguard_jax.report.examples import Example
+from crossguard_jax.report.tables import Cell, Figure, Table
+from crossguard_jax.report.text import printable
 
 THUMBNAIL = 320  # pixels along the longer side of an example's picture
 

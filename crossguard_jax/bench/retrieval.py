@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from crossguard_jax.bench.timing import Timed, interleave, matmul_side, ratios
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.bench.timing import Timed, interleave, matmul_side, ratios
 from crossguard_jax.impforge.matching.index import top_k
 
 WIDTH = 512

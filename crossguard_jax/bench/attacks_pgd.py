@@ -18,10 +18,8 @@ from crossguard_jax.attacks import search
 from crossguard_jax.attacks.logits import from_logits
 from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget, Objective
-from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.typing import Array, PRNGKeyArray
-from crossguard_jax.evals.bench import guard
-from crossguard_jax.evals.bench.attacks_parts import (
+from crossguard_jax.bench import guard
+from crossguard_jax.bench.attacks_parts import (
     EPSILON,
     check_in_ball,
     check_same_pixels,
@@ -34,7 +32,9 @@ from crossguard_jax.evals.bench.attacks_parts import (
     ready,
     seeing,
 )
-from crossguard_jax.evals.bench.timing import interleave, matmul_side
+from crossguard_jax.bench.timing import interleave, matmul_side
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf.pictures import OPENAI_MEAN, OPENAI_STD
 from crossguard_jax.nn import verdict
 from crossguard_jax.nn.llava import Llava

@@ -17,12 +17,12 @@ from typing import Any
 
 import jax
 
+from crossguard_jax.bench import guard
+from crossguard_jax.bench.attacks_mbat import step_costs
+from crossguard_jax.bench.attacks_pgd import against_torchattacks
+from crossguard_jax.bench.attacks_text import candidates_behind_prefix, shorter
+from crossguard_jax.bench.attacks_universal import mostly_tower, universal
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.bench import guard
-from crossguard_jax.evals.bench.attacks_mbat import step_costs
-from crossguard_jax.evals.bench.attacks_pgd import against_torchattacks
-from crossguard_jax.evals.bench.attacks_text import candidates_behind_prefix, shorter
-from crossguard_jax.evals.bench.attacks_universal import mostly_tower, universal
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.nn.llava import Llava

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from matplotlib.figure import Figure as Drawing
 
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals import drawing
-from crossguard_jax.evals.examples import Example
-from crossguard_jax.evals.tables import Figure, Table, Unit
+from crossguard_jax.report import drawing
+from crossguard_jax.report.examples import Example
+from crossguard_jax.report.tables import Figure, Table, Unit
 
 _UNITS: dict[str, Unit] = {"%": "percent", "pp": "points", "": "plain", "f": "fraction"}
 _REFERENCE = re.compile(r"\{([a-z0-9_]+(?:\.[a-z0-9_]+)+)(?::(%|pp|f))?\}")

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from crossguard_jax.attacks.logits import from_logits
 from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.attacks.universal import shared_picture
-from crossguard_jax.core.typing import Array, PRNGKeyArray
-from crossguard_jax.evals.bench import guard
-from crossguard_jax.evals.bench.attacks_parts import (
+from crossguard_jax.bench import guard
+from crossguard_jax.bench.attacks_parts import (
     BEFORE,
     EPSILON,
     Work,
@@ -35,7 +34,8 @@ from crossguard_jax.evals.bench.attacks_parts import (
     ready,
     seeing,
 )
-from crossguard_jax.evals.bench.timing import interleave
+from crossguard_jax.bench.timing import interleave
+from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.nn import prefix
 from crossguard_jax.nn.llava import Llava
 

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals import tables
 from crossguard_jax.evals.benchmarks import compare, evaluate
-from crossguard_jax.evals.tables import Figure, Table
+from crossguard_jax.report import tables
+from crossguard_jax.report.tables import Figure, Table
 from tests.evals import scored
 
 SYSTEMS = {"guard.full": scored.scores(3.0), "guard.explicit_only": scored.scores(0.2)}

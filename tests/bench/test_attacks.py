@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.bench import (
+from crossguard_jax.bench import (
     attacks,
     attacks_mbat,
     attacks_parts,
@@ -18,6 +17,7 @@ from crossguard_jax.evals.bench import (
     attacks_universal,
     guard,
 )
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.load import load_model
 
 # They compile several minutes' worth of programs to guard a measurement that is made by hand.

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from crossguard_jax.bench import trl_worker
+from crossguard_jax.bench.timing import interleave, matmul_side, ratios
+from crossguard_jax.bench.trl_side import Worker, settings_for
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import count
-from crossguard_jax.evals.bench import trl_worker
-from crossguard_jax.evals.bench.timing import interleave, matmul_side, ratios
-from crossguard_jax.evals.bench.trl_side import Worker, settings_for
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.ppo.rewriter import Rewriter

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from crossguard_jax.core.metrics import Estimate, proportion
-from crossguard_jax.evals import drawing, plots
-from crossguard_jax.evals.examples import OUTCOMES, Example, pick
-from crossguard_jax.evals.plots import Scored
+from crossguard_jax.report import drawing, plots
+from crossguard_jax.report.examples import OUTCOMES, Example, pick
+from crossguard_jax.report.plots import Scored
 from tests.evals import scored
 
 FULL = scored.scores(3.0)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from crossguard_jax.bench.ppo import CONFIG, start
 from crossguard_jax.core.config import load_config
-from crossguard_jax.evals.bench.ppo import CONFIG, start
 from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io.images import encode_png

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossguard_jax.bench.timing import interleave, ratios
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.bench.timing import interleave, ratios
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.hf.tokens import load_tokenizer

@@ -10,11 +10,11 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals.blocks import Bullets, Code, Definitions, Examples, Plot, Section, Text
-from crossguard_jax.evals.examples import Example
 from crossguard_jax.evals.guard_report import Judged, guard_sections
-from crossguard_jax.evals.report import Report
-from crossguard_jax.evals.tables import Figure, Table
+from crossguard_jax.report.blocks import Bullets, Code, Definitions, Examples, Plot, Section, Text
+from crossguard_jax.report.examples import Example
+from crossguard_jax.report.report import Report
+from crossguard_jax.report.tables import Figure, Table
 from tests.evals import scored
 
 SHARE = Estimate(0.0359, 0.0166, 0.0762, 167)

@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 
+from crossguard_jax.bench.anatomy import anatomy
+from crossguard_jax.bench.overlap import overlap
+from crossguard_jax.bench.ppo import CONFIG, against_trl
+from crossguard_jax.bench.retrieval import KS, load_faiss, retrieval
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.bench.anatomy import anatomy
-from crossguard_jax.evals.bench.overlap import overlap
-from crossguard_jax.evals.bench.ppo import CONFIG, against_trl
-from crossguard_jax.evals.bench.retrieval import KS, load_faiss, retrieval
 from crossguard_jax.io.jsonl import write_atomic
 
 TRL = "trl==1.12.0"

@@ -11,11 +11,11 @@ import torch
 import transformers
 
 from crossguard_jax import cli, verbs
+from crossguard_jax.bench import attacks, forge, guard, overlap, ppo, retrieval
+from crossguard_jax.bench.trl_side import Worker
+from crossguard_jax.bench.trl_worker import share_of_vowels
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.bench import attacks, forge, guard, overlap, ppo, retrieval
-from crossguard_jax.evals.bench.trl_side import Worker
-from crossguard_jax.evals.bench.trl_worker import share_of_vowels
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
 from crossguard_jax.impforge.triplets import Triplet
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals import tables
-from crossguard_jax.evals.blocks import (
+from crossguard_jax.report import tables
+from crossguard_jax.report.blocks import (
     Block,
     Bullets,
     Code,
@@ -16,8 +16,8 @@ from crossguard_jax.evals.blocks import (
     Text,
     resolve,
 )
-from crossguard_jax.evals.tables import Table
-from crossguard_jax.evals.text import escape_markdown, printable
+from crossguard_jax.report.tables import Table
+from crossguard_jax.report.text import escape_markdown, printable
 
 
 def render(

@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.typing import Array
-from crossguard_jax.evals.bench import guard
-from crossguard_jax.evals.bench.attacks_parts import (
+from crossguard_jax.bench import guard
+from crossguard_jax.bench.attacks_parts import (
     BEFORE,
     compared,
     compiled,
@@ -29,7 +27,9 @@ from crossguard_jax.evals.bench.attacks_parts import (
     ready,
     seeing,
 )
-from crossguard_jax.evals.bench.timing import interleave
+from crossguard_jax.bench.timing import interleave
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array
 from crossguard_jax.nn import prefix
 from crossguard_jax.nn.llama import Cache
 from crossguard_jax.nn.llava import Llava

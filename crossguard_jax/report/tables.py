@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals.text import escape_markdown
+from crossguard_jax.report.text import escape_markdown
 
 Unit = Literal["percent", "points", "fraction", "plain"]
 Results = Mapping[str, Mapping[str, Estimate]]
