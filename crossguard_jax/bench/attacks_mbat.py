@@ -27,13 +27,13 @@ from crossguard_jax.bench.attacks_parts import (
     normalized,
     picture,
 )
-from crossguard_jax.bench.timing import interleave
 from crossguard_jax.cmai.arm import Controller, Knob
 from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check
 from crossguard_jax.cmai.features import pooled
 from crossguard_jax.cmai.mbat import Answers, CmaiState, MbatSettings, make_immunize_step
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.io.timing import interleave
 from crossguard_jax.nn import lora
 from crossguard_jax.nn.llava import Llava
 from crossguard_jax.train.step import Metrics, init_state, make_step

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossguard_jax.bench.timing import Timed, ratios
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import count
 from crossguard_jax.core.typing import Array, Float
 from crossguard_jax.hf.pictures import OPENAI_MEAN, OPENAI_STD
+from crossguard_jax.io.timing import Timed, ratios
 from crossguard_jax.nn.llava import Llava
 
 EPSILON = 8 / 255

@@ -32,10 +32,10 @@ from crossguard_jax.bench.attacks_parts import (
     ready,
     seeing,
 )
-from crossguard_jax.bench.timing import interleave, matmul_side
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf.pictures import OPENAI_MEAN, OPENAI_STD
+from crossguard_jax.io.timing import interleave, matmul_side
 from crossguard_jax.nn import verdict
 from crossguard_jax.nn.llava import Llava
 

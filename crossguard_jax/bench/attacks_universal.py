@@ -34,8 +34,8 @@ from crossguard_jax.bench.attacks_parts import (
     ready,
     seeing,
 )
-from crossguard_jax.bench.timing import interleave
 from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.io.timing import interleave
 from crossguard_jax.nn import prefix
 from crossguard_jax.nn.llava import Llava
 

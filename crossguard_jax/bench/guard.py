@@ -18,13 +18,13 @@ import jax
 import numpy as np
 import optax
 
-from crossguard_jax.bench.timing import Timed, interleave, matmul_side, ratios
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import count
 from crossguard_jax.guard.recipe import guard_loss
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.peft import save_adapter
 from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.io.timing import Timed, interleave, matmul_side, ratios
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.step import init_state, make_step
 

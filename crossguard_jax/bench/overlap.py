@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossguard_jax.bench.timing import interleave, ratios
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.clip import load_clip
@@ -23,6 +22,7 @@ from crossguard_jax.impforge.rewards import rewards
 from crossguard_jax.impforge.rewards.embedding import Embedder
 from crossguard_jax.impforge.rewards.overlap import embed_vocabulary, overlap_reward
 from crossguard_jax.impforge.rewards.texts import TextEncoder
+from crossguard_jax.io.timing import interleave, ratios
 from crossguard_jax.nn.clip import Clip
 
 COPIED = 2**24

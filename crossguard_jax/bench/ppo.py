@@ -19,7 +19,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from crossguard_jax.bench import trl_worker
-from crossguard_jax.bench.timing import interleave, matmul_side, ratios
 from crossguard_jax.bench.trl_side import Worker, settings_for
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
@@ -32,6 +31,7 @@ from crossguard_jax.impforge.ppo.rounds import Rounds
 from crossguard_jax.impforge.ppo.update import PpoSettings
 from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
+from crossguard_jax.io.timing import interleave, matmul_side, ratios
 from crossguard_jax.train.optim import optimizer
 
 CONFIG = "configs/impforge.py:tiny"

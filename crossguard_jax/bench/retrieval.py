@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from crossguard_jax.bench.timing import Timed, interleave, matmul_side, ratios
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.impforge.matching.index import top_k
+from crossguard_jax.io.timing import Timed, interleave, matmul_side, ratios
 
 WIDTH = 512
 KS = (1, 5)

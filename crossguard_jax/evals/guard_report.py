@@ -16,9 +16,9 @@ from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Float, Shaped
 from crossguard_jax.evals import benchmarks
 from crossguard_jax.evals.benchmarks import Figures, ScoredRows, slug
+from crossguard_jax.evals.examples import Lookup, pick
 from crossguard_jax.report import plots, tables
 from crossguard_jax.report.blocks import Block, Bullets, Definitions, Examples, Plot, Section, Text
-from crossguard_jax.report.examples import Lookup, pick
 from crossguard_jax.report.plots import Scored
 from crossguard_jax.report.tables import Table
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from crossguard_jax.core.metrics import Estimate, proportion
+from crossguard_jax.evals.examples import pick
 from crossguard_jax.report import drawing, plots
-from crossguard_jax.report.examples import OUTCOMES, Example, pick
+from crossguard_jax.report.examples import OUTCOMES, Example
 from crossguard_jax.report.plots import Scored
 from tests.evals import scored
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossguard_jax.bench.timing import interleave
 from crossguard_jax.cmai import policy as policies
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.noise import row_keys
@@ -18,6 +17,7 @@ from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Float
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.robustness.probe import Probe, s_c
+from crossguard_jax.io.timing import interleave
 from crossguard_jax.report.tables import Cell, Figure, Table, Unit
 
 RUNS = 5
