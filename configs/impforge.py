@@ -4,9 +4,45 @@ From the paper (arXiv 2510.17687): the two stages, the three rewards and their e
 the KL penalty, and tau = 0.2 for CLIP. It leaves the rest open; every other number here is ours.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
 
 LANGUAGE = r".*\.(q|k|v|o|gate|up|down)_proj"
+
+
+def endpoint() -> dict[str, Any]:
+    """Where a judge is asked, how patiently, and at what cost: the fields of `io.chat.Endpoint`.
+
+    A reasoning model wants ``max_completion_tokens`` (thoughts count; thousands) in the place of
+    ``max_tokens``, and OpenAI's a ``temperature`` of 1.
+    """
+    return {
+        "base_url": "http://127.0.0.1:8000/v1",
+        "model": "",
+        # The environment variable that holds the API key; "" sends none.
+        "key_env": "",
+        # None leaves it as the judge asks: 64 tokens, at temperature 0.
+        "parameters": {
+            "max_tokens": config_dict.placeholder(int),
+            "max_completion_tokens": config_dict.placeholder(int),
+            "temperature": config_dict.placeholder(float),
+            "top_p": config_dict.placeholder(float),
+            "seed": config_dict.placeholder(int),
+            "reasoning_effort": config_dict.placeholder(str),
+        },
+        "concurrency": 8,
+        "connect_seconds": 10.0,
+        "read_seconds": 120.0,
+        "total_seconds": 600.0,
+        "attempts": 8,
+        "backoff_seconds": 1.0,
+        "failures_in_a_row": 20,
+        # A budget needs the prices.
+        "dollars_per_million_prompt": 0.0,
+        "dollars_per_million_completion": 0.0,
+        "budget_dollars": config_dict.placeholder(float),
+    }
 
 
 def tiny() -> ConfigDict:
@@ -72,8 +108,14 @@ def tiny() -> ConfigDict:
         # for our own, "endpoint" for any OpenAI-compatible one.
         "judge": {
             "kind": "none",
+            # The guard sees each picture beside this text, which asks for nothing.
             "guard": "toy://llava",
-            "endpoint": {"base_url": "http://127.0.0.1:8000/v1", "model": "", "key_env": ""},
+            "text": "describe the picture.",
+            "batch_size": 16,
+            # The endpoint is asked this (None: our own words), so often at most.
+            "endpoint": endpoint(),
+            "prompt": config_dict.placeholder(str),
+            "asks": 3,
         },
     }
     config.ppo = {

@@ -49,9 +49,11 @@ class Asked:
 Behaviour = Callable[[Asked], Reply]
 
 
-def said(text: Any, model: str = "m", finish_reason: str = "stop", usage: Any = (10, 2)) -> Reply:
-    """An ordinary answer; ``usage`` is (prompt, completion) tokens, or None."""
-    message = {"role": "assistant", "content": text}
+def said(
+    text: Any, model: str = "m", finish_reason: str = "stop", usage: Any = (10, 2), **fields: Any
+) -> Reply:
+    """An answer; ``usage`` is (prompt, completion) tokens or None, ``fields`` the message's own."""
+    message = {"role": "assistant", "content": text} | fields
     choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}
     body = {"id": "1", "object": "chat.completion", "created": 1, "model": model}
     body |= {"choices": [choice]}

@@ -21,6 +21,7 @@ from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.peft import save_adapter
 from crossguard_jax.impforge.forge import Forged, ForgeSettings, forge
 from crossguard_jax.impforge.matching.judge import (
+    PROMPT,
     AcceptAll,
     EndpointJudge,
     GuardJudge,
@@ -103,9 +104,11 @@ def make_judge(config: Any, cache: Path) -> PictureJudge:
     if config.kind == "none":
         return AcceptAll()
     if config.kind == "guard":
-        return GuardJudge(Guard.from_pretrained(config.guard), cache)
+        guard = Guard.from_pretrained(config.guard)
+        return GuardJudge(guard, cache, config.text, config.batch_size)
     if config.kind == "endpoint":
-        return EndpointJudge(Client(Endpoint(**config.endpoint), cache))
+        endpoint = Endpoint(**config.endpoint.to_dict())
+        return EndpointJudge(Client(endpoint, cache), config.prompt or PROMPT, config.asks)
     raise UserError(f"match.judge.kind {config.kind!r} is none of none, guard, endpoint")
 
 

@@ -21,7 +21,7 @@ from crossguard_jax.guard.decoding import likeliest
 from crossguard_jax.guard.encoding import Encoder, Settings, bucket
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.load import load_model, resolve_folder
-from crossguard_jax.io.chat import Answer, Message, Request
+from crossguard_jax.io.chat import Failure, Message, Request
 from crossguard_jax.io.http import Client
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn import lora, sampling
@@ -147,9 +147,11 @@ class EndpointTarget:
         ]
         found = np.ones(len(rows), bool)
         for index, answer in self._client.complete_many(requests):
-            if not isinstance(answer, Answer):
+            if isinstance(answer, Failure):
                 raise UserError(f"row {rows[index].id!r}: no answer ({answer.reason}); run again")
-            found[index] = is_refusal(answer.text)
+            if answer.problem and not (answer.text or answer.refusal):
+                raise UserError(f"row {rows[index].id!r}: no answer ({answer.problem})")
+            found[index] = bool(answer.refusal) or is_refusal(answer.text)
         return found
 
 

@@ -73,13 +73,15 @@ class PictureJudge(Protocol):
 class EndpointJudge:
     """Asks a vision model behind an OpenAI-compatible endpoint.
 
-    An answer that is neither SAFE nor UNSAFE is shown to the model again with a sterner word.
+    An answer that is neither SAFE nor UNSAFE is shown to the model again with a sterner word. A
+    refusal, and thoughts that end before an answer, would come again: they leave it unresolved.
 
     Args:
         client: where to ask; its cache is what makes a re-run judge nothing twice.
         prompt: the question, which must ask for SAFE or UNSAFE.
         asks: how often one picture is asked, at most, before it is unresolved.
-        max_tokens: of an answer; a model that thinks aloud needs many.
+        max_tokens: of an answer; a model that thinks aloud needs many, for which its endpoint has
+            ``max_completion_tokens``.
 
     Raises:
         UserError: the prompt asks for other words, or ``asks`` is below 1.
@@ -130,11 +132,13 @@ class EndpointJudge:
                 yield Judgement(id, None, f"not judged: {outcome.reason}", self.source), None
                 continue
             # A sentence cut short may have been about to turn.
-            cut = outcome.finish_reason == "length"
-            safe = None if cut else read_answer(outcome.text)
+            safe = None if outcome.problem else read_answer(outcome.text)
+            judgement = Judgement(id, safe, outcome.problem or outcome.text, self.source)
+            if outcome.problem and not outcome.text:
+                yield judgement, None
+                continue
             turns = (Message("assistant", outcome.text or "..."), Message("user", AGAIN))
-            again = replace(request, messages=(*request.messages, *turns))
-            yield Judgement(id, safe, outcome.text, self.source), again
+            yield judgement, replace(request, messages=(*request.messages, *turns))
 
     def _question(self, picture: bytes) -> Request:
         return Request((Message("user", (self.prompt, picture)),), max_tokens=self.max_tokens)

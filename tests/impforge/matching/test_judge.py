@@ -4,6 +4,11 @@ import hashlib
 import io
 import random
 import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.impforge.commands import make_judge
 from crossguard_jax.impforge.matching.judge import (
     AGAIN,
     NEUTRAL,
@@ -23,7 +30,7 @@ from crossguard_jax.impforge.matching.judge import (
     PictureJudge,
     read_answer,
 )
-from crossguard_jax.io.chat import Endpoint
+from crossguard_jax.io.chat import Endpoint, Message, Request
 from crossguard_jax.io.http import Client
 from tests.chat_server import Asked, ChatServer, Reply, refused, said
 
@@ -49,7 +56,7 @@ def honest(asked: Asked) -> Reply:
 
 
 def judge(server: ChatServer, cache: Path, asks: int = 3, **changes: Any) -> EndpointJudge:
-    patience = {"backoff_seconds": 0.005, "max_wait_seconds": 0.2, "attempts": 4}
+    patience = {"backoff_seconds": 0.005, "attempts": 4}
     fields = {"base_url": server.url, "model": "m", "concurrency": 4}
     return EndpointJudge(Client(Endpoint(**fields | patience | changes), cache), asks=asks)
 
@@ -157,10 +164,23 @@ def test_what_stays_nonsense_is_unresolved_and_never_safe(tmp_path):
     assert {j.answer for j in found.values() if j.safe is None} == {"It is not safe."}
 
 
-def test_an_answer_that_was_cut_short_is_not_believed(tmp_path):
-    with ChatServer(lambda a: said("The image is safe", finish_reason="length")) as server:
-        found = by_id(judge(server, tmp_path).judge(pictures(2)))
-    assert {j.safe for j in found.values()} == {None}
+@pytest.mark.parametrize(
+    ("reply", "reason", "times"),
+    [
+        (said("The image is safe", finish_reason="length"), "cut short; raise max_compl", 3),
+        (said("", finish_reason="length"), "cut short; raise max_completion_tokens", 1),
+        (said(None, reasoning_content="SAFE"), "only reasoning; raise max_compl", 1),
+        (said(None, refusal="I will not say SAFE."), "refused: I will not say SAFE.", 1),
+    ],
+)
+def test_what_is_no_whole_answer_is_unresolved_and_asked_again_only_where_that_may_help(
+    tmp_path, reply, reason, times
+):
+    with ChatServer(lambda a: reply) as server:
+        for _ in range(2):
+            (found,) = judge(server, tmp_path).judge(pictures(1))
+            assert found.safe is None and found.answer.startswith(reason)
+        assert len(server.asked) == times
 
 
 def test_a_corrupt_picture_and_a_refused_one_are_unresolved_and_the_rest_is_judged(tmp_path):
@@ -180,6 +200,13 @@ def test_a_corrupt_picture_and_a_refused_one_are_unresolved_and_the_rest_is_judg
     assert "damaged" in unresolved["torn"] and "not a picture" in unresolved["text"]
 
 
+def parts(reply: Reply) -> Reply:
+    """The same answer as parts, after thoughts that name both labels."""
+    text = reply.body["choices"][0]["message"]["content"]
+    thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "SAFE or UNSAFE?"}]}
+    return said([thoughts, {"type": "text", "text": text}])
+
+
 def test_a_server_that_is_slow_fails_limits_babbles_and_dies_loses_no_picture(tmp_path):
     """Killed twice and started again; every picture gets its own answer, and only one."""
     given = pictures(40)
@@ -197,15 +224,17 @@ def test_a_server_that_is_slow_fails_limits_babbles_and_dies_loses_no_picture(tm
             Reply({"choices": []}),
             Reply({"choices": [1] * 100}, cut_at=20),
             said("maybe?"),
-            Reply(honest(asked).body, delay=0.05),
+            said("It may be", finish_reason="length"),
+            parts(honest(asked)),
+            replace(honest(asked), delay=0.05),
         ]
-        return mishaps[int(draw * 14)] if draw < 0.5 else honest(asked)
+        return mishaps[int(draw * 18)] if draw < 0.5 else honest(asked)
 
     server.behaviour = misfortune
     server.start()
     for _ in range(8):
         try:
-            for j in judge(server, tmp_path, asks=9, failures_in_a_row=6).judge(given):
+            for j in judge(server, tmp_path, asks=9, failures_in_a_row=8).judge(given):
                 if j.safe is not None:
                     answered.append((j.id, j.safe))
         except UserError as error:
@@ -221,6 +250,52 @@ def test_a_server_that_is_slow_fails_limits_babbles_and_dies_loses_no_picture(tm
     server.die()
     assert len(server.asked) == before, "something was judged twice"
     assert len(set(answered)) == 40 and not deaths
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from crossguard_jax.impforge.matching.judge import EndpointJudge
+from crossguard_jax.io.chat import Endpoint, Message, Request
+from crossguard_jax.io.http import Client
+
+url, folder = sys.argv[1], Path(sys.argv[2])
+client = Client(Endpoint(base_url=url, model="m", concurrency=4), folder / "answers")
+given = [(path.stem, path.read_bytes()) for path in sorted(folder.glob("*.png"))]
+for judgement in EndpointJudge(client).judge(given):
+    print(judgement.id, flush=True)
+"""
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_goes_on_where_it_was_and_asks_nothing_twice(tmp_path, sign):
+    given, stopped = pictures(30), threading.Event()
+    for id, data in given:
+        (tmp_path / f"{id}.png").write_bytes(data)
+
+    def crawl(asked: Asked) -> Reply:  # from the twelfth on, so that the signal finds it at work
+        return replace(
+            honest(asked), delay=60.0 * (len(server.asked) >= 12) * (not stopped.is_set())
+        )
+
+    with ChatServer(crawl) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, server.url, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            # A suite in the background has been told to ignore it, and so would the child.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        told = [process.stdout.readline().strip() for _ in range(10)]
+        process.send_signal(sign)
+        process.communicate(timeout=30)
+        stopped.set()
+        assert process.returncode == -sign
+        assert_true(by_id(judge(server, tmp_path / "answers").judge(given)), given)
+    once = {hashlib.sha256(data).hexdigest() for id, data in given if id in told}
+    assert len(once) == 10 and all(server.times_asked[h] == 1 for h in once)
+    assert len(server.asked) <= 30 + 4
 
 
 def test_pictures_are_read_as_they_can_be_sent(tmp_path):
@@ -316,3 +391,35 @@ def test_the_judges_are_of_one_kind(guard, tmp_path):
         ]
         for one in judges:
             assert sorted(by_id(one.judge(pictures(3)))) == ["p0", "p1", "p2"]
+
+
+ENDPOINT = {
+    "parameters.max_completion_tokens": 400,
+    "parameters.reasoning_effort": "low",
+    "attempts": 2,
+    "read_seconds": 30.0,
+    "concurrency": 3,
+    "dollars_per_million_prompt": 0.5,
+    "budget_dollars": 1.0,
+}
+
+
+@pytest.mark.parametrize("variant", ["tiny", "llama_7b"])
+def test_every_field_of_an_endpoint_is_one_of_the_configuration_with_the_same_default(variant):
+    config = load_config(f"configs/impforge.py:{variant}").match.judge.endpoint.to_dict()
+    assert config.keys() == {field.name for field in fields(Endpoint)}
+    assert not any(value is not None for value in config.pop("parameters").values())
+    assert Endpoint(**config) == Endpoint(base_url=config["base_url"], model=config["model"])
+
+
+def test_the_command_line_reaches_every_judge(tmp_path):
+    where = "--config.match.judge"
+    lines = [f"{where}.endpoint.{name}={value}" for name, value in ENDPOINT.items()]
+    lines += [f"{where}.kind=endpoint", f"{where}.endpoint.model=m", f"{where}.asks=2"]
+    made = make_judge(load_config("configs/impforge.py:tiny", lines).match.judge, tmp_path)
+    body = made.client.endpoint.body(Request((Message("user", "?"),)), dict)
+    assert body["max_completion_tokens"] == 400 and body["reasoning_effort"] == "low"
+    assert "max_tokens" not in body and "top_p" not in body and made.asks == 2
+    for name, value in ENDPOINT.items():
+        if "." not in name:
+            assert getattr(made.client.endpoint, name) == value
