@@ -222,10 +222,8 @@ class Client:
             return self._refused(error)
         except TimeoutError:
             return Failure("no answer within total_seconds; raise it")
-        except openai.APITimeoutError as error:
-            return Failure(
-                f"{type(error.__cause__).__name__}; raise read_seconds or connect_seconds"
-            )
+        except openai.APITimeoutError:
+            return Failure("no answer within read_seconds (or connect_seconds); raise it")
         except openai.APIConnectionError as error:
             return Failure(self._line(f"{type(error.__cause__).__name__}: {error.__cause__}"))
         except (ValueError, RecursionError) as error:

@@ -27,7 +27,6 @@ from crossguard_jax.impforge.matching.judge import (
     EndpointJudge,
     GuardJudge,
     Judgement,
-    PictureJudge,
     read_answer,
 )
 from crossguard_jax.io.chat import Endpoint, Message, Request
@@ -122,13 +121,6 @@ def test_every_picture_is_judged_and_a_rerun_judges_none_again(tmp_path):
     assert {j.answer for j in found.values()} == {"SAFE", "UNSAFE"}
     assert {j.source for j in found.values()} == {judge(server, tmp_path).source}
     assert "m" in judge(server, tmp_path).source.split(":")
-
-
-def test_equal_pictures_under_two_ids_are_judged_once(tmp_path):
-    given = pictures(5) + [(f"again{i}", picture(i)) for i in range(5)]
-    with ChatServer(honest) as server:
-        assert_true(by_id(judge(server, tmp_path).judge(given)), given)
-        assert set(server.times_asked.values()) == {1}
 
 
 @pytest.mark.parametrize("nonsense", [said("Purple."), said("safe and unsafe"), said("")])
@@ -231,20 +223,16 @@ def test_a_server_that_is_slow_fails_limits_babbles_and_dies_loses_no_picture(tm
         return mishaps[int(draw * 18)] if draw < 0.5 else honest(asked)
 
     server.behaviour = misfortune
-    server.start()
     for _ in range(8):
+        server.start()
         try:
             for j in judge(server, tmp_path, asks=9, failures_in_a_row=8).judge(given):
                 if j.safe is not None:
                     answered.append((j.id, j.safe))
         except UserError as error:
             assert "requests in a row have failed" in str(error)
-            server.start()
-            continue
-        if len(set(answered)) == 40:
-            break
-    else:
-        pytest.fail("the runs did not finish")
+        server.die()
+    server.start()
     before = len(server.asked)
     assert_true(by_id(judge(server, tmp_path, asks=9).judge(given)), given)
     server.die()
@@ -296,21 +284,6 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_asks_nothing_twice(tmp_pa
     once = {hashlib.sha256(data).hexdigest() for id, data in given if id in told}
     assert len(once) == 10 and all(server.times_asked[h] == 1 for h in once)
     assert len(server.asked) <= 30 + 4
-
-
-def test_pictures_are_read_as_they_can_be_sent(tmp_path):
-    read = []
-
-    def given():
-        for i in range(50):
-            read.append(i)
-            yield f"p{i}", picture(i)
-
-    with ChatServer(honest) as server:
-        judgements = judge(server, tmp_path).judge(given())
-        next(judgements)
-        assert len(read) <= 8
-        assert len(list(judgements)) == 49
 
 
 @pytest.mark.parametrize("fields", [{"asks": 0}, {"prompt": "Is it harmless? Say yes or no."}])
@@ -382,15 +355,6 @@ def test_without_a_judge_every_picture_passes_and_provenance_says_so():
     found = by_id(AcceptAll().judge(iter(pictures(3))))
     assert {j.safe for j in found.values()} == {True}
     assert {(j.source, j.answer) for j in found.values()} == {("none", "not judged")}
-
-
-def test_the_judges_are_of_one_kind(guard, tmp_path):
-    with ChatServer(honest) as server:
-        judges: list[PictureJudge] = [
-            *(judge(server, tmp_path / "a"), GuardJudge(guard, tmp_path / "b"), AcceptAll()),
-        ]
-        for one in judges:
-            assert sorted(by_id(one.judge(pictures(3)))) == ["p0", "p1", "p2"]
 
 
 ENDPOINT = {
