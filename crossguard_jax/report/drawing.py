@@ -50,9 +50,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def png(figure: Figure, dpi: int = DPI) -> bytes:
-    """The figure as PNG bytes."""
-    return _saved(figure, "png", dpi=dpi, metadata={"Software": None})
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes, ``DPI`` dots an inch."""
+    return _saved(figure, "png", dpi=DPI, metadata={"Software": None})
 
 
 def pdf(figure: Figure) -> bytes:

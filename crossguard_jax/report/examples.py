@@ -29,8 +29,18 @@ class Example:
 
     @property
     def flagged(self) -> bool:
-        """The verdict."""
+        """Whether the verdict is "unsafe"."""
         return self.p_unsafe >= self.threshold
+
+    @property
+    def verdict(self) -> str:
+        """``safe`` or ``unsafe``."""
+        return _word(self.flagged)
+
+    @property
+    def truth(self) -> str:
+        """``safe`` or ``unsafe``."""
+        return _word(self.unsafe)
 
     @property
     def right(self) -> bool:
@@ -43,3 +53,7 @@ class Example:
         if self.right:
             return "caught" if self.unsafe else "passed"
         return "missed" if self.unsafe else "false alarm"
+
+
+def _word(unsafe: bool) -> str:
+    return "unsafe" if unsafe else "safe"

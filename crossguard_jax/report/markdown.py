@@ -63,8 +63,7 @@ def _example_table(items: Sequence) -> str:
         "|---|---|---:|---|---|---|",
     ]
     for example in items:
-        truth = "unsafe" if example.unsafe else "safe"
         words = map(escape_markdown, (example.benchmark, example.id, example.text))
-        cells = [example.outcome, truth, f"{example.p_unsafe:.3f}", *words]
+        cells = [example.outcome, example.truth, f"{example.p_unsafe:.3f}", *words]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -274,9 +274,8 @@ def _draw_example(axes: Axes, example: Example) -> None:
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=1.2 if example.right else 2.8)
     axes.set_title(f"{mark} {example.outcome}", color=colour, fontsize=8.5, pad=4, loc="left")
-    truth, verdict = ("unsafe" if flag else "safe" for flag in (example.unsafe, example.flagged))
     lines = textwrap.wrap(printable(example.text), 30, max_lines=4, placeholder=" …")
-    words = f"truth {truth}, verdict {verdict}\np(unsafe) = {example.p_unsafe:.3f}"
+    words = f"truth {example.truth}, verdict {example.verdict}\np(unsafe) = {example.p_unsafe:.3f}"
     below: dict[str, Any] = {
         "transform": axes.transAxes,
         "va": "top",

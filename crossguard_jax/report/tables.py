@@ -17,6 +17,8 @@ Results = Mapping[str, Mapping[str, Estimate]]
 """Figures by dotted name, by system; the system's key (``guard.full``) prefixes the names."""
 
 ABSENT = "–"
+LONG = 15
+"""A table of more rows than this shows its first ones; the rest unfold."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,33 @@ Cell = str | Figure
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headings. The first column names the row, the rest are aligned right."""
+    """Rows of cells under headings. The first column names the row, the rest are aligned right.
+
+    Attributes:
+        columns: The headings.
+        rows: A cell a column; in a long table those that matter most come first.
+        caption: What stands under it.
+        lead: How many rows of a table longer than ``LONG`` are seen before it is unfolded.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str
+    lead: int = 8
+
+    @property
+    def seen(self) -> tuple[tuple[Cell, ...], ...]:
+        """The rows that are always shown."""
+        return self.rows[: self.lead] if len(self.rows) > LONG else self.rows
+
+    @property
+    def folded(self) -> tuple[tuple[Cell, ...], ...]:
+        """The rows that a reader unfolds."""
+        return self.rows[len(self.seen) :]
+
+    def folded_text(self) -> str:
+        """What stands in place of the folded rows."""
+        return f"{len(self.folded):,} more rows of {len(self.rows):,}"
 
     def figures(self) -> dict[str, Estimate]:
         """Every figure in the table by its dotted name."""
@@ -86,12 +110,21 @@ def number_text(value: float, unit: Unit) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """The table as GitHub-flavoured Markdown, its caption under it in italics."""
-    rule = ["---"] + ["---:"] * (len(table.columns) - 1)
-    lines = [map(escape_markdown, table.columns), rule]
-    lines += [[_cell_text(cell) for cell in row] for row in table.rows]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{body}\n\n*{escape_markdown(table.caption)}*\n"
+    """The table as GitHub-flavoured Markdown, its caption under it in italics.
+
+    Rows beyond those that are always shown stand in a ``<details>``, which GitHub folds.
+    """
+    parts = [_markdown_rows(table.columns, table.seen)]
+    if table.folded:
+        parts += [f"<details><summary>{table.folded_text()}</summary>"]
+        parts += [_markdown_rows(table.columns, table.folded), "</details>"]
+    return "\n\n".join([*parts, f"*{escape_markdown(table.caption)}*"]) + "\n"
+
+
+def _markdown_rows(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    rule = ["---"] + ["---:"] * (len(columns) - 1)
+    lines = [map(escape_markdown, columns), rule, *(map(_cell_text, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def benchmarks_with(figures: Mapping[str, Estimate], measure: str) -> list[str]:
@@ -139,22 +172,28 @@ def ranking_table(results: Results, titles: Mapping[str, str] | None = None) -> 
         "recall_at_1_fpr": ("Recall at 1% FPR (%)", "percent"),
         "recall_at_5_fpr": ("Recall at 5% FPR (%)", "percent"),
     }
-    rows = []
-    for system, figures in results.items():
-        for name in [*benchmarks_with(figures, "auroc"), "all"]:
-            cells = [
-                _figure(system, figures, f"{name}.{measure}", unit)
-                for measure, (_, unit) in columns.items()
-            ]
-            row = f"{titles.get(system, system)}: {titles.get(name, name)}"
-            rows.append((row, *cells, _figure(system, figures, "all.fpr", "percent")))
+    of_systems = [
+        [
+            (
+                f"{titles.get(system, system)}: {titles.get(name, name)}",
+                *(
+                    _figure(system, figures, f"{name}.{measure}", unit)
+                    for measure, (_, unit) in columns.items()
+                ),
+                _figure(system, figures, "all.fpr", "percent"),
+            )
+            for name in [*benchmarks_with(figures, "auroc"), "all"]
+        ]
+        for system, figures in results.items()
+    ]
     return Table(
         ("System: benchmark", *(title for title, _ in columns.values()), "Benign FPR (%)"),
-        tuple(rows),
+        tuple(row for rows in of_systems for row in rows),
         "Malicious rows of each benchmark ranked against all benign rows (and against the "
         "benchmark's own, where it has any). Recall is the share of "
         "malicious rows flagged at the lowest threshold that flags at most that share of the "
         "benign rows. The last column is the benign FPR at the report's own threshold.",
+        lead=len(of_systems[0]),
     )
 
 
@@ -174,7 +213,7 @@ def calibration_table(results: Results, titles: Mapping[str, str] | None = None)
 def category_table(
     system: str, figures: Mapping[str, Estimate], titles: Mapping[str, str] | None = None
 ) -> Table:
-    """One system, a row per benchmark and category: ASR and FPR, each with its own n.
+    """One system, a row per benchmark and category, the worst first: ASR and FPR, each with its n.
 
     Args:
         system: Its dotted name.
@@ -184,6 +223,13 @@ def category_table(
     titles = titles or {}
     parts = [name.split(".") for name in figures]
     categories = dict.fromkeys((p[0], p[2]) for p in parts if len(p) == 4 and p[1] == "category")
+
+    def errors(benchmark: str, category: str) -> tuple[float, float]:
+        """Of the worse of its rates what it is at least, so that few rows do not come first."""
+        names = (f"{benchmark}.category.{category}.{measure}" for measure in ("asr", "fpr"))
+        rates = [figures[name] for name in names if name in figures and figures[name].n]
+        return max(((rate.low, rate.value) for rate in rates), default=(0.0, 0.0))
+
     rows = tuple(
         (
             f"{titles.get(benchmark, benchmark)}: {category.replace('_', ' ')}",
@@ -198,12 +244,13 @@ def category_table(
                 for measure in ("asr", "fpr")
             ),
         )
-        for benchmark, category in categories
+        for benchmark, category in sorted(categories, key=lambda c: errors(*c), reverse=True)
     )
     return Table(
         ("Benchmark: category", "ASR (%)", "FPR (%)"),
         rows,
-        f"{titles.get(system, system)}, by category, in percent with 95% intervals.",
+        f"{titles.get(system, system)}, by category, in percent with 95% intervals; worst first, "
+        "by the lower end of the worse rate's interval.",
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.evals.guard_report import Judged, guard_sections
+from crossguard_jax.evals.guard_report import Judged, guard_sections, overview
 from crossguard_jax.report.blocks import Bullets, Code, Definitions, Examples, Plot, Section, Text
 from crossguard_jax.report.examples import Example
 from crossguard_jax.report.report import Report
@@ -113,18 +113,26 @@ def test_the_pages_explain_their_measures_and_show_plots_and_examples(folder):
     assert len(linked) == 6 and all((folder / path).exists() for path in linked)
 
 
-def test_a_report_without_benign_rows_warns_its_reader():
+@pytest.mark.parametrize("benign", [True, False])
+def test_a_report_without_benign_rows_warns_its_reader(benign):
     rows = scored.scores(3.0)
-    judged = Judged({"guard.full": rows.take(rows.unsafe)})
-    text = Report("r", guard_sections(judged)).to_markdown()
-    assert "There are no benign rows here" in text
-    assert (
-        "There are no benign rows"
-        not in Report("r", guard_sections(Judged({"guard.full": rows}))).to_markdown()
-    )
+    section = overview(Judged({"guard.full": rows.take(rows.unsafe | benign)}))
+    text = Report("r", [section]).to_markdown()
+    assert ("There are no benign rows here" in text) != benign
 
 
-def test_sections_of_other_makers_join_the_same_report(report, folder, tmp_path):
+def test_a_long_table_is_folded_in_the_page_with_every_row_in_it():
+    rows = tuple((f"row {i}", Figure(f"x.r{i}", SHARE)) for i in range(30))
+    section = Section("s", (Table(("name", "%"), rows, "caption", 4),))
+    page = Page(Report("r", [section]).to_html())
+    seen, folded = page.text.split("26 more rows of 30")
+    assert seen.count("row ") == 4 and folded.count("row ") == 26
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("details") == 1 and tags.count("table") == tags.count("thead") == 2
+    assert tags[: tags.index("details")].count("tr") == 1 + 4
+
+
+def test_a_text_cites_figures_of_any_section(tmp_path):
     extra = Section(
         "Forge",
         (
@@ -133,9 +141,11 @@ def test_sections_of_other_makers_join_the_same_report(report, folder, tmp_path)
             Definitions((("valid", "an **attack** that works"),)),
             Code("launch/run.sh forge"),
         ),
-        {"forge.valid": SHARE, "forge.seconds": Estimate.exact(12)},
+        {"forge.valid": SHARE},
     )
-    Report("r", [*report.sections, extra]).write(tmp_path)
+    Report("r", [extra, Section("other", (), {"forge.seconds": Estimate.exact(12)})]).write(
+        tmp_path
+    )
     entries = json.loads((tmp_path / "report.json").read_text())
     assert entries["forge.valid"] == SHARE.as_dict()
     assert entries["forge.seconds"] == {"value": 12, "low": None, "high": None, "n": 1}

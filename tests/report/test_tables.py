@@ -2,9 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 
-from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.core.metrics import Estimate, proportion
 from crossguard_jax.evals.benchmarks import compare, evaluate
 from crossguard_jax.report import tables
 from crossguard_jax.report.tables import Figure, Table
@@ -49,6 +50,31 @@ def test_every_cell_holds_the_estimate_of_its_dotted_name(table):
     for name, estimate in figures.items():
         system = next(key for key in RESULTS if name.startswith(key + "."))
         assert RESULTS[system][name.removeprefix(system + ".")] is estimate
+
+
+def test_the_worst_categories_come_first_by_what_their_error_is_at_least():
+    figures = {
+        "x.category.few.asr": proportion(np.array([True, False])),
+        "x.category.clean.asr": proportion(np.zeros(90, bool)),
+        "x.category.alarms.asr": proportion(np.zeros(9, bool)),
+        "x.category.alarms.fpr": proportion(np.repeat([True, False], (60, 40))),
+        "x.category.missed.asr": proportion(np.repeat([True, False], (30, 70))),
+        "x.category.none.asr": Estimate.empty(),
+    }
+    rows = [row[0] for row in tables.category_table("g.f", figures).rows]
+    assert rows == [f"x: {name}" for name in ("alarms", "missed", "few", "clean", "none")]
+
+
+@pytest.mark.parametrize("rows", [tables.LONG, tables.LONG + 1])
+def test_a_long_table_shows_its_first_rows_and_folds_the_rest(rows):
+    table = Table(("name", "n"), tuple((f"row {i}", str(i)) for i in range(rows)), "caption", 3)
+    before, summary, inside = tables.to_markdown(table).partition("<details><summary>")
+    if rows <= tables.LONG:
+        assert not summary and table.seen == table.rows and not table.folded
+    else:
+        assert before.count("| row ") == 3 and inside.count("| row ") == rows - 3
+        assert inside.startswith(f"{rows - 3} more rows of {rows}</summary>\n\n| name | n |\n")
+        assert inside.index("| row 3 |") < inside.index("</details>") < inside.index("*caption*")
 
 
 def test_recall_never_stands_without_the_benign_fpr_in_its_row():

@@ -145,6 +145,7 @@ def _broken(
         ("System: radius", "ASR", "caught", "denied"),
         tuple(rows),
         "In percent of the rows that were right when clean.",
+        lead=1 + len(next(iter(systems.values())).any.plan.epsilons),
     )
 
 
@@ -190,6 +191,7 @@ def _first(
         tuple(rows),
         "Which attack broke a row first, in percent of the rows that were right when clean. Later "
         "ones run on what is left, so that a row's columns add up to ASR and compare no attacks.",
+        lead=len(next(iter(systems.values())).any.plan.epsilons),
     )
 
 
