@@ -305,7 +305,7 @@ def score_items(
             for row in _score_window(guard, window, batch_size, truncate):
                 results.add(row)
                 tally.add(row)
-            progress.update(row_of(window[-1]) - progress.done)
+            progress.update(row_of(window[-1]) - progress.n)
     return tally, tally.rows - before, time.monotonic() - began
 
 

@@ -1,25 +1,26 @@
-"""Progress of long work on stderr: what, how far, how fast, how long still."""
+"""Progress of long work on stderr, by tqdm: what, how far, how fast, how long still."""
 
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-REDRAW_SECONDS = 0.2  # on a terminal, where a line replaces the one before
-LINE_SECONDS = 30.0  # elsewhere (a log file, a batch system), where every line stays
+from tqdm import tqdm
+
+QUIET_SECONDS = 5.0  # short work prints nothing
+LINE_SECONDS = 30.0  # between lines where they stay: a log file, a batch system
 
 
-class Progress:
-    """Counts work done and says so now and then.
+class Progress(tqdm):
+    """tqdm as we use it: silent at first, redrawn on a terminal, now and then a line elsewhere.
 
-    Silent for the first ``quiet_seconds``, so that short work prints nothing. On a terminal one
-    line is redrawn in place; elsewhere a plain line appears every half minute.
+    What is printed while it runs goes by ``Progress.write``.
 
     Example:
       >>> with Progress("scoring", total=2000, unit="row") as progress:
       ...     for row in rows:
       ...         progress.update()
     """
+
+    monitor_interval = 0  # no thread of tqdm's: updates look at the clock themselves
 
     def __init__(
         self,
@@ -28,9 +29,6 @@ class Progress:
         unit: str = "row",
         start: int = 0,
         enabled: bool = True,
-        quiet_seconds: float = 5.0,
-        stream: Any = None,
-        clock: Callable[[], float] = time.monotonic,
     ):
         """Starts the clock.
 
@@ -40,76 +38,34 @@ class Progress:
           unit: what is counted, in the singular.
           start: how much had been done before (resumed work); it does not count for the rate.
           enabled: False prints nothing (every process but the first).
-          quiet_seconds: how long to stay silent at first.
-          stream: the text stream to print to; stderr unless given.
-          clock: seconds, monotonic.
         """
-        self.what, self.total, self.unit = what, total, unit
-        self.done, self._start = start, start
-        self._enabled, self._quiet, self._clock = enabled, quiet_seconds, clock
-        self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
-        self._began = clock()
-        self._printed_at: float | None = None
-        self._width = 0
-        self._note = ""
+        look: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True}
+        if not sys.stderr.isatty():
+            look = {"file": _Lines(sys.stderr), "ncols": 0, "mininterval": LINE_SECONDS}
+        look |= {"delay": QUIET_SECONDS, "miniters": 0, "leave": None, "disable": not enabled}
+        super().__init__(desc=what, total=total, unit=unit, initial=start, **look)
 
-    def update(self, n: int = 1, note: str = "") -> None:
+    def update(self, n: int = 1, note: str = "") -> bool | None:
         """Adds ``n`` units of work; ``note`` (a loss, a file) stays on the line until replaced."""
-        self.done += n
-        self._note = note or self._note
-        now = self._clock()
-        if self._printed_at is None:
-            due = now - self._began >= self._quiet
-        else:
-            due = now - self._printed_at >= (REDRAW_SECONDS if self._terminal else LINE_SECONDS)
-        if self._enabled and due:
-            self._print(now)
+        if note:
+            self.set_postfix_str(note, refresh=False)
+        return super().update(n)
 
-    def close(self) -> None:
-        """Prints the last line, if any was printed."""
-        if self._printed_at is not None:
-            self._print(self._clock())
-            if self._terminal:
-                self._stream.write("\n")
-            self._printed_at = None
-            self._enabled = False
+    def display(self, *args: Any, **kwargs: Any) -> bool | None:
+        """Silent at first also when ``write`` would have it drawn again."""
+        quiet = self._time() < self.start_t + self.delay
+        return None if quiet else super().display(*args, **kwargs)
 
-    def line(self, now: float) -> str:
-        """The progress at clock time ``now``, as one line."""
-        elapsed = now - self._began
-        rate = (self.done - self._start) / elapsed if elapsed > 0 else 0.0
-        amount = f"{self.done:,}"
-        if self.total:
-            amount += f"/{self.total:,} ({100 * self.done / self.total:.0f}%)"
-        speed = f"{rate:,.1f} {self.unit}s/s"
-        if 0 < rate < 0.5:
-            speed = f"{1 / rate:.1f} s/{self.unit}"
-        parts = [f"{self.what}: {amount}", speed, f"{_duration(elapsed)} so far"]
-        if self.total and rate > 0 and self.done < self.total:
-            parts.append(f"{_duration((self.total - self.done) / rate)} left")
-        return ", ".join(parts + [self._note] if self._note else parts)
 
-    def _print(self, now: float) -> None:
-        line = self.line(now)
-        if self._terminal:
-            self._stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            self._stream.write(line + "\n")
+class _Lines:
+    """A stream on which whatever tqdm draws is a line, and its moves of the cursor are nothing."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if drawn := text.replace("\x1b[A", "").strip():
+            self._stream.write(drawn + "\n")
+
+    def flush(self) -> None:
         self._stream.flush()
-        self._printed_at = now
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
