@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 
 from crossguard_jax.bench.ppo import CONFIG, start
+from crossguard_jax.bench.results import seconds_text
 from crossguard_jax.core.config import load_config
 from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io.images import encode_png
-from crossguard_jax.io.progress import Progress
+from crossguard_jax.io.progress import rounds
 
 
 def anatomy(batch: int, runs: int) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def anatomy(batch: int, runs: int) -> dict[str, Any]:
     context = rewriter.rewards.context(triplets)
     # Known before any iteration, and of no cost to one whatever its value.
     context["baseline"] = np.zeros(len(triplets), np.float32)
-    state, improve, rounds = start(config, rewriter, rewriter.prompts(triplets))
+    state, improve, batches = start(config, rewriter, rewriter.prompts(triplets))
     weights, breadth = dict(config.rewards.weights), recipe.Breadth(**config.breadth)
 
     @jax.jit
@@ -45,26 +46,24 @@ def anatomy(batch: int, runs: int) -> dict[str, Any]:
         return recipe.score(components, weights, trajectory, archive, vectors, breadth)
 
     frozen, models = rewriter.frozen, rewriter.rewards.frozen
-    found: list[list[float]] = []
-    with Progress("anatomy of an iteration", runs + 2, unit="round") as progress:
-        for i in range(runs + 2):
-            drawn, clock = next(rounds), [time.perf_counter()]
-            key = jax.random.fold_in(jax.random.key(0), i)
-            done = rewriter.rollout(state.trainable, frozen, key, drawn)
-            _tick(clock, done)
-            encoded = rewriter.rewards.encode(
-                rewriter.texts(done), [triplets[row] for row in drawn["row"]]
-            )
-            about = {k: jnp.asarray(v[drawn["row"]]) for k, v in context.items()}
-            encoded = {k: jnp.asarray(v) for k, v in encoded.items()}
-            _tick(clock, (encoded, about))
-            _tick(clock, judge(models, done, state.archive, about, encoded))
-            state, metrics = improve(state, frozen, models, done, about, encoded)
-            _tick(clock, (state, metrics))
-            rollout, host, rewards, both = np.diff(clock)
-            found.append([rollout, host, rewards, max(both - rewards, 0.0)])
-            progress.update()
-    seconds = np.asarray(found[2:])
+    parts: list[list[float]] = []
+    for i in rounds(runs + 2, "anatomy of an iteration"):
+        drawn, clock = next(batches), [time.perf_counter()]
+        key = jax.random.fold_in(jax.random.key(0), i)
+        done = rewriter.rollout(state.trainable, frozen, key, drawn)
+        _tick(clock, done)
+        encoded = rewriter.rewards.encode(
+            rewriter.texts(done), [triplets[row] for row in drawn["row"]]
+        )
+        about = {k: jnp.asarray(v[drawn["row"]]) for k, v in context.items()}
+        encoded = {k: jnp.asarray(v) for k, v in encoded.items()}
+        _tick(clock, (encoded, about))
+        _tick(clock, judge(models, done, state.archive, about, encoded))
+        state, metrics = improve(state, frozen, models, done, about, encoded)
+        _tick(clock, (state, metrics))
+        rollout, host, rewards, both = np.diff(clock)
+        parts.append([rollout, host, rewards, max(both - rewards, 0.0)])
+    seconds = np.asarray(parts[2:])
     shares = seconds / seconds.sum(axis=1, keepdims=True)
     names = ("rollout", "host", "rewards", "update")
     return {
@@ -73,6 +72,15 @@ def anatomy(batch: int, runs: int) -> dict[str, Any]:
         "runs": runs,
         "batch": batch,
     }
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The shares in a sentence."""
+    shares = ", ".join(
+        f"{name} {share:.0%} ({seconds_text(figures['seconds'][name])})"
+        for name, share in figures["share"].items()
+    )
+    return f"An iteration with the real rewards: {shares}."
 
 
 def _tick(clock: list[float], work: Any) -> None:

@@ -18,22 +18,33 @@ from flax import nnx
 
 from crossguard_jax.attacks.joint import Inputs
 from crossguard_jax.attacks.logits import cross_entropy, margin_from
-from crossguard_jax.bench import guard
-from crossguard_jax.bench.attacks_parts import (
-    EPSILON,
+from crossguard_jax.bench.attacks_parts import EPSILON, compiled, normalized, picture
+from crossguard_jax.bench.base import (
+    ALPHA,
+    LABELS,
+    LEARNING_RATE,
+    RANK,
+    TARGETS,
+    make_batch,
+    reading,
+    seeing,
+)
+from crossguard_jax.bench.results import (
+    Comparison,
     compared,
-    compiled,
+    gflop_text,
     medians,
-    normalized,
-    picture,
+    seconds_text,
+    table,
 )
 from crossguard_jax.cmai.arm import Controller, Knob
 from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check
 from crossguard_jax.cmai.features import pooled
 from crossguard_jax.cmai.mbat import Answers, CmaiState, MbatSettings, make_immunize_step
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.timing import interleave, matmul_side
 from crossguard_jax.core.typing import Array, PRNGKeyArray
-from crossguard_jax.io.timing import interleave
+from crossguard_jax.io.progress import rounds
 from crossguard_jax.nn import lora
 from crossguard_jax.nn.llava import Llava
 from crossguard_jax.train.step import Metrics, init_state, make_step
@@ -54,18 +65,18 @@ def step_costs(model: Llava, size: int, ks: Sequence[int], runs: int) -> dict[st
     Raises:
         UserError: with a radius of zero, MBAT's step is not the clean one.
     """
-    adapted = lora.attach(model, guard.TARGETS, guard.RANK, guard.ALPHA, jax.random.key(0))
+    adapted = lora.attach(model, TARGETS, RANK, ALPHA, jax.random.key(0))
     graphdef, adapters, base = lora.split(adapted)
     check_graphdef, check = nnx.split(_check(model), graph=False)
     frozen, batch = {"model": base, "check": check}, _batch(model, size)
-    adam, width = optax.adamw(guard.LEARNING_RATE), model.config.text.hidden_size
+    adam, width = optax.adamw(LEARNING_RATE), model.config.text.hidden_size
 
     def answer(trainable: Any, frozen: Any, batch: Any, inputs: Inputs) -> Answers:
         pixels, shift = inputs
         model = lora.merge(graphdef, trainable, frozen["model"])
         states = model.see(normalized(pixels))
         x = model.place(batch["input_ids"], model.project(states)) + shift
-        logits = model.read(x, batch["attention_mask"] > 0, jnp.asarray(guard.LABELS))
+        logits = model.read(x, batch["attention_mask"] > 0, jnp.asarray(LABELS))
         s_c = nnx.merge(check_graphdef, frozen["check"])(pooled(states), batch["h_t"])
         labels = batch["labels"]
         return Answers(cross_entropy(logits, labels), margin_from(logits, labels), s_c)
@@ -74,8 +85,8 @@ def step_costs(model: Llava, size: int, ks: Sequence[int], runs: int) -> dict[st
         trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray
     ) -> tuple[Array, Metrics]:
         still = jnp.zeros((*batch["text_mask"].shape, width), jnp.float32)
-        found = answer(trainable, frozen, batch, (batch["pixels"], still))
-        return found.loss.mean(), {}
+        answers = answer(trainable, frozen, batch, (batch["pixels"], still))
+        return answers.loss.mean(), {}
 
     start = init_state(adapters, adam, 0)
     beta, epsilon, share = (Knob(value, value) for value in (0.1, EPSILON, 0.5))
@@ -92,10 +103,13 @@ def step_costs(model: Llava, size: int, ks: Sequence[int], runs: int) -> dict[st
         program, compile_seconds[name] = compiled(step, first, frozen, batch)
         sides[name] = _repeatedly(program, first, frozen, batch)
         if name == "clean":
-            wanted = _stepped(program, start, frozen, batch)
+            clean = _stepped(program, start, frozen, batch)
         else:
-            _check_same(_stepped(program, _without_radius(state), frozen, batch), wanted, name)
-    timed = interleave(sides, runs, "MBAT step")
+            _check_same(_stepped(program, _without_radius(state), frozen, batch), clean, name)
+    product, product_flops = matmul_side()
+    timed = interleave({**sides, "matmul": product}, rounds(runs, "MBAT step"))
+    rate = product_flops / timed["matmul"].median
+    work = seeing(model, size) + reading(model, size, batch["input_ids"].shape[1])
     cost = {name: compared(timed, name, "clean") for name in sides if name != "clean"}
     slope, fixed_part = np.polyfit(ks, [cost[f"k{k}"]["median"] for k in ks], 1)
     return {
@@ -103,11 +117,41 @@ def step_costs(model: Llava, size: int, ks: Sequence[int], runs: int) -> dict[st
         "in_theory": {f"k{k}": k + 2 for k in ks},
         "inner_step": float(slope),
         "the_rest": float(fixed_part),
-        "seconds": medians(timed),
+        "seconds": medians(timed, "matmul"),
+        "gflop": {"clean": work.gradient / 1e9}
+        | {f"k{k}": (k + 2) * work.gradient / 1e9 for k in ks},
+        "floor_seconds": {"clean": work.gradient / rate}
+        | {f"k{k}": (k + 2) * work.gradient / rate for k in ks},
+        "matmul_gflops": rate / 1e9,
         "compile_seconds": compile_seconds,
         "rows": size,
         "runs": runs,
     }
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The table: an immunized step beside a clean one; a ratio here is a cost."""
+    seconds = figures["seconds"]
+    rows = [
+        Comparison(
+            f"MBAT step, {name[1:]} inner steps",
+            "a clean step",
+            seconds["clean"],
+            seconds[name],
+            cost,
+            figures["floor_seconds"][name],
+            gflop_text(figures["gflop"][name]),
+        )
+        for name, cost in figures["cost"].items()
+    ]
+    clean = f"{seconds_text(figures['floor_seconds']['clean'])}, "
+    clean += gflop_text(figures["gflop"]["clean"])
+    return table(
+        rows,
+        "Here the ratio is this package's seconds over a clean step's, whose floor is "
+        f"{clean}. An inner step costs {figures['inner_step']:.2f} clean steps and the rest "
+        f"{figures['the_rest']:.2f}; by FLOPs, 1 and 2.",
+    )
 
 
 def _check(model: Llava) -> Any:
@@ -117,7 +161,7 @@ def _check(model: Llava) -> Any:
 
 def _batch(model: Llava, size: int) -> dict[str, Array]:
     """The guard bench's rows, as MBAT reads them."""
-    rows = guard._batch(model, size)
+    rows = make_batch(model, size)
     ids = rows["input_ids"].astype(np.int32)
     arrays = {
         "input_ids": ids,
@@ -156,10 +200,10 @@ def _without_radius(state: CmaiState) -> CmaiState:
     return replace(state, arm=replace(state.arm, epsilon=jnp.float32(0)))
 
 
-def _check_same(found: dict[str, float], wanted: dict[str, float], name: str) -> None:
-    for figure, value in wanted.items():
-        if not np.isclose(found[figure], value, rtol=SAME):
+def _check_same(metrics: dict[str, float], clean: dict[str, float], name: str) -> None:
+    for metric, value in clean.items():
+        if not np.isclose(metrics[metric], value, rtol=SAME):
             raise UserError(
-                f"MBAT, {name}: with a radius of zero its {figure} is {found[figure]:.6g}, the "
+                f"MBAT, {name}: with a radius of zero its {metric} is {metrics[metric]:.6g}, the "
                 f"clean step's {value:.6g}"
             )

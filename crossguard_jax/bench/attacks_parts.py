@@ -1,8 +1,6 @@
-"""What the benches of attacks share: a model's input, equality, programs, and FLOPs."""
+"""What the benches of attacks share: a model's input, equality and programs."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,16 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.tree import count
 from crossguard_jax.core.typing import Array, Float
 from crossguard_jax.hf.pictures import OPENAI_MEAN, OPENAI_STD
-from crossguard_jax.io.timing import Timed, ratios
 from crossguard_jax.nn.llava import Llava
 
 EPSILON = 8 / 255
-BEFORE = 4
-"""Text tokens before the picture, as in the guard's bench."""
-
 SAME = 1e-5  # pixels nearer than this are the same
 MOST_DIFFERENT = 1e-3  # share of pixels that may differ: signs of gradients near zero
 
@@ -74,66 +67,3 @@ def check_in_ball(x_adv: Any, x: Any, what: str) -> None:
     moved = np.abs(x_adv - x).max()
     if not EPSILON / 2 < moved < EPSILON + SAME or x_adv.min() < 0 or x_adv.max() > 1:
         raise UserError(f"{what}: moved by {255 * moved:.2f} grey levels, not by up to 8")
-
-
-def compared(timed: Mapping[str, Timed], baseline: str, ours: str) -> dict[str, float]:
-    """Baseline's seconds over ours, of neighbouring runs: above 1, ours is faster."""
-    low, median, high = ratios(timed[baseline], timed[ours])
-    return {"median": median, "low": low, "high": high}
-
-
-def medians(timed: Mapping[str, Timed]) -> dict[str, float]:
-    """Median seconds of every side."""
-    return {name: each.median for name, each in timed.items()}
-
-
-@dataclass(frozen=True)
-class Work:
-    """FLOPs of one forward pass.
-
-    Attributes:
-        matrices: products with the model's weights, 2N a token; N are the weights of matrices that
-            a position must meet: unused layers of the tower are left out, of the last layer of the
-            language model all but keys and values (one position asks), and the two columns of the
-            head.
-        attention: the two products of queries, keys and values; causal ones are half of all.
-    """
-
-    matrices: float
-    attention: float
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.matrices + other.matrices, self.attention + other.attention)
-
-    @property
-    def forward(self) -> float:
-        """One forward pass."""
-        return self.matrices + self.attention
-
-    @property
-    def gradient(self) -> float:
-        """A forward pass, and the gradient by the inputs: with frozen weights 2N a token more (not
-        4N, of which half is the weights' gradient), and four products of attention for two."""
-        return 2 * self.matrices + 3 * self.attention
-
-
-def seeing(model: Llava, n: int) -> Work:
-    """The tower and the projector on ``n`` pictures."""
-    config = model.config.vision
-    total, positions = config.num_hidden_layers, config.n_patches + 1
-    used = max(i % (total + 1) for i in model.config.vision_feature_layer)
-    layers = count(model.vision_tower.layers) * used / total
-    patches = count(model.vision_tower.patch_embedding) + count(model.multi_modal_projector)
-    matrices = 2 * n * (layers * positions + patches * config.n_patches)
-    return Work(matrices, 4.0 * n * positions**2 * config.hidden_size * used)
-
-
-def reading(model: Llava, rows: int, tokens: int, before: int = 0) -> Work:
-    """The language model on rows of ``tokens`` tokens behind ``before`` others that are cached."""
-    language = model.language_model
-    n, width = language.config.num_hidden_layers, language.config.hidden_size
-    attention = language.layers.self_attn
-    of_last = count(attention.k_proj) + count(attention.v_proj)
-    weights = (count(language.layers) * (n - 1) + of_last) / n
-    pairs = tokens * (before + tokens / 2)
-    return Work(2.0 * rows * tokens * weights, 4.0 * rows * pairs * width * (n - 1))

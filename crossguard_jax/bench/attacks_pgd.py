@@ -18,24 +18,22 @@ from crossguard_jax.attacks import search
 from crossguard_jax.attacks.logits import from_logits
 from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget, Objective
-from crossguard_jax.bench import guard
 from crossguard_jax.bench.attacks_parts import (
     EPSILON,
     check_in_ball,
     check_same_pixels,
-    compared,
     compiled,
-    medians,
     normalized,
     picture,
-    reading,
     ready,
-    seeing,
 )
+from crossguard_jax.bench.base import LABELS, make_batch, reading, seeing
+from crossguard_jax.bench.results import Comparison, compared, gflop_text, medians, table
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.timing import interleave, matmul_side
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf.pictures import OPENAI_MEAN, OPENAI_STD
-from crossguard_jax.io.timing import interleave, matmul_side
+from crossguard_jax.io.progress import rounds
 from crossguard_jax.nn import verdict
 from crossguard_jax.nn.llava import Llava
 
@@ -55,7 +53,7 @@ def against_torchattacks(folder: Path, model: Llava, size: int, runs: int) -> di
     Raises:
         UserError: the two sides do not find the same pixels.
     """
-    batch = guard._batch(model, size)
+    batch = make_batch(model, size)
     x = picture(model, size)
     ours, compile_seconds = _our_sides(model, batch, x)
     sides: dict[str, Callable[[], Any]] = _torch_sides(folder, batch, x) | ours
@@ -63,9 +61,8 @@ def against_torchattacks(folder: Path, model: Llava, size: int, runs: int) -> di
     for name in ("torch_random", "jax_random"):
         check_in_ball(sides[name](), x, f"PGD with a random start, {name}")
     product, product_flops = matmul_side()
-    timed = interleave({**sides, "matmul": product}, runs, "PGD")
-    seconds, rate = medians(timed), product_flops / timed["matmul"].median
-    del seconds["matmul"]
+    timed = interleave({**sides, "matmul": product}, rounds(runs, "PGD"))
+    seconds, rate = medians(timed, "matmul"), product_flops / timed["matmul"].median
     work = seeing(model, size) + reading(model, size, batch["input_ids"].shape[1])
     gflop = STEPS * work.gradient / 1e9
     return {
@@ -90,6 +87,29 @@ def against_torchattacks(folder: Path, model: Llava, size: int, runs: int) -> di
     }
 
 
+def shown(figures: dict[str, Any]) -> str:
+    """The table, and what an attack spends its time on."""
+    seconds, share, rate = (figures[k] for k in ("seconds", "share", "share_of_matmul_rate"))
+    floor = figures["floor_seconds"], gflop_text(figures["gflop"])
+    rows = [
+        Comparison(f"PGD-{STEPS}{more}", "torchattacks", *ours_and_theirs, ratio, *floor)
+        for more, ours_and_theirs, ratio in (
+            ("", (seconds["torch"], seconds["jax"]), figures["ratio"]),
+            (
+                ", random start",
+                (seconds["torch_random"], seconds["jax_random"]),
+                figures["ratio_random"],
+            ),
+        )
+    ]
+    return table(
+        rows,
+        f"{share['gradients']:.0%} of it are its ten gradients, of which forward passes "
+        f"{share['forward']:.0%}; {rate['torch']:.0%} and {rate['jax']:.0%} of the matmul rate, "
+        f"{figures['matmul_gflops']:.0f} GFLOP/s.",
+    )
+
+
 def _budget(random_start: bool) -> Budget:
     epsilon = jnp.float32(EPSILON)
     return Budget(epsilon, steps=STEPS, relative_step=RELATIVE_STEP, random_start=random_start)
@@ -99,7 +119,7 @@ def _our_sides(
     model: Llava, batch: dict[str, np.ndarray], x: np.ndarray
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """The attacks and their parts, and the seconds of compiling each."""
-    labels, columns = batch["labels"], jnp.asarray(guard.LABELS)
+    labels, columns = batch["labels"], jnp.asarray(LABELS)
 
     def goal(model: Llava) -> Objective:
         def logits_of(x: Array, key: PRNGKeyArray) -> Array:
@@ -160,8 +180,8 @@ def _torch_sides(
 
         def forward(self, x: Any) -> Any:
             pixels = (x - self.mean) / self.std
-            found = self.base(**self.rows, pixel_values=pixels, logits_to_keep=1)
-            return found.logits[:, -1, list(guard.LABELS)]
+            outputs = self.base(**self.rows, pixel_values=pixels, logits_to_keep=1)
+            return outputs.logits[:, -1, list(LABELS)]
 
     model = Classifier().eval().requires_grad_(False)
     pictures, labels = torch.as_tensor(x), torch.as_tensor(batch["labels"])

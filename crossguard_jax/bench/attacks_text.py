@@ -15,21 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossguard_jax.bench import guard
-from crossguard_jax.bench.attacks_parts import (
-    BEFORE,
-    compared,
-    compiled,
-    medians,
-    normalized,
-    picture,
-    reading,
-    ready,
-    seeing,
-)
+from crossguard_jax.bench.attacks_parts import compiled, normalized, picture, ready
+from crossguard_jax.bench.base import BEFORE, LABELS, reading, seeing
+from crossguard_jax.bench.results import Comparison, compared, gflop_text, medians, table
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.timing import interleave, matmul_side
 from crossguard_jax.core.typing import Array
-from crossguard_jax.io.timing import interleave
+from crossguard_jax.io.progress import rounds
 from crossguard_jax.nn import prefix
 from crossguard_jax.nn.llama import Cache
 from crossguard_jax.nn.llava import Llava
@@ -55,7 +47,7 @@ def full(model: Llava, x: Array, prompt: Array, candidates: Array) -> Array:
     def one(candidate: Array) -> Array:
         ids = jnp.concatenate([prompt, candidate[None]], axis=1)
         embedded, mask = model.place(ids, features), jnp.ones(ids.shape, bool)
-        return model.read(embedded, mask, jnp.asarray(guard.LABELS))[0]
+        return model.read(embedded, mask, jnp.asarray(LABELS))[0]
 
     return jax.lax.map(one, candidates, batch_size=CHUNKS["full"])
 
@@ -70,11 +62,11 @@ def read(model: Llava, x: Array, prompt: Array) -> Cache:
 def later(model: Llava, cache: Cache, candidates: Array) -> Array:
     """`full`'s logits, the prompt read before."""
     last = jnp.full(1, candidates.shape[1] - 1)
-    columns, chunk = jnp.asarray(guard.LABELS), CHUNKS["cached"]
-    found = prefix.last_logits(
+    columns, chunk = jnp.asarray(LABELS), CHUNKS["cached"]
+    logits = prefix.last_logits(
         model.language_model, cache, candidates[None], last, columns, chunk=chunk
     )
-    return found[0]
+    return logits[0]
 
 
 def cached(model: Llava, x: Array, prompt: Array, candidates: Array) -> Array:
@@ -108,20 +100,24 @@ def candidates_behind_prefix(model: Llava, n: int, runs: int) -> dict[str, Any]:
     ):
         program, compile_seconds[name] = compiled(jax.jit(function), *arguments)
         sides[name] = partial(ready, program, *arguments)
-    wanted, *others = (np.asarray(run()) for run in sides.values())
-    error = float(max(np.abs(found - wanted).max() for found in others) / np.abs(wanted).max())
+    logits, *others = (np.asarray(run()) for run in sides.values())
+    error = float(max(np.abs(other - logits).max() for other in others) / np.abs(logits).max())
     if not error < TOLERANCE:
         raise UserError(f"text attack: logits behind the cached prompt are off by {error:.1e}")
-    timed = interleave(sides, runs, "text attack")
+    product, product_flops = matmul_side()
+    timed = interleave({**sides, "matmul": product}, rounds(runs, "text attack"))
+    rate = product_flops / timed["matmul"].median
     once, each = seeing(model, 1) + reading(model, 1, PROMPT), reading(model, n, SUFFIX, PROMPT)
     full_work = seeing(model, 1) + reading(model, n, PROMPT + SUFFIX)
     works = {"full": full_work, "cached": once + each, "later": each}
     return {
         "ratio": {name: compared(timed, "full", name) for name in ("cached", "later")},
-        "seconds": medians(timed),
+        "seconds": medians(timed, "matmul"),
         "compile_seconds": compile_seconds,
         "largest_error": error,
         "gflop": {name: work.forward / 1e9 for name, work in works.items()},
+        "floor_seconds": {name: work.forward / rate for name, work in works.items()},
+        "matmul_gflops": rate / 1e9,
         "ratio_of_flops": {
             name: full_work.forward / works[name].forward for name in ("cached", "later")
         },
@@ -129,3 +125,24 @@ def candidates_behind_prefix(model: Llava, n: int, runs: int) -> dict[str, Any]:
         "tokens": {"prompt": PROMPT, "suffix": SUFFIX},
         "runs": runs,
     }
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The table."""
+    seconds, tokens = figures["seconds"], figures["tokens"]
+    title = f"{figures['candidates']} candidates, {tokens['suffix']} behind {tokens['prompt']}"
+    return table(
+        [
+            Comparison(
+                f"{title}, {when}",
+                "full forward",
+                seconds["full"],
+                seconds[name],
+                figures["ratio"][name],
+                figures["floor_seconds"][name],
+                f"{gflop_text(figures['gflop'][name])}, "
+                f"1 / {figures['ratio_of_flops'][name]:.2f} of the full forward's",
+            )
+            for name, when in (("cached", "first step"), ("later", "later steps"))
+        ]
+    )

@@ -19,23 +19,19 @@ import jax.numpy as jnp
 from crossguard_jax.attacks.logits import from_logits
 from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.attacks.universal import shared_picture
-from crossguard_jax.bench import guard
 from crossguard_jax.bench.attacks_parts import (
-    BEFORE,
     EPSILON,
-    Work,
     check_same_pixels,
-    compared,
     compiled,
-    medians,
     normalized,
     picture,
-    reading,
     ready,
-    seeing,
 )
+from crossguard_jax.bench.base import BEFORE, LABELS, Work, make_batch, reading, seeing
+from crossguard_jax.bench.results import Comparison, compared, gflop_text, medians, table
+from crossguard_jax.core.timing import interleave, matmul_side
 from crossguard_jax.core.typing import Array, PRNGKeyArray
-from crossguard_jax.io.timing import interleave
+from crossguard_jax.io.progress import rounds
 from crossguard_jax.nn import prefix
 from crossguard_jax.nn.llava import Llava
 
@@ -64,12 +60,12 @@ def behind_prefix(model: Llava, x: Array, ids: Array) -> Array:
     prompts = language.embed_tokens(ids[:, None, n:])
     last = jnp.full(1, prompts.shape[2] - 1)
     states = jax.vmap(lambda x: prefix.hidden(language, cache, x, last=last))(prompts)
-    return language.head(states[:, 0], jnp.asarray(guard.LABELS))[:, 0]
+    return language.head(states[:, 0], jnp.asarray(LABELS))[:, 0]
 
 
 def _read(model: Llava, ids: Array, features: Array) -> Array:
     x = model.place(ids, features)
-    return model.read(x, jnp.ones(ids.shape, bool), jnp.asarray(guard.LABELS))
+    return model.read(x, jnp.ones(ids.shape, bool), jnp.asarray(LABELS))
 
 
 WAYS: dict[str, Way] = {"repeated": repeated, "shared": shared, "prefix": behind_prefix}
@@ -100,7 +96,7 @@ def universal(model: Llava, n: int, runs: int) -> dict[str, Any]:
     Raises:
         UserError: the ways do not find the same pixels.
     """
-    ids = jnp.asarray(guard._batch(model, n)["input_ids"], jnp.int32)
+    ids = jnp.asarray(make_batch(model, n)["input_ids"], jnp.int32)
     ids = ids.at[:, :BEFORE].set(ids[0, :BEFORE])
     x, key = jnp.asarray(picture(model)), jax.random.key(0)
     budget = Budget(jnp.float32(EPSILON), steps=STEPS, relative_step=0.25)
@@ -110,12 +106,14 @@ def universal(model: Llava, n: int, runs: int) -> dict[str, Any]:
         arguments = model, ids, x, key, budget
         program, compile_seconds[name] = compiled(jax.jit(partial(_attack, way)), *arguments)
         sides[name] = partial(ready, program, *arguments)
-    found = {name: run() for name, run in sides.items()}
+    x_adv = {name: run() for name, run in sides.items()}
     different = {
-        name: check_same_pixels(found[name], found["repeated"], x, f"universal attack, {name}")
+        name: check_same_pixels(x_adv[name], x_adv["repeated"], x, f"universal attack, {name}")
         for name in ("shared", "prefix")
     }
-    timed = interleave(sides, runs, "universal attack")
+    product, product_flops = matmul_side()
+    timed = interleave({**sides, "matmul": product}, rounds(runs, "universal attack"))
+    rate = product_flops / timed["matmul"].median
     tokens = ids.shape[1]
     start = BEFORE + model.config.tokens_per_image
     works: dict[str, Work] = {
@@ -131,10 +129,12 @@ def universal(model: Llava, n: int, runs: int) -> dict[str, Any]:
         f"d={text.hidden_size} x {text.num_hidden_layers}, {start} shared tokens and "
         f"{tokens - start} of each prompt",
         "ratio": {name: compared(timed, "repeated", name) for name in ("shared", "prefix")},
-        "seconds": medians(timed),
+        "seconds": medians(timed, "matmul"),
         "compile_seconds": compile_seconds,
         "different_pixels": different,
         "gradient_gflop": {name: work.gradient / 1e9 for name, work in works.items()},
+        "floor_seconds": {name: STEPS * work.gradient / rate for name, work in works.items()},
+        "matmul_gflops": rate / 1e9,
         "ratio_of_flops": {
             name: works["repeated"].gradient / works[name].gradient for name in ("shared", "prefix")
         },
@@ -142,6 +142,25 @@ def universal(model: Llava, n: int, runs: int) -> dict[str, Any]:
         "steps": STEPS,
         "runs": runs,
     }
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The table, and the model's shape."""
+    seconds, n = figures["seconds"], figures["prompts"]
+    rows = [
+        Comparison(
+            f"{n} prompts, {title}",
+            "a copy each",
+            seconds["repeated"],
+            seconds[name],
+            figures["ratio"][name],
+            figures["floor_seconds"][name],
+            f"{gflop_text(STEPS * figures['gradient_gflop'][name])}, "
+            f"1 / {figures['ratio_of_flops'][name]:.2f} of the copies'",
+        )
+        for name, title in (("shared", "tower once"), ("prefix", "all up to the prompt once"))
+    ]
+    return table(rows, f"{figures['shape']}.")
 
 
 def _attack(

@@ -6,21 +6,14 @@ Python is named by ``--trl-python``; without it that one measurement is left out
 """
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from crossguard_jax.bench.anatomy import anatomy
-from crossguard_jax.bench.overlap import overlap
-from crossguard_jax.bench.ppo import CONFIG, against_trl
-from crossguard_jax.bench.retrieval import KS, load_faiss, retrieval
+from crossguard_jax.bench import anatomy, overlap, ppo, retrieval
+from crossguard_jax.bench.results import Measurements
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.io.jsonl import write_atomic
 
 TRL = "trl==1.12.0"
 WITHOUT_TRL = f"""The PPO iteration against TRL was left out. It wants an environment of its own:
@@ -35,71 +28,23 @@ def main(args: argparse.Namespace) -> None:
         import torch
     except ImportError:
         raise UserError("torch is not installed: pip install -r requirements-dev.txt") from None
-    faiss = load_faiss()
+    faiss = retrieval.load_faiss()
     torch.set_num_threads(args.threads)
     versions = {"jax": jax.__version__, "torch": torch.__version__, "faiss": faiss.__version__}
-    found: dict[str, Any] = {}
+    measurements = Measurements(Path(args.out) / "bench_forge.json", args.threads, versions)
     if args.trl_python:
         with tempfile.TemporaryDirectory() as scratch:
-            found["ppo"], theirs = against_trl(
+            figures = ppo.against_trl(
                 Path(scratch), args.trl_python, args.batch, args.threads, args.runs
             )
-        versions |= {f"{name} (TRL's side)": version for name, version in theirs.items()}
-    found["anatomy"] = anatomy(args.batch, args.runs)
-    found["overlap"] = overlap(CONFIG, args.batch, args.runs)
+        measurements.add("ppo", figures, ppo.shown(figures))
+    figures = anatomy.anatomy(args.batch, args.runs)
+    measurements.add("anatomy", figures, anatomy.shown(figures))
+    figures = overlap.overlap(ppo.CONFIG, args.batch, args.runs)
+    measurements.add("overlap", figures, overlap.shown(figures))
     # A search takes minutes, and wavers less than what takes seconds.
-    found["retrieval"] = retrieval(args.vectors, args.queries, args.threads, max(1, args.runs // 3))
-    document = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"{args.threads} threads for torch and faiss",
-        "versions": versions,
-        **found,
-    }
-    write_atomic(Path(args.out) / "bench_forge.json", json.dumps(document, indent=2) + "\n")
-    print(table(found))
+    runs = max(1, args.runs // 3)
+    figures = retrieval.retrieval(args.vectors, args.queries, args.threads, runs)
+    measurements.add("retrieval", figures, retrieval.shown(figures))
     if not args.trl_python:
-        print(f"\n{WITHOUT_TRL}")
-
-
-def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown; a measurement that was left out has no row."""
-    rows = []
-    if ppo := found.get("ppo"):
-        floor = f"{_seconds(ppo['floor_seconds'])}, {ppo['gflop']:.0f} GFLOP"
-        rows.append(_row("PPO iteration", "TRL", ppo["seconds"]["trl"], ppo, floor))
-    reward = found["overlap"]
-    floor = f"{_seconds(reward['floor_seconds'])}, {reward['kilobytes']:.0f} kB"
-    for name, title in (("loop", "a loop, CLIP a token"), ("cached", "a loop, vectors kept")):
-        one = reward | reward[name]
-        rows.append(_row("overlap reward", title, one["seconds"][name], one, floor))
-    search = found["retrieval"]
-    floor = f"{_seconds(search['floor_seconds'])}, {search['gflop']:.0f} GFLOP"
-    work = f"{search['queries']:,} queries, {search['vectors']:,} vectors"
-    for k in KS:
-        one = search[f"top_{k}"]
-        rows.append(_row(f"top-{k}: {work}", "faiss flat", one["seconds"]["faiss"], one, floor))
-    parts = found["anatomy"]
-    shares = ", ".join(
-        f"{name} {share:.0%} ({_seconds(parts['seconds'][name])})"
-        for name, share in parts["share"].items()
-    )
-    head = (
-        "| work | instead | theirs | this package | ratio (low to high) | floor |",
-        "| --- | --- | --- | --- | --- | --- |",
-    )
-    return "\n".join((*head, *rows, "", f"An iteration with the real rewards: {shares}."))
-
-
-def _row(work: str, title: str, theirs: float, one: dict[str, Any], floor: str) -> str:
-    r = one["ratio"]
-    return (
-        f"| {work} | {title} | {_seconds(theirs)} | {_seconds(one['seconds']['jax'])} "
-        f"| {r['median']:.3g} ({r['low']:.3g} to {r['high']:.3g}) | {floor} |"
-    )
-
-
-def _seconds(x: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if x >= size:
-            return f"{x / size:.3g} {unit}"
-    return f"{x / 1e-6:.3g} us"
+        print(WITHOUT_TRL)

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossguard_jax.bench.results import Comparison, compared, first_calls, medians, table
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.timing import interleave
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.hf.tokens import load_tokenizer
@@ -22,7 +24,7 @@ from crossguard_jax.impforge.rewards import rewards
 from crossguard_jax.impforge.rewards.embedding import Embedder
 from crossguard_jax.impforge.rewards.overlap import embed_vocabulary, overlap_reward
 from crossguard_jax.impforge.rewards.texts import TextEncoder
-from crossguard_jax.io.timing import interleave, ratios
+from crossguard_jax.io.progress import rounds
 from crossguard_jax.nn.clip import Clip
 
 COPIED = 2**24
@@ -50,7 +52,7 @@ def overlap(config_name: str, batch: int, runs: int) -> dict[str, Any]:
     tokens, mask, pictures = _texts(batch, config.rewriter.max_new_tokens, vocabulary.shape)
     tau = float(config.rewards.overlap.tau)
     embed = _by_torch(config.rewards.overlap.path)
-    known = {int(i): vocabulary[i] for i in np.flatnonzero(~special)}
+    vectors = {int(i): vocabulary[i] for i in np.flatnonzero(~special)}
     arrays = [jnp.asarray(x) for x in (tokens, mask, vocabulary, special, pictures)]
     reward = jax.jit(overlap_reward)
     values: dict[str, np.ndarray] = {}
@@ -59,27 +61,24 @@ def overlap(config_name: str, batch: int, runs: int) -> dict[str, Any]:
         values["loop"] = _by_token(tokens, mask, pictures, tau, tokenizer, embed, None)
 
     def cached() -> None:
-        values["cached"] = _by_token(tokens, mask, pictures, tau, tokenizer, embed, known)
+        values["cached"] = _by_token(tokens, mask, pictures, tau, tokenizer, embed, vectors)
 
     def ours() -> None:
         values["jax"] = reward(*arrays, tau).block_until_ready()
 
     copy, copied_bytes = _copy_side()
     sides = {"loop": loop, "cached": cached, "jax": ours, "copy": copy}
-    timed = interleave(sides, runs, "overlap reward")
+    timed = interleave(sides, rounds(runs, "overlap reward"))
     for name in ("loop", "cached"):
         if not np.allclose(values[name], values["jax"], atol=1e-5):
             raise UserError(f"overlap reward: ours is not that of the {name} loop")
     rate = copied_bytes / timed["copy"].median
     # A row of the table for each token, a row for each picture, the tokens, their mask, the values.
     moved = 4 * (tokens.size + batch) * pictures.shape[1] + 5 * tokens.size + 4 * batch
-    found: dict[str, Any] = {}
-    for name in ("loop", "cached"):
-        low, median, high = ratios(timed[name], timed["jax"])
-        found[name] = {"ratio": {"median": median, "low": low, "high": high}}
-    return found | {
-        "seconds": {name: timed[name].median for name in ("loop", "cached", "jax")},
-        "first_call_seconds": {name: timed[name].first for name in ("loop", "cached", "jax")},
+    return {
+        "ratio": {name: compared(timed, name, "jax") for name in ("loop", "cached")},
+        "seconds": medians(timed, "copy"),
+        "first_call_seconds": first_calls(timed, "copy"),
         "vocabulary_seconds": embedding_seconds,
         "runs": runs,
         "batch": batch,
@@ -88,6 +87,18 @@ def overlap(config_name: str, batch: int, runs: int) -> dict[str, Any]:
         "floor_seconds": moved / rate,
         "memory_gigabytes_per_second": rate / 1e9,
     }
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The table."""
+    seconds = figures["seconds"]
+    floor = figures["floor_seconds"], f"{figures['kilobytes']:.0f} kB"
+    titles = {"loop": "a loop, CLIP a token", "cached": "a loop, vectors kept"}
+    rows = [
+        (title, seconds[name], seconds["jax"], figures["ratio"][name], *floor)
+        for name, title in titles.items()
+    ]
+    return table([Comparison("overlap reward", *row) for row in rows])
 
 
 def _vocabulary(path: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -119,8 +130,8 @@ def _by_torch(path: str) -> Embed:
 
     def embed(text: str) -> np.ndarray:
         with torch.inference_mode():
-            said = tokenizer(text, return_tensors="pt")
-            pooled = model.text_model(**said).pooler_output
+            encoded = tokenizer(text, return_tensors="pt")
+            pooled = model.text_model(**encoded).pooler_output
             vector = model.text_projection(pooled)[0].numpy()
         return vector / np.linalg.norm(vector)
 
@@ -134,15 +145,15 @@ def _by_token(
     tau: float,
     tokenizer: Any,
     embed: Embed,
-    known: dict[int, np.ndarray] | None,
+    vectors: dict[int, np.ndarray] | None,
 ) -> np.ndarray:
-    """The reward as its formula reads; with the vectors at hand where they are ``known``."""
+    """The reward as its formula reads; ``vectors`` by token, where they are at hand."""
     out = np.zeros(len(tokens), np.float32)
     for row, picture in enumerate(pictures):
         excess = []
         for token in tokens[row][mask[row]].tolist():
-            if known is not None:
-                vector = known.get(token)
+            if vectors is not None:
+                vector = vectors.get(token)
             else:
                 text = tokenizer.decode([token], skip_special_tokens=True).strip()
                 vector = embed(text) if text else None

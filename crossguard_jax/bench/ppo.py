@@ -19,10 +19,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from crossguard_jax.bench import trl_worker
+from crossguard_jax.bench.results import (
+    Comparison,
+    compared,
+    first_calls,
+    gflop_text,
+    medians,
+    table,
+)
 from crossguard_jax.bench.trl_side import Worker, settings_for
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
+from crossguard_jax.core.timing import interleave, matmul_side
 from crossguard_jax.core.tree import count
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.impforge.ppo import recipe
@@ -31,7 +40,7 @@ from crossguard_jax.impforge.ppo.rounds import Rounds
 from crossguard_jax.impforge.ppo.update import PpoSettings
 from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
-from crossguard_jax.io.timing import interleave, matmul_side, ratios
+from crossguard_jax.io.progress import rounds
 from crossguard_jax.train.optim import optimizer
 
 CONFIG = "configs/impforge.py:tiny"
@@ -63,9 +72,7 @@ class StubRewards(Rewards):
         return jnp.zeros((len(encoded["score"]), self.width))
 
 
-def against_trl(
-    scratch: Path, python: str, batch: int, threads: int, runs: int
-) -> tuple[dict[str, Any], dict[str, str]]:
+def against_trl(scratch: Path, python: str, batch: int, threads: int, runs: int) -> dict[str, Any]:
     """Seconds of an iteration on both sides.
 
     Args:
@@ -74,9 +81,6 @@ def against_trl(
         batch: texts an iteration.
         threads: torch's.
         runs: counted rounds.
-
-    Returns:
-        The figures, and the versions of TRL's side.
 
     Raises:
         UserError: TRL's process fails, or the two sides do not do the same.
@@ -109,14 +113,13 @@ def against_trl(
             "jax": _our_side(config, rewriter, rows, arrays),
             "matmul": product,
         }
-        timed = interleave(sides, runs, "PPO iteration")
-    low, median, high = ratios(timed["trl"], timed["jax"])
+        timed = interleave(sides, rounds(runs, "PPO iteration"))
     rate = product_flops / timed["matmul"].median
     flops = _flops(config, vocabulary)
     return {
-        "ratio": {"median": median, "low": low, "high": high},
-        "seconds": {name: timed[name].median for name in ("trl", "jax")},
-        "first_call_seconds": {name: timed[name].first for name in ("trl", "jax")},
+        "ratio": compared(timed, "trl", "jax"),
+        "seconds": medians(timed, "matmul"),
+        "first_call_seconds": first_calls(timed, "matmul"),
         "runs": runs,
         "batch": batch,
         "tokens": {"prompt": shape[1], "text": config.rewriter.max_new_tokens},
@@ -124,7 +127,16 @@ def against_trl(
         "gflop": flops / 1e9,
         "floor_seconds": flops / rate,
         "matmul_gflops": rate / 1e9,
-    }, trl.hello["versions"]
+        "versions": trl.hello["versions"],
+    }
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The table."""
+    seconds = figures["seconds"]
+    floor = figures["floor_seconds"], gflop_text(figures["gflop"])
+    row = "PPO iteration", "TRL", seconds["trl"], seconds["jax"], figures["ratio"], *floor
+    return table([Comparison(*row)])
 
 
 def _make_folder(folder: Path) -> Path:
@@ -166,19 +178,19 @@ def start(config: ConfigDict, rewriter: Rewriter, arrays: Mapping[str, np.ndarra
     weights = dict(config.rewards.weights)
     improve = recipe.make_improve(rewriter, adam, settings, weights, breadth, 1)
     arrays = {**arrays, "category": np.zeros(n, np.int32)}
-    rounds = Rounds(arrays, [0] * n, config.ppo.batch_size, config.ppo.seed, breadth.quota)
-    return state, improve, rounds
+    batches = Rounds(arrays, [0] * n, config.ppo.batch_size, config.ppo.seed, breadth.quota)
+    return state, improve, batches
 
 
 def _our_side(
     config: ConfigDict, rewriter: Rewriter, rows: list[Triplet], arrays: dict[str, np.ndarray]
 ) -> Callable[[], None]:
-    state, improve, rounds = start(config, rewriter, arrays)
+    state, improve, batches = start(config, rewriter, arrays)
     iteration = recipe.make_iteration(rewriter, improve, rows, dict(config.rewards.weights))
     frozen, now = (rewriter.frozen, rewriter.rewards.frozen), [state]
 
     def run() -> None:
-        now[0], metrics = iteration(now[0], frozen, next(rounds))
+        now[0], metrics = iteration(now[0], frozen, next(batches))
         jax.block_until_ready((now[0], metrics))
 
     return run

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from crossguard_jax.bench.results import Comparison, compared, gflop_text, table
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.timing import interleave, matmul_side
 from crossguard_jax.impforge.matching.index import top_k
-from crossguard_jax.io.timing import Timed, interleave, matmul_side, ratios
+from crossguard_jax.io.progress import rounds
 
 WIDTH = 512
 KS = (1, 5)
@@ -39,25 +41,31 @@ def retrieval(n_vectors: int, n_queries: int, threads: int, runs: int) -> dict[s
     index = faiss.IndexFlatIP(WIDTH)
     index.add(library)
     adding_seconds = time.perf_counter() - began
-    found: dict[tuple[str, int], np.ndarray] = {}
+    nearest: dict[tuple[str, int], np.ndarray] = {}
 
     def by_faiss(k: int) -> None:
-        found["faiss", k] = index.search(queries, k)[1]
+        nearest["faiss", k] = index.search(queries, k)[1]
 
     def by_jax(k: int) -> None:
-        found["jax", k] = top_k(queries, library, k)[1]
+        nearest["jax", k] = top_k(queries, library, k)[1]
 
     product, product_flops = matmul_side()
     sides: dict[str, Any] = {"matmul": product}
     for k in KS:
         sides |= {f"faiss {k}": lambda k=k: by_faiss(k), f"jax {k}": lambda k=k: by_jax(k)}
-    timed = interleave(sides, runs, "retrieval")
+    timed = interleave(sides, rounds(runs, "retrieval"))
     flops = 2.0 * n_queries * n_vectors * WIDTH
     rate = product_flops / timed["matmul"].median
     top = {}
     for k in KS:
-        same = check_same(queries, library, found["faiss", k], found["jax", k])
-        top[f"top_{k}"] = _summary(timed[f"faiss {k}"], timed[f"jax {k}"]) | {"same_rows": same}
+        same = check_same(queries, library, nearest["faiss", k], nearest["jax", k])
+        theirs, ours = timed[f"faiss {k}"], timed[f"jax {k}"]
+        top[f"top_{k}"] = {
+            "ratio": compared(timed, f"faiss {k}", f"jax {k}"),
+            "seconds": {"faiss": theirs.median, "jax": ours.median},
+            "first_call_seconds": {"faiss": theirs.first, "jax": ours.first},
+            "same_rows": same,
+        }
     return top | {
         "vectors": n_vectors,
         "queries": n_queries,
@@ -68,6 +76,18 @@ def retrieval(n_vectors: int, n_queries: int, threads: int, runs: int) -> dict[s
         "floor_seconds": flops / rate,
         "matmul_gflops": rate / 1e9,
     }
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The table."""
+    work = f"{figures['queries']:,} queries, {figures['vectors']:,} vectors"
+    floor = figures["floor_seconds"], gflop_text(figures["gflop"])
+    rows = []
+    for k in KS:
+        top = figures[f"top_{k}"]
+        seconds = top["seconds"]["faiss"], top["seconds"]["jax"]
+        rows.append(Comparison(f"top-{k}: {work}", "faiss flat", *seconds, top["ratio"], *floor))
+    return table(rows)
 
 
 def load_faiss() -> Any:
@@ -115,12 +135,3 @@ def _unit(rng: np.random.Generator, n: int) -> np.ndarray:
     x = rng.standard_normal((n, WIDTH), np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     return x
-
-
-def _summary(theirs: Timed, ours: Timed) -> dict[str, Any]:
-    low, median, high = ratios(theirs, ours)
-    return {
-        "ratio": {"median": median, "low": low, "high": high},
-        "seconds": {"faiss": theirs.median, "jax": ours.median},
-        "first_call_seconds": {"faiss": theirs.first, "jax": ours.first},
-    }

@@ -1,6 +1,7 @@
 """Progress of long work on stderr, by tqdm: what, how far, how fast, how long still."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -55,6 +56,14 @@ class Progress(tqdm):
         """Silent at first also when ``write`` would have it drawn again."""
         quiet = self._time() < self.start_t + self.delay
         return None if quiet else super().display(*args, **kwargs)
+
+
+def rounds(n: int, what: str) -> Iterator[int]:
+    """``range(n)`` with progress."""
+    with Progress(what, n, unit="round") as progress:
+        for i in range(n):
+            yield i
+            progress.update()
 
 
 class _Lines:

@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from crossguard_jax.bench import (
     attacks,
@@ -15,7 +14,7 @@ from crossguard_jax.bench import (
     attacks_pgd,
     attacks_text,
     attacks_universal,
-    guard,
+    base,
 )
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.load import load_model
@@ -25,43 +24,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The guard bench's model with the widths of a toy."""
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=4,
-    )
-    text = LlamaConfig(
-        vocab_size=32_064,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-    )
-    torch.manual_seed(0)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32_000)
-    path = tmp_path_factory.mktemp("bench") / "base"
-    LlavaForConditionalGeneration(config).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def model(folder):
     return load_model(folder)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(guard, "N_TEXT", 10)
-
-
 def test_the_bench_runs_and_leaves_out_what_is_not_asked_for(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(guard, "_make_folder", lambda scratch: (folder, scratch / "adapter"))
+    monkeypatch.setattr(attacks, "make_folder", lambda scratch: folder)
     for name, value in (("PROMPTS", 3), ("CANDIDATES", 5), ("KS", (1, 2))):
         monkeypatch.setattr(attacks, name, value)
     monkeypatch.setattr(attacks, "mostly_tower", lambda model: model)
@@ -71,14 +39,17 @@ def test_the_bench_runs_and_leaves_out_what_is_not_asked_for(folder, tmp_path, m
     for row in ("| PGD-10 |", "| PGD-10, random start |", "3 prompts, tower once", "5 candidates"):
         assert row in shown
     document = json.loads((tmp_path / "bench_attacks.json").read_text())
-    assert set(document) == {"machine", "versions", *attacks.NAMES}
-    pgd, shapes = document["pgd"], document["universal"]
-    found = [pgd["ratio"], pgd["ratio_random"], *document["text"]["ratio"].values()]
-    found += [ratio for one in shapes.values() for ratio in one["ratio"].values()]
-    found += document["mbat"]["cost"].values()
-    assert len(found) == 10
-    assert all(0 < f["low"] <= f["median"] <= f["high"] for f in found)
+    measured = ["pgd", "universal:guard", "universal:mostly_tower", "text", "mbat"]
+    assert list(document) == ["machine", "versions", *measured]
+    pgd, shapes = document["pgd"], [document[name] for name in measured[1:3]]
+    ratios = [pgd["ratio"], pgd["ratio_random"], *document["text"]["ratio"].values()]
+    ratios += [ratio for one in shapes for ratio in one["ratio"].values()]
+    ratios += document["mbat"]["cost"].values()
+    assert len(ratios) == 10
+    assert all(0 < r["low"] <= r["median"] <= r["high"] for r in ratios)
     assert pgd["floor_seconds"] == pytest.approx(pgd["gflop"] / pgd["matmul_gflops"])
+    for name in measured[1:]:
+        assert all(0 < floor < 60 for floor in document[name]["floor_seconds"].values())
     args.only = ["text"]
     attacks.main(args)
     assert "text" in json.loads((tmp_path / "bench_attacks.json").read_text())
@@ -145,15 +116,15 @@ def test_the_floor_counts_the_matrices_that_positions_must_meet(folder, model):
     # language model only keys and values.
     vision = sum(total("vision_tower", f"layers.{i}.") for i in (0, 1))
     patches = total("patch_embedding") + total("multi_modal_projector")
-    found = attacks_parts.seeing(model, 5)
-    assert found.matrices == pytest.approx(2 * 5 * (17 * vision + 16 * patches), rel=0.05)
-    assert found.attention == 5 * 2 * (2 * 2 * 17 * 17 * 32)
+    work = base.seeing(model, 5)
+    assert work.matrices == pytest.approx(2 * 5 * (17 * vision + 16 * patches), rel=0.05)
+    assert work.attention == 5 * 2 * (2 * 2 * 17 * 17 * 32)
     language = total("language_model", "layers.0.")
     language += total("layers.1.", "k_proj") + total("layers.1.", "v_proj")
     language -= total("vision_tower", "layers.1.", "k_proj")
     language -= total("vision_tower", "layers.1.", "v_proj")
-    found = attacks_parts.reading(model, 3, 10, before=20)
-    assert found.matrices == pytest.approx(2 * 3 * 10 * language, rel=0.05)
-    assert found.attention == 3 * (10 * 20 + 50) * 4 * 32
-    both = attacks_parts.seeing(model, 1) + attacks_parts.reading(model, 1, 10)
+    work = base.reading(model, 3, 10, before=20)
+    assert work.matrices == pytest.approx(2 * 3 * 10 * language, rel=0.05)
+    assert work.attention == 3 * (10 * 20 + 50) * 4 * 32
+    both = base.seeing(model, 1) + base.reading(model, 1, 10)
     assert both.gradient == 2 * both.matrices + 3 * both.attention

@@ -16,6 +16,8 @@ from crossguard_jax.bench.trl_side import Worker
 from crossguard_jax.bench.trl_worker import share_of_vowels
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.hf.load import resolve_folder
+from crossguard_jax.hf.tokens import load_tokenizer
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
 from crossguard_jax.impforge.triplets import Triplet
 
@@ -43,13 +45,36 @@ def test_the_bench_runs_and_says_what_it_left_out(tmp_path, capsys):
     assert set(document["versions"]) == {"jax", "torch", "faiss"}
     assert sum(document["anatomy"]["share"].values()) == pytest.approx(1)
     assert document["anatomy"]["seconds"]["rollout"] > 0
-    found = [document["overlap"]["loop"], document["overlap"]["cached"]]
-    found += [document["retrieval"]["top_1"], document["retrieval"]["top_5"]]
-    assert all(0 < f["ratio"]["low"] <= f["ratio"]["median"] <= f["ratio"]["high"] for f in found)
+    ratios = [*document["overlap"]["ratio"].values()]
+    ratios += [document["retrieval"][f"top_{k}"]["ratio"] for k in retrieval.KS]
+    assert all(0 < r["low"] <= r["median"] <= r["high"] for r in ratios)
     assert document["retrieval"]["gflop"] == pytest.approx(2 * 9 * 3000 * 512 / 1e9)
 
 
-def test_an_overlap_reward_that_differs_from_the_loop_is_not_timed(monkeypatch):
+@pytest.fixture
+def words(monkeypatch):
+    """A vector for each token's text in place of CLIP's."""
+    tokenizer = load_tokenizer(resolve_folder("toy://rewriter"))
+    texts = [tokenizer.decode([i], skip_special_tokens=True).strip() for i in range(len(tokenizer))]
+    rng = np.random.default_rng(0)
+    vectors = {text: rng.normal(size=8).astype(np.float32) for text in texts}
+    vectors = {text: vector / np.linalg.norm(vector) for text, vector in vectors.items()}
+    table = np.stack([vectors[text] for text in texts]), np.array([not text for text in texts])
+    monkeypatch.setattr(overlap, "_vocabulary", lambda *a: table)
+    monkeypatch.setattr(overlap, "_by_torch", lambda path: vectors.__getitem__)
+    monkeypatch.setattr(overlap, "COPIED", 2**10)
+
+
+def test_the_overlap_reward_is_compared_with_both_loops_beside_its_floor(words):
+    figures = overlap.overlap(ppo.CONFIG, 3, 1)
+    assert set(figures["ratio"]) == {"loop", "cached"} and figures["floor_seconds"] > 0
+    rows = overlap.shown(figures).splitlines()[2:]
+    assert ["a loop, CLIP a token" in row or "a loop, vectors kept" in row for row in rows] == [
+        True
+    ] * 2
+
+
+def test_an_overlap_reward_that_differs_from_the_loop_is_not_timed(words, monkeypatch):
     right = overlap.overlap_reward
     monkeypatch.setattr(overlap, "overlap_reward", lambda *a: right(*a) + 1e-3)
     with pytest.raises(UserError, match="not that of the loop"):

@@ -14,10 +14,11 @@ from crossguard_jax.cmai.noise import row_keys
 from crossguard_jax.cmai.policy import Branch, Policy
 from crossguard_jax.core import metrics
 from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.core.timing import interleave
 from crossguard_jax.core.typing import Float
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.robustness.probe import Probe, s_c
-from crossguard_jax.io.timing import interleave
+from crossguard_jax.io.progress import rounds
 from crossguard_jax.report.tables import Cell, Figure, Table, Unit
 
 RUNS = 5
@@ -85,13 +86,14 @@ def latencies(system: Immunized, probe: Probe, size: int, runs: int = RUNS) -> F
     for i, branch in enumerate(branches):
         if branch.do != "reject":
             sides[str(i)] = functools.partial(answer, branch)
-    timed = {name: side.seconds for name, side in interleave(sides, runs, "branches").items()}
+    measured = interleave(sides, rounds(runs, "branches"))
+    timed = {name: side.seconds for name, side in measured.items()}
     seen, plain = timed["check"], timed[str(len(branches) - 1)]
     found = {"arm.check.latency": _median((c + a) / a for c, a in zip(seen, plain, strict=True))}
     for i in range(len(branches)):
         own = timed.get(str(i), (0.0,) * runs)
-        rounds = zip(seen, own, plain, strict=True)
-        ratio = _median((c + o) / (c + a) for c, o, a in rounds)
+        each = zip(seen, own, plain, strict=True)
+        ratio = _median((c + o) / (c + a) for c, o, a in each)
         found[f"{branch_name(system.policy, i)}.latency"] = ratio
     return found
 

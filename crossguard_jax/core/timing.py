@@ -6,12 +6,10 @@ is timed apart.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-
-from crossguard_jax.io.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -27,29 +25,28 @@ class Timed:
         return statistics.median(self.seconds)
 
 
-def interleave(sides: Mapping[str, Callable[[], None]], runs: int, what: str) -> dict[str, Timed]:
-    """Calls every side twice, then all in turn ``runs`` times.
+def interleave(
+    sides: Mapping[str, Callable[[], object]], rounds: Iterable[object]
+) -> dict[str, Timed]:
+    """Calls every side twice, then all in turn, once a round.
 
     The first call compiles and is timed apart, the second (whose memory is new) is not counted.
 
     Args:
         sides: each does one unit of work and returns when it is done.
-        runs: counted runs a side.
-        what: for the progress line.
+        rounds: as many as there are counted runs a side; what it yields is not looked at.
     """
     first = {name: _seconds(run) for name, run in sides.items()}
     for run in sides.values():
         run()
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    with Progress(what, runs, unit="round") as progress:
-        for _ in range(runs):
-            for name, run in sides.items():
-                found[name].append(_seconds(run))
-            progress.update()
-    return {name: Timed(first[name], tuple(found[name])) for name in sides}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in rounds:
+        for name, run in sides.items():
+            seconds[name].append(_seconds(run))
+    return {name: Timed(first[name], tuple(seconds[name])) for name in sides}
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -57,8 +54,8 @@ def _seconds(run: Callable[[], None]) -> float:
 
 def ratios(baseline: Timed, ours: Timed) -> tuple[float, float, float]:
     """Lowest, median and highest of baseline / ours over neighbouring runs: above 1, we win."""
-    found = sorted(b / o for b, o in zip(baseline.seconds, ours.seconds, strict=True))
-    return found[0], statistics.median(found), found[-1]
+    each = sorted(b / o for b, o in zip(baseline.seconds, ours.seconds, strict=True))
+    return each[0], statistics.median(each), each[-1]
 
 
 def matmul_side(n: int = 2048) -> tuple[Callable[[], None], float]:
