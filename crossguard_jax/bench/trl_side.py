@@ -64,8 +64,8 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
-            said = self._log.read_text().strip().splitlines() or ["nothing"]
-            raise UserError(f"TRL's process ended; the last it said was: {said[-1]}")
+            lines = self._log.read_text().strip().splitlines() or ["nothing"]
+            raise UserError(f"TRL's process ended; the last it said was: {lines[-1]}")
         return json.loads(line)
 
 

@@ -43,8 +43,8 @@ def _load(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     policy = AutoModelForCausalLM.from_pretrained(settings["folder"], dtype="float32")
     check = torch.tensor(settings["check"])
     with torch.no_grad():
-        logprobs = policy(input_ids=check).logits[:, :-1].log_softmax(-1)
-    said = logprobs.gather(2, check[:, 1:, None]).sum((1, 2)).tolist()
+        distribution = policy(input_ids=check).logits[:, :-1].log_softmax(-1)
+    logprobs = distribution.gather(2, check[:, 1:, None]).sum((1, 2)).tolist()
     critic = AutoModelForSequenceClassification.from_pretrained(
         settings["folder"], num_labels=1, dtype="float32"
     )
@@ -64,7 +64,7 @@ def _load(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     )
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     versions = {m.__name__: m.__version__ for m in (trl, torch, transformers)}
-    return trainer, {"versions": versions, "trained": trained, "logprobs": said}
+    return trainer, {"versions": versions, "trained": trained, "logprobs": logprobs}
 
 
 def _stub(tokenizer: Any, prompt_length: int) -> Any:

@@ -43,8 +43,8 @@ class Report:
         figures: dict[str, Estimate] = {}
         for section in self.sections:
             for name, estimate in section.all_figures():
-                known = figures.setdefault(name, estimate)
-                if known.as_dict() != estimate.as_dict():
+                first = figures.setdefault(name, estimate)
+                if first.as_dict() != estimate.as_dict():
                     raise ValueError(f"the report has two different figures called {name!r}")
         if "meta" in figures:
             raise ValueError("a figure cannot be called 'meta'; report.json uses that name")

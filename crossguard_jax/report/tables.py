@@ -311,10 +311,10 @@ def _heading(name: str, titles: Mapping[str, str]) -> str:
 
 
 def _union(results: Results, measure: str) -> list[str]:
-    found: Iterable[str] = (
+    names: Iterable[str] = (
         name for figures in results.values() for name in benchmarks_with(figures, measure)
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names))
 
 
 def _cell_text(cell: Cell) -> str:

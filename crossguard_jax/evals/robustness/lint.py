@@ -35,25 +35,25 @@ class Limits:
 def missing(system: Robustness, limits: Limits | None = None) -> tuple[str, ...]:
     """What is missing for one system, in words; empty when it is complete."""
     limits = limits or Limits()
-    found = [
+    lacks = [
         *_at_zero(system, limits),
         *_rising_to_the_ceiling(system, limits),
         *(line for what in ("steps", "restarts") for line in _converged(system, what, limits)),
         *_attacks(system),
         *_counts(system, limits),
     ]
-    return tuple(found)
+    return tuple(lacks)
 
 
 def unequal(systems: Mapping[str, Robustness]) -> tuple[str, ...]:
     """What keeps several systems from being compared: rows, radii, or the search's budget."""
     (first, one), *others = systems.items()
-    found = []
+    lacks = []
     for name, other in others:
         if other.any.plan.pictures != one.any.plan.pictures:
-            found.append(f"{name} was not attacked on the same rows as {first}")
+            lacks.append(f"{name} was not attacked on the same rows as {first}")
         if other.any.plan.epsilons != one.any.plan.epsilons:
-            found.append(f"{name} was not attacked at the same radii as {first}")
+            lacks.append(f"{name} was not attacked at the same radii as {first}")
         mine, theirs = ({a.name: a for a in s.any.plan.attacks} for s in (one, other))
         for attack in dict.fromkeys([*mine, *theirs]):
             if attack not in mine or attack not in theirs:
@@ -61,10 +61,10 @@ def unequal(systems: Mapping[str, Robustness]) -> tuple[str, ...]:
                 # What a detector is for has nothing to do where there is none.
                 if entry.kind == "adaptive" or entry.goal == "deny":
                     continue
-                found.append(f"{attack} was run on one of {first} and {name} only")
+                lacks.append(f"{attack} was run on one of {first} and {name} only")
             elif _spent(mine[attack]) != _spent(theirs[attack]):
-                found.append(f"{name} was attacked by {attack} with another budget than {first}")
-    return tuple(found)
+                lacks.append(f"{name} was attacked by {attack} with another budget than {first}")
+    return tuple(lacks)
 
 
 def _spent(entry: Entry) -> tuple[Any, ...]:
@@ -121,25 +121,25 @@ def _at_zero(system: Robustness, limits: Limits) -> list[str]:
 
 def _rising_to_the_ceiling(system: Robustness, limits: Limits) -> list[str]:
     right, won = system.stacked("right"), system.stacked("won")
-    found = []
+    lacks = []
     if sum(epsilon > 0 for epsilon in system.any.plan.epsilons) < 2:
-        found.append("a curve: two radii above 0 at least")
+        lacks.append("a curve: two radii above 0 at least")
     if (won[:, 1:] < won[:, :-1]).any():
-        found.append("a monotone curve: a row that falls at a radius stands at a larger one")
+        lacks.append("a monotone curve: a row that falls at a radius stands at a larger one")
     top, ceiling = share(system.stacked("fresh"), right), share(system.stacked("swapped"), right)
     carried = share(won[:, -1], right)
     where = level_title(system.norm, system.any.plan.epsilons[-1])
     if top.value < carried.value - limits.shortfall:
-        found.append(
+        lacks.append(
             f"attacks that find at {where} what they found within smaller radii: ASR "
             f"{top.value:.1%} there, {carried.value:.1%} with those"
         )
     if top.value < ceiling.value - limits.shortfall:
-        found.append(
+        lacks.append(
             f"a curve that reaches the ceiling: ASR {top.value:.1%} at {where}, "
             f"{ceiling.value:.1%} with an unrelated picture"
         )
-    return found
+    return lacks
 
 
 def _converged(system: Robustness, what: str, limits: Limits) -> list[str]:
@@ -165,33 +165,33 @@ def _attacks(system: Robustness) -> list[str]:
     plan = system.any.plan
     fooling = [entry for entry in plan.attacks if entry.goal == "fool"]
     kinds = {entry.kind for entry in fooling}
-    found = []
+    lacks = []
     if "gradient_free" not in kinds:
-        found.append("an attack without gradients (square)")
+        lacks.append("an attack without gradients (square)")
     if not kinds & set(GRADIENT_KINDS):
-        found.append("a white-box attack")
+        lacks.append("a white-box attack")
     if system.any.detects and "adaptive" not in kinds:
-        found.append("an attack that knows the detector")
+        lacks.append("an attack that knows the detector")
     averaged = [e for e in fooling if e.kind in GRADIENT_KINDS and e.samples > 1]
     if any(c.random for c in system.curves.values()) and (not averaged or plan.draws < 2):
-        found.append("averages over what is random in the system (EOT), in search and judging")
-    return found
+        lacks.append("averages over what is random in the system (EOT), in search and judging")
+    return lacks
 
 
 def _counts(system: Robustness, limits: Limits) -> list[str]:
-    found = []
+    lacks = []
     measured = figures(system)
     norm = system.norm
     for epsilon in system.any.plan.epsilons:
         estimate = measured[f"{norm}.{level(norm, epsilon)}.asr"]
         if not _has_interval(estimate):
-            found.append(f"an interval at {level_title(norm, epsilon)}: no row was right")
+            lacks.append(f"an interval at {level_title(norm, epsilon)}: no row was right")
         elif estimate.n < limits.rows:
-            found.append(
+            lacks.append(
                 f"rows: {estimate.n} that were right at {level_title(norm, epsilon)}; "
                 f"{limits.rows} at least"
             )
-    return found[:1]
+    return lacks[:1]
 
 
 def _has_interval(estimate: Estimate) -> bool:

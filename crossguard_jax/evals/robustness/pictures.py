@@ -68,14 +68,16 @@ def pick(system: Immunized, probe: Probe, n: int = 6, seed: int = 0) -> list[Sho
         return []
     after = attacked.pictures[chosen]
     before = np.round(255 * probe.x[rows]).astype(np.uint8)
-    found = [_verdicts(system, probe, rows, pictures) for pictures in (before, after)]
+    verdicts, s_cs = zip(
+        *(_verdicts(system, probe, rows, pictures) for pictures in (before, after)), strict=True
+    )
     return [
         Shown(
             text=probe.records[row].text,
             label=probe.records[row].label,
             pictures=(np.moveaxis(before[i], 0, -1), np.moveaxis(after[i], 0, -1)),
-            verdicts=(found[0][0][i], found[1][0][i]),
-            s_c=(float(found[0][1][i]), float(found[1][1][i])),
+            verdicts=(verdicts[0][i], verdicts[1][i]),
+            s_c=(float(s_cs[0][i]), float(s_cs[1][i])),
         )
         for i, row in enumerate(rows.tolist())
     ]
@@ -96,8 +98,8 @@ def _verdicts(
         do = system.policy.branches[branch].do
         word = system.task.labels[best] + ("" if do == "accept" else f" ({do})")
         words.append(REJECTED if do == "reject" else word)
-    known = np.asarray(scores, np.float64)
-    return words, known if system.task.reader else np.full(len(rows), np.nan)
+    checked = np.asarray(scores, np.float64)
+    return words, checked if system.task.reader else np.full(len(rows), np.nan)
 
 
 @drawing.styled
@@ -125,15 +127,15 @@ def attacked_pictures(rows: Sequence[Shown]) -> Figure:
 
 
 def _verdict(axes: Axes, row: Shown, side: int) -> None:
-    said = row.verdicts[side]
+    verdict = row.verdicts[side]
     colour, mark = drawing.VERMILLION, "✗"
-    if said == REJECTED:
+    if verdict == REJECTED:
         colour, mark = drawing.BLUE, "–"
-    elif said.split(" (")[0] == row.label:
+    elif verdict.split(" (")[0] == row.label:
         colour, mark = drawing.GREEN, "✓"
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=1.8)
-    axes.set_title(f"{mark} {drawing.plain(said)}", color=colour, fontsize=8.5)
+    axes.set_title(f"{mark} {drawing.plain(verdict)}", color=colour, fontsize=8.5)
     if not np.isnan(row.s_c[side]):
         axes.set_xlabel(f"S_c {row.s_c[side]:.3f}", fontsize=8)
 

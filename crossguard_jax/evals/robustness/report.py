@@ -76,8 +76,8 @@ def robustness_section(
         blocks += _convergence(systems, measured, shown)
     everything = {
         f"{name}.{figure}": estimate
-        for name, found in measured.items()
-        for figure, estimate in found.items()
+        for name, metrics in measured.items()
+        for figure, estimate in metrics.items()
     }
     return Section(f"Robustness in {_TITLES[norm]}", tuple(blocks), everything)
 
@@ -100,8 +100,8 @@ def _how(systems: Mapping[str, Robustness]) -> str:
     )
 
 
-def _cell(name: str, found: Mapping[str, Estimate], figure: str, unit: Unit = "percent") -> Cell:
-    return Figure(f"{name}.{figure}", found[figure], unit, True) if figure in found else ABSENT
+def _cell(name: str, metrics: Mapping[str, Estimate], figure: str, unit: Unit = "percent") -> Cell:
+    return Figure(f"{name}.{figure}", metrics[figure], unit, True) if figure in metrics else ABSENT
 
 
 def _radii(systems: Mapping[str, Robustness]) -> list[float]:
@@ -119,8 +119,8 @@ def _accuracy(
     columns += [f"robust at {level_title(norm, epsilon)}" for epsilon in radii]
     names = [f"{norm}.clean.accuracy", f"{norm}.clean.rejected", *names]
     rows = tuple(
-        (shown[system], *(_cell(system, found, name) for name in names))
-        for system, found in measured.items()
+        (shown[system], *(_cell(system, metrics, name) for name in names))
+        for system, metrics in measured.items()
     )
     return Table(("System", *columns), rows, "Accuracy in percent, of all rows.")
 
@@ -152,7 +152,7 @@ def _broken(
 def _differences(systems: Mapping[str, Robustness], shown: Mapping[str, str]) -> Table:
     (main, first), *others = systems.items()
     compared = {name: compare(first, other) for name, other in others}
-    names = list(dict.fromkeys(figure for found in compared.values() for figure in found))
+    names = list(dict.fromkeys(figure for metrics in compared.values() for figure in metrics))
     radii = {
         f"{first.norm}.{level(first.norm, e)}.robust_accuracy_difference": f"robust at "
         f"{level_title(first.norm, e)}"
@@ -161,9 +161,9 @@ def _differences(systems: Mapping[str, Robustness], shown: Mapping[str, str]) ->
     rows = tuple(
         (
             f"{shown[main]} minus {shown[name]}",
-            *(_cell(f"{main}.minus.{name}", found, figure, "points") for figure in names),
+            *(_cell(f"{main}.minus.{name}", metrics, figure, "points") for figure in names),
         )
-        for name, found in compared.items()
+        for name, metrics in compared.items()
     )
     return Table(
         ("First minus second", *(radii.get(figure, "clean") for figure in names)),
@@ -211,7 +211,9 @@ def _curves(
             for name, system in systems.items()
         }
 
-    ceilings = {shown[name]: found[f"{norm}.swap.asr"].value for name, found in measured.items()}
+    ceilings = {
+        shown[name]: metrics[f"{norm}.swap.asr"].value for name, metrics in measured.items()
+    }
     figure = plots.robustness_curves(series("robust_accuracy"), series("asr"), ceilings, norm)
     caption = (
         "Worst case over the suite by radius, with 95% bands (of many systems for the first two). "
@@ -232,8 +234,9 @@ def _convergence(
         for what, curves in system.convergence.items():
             for times, curve in curves.items():
                 figure = converged_name(what, times, curve)
-                found = measured[name][figure]
-                series.setdefault(shown[name], {}).setdefault(what, {})[times] = found
+                series.setdefault(shown[name], {}).setdefault(what, {})[times] = measured[name][
+                    figure
+                ]
                 at = level_title(system.norm, curve.plan.epsilons[-1])
                 rows.append(
                     (
