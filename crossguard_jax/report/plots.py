@@ -102,7 +102,10 @@ def rate_bars(
     axes.tick_params(axis="x", length=0)
     if len(systems) > 1:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(4, len(systems)), borderaxespad=0.2
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=min(4, len(names) or 1, len(systems)),
+            borderaxespad=0.2,
         )
     return figure
 
