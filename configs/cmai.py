@@ -4,6 +4,8 @@ From the proposal: S_c, the seed's inner objective, the mixed outer loss, the co
 the four ways to answer. It gives no number for any field below, so every number here is ours.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
@@ -227,14 +229,20 @@ def attack() -> dict[str, object]:
     }
 
 
-def vqa(config: ConfigDict) -> ConfigDict:
+def vqa(make: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
     """The same on questions with a closed list of answers, and a LLaVA as it is."""
-    config.model.path = "toy://llava"
-    config.task.most_common = 64
-    config.optim.learning_rate = 3e-3  # no seed forgets here
-    config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
-    config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
-    return config
+
+    def variant() -> ConfigDict:
+        config = make()
+        config.model.path = "toy://llava"
+        config.task.most_common = 64
+        config.optim.learning_rate = 3e-3  # no seed forgets here
+        config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
+        config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
+        return config
+
+    variant.__doc__ = f"As `{make.__name__}`, on questions with a closed list of answers."
+    return variant
 
 
 def nlvr() -> ConfigDict:
@@ -300,14 +308,10 @@ VARIANTS = {
 }
 
 
-VARIANTS |= {
-    f"vqa_{name}": lambda make=make: vqa(make())
-    for name, make in VARIANTS.items()
-    if name != "forged"
-}
+VARIANTS |= {f"vqa_{name}": vqa(make) for name, make in VARIANTS.items() if name != "forged"}
 VARIANTS["nlvr"] = nlvr
 
 
-def get_config(variant: str = "tiny") -> ConfigDict:
+def get_config(variant: str) -> ConfigDict:
     """The configuration of that name."""
     return VARIANTS[variant]()

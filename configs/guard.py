@@ -189,6 +189,6 @@ VARIANTS = {
 }
 
 
-def get_config(variant: str = "tiny") -> ConfigDict:
+def get_config(variant: str) -> ConfigDict:
     """The configuration of that name."""
     return VARIANTS[variant]()

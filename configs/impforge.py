@@ -275,7 +275,7 @@ def llama_7b() -> ConfigDict:
     config.match.settings.update(
         {"prompt": "a photo of a {}", "candidates": 16, "deal": False, "by_caption": False}
     )
-    config.match.judge.kind = "endpoint"
+    config.match.judge.update({"kind": "endpoint", "guard": ""})
     config.ppo.update({"iterations": 500, "batch_size": 128, "save_every": 25, "eval_every": 50})
     config.optim.update({"learning_rate": 1e-5, "warmup_steps": 20})
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
@@ -298,6 +298,6 @@ VARIANTS = {
 }
 
 
-def get_config(variant: str = "tiny") -> ConfigDict:
+def get_config(variant: str) -> ConfigDict:
     """The configuration of that name."""
     return VARIANTS[variant]()

@@ -1,19 +1,28 @@
 """What each verb takes on the command line, as argparse declares it."""
 
 import argparse
+from collections.abc import Sequence
+
+PLACES = ("mesh", "axis_rules")
+"""What every configuration of a computation says of devices."""
 
 
-def config_argument(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Declares ``--config FILE:VARIANT``; with it come ``--config.a.b=value`` overrides."""
+def config_argument(parser: argparse.ArgumentParser, file: str, fields: Sequence[str]) -> None:
+    """Declares ``--config FILE:VARIANT``; with it come ``--config.a.b=value`` overrides.
+
+    Args:
+        parser: the verb's.
+        file: the configurations that come with the package for this verb.
+        fields: what the verb reads of one, its top level's names.
+    """
     parser.add_argument(
         "--config",
         metavar="FILE:VARIANT",
-        default=default,
-        required=default is None,
-        help="configuration, e.g. configs/guard.py:tiny"
-        + (f" (default: {default})" if default else "")
-        + "; change a field of it with --config.FIELD=VALUE",
+        required=True,
+        help=f"one of {file}, or your own; without it, they are listed. Change a field of it with "
+        "--config.FIELD=VALUE",
     )
+    parser.set_defaults(config_file=file, config_fields=tuple(fields))
 
 
 def _out_argument(parser: argparse.ArgumentParser, default: str) -> None:
@@ -31,12 +40,13 @@ def quickstart(parser: argparse.ArgumentParser) -> None:
 
 
 def train(parser: argparse.ArgumentParser) -> None:
-    config_argument(parser, "configs/guard.py:tiny")
+    config_argument(parser, "configs/guard.py", ("model", "lora", "data", "optim", "train", *PLACES))
     _out_argument(parser, "runs/train")
 
 
 def immunize(parser: argparse.ArgumentParser) -> None:
-    config_argument(parser, "configs/cmai.py:tiny")
+    learned = ("model", "task", "lora", "cmcv", "mbat", "arm", "data", "optim", "train")
+    config_argument(parser, "configs/cmai.py", (*learned, *PLACES))
     _out_argument(parser, "runs/immunize")
 
 
@@ -46,7 +56,8 @@ def attack(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[NAME=]FOLDER",
-        help="a guard, immunized or not; give several to compare them, the main one first",
+        help="a guard, immunized or not, or toy://llava, which comes with us; give several to "
+        "compare them, the main one first",
     )
     parser.add_argument(
         "--data",
@@ -67,7 +78,7 @@ def attack(parser: argparse.ArgumentParser) -> None:
         help="certify the main model's answers to the first N rows",
     )
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
-    config_argument(parser, "configs/cmai.py:tiny")
+    config_argument(parser, "configs/cmai.py", ("attack",))
     _out_argument(parser, "runs/attack")
 
 
@@ -78,7 +89,8 @@ def tasks(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[NAME=]FOLDER[+ADAPTER]",
-        help="a LLaVA, for questions and captions, or a CLIP, for retrieval",
+        help="a LLaVA, for questions and captions, or a CLIP, for retrieval; toy://llava and "
+        "toy://clip come with us",
     )
     add(
         "--data",
@@ -128,7 +140,7 @@ def match(parser: argparse.ArgumentParser) -> None:
         help="a table of the pictures' captions (default: what the folder's layout has)",
     )
     parser.add_argument("--rebuild", action="store_true", help="embed the pictures anew")
-    config_argument(parser, "configs/impforge.py:tiny")
+    config_argument(parser, "configs/impforge.py", ("match", *PLACES))
     _out_argument(parser, "runs/match")
 
 
@@ -147,7 +159,8 @@ def forge(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="write the rewriter's adapter there; without it, it stays in the run's folder",
     )
-    config_argument(parser, "configs/impforge.py:tiny")
+    learned = ("rewriter", "rewards", "match", "ppo", "breadth", "forge", "optim")
+    config_argument(parser, "configs/impforge.py", (*learned, *PLACES))
     _out_argument(parser, "runs/forge")
 
 

@@ -6,45 +6,90 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from crossguard_jax.core.distributed import initialize_if_several
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.verbs import VERBS
+from crossguard_jax.verbs import VERBS, Verb
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 OVERRIDE = re.compile(r"--(no)?config\.")
+SHIPPED, ROWS = re.compile(r"\btoy://[\w-]+"), "toy"
+"""What names the small world's models, and the reader of its rows."""
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "crossguard_jax"
+ENVIRON = {
+    # Compiled programs are kept: a request's takes longer to compile than all else together.
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "TOKENIZERS_PARALLELISM": "false",
+    # XLA's, TensorStore's, gRPC's and transformers' chatter; errors still come through.
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "ABSL_MIN_LOG_LEVEL": "2",
+    "GRPC_VERBOSITY": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""How libraries are set up in a process of our own; what the user has set stays."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns the exit code: 0, 1 (failed), 2 (usage) or 130 (interrupted)."""
+    """Runs one verb.
+
+    Args:
+        argv: verb and arguments; None are the process's own, which is then set up for them.
+
+    Returns:
+        The exit code: 0, 1 (failed), 2 (usage) or 130 (interrupted).
+    """
+    ours = argv is None
+    if ours:
+        os.environ.update({k: v for k, v in ENVIRON.items() if k not in os.environ})
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
+    if ours and not debug:
+        # Nobody can catch what a library's own thread or finalizer raises, after the one error that
+        # is told.
+        sys.unraisablehook = lambda _: None
     try:
-        return _run(argv)
+        return _run(argv, ours)
     except SystemExit as stop:  # argparse, after --help or a usage error
         return stop.code if isinstance(stop.code, int) else OK
     except BrokenPipeError:
         # The reader (`| head`) has left; Python's flush at exit must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (UserError, OSError) as error:
-        if debug:
-            raise
-        print(f"crossguard: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
     except KeyboardInterrupt:
         if debug:
             raise
         print("crossguard: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, UserError | OSError)
+        line = " ".join(str(error).split()) if expected else _unexpected(error)
+        print(f"crossguard: {line}", file=sys.stderr)
+        return FAILED
 
 
-def _run(argv: list[str]) -> int:
+def _unexpected(error: Exception) -> str:
+    """One line on an error that nobody foresaw. Its traceback is kept, since what led to it may
+    have taken hours."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="crossguard-", suffix=".txt", delete=False
+    ) as file:
+        file.writelines(traceback.format_exception(error))
+    what = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+    return f"unexpected {what}; please report it with its traceback, {file.name}"
+
+
+def _run(argv: list[str], ours: bool) -> int:
     parser = _build_parser()
     named = next((word for word in argv if not word.startswith("-")), None)
     if named is None:
@@ -68,21 +113,96 @@ def _run(argv: list[str]) -> int:
         args.usage_error(f"unknown argument {rest[0]!r}")
     if overrides and not hasattr(args, "config"):
         args.usage_error(f"takes no configuration, so no {overrides[0]}")
-    if verb.uses_jax:
-        initialize_if_several()
     if hasattr(args, "config"):
-        from crossguard_jax.core.config import load_config
-
-        args.config = load_config(args.config, overrides)
+        args.spec, args.config = args.config, _load_config(args, overrides)
+    several = verb.uses_jax and initialize_if_several()
+    if ours and verb.uses_models:
+        _leave_torch_out()
+    if verb.uses_jax and not (several and importlib.import_module("jax").process_index()):
+        if words := [*_first_line(args)]:
+            print("; ".join(words), flush=True)
     code = _import(verb.handler)(args)
     return OK if code is None else code
 
 
+def _load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Any:
+    """The configuration that was asked for, if the verb can read it."""
+    from crossguard_jax.core.config import load_config
+
+    config = load_config(args.config, overrides)
+    if missing := [name for name in args.config_fields if name not in config]:
+        raise UserError(
+            f"{args.config} has no {missing[0]!r}, so it is no configuration of {args.verb}: "
+            f"see {args.config_file}"
+        )
+    return config
+
+
+def _first_line(args: argparse.Namespace) -> Iterator[str]:
+    """Which configuration was read, and what of the small world the verb works with."""
+    models = getattr(args, "model", None) or []
+    texts = [models] if isinstance(models, str) else [*models]
+    if hasattr(args, "spec"):
+        from crossguard_jax.core.config import find_config
+
+        path, _, variant = args.spec.partition(":")
+        yield f"configuration {find_config(path)}:{variant}"
+        texts += _texts({name: args.config[name] for name in args.config_fields})
+    if small := sorted({name for text in texts for name in SHIPPED.findall(text)}):
+        yield f"the small world's models: {', '.join(small)}"
+    if ROWS in texts:
+        yield "the small world's rows"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a configuration."""
+    if isinstance(value, str):
+        yield value
+    elif hasattr(value, "items"):
+        for _, inner in value.items():
+            yield from _texts(inner)
+
+
+def _leave_torch_out() -> None:
+    """Keeps transformers from importing torch where it is installed.
+
+    That takes seconds, for models that are not run here. transformers asks once whether there is
+    torch, and remembers the answer.
+    """
+    if find_spec("torch") is None:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # find_spec's word for "not there"
+    try:
+        importlib.import_module("transformers.utils").is_torch_available()
+    finally:
+        del sys.modules["torch"]
+
+
 class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line that says where the help is."""
+    """An argparse parser whose errors are one line that says where the help is; one about the
+    configuration is followed by those that there are."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        lines = [f"{self.prog}: {message} (see {self.prog} --help)"]
+        if "--config" in message and (file := self.get_default("config_file")):
+            lines += _variants(file)
+        self.exit(USAGE, "".join(f"{line}\n" for line in lines))
+
+
+def _variants(file: str) -> Iterator[str]:
+    """Configurations, one a line: a file's, and those of files of the user's own."""
+    from crossguard_jax.core.config import INSTALLED, config_files, describe_variants
+
+    ours = {f"configs/{path.name}" for path in INSTALLED.glob("*.py")}
+    for each in [file, *(f for f in config_files() if f not in ours)]:
+        try:
+            described = describe_variants(each)
+        except UserError as error:
+            yield f"  {error}"
+            continue
+        width = max(map(len, described), default=0)
+        for name, what in described.items():
+            yield f"  {each}:{name:{width}}  {what}".rstrip()
 
 
 def _build_parser() -> _Parser:
@@ -98,7 +218,7 @@ def _build_parser() -> _Parser:
             name,
             help=verb.help,
             description=f"{verb.help[0].upper()}{verb.help[1:]}.",
-            epilog=f"example:\n  {verb.example}",
+            epilog=f"example:\n  {_command(verb)}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -108,6 +228,11 @@ def _build_parser() -> _Parser:
     for each in subparsers:
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _command(verb: Verb) -> str:
+    """The example as it is typed here; ``launch/run.sh`` says how it was called."""
+    return f"{os.environ.get('CROSSGUARD_COMMAND', 'crossguard')} {verb.example}"
 
 
 def _import(handler: str) -> Callable[[argparse.Namespace], int | None]:

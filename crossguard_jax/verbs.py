@@ -22,11 +22,13 @@ class Verb:
 
     Attributes:
       help: what it does, in one line.
-      example: a command line that works as it stands.
+      example: a command line that works as it stands, without the program's name; most go on from
+        what quickstart's own leaves.
       handler: ``module:function``, imported when the verb runs.
       add_arguments: declares the verb's arguments on its parser.
       passes_through: arguments the parser does not know go to the handler, as ``args.rest``.
       uses_jax: the verb computes, so the processes of a run of several are joined before it.
+      uses_models: our own, and of torch's none.
     """
 
     help: str
@@ -35,25 +37,28 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     passes_through: bool = False
     uses_jax: bool = True
+    uses_models: bool = True
 
 
 VERBS: dict[str, Verb] = {
     "quickstart": Verb(
         help="forge for, train, immunize and judge a guard in the small world",
-        example="launch/run.sh quickstart --out runs/quickstart",
+        example="quickstart --out runs/quickstart",
         handler="crossguard_jax.toy.quickstart:main",
         add_arguments=arguments.quickstart,
     ),
     "train": Verb(
         help="train a guard's adapter; a run that was killed goes on",
-        example="launch/run.sh train --config configs/guard.py:tiny --config.train.steps=200",
+        example="train --config configs/guard.py:tiny --config.train.steps=200",
         handler="crossguard_jax.verbs:train",
         add_arguments=arguments.train,
     ),
     "match": Verb(
         help="find a harmless picture for each request (ImpForge, stage 1)",
         example=(
-            "launch/run.sh match --queries requests.jsonl --pictures pictures --out runs/match"
+            "match --config configs/impforge.py:tiny --out runs/match "
+            "--queries runs/quickstart/forge/raw/harmful.jsonl "
+            "--pictures runs/quickstart/forge/raw --captions runs/quickstart/forge/raw/library.jsonl"
         ),
         handler="crossguard_jax.impforge.commands:run_match",
         add_arguments=arguments.match,
@@ -61,8 +66,8 @@ VERBS: dict[str, Verb] = {
     "forge": Verb(
         help="train the rewriter and forge training data for a guard (ImpForge, stage 2)",
         example=(
-            "launch/run.sh forge --triplets runs/match/triplets.jsonl "
-            "--harmless harmless.jsonl --out runs/forge"
+            "forge --config configs/impforge.py:tiny --triplets runs/match/triplets.jsonl "
+            "--harmless runs/quickstart/forge/raw/harmless.jsonl --out runs/forge"
         ),
         handler="crossguard_jax.impforge.commands:run_forge",
         add_arguments=arguments.forge,
@@ -70,7 +75,7 @@ VERBS: dict[str, Verb] = {
     "immunize": Verb(
         help="immunize a guard against perturbed pictures (CMAI); a run that was killed goes on",
         example=(
-            "launch/run.sh immunize --config configs/cmai.py:tiny "
+            "immunize --config configs/cmai.py:tiny "
             "--config.model.path=runs/quickstart/models/guard"
         ),
         handler="crossguard_jax.verbs:immunize",
@@ -79,7 +84,7 @@ VERBS: dict[str, Verb] = {
     "attack": Verb(
         help="attack guards with a suite of attacks, and write a report on what stands",
         example=(
-            "launch/run.sh attack --model runs/quickstart/models/guard_immunized "
+            "attack --config configs/cmai.py:tiny --model runs/quickstart/models/guard_immunized "
             "--model runs/quickstart/models/guard --data runs/quickstart/data/test.jsonl "
             "--surrogate runs/quickstart/models/guard --limit 200"
         ),
@@ -89,7 +94,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         help="score labelled data with one or more guards, and write a report",
         example=(
-            "launch/run.sh evaluate --model runs/quickstart/models/guard "
+            "evaluate --model runs/quickstart/models/guard "
             "--data runs/quickstart/data/test.jsonl"
         ),
         handler="crossguard_jax.evals.evaluate:main",
@@ -98,28 +103,28 @@ VERBS: dict[str, Verb] = {
     "tasks": Verb(
         help="answer questions, describe and retrieve pictures, clean and attacked",
         example=(
-            "launch/run.sh tasks --model toy://clip --data karpathy:data/flickr30k:test --epsilon 8"
+            "tasks --model toy://clip --data karpathy:data/flickr30k:test --epsilon 8"
         ),
         handler="crossguard_jax.evals.tasks.evaluate:main",
         add_arguments=arguments.tasks,
     ),
     "toy": Verb(
         help="make the small world's models anew, or measure what each part of the guard buys",
-        example="launch/run.sh toy table --seeds 0 1 2",
+        example="toy table --seeds 0 1 2",
         handler="crossguard_jax.verbs:toy",
         add_arguments=arguments.toy,
     ),
     "bench": Verb(
         help="measure against what people would use instead, in one interleaved run",
-        example="launch/run.sh bench guard",
+        example="bench guard",
         handler="crossguard_jax.verbs:bench",
         add_arguments=arguments.bench,
+        uses_models=False,
     ),
     "score": Verb(
         help="score one request, or a file of them",
         example=(
-            "launch/run.sh score --model toy://llava --truncate --format nlvr "
-            "--input tests/data/fixtures/nlvr/dev/dev.json --output runs/nlvr.jsonl"
+            "score --model toy://llava --text 'can i give the red one to my child?'"
         ),
         handler="crossguard_jax.guard.scoring:main",
         add_arguments=arguments.score,
@@ -127,7 +132,7 @@ VERBS: dict[str, Verb] = {
     ),
     "doctor": Verb(
         help="say what this machine has, and whether a guard is in order",
-        example="launch/run.sh doctor --model toy://llava",
+        example="doctor --model toy://llava",
         handler="crossguard_jax.guard.doctor:main",
         add_arguments=arguments.doctor,
         uses_jax=False,
@@ -135,7 +140,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb(
         help="write a model as a folder that transformers or PEFT loads",
         example=(
-            "launch/run.sh export --model toy://llava --adapter runs/train/adapter "
+            "export --model toy://llava --adapter runs/train/adapter "
             "--out runs/merged"
         ),
         handler="crossguard_jax.verbs:export",
@@ -143,10 +148,11 @@ VERBS: dict[str, Verb] = {
     ),
     "test": Verb(
         help="run the test suite; what follows goes to pytest",
-        example="launch/run.sh test -m slow tests/train",
+        example="test -m slow tests/train",
         handler="crossguard_jax.cli:run_tests",
         passes_through=True,
         uses_jax=False,
+        uses_models=False,
     ),
 }
 

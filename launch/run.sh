@@ -71,7 +71,7 @@ follow_pip() {
 make_ready() {
   local purpose=$1 requirements=$root/requirements.txt
   [[ $purpose == run ]] || requirements=$root/requirements-dev.txt
-  # Python compiles what it imports; compiling all that was installed takes half of the time.
+  # Compiling all that is installed takes longer than installing it; see warm_up.
   local pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-compile) alone
   read -ra alone <<<"$(sed -n 's/^# without its dependencies: //p' "$requirements" | tr '\n' ' ')"
   if [[ $(version_of "$venv/bin/python") != "$(version_of "$python")" ]]; then
@@ -87,8 +87,16 @@ make_ready() {
     grep -E '^ *ERROR' "$venv/install.log" | tail -n 5 >&2 || true
     fail "installing failed: see $venv/install.log, mend it and run this again"
   fi
+  warm_up
   wanted run >"$venv/made-for-run"
   [[ $purpose == run ]] || wanted test >"$venv/made-for-test"
+}
+
+# The first verdict leaves its bytecode and its compiled program behind, so the second is quick. On
+# the CPU, since other processes may be waiting for this one beside an accelerator.
+warm_up() {
+  JAX_PLATFORMS=cpu "$venv/bin/crossguard" score --model toy://llava --text "is this safe?" \
+    >>"$venv/install.log" 2>&1 || printf 'launch/run.sh: no verdict: see %s\n' "$venv/install.log" >&2
 }
 
 verb=
@@ -104,6 +112,10 @@ if [[ -z $verb ]]; then
   PYTHONPATH=$root exec "$python" -m crossguard_jax "$@"
 fi
 
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.jax_cache}
+# What Python compiles is kept in .venv, also where an image says that nothing is to be written.
+export PYTHONDONTWRITEBYTECODE=
+export CROSSGUARD_COMMAND=${BASH_SOURCE[0]}
 purpose=run
 [[ $verb != test ]] || purpose="test"
 if ! is_ready "$purpose"; then
@@ -115,13 +127,6 @@ if ! is_ready "$purpose"; then
   ) 9>>"$root/requirements.txt"
 fi
 
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.jax_cache}
-export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
-# XLA's, TensorStore's and gRPC's chatter; errors still come through.
-export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
-export ABSL_MIN_LOG_LEVEL=${ABSL_MIN_LOG_LEVEL:-2}
-export GRPC_VERBOSITY=${GRPC_VERBOSITY:-ERROR}
-export TRANSFORMERS_VERBOSITY=${TRANSFORMERS_VERBOSITY:-error}
 if [[ -n ${CROSSGUARD_DEVICES:-} ]]; then
   export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$CROSSGUARD_DEVICES"
 fi

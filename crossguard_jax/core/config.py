@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +21,16 @@ from ml_collections import ConfigDict, config_flags
 from crossguard_jax.core.errors import UserError
 
 OVERRIDE = re.compile(r"^--(?:no)?config\.(?P<key>[^=]+)(?P<value>=.*)?$", re.DOTALL)
-REPOSITORY = Path(__file__).resolve().parents[2]
+INSTALLED = Path(__file__).resolve().parents[1] / "configs"
+"""Those that come with the package: in a clone, a link to the repository's own folder."""
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Reads a configuration file and applies the command line's overrides to it.
 
     Args:
-      spec: ``FILE:VARIANT``, or ``FILE`` where the file's ``get_config`` has a default. A relative
-        path is looked for in the working directory, then in the repository.
+      spec: ``FILE:VARIANT``, or ``FILE`` where the file's ``get_config`` has a default; see
+        `find_config`.
       overrides: ``--config.a.b=value`` each, in the order given; the last one wins. ``--config.a``
         and ``--noconfig.a`` set a boolean; a tuple is written as ``--config.a="(1, 2)"``.
 
@@ -40,7 +41,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: no such file, variant or field (naming the nearest), or a value of the wrong type.
     """
     path, _, variant = spec.partition(":")
-    config = _get_config(_load_module(_find(path)), path, variant)
+    config = _get_config(_load_module(find_config(path)), path, variant)
     keys = list(_keys(config))
     for override in overrides:
         match = OVERRIDE.match(override)
@@ -53,13 +54,44 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return _apply(config, spec, overrides)
 
 
-def _find(path: str) -> Path:
-    for candidate in (Path(path), REPOSITORY / path):
+def find_config(path: str) -> Path:
+    """A configuration file: the working folder's, or else the one of that name that is installed.
+
+    Args:
+      path: as the user gave it, e.g. ``configs/guard.py``.
+
+    Raises:
+      UserError: there is neither; the message names the nearest.
+    """
+    candidates = [Path(path)]
+    if Path(path).parent == Path("configs"):
+        candidates.append((INSTALLED / Path(path).name).resolve())
+    for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = [str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("configs/*.py"))]
-    hint = f": did you mean {_nearest(path, known)!r}?" if known else ""
-    raise UserError(f"no configuration file {path!r}{hint}")
+    raise UserError(
+        f"no configuration file {path!r}: did you mean {_nearest(path, config_files())!r}?"
+    )
+
+
+def config_files() -> list[str]:
+    """The ``configs/*.py`` of the working folder and of the installation, as a user names them."""
+    files = [*Path("configs").glob("*.py"), *INSTALLED.glob("*.py")]
+    return sorted({f"configs/{file.name}" for file in files})
+
+
+def describe_variants(path: str) -> dict[str, str]:
+    """The variants of a file, each with the first line of its function's docstring.
+
+    Raises:
+      UserError: no such file, or no configuration.
+    """
+    variants = getattr(_load_module(find_config(path)), "VARIANTS", ())
+    makers = variants if isinstance(variants, Mapping) else dict.fromkeys(variants)
+    return {
+        str(name): " ".join((inspect.getdoc(maker) or "").partition("\n\n")[0].split())
+        for name, maker in makers.items()
+    }
 
 
 def _load_module(path: Path) -> ModuleType:

@@ -4,6 +4,8 @@ The frozen base is not saved: the run's identity records its hash, and a run res
 base, configuration or data is refused.
 """
 
+import contextlib
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,34 +72,42 @@ class Checkpoints:
             like: a state of the same shapes, whose shardings the arrays take.
 
         Raises:
-            UserError: the checkpoint is of another run; the message names what differs.
+            UserError: the checkpoint is of another run (the message names what differs), or is
+                damaged (the message names the one before it).
         """
         step = self._latest.latest_step()
         if step is None:
             return None
-        found = self._latest.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
-        )
-        saved = found["meta"]["identity"]
-        if saved != self.identity:
-            changes = "; ".join(_differences(saved, self.identity))
+        before = max((n for n in self._latest.all_steps() if n < step), default=None)
+        way_on = "begin anew" if before is None else f"go on from step {before}"
+        with _reading(self.folder / "latest" / str(step), way_on):
+            host = ocp.args.Composite(meta=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
+            saved = self._latest.restore(step, args=host)
+            identity = saved["meta"]["identity"]
+        if identity != self.identity:
+            changes = "; ".join(_differences(identity, self.identity))
             raise UserError(
                 f"{self.folder}: its checkpoint is of another run ({changes}); "
                 "give another folder, or the old settings"
             )
-        arrays = self._latest.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(_named(like))))
-        )["state"]
-        return _unnamed(like, arrays), found["data"], found["meta"]
+        with _reading(self.folder / "latest" / str(step), way_on):
+            abstract = ocp.args.StandardRestore(_abstract(_named(like)))
+            arrays = self._latest.restore(step, args=ocp.args.Composite(state=abstract))["state"]
+        return _unnamed(like, arrays), saved["data"], saved["meta"]
 
     def restore_best(self, like: Any) -> tuple[int, Any] | None:
-        """``(step, trainable)`` of the best, on ``like``'s shardings; None if none was kept."""
+        """``(step, trainable)`` of the best, on ``like``'s shardings; None if none was kept.
+
+        Raises:
+            UserError: it is damaged.
+        """
         self.wait()
         step = self._best.latest_step()
         if step is None:
             return None
-        restore = ocp.args.StandardRestore(_abstract(_named(like)))
-        return step, _unnamed(like, self._best.restore(step, args=restore))
+        with _reading(self.folder / "best" / str(step), "take the last step's instead"):
+            abstract = ocp.args.StandardRestore(_abstract(_named(like)))
+            return step, _unnamed(like, self._best.restore(step, args=abstract))
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
@@ -108,6 +118,20 @@ class Checkpoints:
         """Waits, then lets go of the folders."""
         self._latest.close()
         self._best.close()
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: Path, way_on: str) -> Iterator[None]:
+    """Whatever is wrong with a checkpoint's files as one line, with what comes of removing it."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError):  # the machine's fault, not the files'
+        raise
+    except Exception as error:  # Orbax, TensorStore and JSON have no error in common
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
+        raise UserError(
+            f"{checkpoint} is damaged ({reason}); remove it to {way_on}"
+        ) from error
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
