@@ -40,7 +40,9 @@ def quickstart(parser: argparse.ArgumentParser) -> None:
 
 
 def train(parser: argparse.ArgumentParser) -> None:
-    config_argument(parser, "configs/guard.py", ("model", "lora", "data", "optim", "train", *PLACES))
+    config_argument(
+        parser, "configs/guard.py", ("model", "lora", "data", "optim", "train", *PLACES)
+    )
     _out_argument(parser, "runs/train")
 
 

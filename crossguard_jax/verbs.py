@@ -58,7 +58,8 @@ VERBS: dict[str, Verb] = {
         example=(
             "match --config configs/impforge.py:tiny --out runs/match "
             "--queries runs/quickstart/forge/raw/harmful.jsonl "
-            "--pictures runs/quickstart/forge/raw --captions runs/quickstart/forge/raw/library.jsonl"
+            "--pictures runs/quickstart/forge/raw "
+            "--captions runs/quickstart/forge/raw/library.jsonl"
         ),
         handler="crossguard_jax.impforge.commands:run_match",
         add_arguments=arguments.match,
@@ -94,8 +95,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         help="score labelled data with one or more guards, and write a report",
         example=(
-            "evaluate --model runs/quickstart/models/guard "
-            "--data runs/quickstart/data/test.jsonl"
+            "evaluate --model runs/quickstart/models/guard --data runs/quickstart/data/test.jsonl"
         ),
         handler="crossguard_jax.evals.evaluate:main",
         add_arguments=arguments.evaluate,
@@ -103,7 +103,8 @@ VERBS: dict[str, Verb] = {
     "tasks": Verb(
         help="answer questions, describe and retrieve pictures, clean and attacked",
         example=(
-            "tasks --model toy://clip --data karpathy:data/flickr30k:test --epsilon 8"
+            "tasks --model toy://llava --data table:runs/quickstart/data/test.jsonl --limit 16 "
+            "--epsilon 8"
         ),
         handler="crossguard_jax.evals.tasks.evaluate:main",
         add_arguments=arguments.tasks,
@@ -123,9 +124,7 @@ VERBS: dict[str, Verb] = {
     ),
     "score": Verb(
         help="score one request, or a file of them",
-        example=(
-            "score --model toy://llava --text 'can i give the red one to my child?'"
-        ),
+        example="score --model toy://llava --text 'can i give the red one to my child?'",
         handler="crossguard_jax.guard.scoring:main",
         add_arguments=arguments.score,
         uses_jax=False,
@@ -139,10 +138,7 @@ VERBS: dict[str, Verb] = {
     ),
     "export": Verb(
         help="write a model as a folder that transformers or PEFT loads",
-        example=(
-            "export --model toy://llava --adapter runs/train/adapter "
-            "--out runs/merged"
-        ),
+        example="export --model toy://llava --adapter runs/train/adapter --out runs/merged",
         handler="crossguard_jax.verbs:export",
         add_arguments=arguments.export,
     ),

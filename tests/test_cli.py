@@ -1,6 +1,7 @@
 """The command line: quick help, one-line errors, exit codes that mean something."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -13,26 +14,43 @@ from crossguard_jax import arguments, cli, verbs
 from crossguard_jax.core.errors import UserError
 
 Main = Callable[..., tuple[int, str, str]]
+REPOSITORY = Path(cli.__file__).resolve().parents[1]
+TINY = "configs/guard.py:tiny"
+CONFIGURED = ("train", "match", "forge", "immunize", "attack")
+# What a verdict needs none of: seconds, taken together.
+HEAVY = (
+    *("torch", "scipy", "sklearn", "matplotlib", "orbax", "grain", "tensorflow_datasets"),
+    *("tensorboardX", "pandas", "accelerate", "peft", "openai", "chex"),
+    "transformers.modeling_utils",
+)
+FIRST_LINE = (
+    f"configuration {TINY}; the small world's models: toy://llava; the small world's rows\n"
+)
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
-    """``run(handler, *argv)``: the command line with one more verb, ``probe``; code and output."""
+    """``run(handler, *argv)``: the command line with one more verb, ``probe``; code and output.
+
+    It runs in the repository's folder, with the small world's configuration unless ``config`` is
+    another.
+    """
+    monkeypatch.chdir(REPOSITORY)
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--steps", type=int, default=1)
-        arguments.config_argument(parser, default="configs/guard.py:tiny")
+        arguments.config_argument(parser, "configs/guard.py", ("model", "data"))
 
-    def run(handler: Callable[[argparse.Namespace], int | None], *argv: str):
+    def run(handler: Callable[[argparse.Namespace], int | None], *argv: str, config: str = TINY):
         probe = verbs.Verb(
             help="try things",
-            example="crossguard probe --steps 2",
+            example="probe --steps 2",
             handler="probe:handler",
             add_arguments=add_arguments,
         )
         monkeypatch.setitem(cli.VERBS, "probe", probe)
         monkeypatch.setattr(cli, "_import", lambda name: handler)
-        code = cli.main(argv)
+        code = cli.main([*argv, "--config", config] if argv[0] == "probe" else argv)
         return code, *capsys.readouterr()
 
     return run
@@ -56,8 +74,8 @@ def test_every_verb_has_help_with_an_example_and_a_handler_that_exists(
     assert cli.main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "example:" in shown
-    assert f" {verb}" in cli.VERBS[verb].example
-    assert cli.VERBS[verb].example in shown
+    assert f"crossguard {cli.VERBS[verb].example}" in shown
+    assert cli.VERBS[verb].example.split()[0] == verb
     assert callable(cli._import(cli.VERBS[verb].handler))
 
 
@@ -68,7 +86,43 @@ def test_help_imports_neither_jax_nor_numpy() -> None:
         "heavy = {'jax', 'numpy', 'flax', 'transformers', 'ml_collections'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cli.__file__).parents[1])
+    started(code)
+
+
+def started(code: str, **environ: str) -> list[str]:
+    """What Python code prints in a process of its own, where the repository is on the path."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_verdict_imports_nothing_that_it_does_not_need() -> None:
+    lines = started(
+        "import json, sys; from crossguard_jax import cli\n"
+        "sys.argv[1:] = ['score', '--model', 'toy://llava', '--text', 'is this safe?']\n"
+        "assert cli.main() == 0\n"
+        f"print(json.dumps(sorted({{*{HEAVY!r}}} & {{*sys.modules}})))"
+    )
+    verdict, heavy = map(json.loads, lines)
+    assert verdict["label"] in ("safe", "unsafe")
+    assert heavy == []
+
+
+def test_libraries_are_quiet_and_keep_what_they_compile_unless_the_user_says_otherwise() -> None:
+    names = ("JAX_COMPILATION_CACHE_DIR", "GRPC_VERBOSITY", "ABSL_MIN_LOG_LEVEL")
+    lines = started(
+        "import json, os, sys; from crossguard_jax import cli; sys.argv[1:] = []\n"
+        "os.environ.pop('JAX_COMPILATION_CACHE_DIR'); cli.main()\n"
+        f"print(json.dumps([os.environ[name] for name in {names!r}]))",
+        XDG_CACHE_HOME="/cache",
+        GRPC_VERBOSITY="DEBUG",
+    )
+    assert json.loads(lines[-1]) == ["/cache/crossguard_jax", "DEBUG", "2"]
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"]])
@@ -81,16 +135,16 @@ def test_without_a_verb_the_help_lists_them(
 
 
 def test_a_verb_that_succeeds_exits_with_0(run: Main) -> None:
-    assert run(nothing, "probe") == (0, "", "")
+    assert run(nothing, "probe") == (0, FIRST_LINE, "")
 
 
 def test_a_verb_may_choose_its_exit_code(run: Main) -> None:
-    assert run(lambda args: 1, "probe") == (1, "", "")
+    assert run(lambda args: 1, "probe") == (1, FIRST_LINE, "")
 
 
 def test_a_user_error_is_one_line_without_a_traceback(run: Main) -> None:
     code, out, err = run(fails(UserError("row 3:\n no such picture")), "probe")
-    assert (code, out, err) == (1, "", "crossguard: row 3: no such picture\n")
+    assert (code, out, err) == (1, FIRST_LINE, "crossguard: row 3: no such picture\n")
 
 
 def test_a_full_disk_or_a_forbidden_path_is_one_line_too(run: Main) -> None:
@@ -104,9 +158,20 @@ def test_debug_shows_the_traceback(run: Main) -> None:
         run(fails(UserError("no")), "probe", "--debug")
 
 
-def test_a_bug_keeps_its_traceback(run: Main) -> None:
-    with pytest.raises(ZeroDivisionError):
-        run(fails(ZeroDivisionError()), "probe")
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("by\nzero"), RuntimeError("x" * 999), KeyError("a")]
+)
+def test_what_nobody_foresaw_is_one_line_that_names_its_traceback(
+    run: Main, error: Exception
+) -> None:
+    code, _, err = run(fails(error), "probe")
+    assert code == 1 and err.count("\n") == 1 and len(err) < 500
+    assert type(error).__name__ in err
+    file = Path(err.split()[-1])
+    assert "raise error" in file.read_text()
+    file.unlink()
+    with pytest.raises(type(error)):
+        run(fails(error), "probe", "--debug")
 
 
 def test_an_interrupt_exits_with_130(run: Main) -> None:
@@ -121,7 +186,6 @@ def test_an_interrupt_exits_with_130(run: Main) -> None:
         (["probe", "--stepps", "2"], "--stepps"),
         (["probe", "--steps", "two"], "--steps"),
         (["probe", "stray"], "stray"),
-        (["probe", "--config"], "--config"),
         (["--bogus"], "--bogus"),
     ],
 )
@@ -129,6 +193,75 @@ def test_a_usage_error_is_one_line_and_exits_with_2(run: Main, argv: list[str], 
     code, out, err = run(nothing, *argv)
     assert (code, out) == (2, "")
     assert names in err and "--help" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", CONFIGURED)
+@pytest.mark.parametrize("argv", [[], ["--config"], ["--config.train.steps=1"]])
+def test_a_verb_without_a_configuration_lists_those_that_there_are(
+    verb: str, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, *argv]) == 2
+    out, err = capsys.readouterr()
+    first, *listed = err.splitlines()
+    assert out == "" and "--config" in first
+    described = dict(line.strip().split(maxsplit=1) for line in listed)
+    assert all(name.startswith("configs/") for name in described)
+    assert ["small world" in what for name, what in described.items() if ":tiny" in name] == [True]
+
+
+def test_the_users_own_configurations_are_listed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "configs").mkdir()
+    for name, text in {"mine": "VARIANTS = ['fast']\ndef get_config(v): ...", "bad": "("}.items():
+        (tmp_path / "configs" / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train"]) == 2
+    err = capsys.readouterr().err
+    assert "configs/guard.py:llava_7b" in err and "configs/mine.py:fast" in err
+    assert "configs/bad.py:1: not valid Python" in err
+    assert "configs/cmai.py" not in err
+
+
+@pytest.mark.parametrize("verb", [*CONFIGURED, "tasks", "evaluate", "score", "export"])
+def test_no_verb_has_a_model_or_a_configuration_that_nobody_asked_for(verb: str) -> None:
+    parser = argparse.ArgumentParser()
+    cli.VERBS[verb].add_arguments(parser)
+    asked = [action for action in parser._actions if action.dest in ("config", "model")]
+    assert asked and all(action.required and action.default is None for action in asked)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "line"),
+    [
+        (TINY, [], FIRST_LINE),
+        (TINY, ["--config.model.path=a/llava"], f"configuration {TINY}; the small world's rows\n"),
+        (
+            "configs/guard.py:nlvr",
+            [],
+            "configuration configs/guard.py:nlvr; the small world's models: toy://llava\n",
+        ),
+        ("configs/guard.py:llava_7b", [], "configuration configs/guard.py:llava_7b\n"),
+    ],
+)
+def test_the_first_line_says_what_was_read_and_what_is_of_the_small_world(
+    run: Main, config: str, overrides: list[str], line: str
+) -> None:
+    assert run(nothing, "probe", *overrides, config=config) == (0, line, "")
+
+
+def test_a_model_of_the_small_world_on_the_command_line_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_import", lambda name: nothing)
+    assert cli.main(["tasks", "--model", "a=toy://clip", "--model", "b", "--data", "x"]) == 0
+    assert capsys.readouterr().out == "the small world's models: toy://clip\n"
+
+
+def test_a_configuration_of_another_verb_is_refused_by_its_first_missing_field(run: Main) -> None:
+    code, _, err = run(nothing, "probe", config="configs/impforge.py:tiny")
+    assert code == 1 and err.count("\n") == 1
+    assert "configs/impforge.py:tiny has no 'model'" in err and "configs/guard.py" in err
 
 
 def test_a_handler_may_report_arguments_that_do_not_go_together(run: Main) -> None:
@@ -155,7 +288,7 @@ def test_a_mistyped_override_is_told_the_nearest_field(run: Main) -> None:
 def test_an_override_without_a_configuration_is_a_usage_error(
     run: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "plain", verbs.Verb("do", "crossguard plain", "probe:handler"))
+    monkeypatch.setitem(cli.VERBS, "plain", verbs.Verb("do", "plain", "probe:handler"))
     code, _, err = run(nothing, "plain", "--config.train.steps=7")
     assert code == 2
     assert "takes no configuration" in err
@@ -175,7 +308,7 @@ def test_a_reader_that_leaves_early_causes_no_complaint() -> None:
         "import sys; from crossguard_jax import cli, verbs\n"
         "def handler(args):\n"
         "    for _ in range(100_000): print('a line of output')\n"
-        "cli.VERBS['probe'] = verbs.Verb('write', 'crossguard probe', 'x:y')\n"
+        "cli.VERBS['probe'] = verbs.Verb('write', 'probe', 'x:y')\n"
         "cli._import = lambda name: handler\n"
         "sys.exit(cli.main(['probe']))"
     )

@@ -7,7 +7,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from crossguard_jax.core.config import load_config
+from crossguard_jax.core.config import config_files, describe_variants, load_config
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import get_template
 from crossguard_jax.nn.clip import VisionConfig
 from crossguard_jax.nn.llama import LlamaConfig
@@ -33,6 +34,12 @@ def variants() -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("file", config_files())
+def test_no_variant_is_taken_unasked(file: str) -> None:
+    with pytest.raises(UserError, match="name a variant"):
+        load_config(file)
+
+
 def guard(variant: str) -> ConfigDict:
     return load_config(f"configs/guard.py:{variant}")
 
@@ -43,6 +50,8 @@ def weights(config: ConfigDict) -> dict[str, float]:
 
 @pytest.mark.parametrize("spec", variants())
 def test_every_variant_loads_and_is_locked(spec: str) -> None:
+    file, _, variant = spec.partition(":")
+    assert describe_variants(file)[variant], "its docstring says what it is"
     config = load_config(spec)
     assert config.is_locked
     with pytest.raises(AttributeError):

@@ -129,9 +129,7 @@ def _reading(checkpoint: Path, way_on: str) -> Iterator[None]:
         raise
     except Exception as error:  # Orbax, TensorStore and JSON have no error in common
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
-        raise UserError(
-            f"{checkpoint} is damaged ({reason}); remove it to {way_on}"
-        ) from error
+        raise UserError(f"{checkpoint} is damaged ({reason}); remove it to {way_on}") from error
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:

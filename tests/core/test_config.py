@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax.core.config import load_config
+from crossguard_jax.core.config import config_files, describe_variants, find_config, load_config
 from crossguard_jax.core.errors import UserError
 
 FILE = """
@@ -131,11 +131,26 @@ def test_a_mistyped_file_is_told_the_nearest() -> None:
         load_config("configs/gaurd.py:tiny")
 
 
-def test_a_configuration_of_the_repository_is_found_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("file", config_files())
+def test_a_configuration_that_comes_with_the_package_is_found_from_anywhere(
+    file: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_config("configs/guard.py:tiny").train.steps > 0
+    assert find_config(file) == repository / file
+    assert "small world" in describe_variants(file)["tiny"]
+    assert load_config(f"{file}:tiny").is_locked
+
+
+def test_the_working_folders_configuration_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "guard.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    assert find_config("configs/guard.py") == Path("configs/guard.py")
+    assert load_config("configs/guard.py:small").width == 8
+    assert describe_variants("configs/guard.py") == {"small": "", "large": ""}
+    assert "configs/guard.py" in config_files() and "configs/cmai.py" in config_files()
 
 
 @pytest.mark.parametrize(
