@@ -12,6 +12,7 @@ import pytest
 
 from crossguard_jax import arguments, cli, verbs
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.impforge import commands
 
 Main = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(cli.__file__).resolve().parents[1]
@@ -256,6 +257,17 @@ def test_a_model_of_the_small_world_on_the_command_line_is_told_too(
     monkeypatch.setattr(cli, "_import", lambda name: nothing)
     assert cli.main(["tasks", "--model", "a=toy://clip", "--model", "b", "--data", "x"]) == 0
     assert capsys.readouterr().out == "the small world's models: toy://clip\n"
+
+
+@pytest.mark.parametrize(("kind", "told"), [("none", True), ("guard", False)])
+def test_match_says_so_where_no_picture_is_judged(
+    kind: str, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = argparse.Namespace(rejected=0, lines=lambda: ["matched"])
+    monkeypatch.setattr(commands, "match_files", lambda *args: summary)
+    argv = ["--config", "configs/impforge.py:tiny", f"--config.match.judge.kind={kind}"]
+    assert cli.main(["match", *argv, "--queries", "q.jsonl", "--pictures", "p"]) == 0
+    assert ("match.judge.kind is none" in capsys.readouterr().out) == told
 
 
 def test_a_configuration_of_another_verb_is_refused_by_its_first_missing_field(run: Main) -> None:
