@@ -10,7 +10,8 @@ from crossguard_jax.data.library.picture import Picture, below, captioned
 from crossguard_jax.data.records import Rejected
 from crossguard_jax.data.sources.common import text_field
 from crossguard_jax.io import images
-from crossguard_jax.io.jsonl import RowError, read_rows
+from crossguard_jax.io.jsonl import read_rows
+from crossguard_jax.io.lines import RowError
 
 ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm".split()

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.guard.scoring import kind
+from crossguard_jax.data.records import Record, Rejected, kind, rejection
 from crossguard_jax.impforge.matching.candidates import (
     UNUSABLE,
     Candidates,
@@ -231,12 +230,7 @@ def _with_words(
             if words:
                 yield query, words
             else:
-                reject(_rejected(query, reason), query.id)
-
-
-def _rejected(query: Record, reason: str) -> Rejected:
-    where = query.provenance
-    return Rejected(where.get("file", query.source), int(where.get("row", 0)), reason)
+                reject(rejection(query, reason), query.id)
 
 
 def _nearest(
@@ -286,9 +280,9 @@ def _unmatched(query: Record, verdicts: Sequence[Judgement]) -> Rejected:
     """Why no picture was taken, with the first that could not be judged."""
     unresolved = next((v for v in verdicts if v.safe is None), None)
     if unresolved is None:
-        return _rejected(query, REFUSED)
+        return rejection(query, REFUSED)
     answer = " ".join(unresolved.answer.split())[:200]
-    return _rejected(query, f"{UNRESOLVED} ({answer})")
+    return rejection(query, f"{UNRESOLVED} ({answer})")
 
 
 def _triplets(
