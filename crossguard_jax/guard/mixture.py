@@ -83,7 +83,8 @@ def _rows(spec: ConfigDict, readers: Readers) -> Iterator[Record | Rejected]:
         # Twice the limit, since a filter on labels may drop half.
         wanted = spec.limit * (2 if spec.labels else 1)
         return iter(readers[spec.reader](spec.path, split=spec.split, limit=wanted))
-    options = {} if spec.reader == "table" else {"split": spec.split}
+    splits = sources.has_option(spec.reader, "split")
+    options = {"split": spec.split} if splits else {}
     return sources.read(spec.reader, spec.path, **options)
 
 

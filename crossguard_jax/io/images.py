@@ -22,7 +22,7 @@ from PIL import ExifTags, Image
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.io.files import note
 
-Picture = Image.Image | bytes | str | os.PathLike | np.ndarray
+Picture = Image.Image | bytes | bytearray | memoryview | str | os.PathLike | np.ndarray
 """A picture as a user has it: decoded, encoded, a path or ``data:`` URL, pixels [X, Y, C]."""
 
 # Raster formats whose decoders stay inside this process (Pillow's EPS reader starts Ghostscript).
@@ -208,7 +208,7 @@ def _too_large(name: str, max_pixels: int) -> UserError:
 
 def _of_array(pixels: np.ndarray, name: str) -> Image.Image:
     try:
-        if not pixels.size:
+        if not pixels.size or pixels.ndim < 2:
             raise ValueError
         return Image.fromarray(np.ascontiguousarray(pixels))
     except (TypeError, ValueError) as error:

@@ -52,8 +52,8 @@ def read(name: str, path: str | Path, **options: Any) -> Iterator[Record | Rejec
 
 
 def has_option(name: str, option: str) -> bool:
-    """Whether a source's reader takes an option; not all read pictures that could be checked."""
-    return option in inspect.signature(SOURCES[name]).parameters
+    """Whether a source takes an option: not all have splits, or pictures that could be checked."""
+    return name in SOURCES and option in inspect.signature(SOURCES[name]).parameters
 
 
 def _nearest(word: str, known: list[str]) -> str:

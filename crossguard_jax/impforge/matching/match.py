@@ -105,9 +105,10 @@ class MatchSummary:
         for reason, n in self.rejected.most_common():
             yield f"  {n:,} rejected: {reason}"
         seen = self.library
+        changed = f", {seen.changed:,} of them changed since" if seen.changed else ""
         yield (
-            f"{self.indexed:,} pictures in the index: {seen.added:,} added, {seen.rejected:,} of "
-            f"the library rejected, {seen.gone:,} there no more"
+            f"{self.indexed:,} pictures in the index: {seen.added:,} added{changed}, "
+            f"{seen.rejected:,} of the library rejected, {seen.gone:,} there no more"
         )
         verdicts = ", ".join(f"{n:,} {verdict}" for verdict, n in sorted(self.judged.items()))
         yield f"{self.words:,} visual words; pictures looked at: {verdicts or 'none'}"
@@ -159,7 +160,7 @@ def match(
         pictures, summary.library = build_index(
             place, library(), towers, dtype=dtype, batch_size=batch_size, rebuild=rebuild
         )
-        summary.indexed = len(pictures)
+        summary.indexed = pictures.pictures
         if not summary.indexed:
             raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
         near = _nearest(found, pictures, towers, settings)
