@@ -26,7 +26,7 @@ from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io import images
 
-LONG = "please " * 30
+LONG = "please " * 90
 
 
 def png(seed: int) -> bytes:
@@ -40,7 +40,7 @@ def redness(image: Any) -> float:
 class StubGuard(Guard):
     """Scores a row by the redness of its picture; refuses texts over a length."""
 
-    def __init__(self, limit: int = 100, prompt: str = "short"):
+    def __init__(self, limit: int = 300, prompt: str = "short"):
         self.limit = limit
         self.settings = SimpleNamespace(prompt=get_template(prompt), threshold=0.5, max_length=0)
         self.folder = Path("stub")
@@ -183,7 +183,7 @@ def test_rows_of_one_id_in_two_benchmarks_are_told_apart(tmp_path):
 
 def test_without_a_place_for_it_a_bad_row_is_an_error_that_names_file_and_row():
     record = Record("q", None, LONG, "safe", provenance={"file": "t.jsonl", "row": "3"})
-    with pytest.raises(UserError, match=r"^t.jsonl, row 3 \(q\): 210 tokens"):
+    with pytest.raises(UserError, match=r"^t.jsonl, row 3 \(q\): 630 tokens"):
         score_benchmarks(StubGuard(), {"b": [record]})
 
 
@@ -311,7 +311,7 @@ def write_format(name: str, folder: Path) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("verb", ["score", "evaluate", "train"])
 @pytest.mark.parametrize("name", sources.SOURCES)
-def test_every_format_is_read_by_every_verb(tmp_path, stub, capsys, name, verb):
+def test_every_format_is_read_by_every_verb(tmp_path, stub, name, verb):
     stub(one=StubGuard(prompt="true_false" if name.startswith("nlvr") else "short"))
     path, split = write_format(name, tmp_path / "in")
     if verb == "train":
@@ -323,12 +323,19 @@ def test_every_format_is_read_by_every_verb(tmp_path, stub, capsys, name, verb):
         assert cli.main((words + (f" --split {split}" if split else "")).split()) == 0
         assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 1
         return
-    code = run_evaluate(tmp_path, [f"b={name}:{path}" + (f":{split}" if split else "")])
-    if name == "beavertails":  # nobody has judged its prompts
-        captured = capsys.readouterr()
-        assert code == 1 and "can score no row" in captured.err
-        (line,) = (tmp_path / "e" / "rejected.jsonl").read_text().splitlines()
-        assert "label '' is not 'safe' or 'unsafe'" in line
-        return
-    assert code == 0
-    assert json.loads((tmp_path / "e" / "report.json").read_text())["one.all.accuracy"]["n"] == 1
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        tests = evaluate.read_benchmarks(
+            [f"b={name}:{path}" + (f":{split}" if split else "")], left_out
+        )
+        scores = score_benchmarks(Guard.from_pretrained("one"), tests, left_out=left_out)
+    # Nobody has judged BeaverTails' prompts, so there is nothing to measure on them.
+    unjudged = name == "beavertails"
+    assert (len(scores), left_out.total) == ((0, 1) if unjudged else (1, 0))
+
+
+def test_evaluate_is_one_line_where_no_row_can_be_scored(tmp_path, stub, capsys):
+    stub(one=StubGuard())
+    path, _ = write_format("beavertails", tmp_path)
+    assert run_evaluate(tmp_path, [f"beavertails:{path}"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("crossguard: --model one: it can score no row; see")
