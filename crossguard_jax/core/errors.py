@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and how values stand in it."""
 
 
 class UserError(Exception):
@@ -7,3 +7,19 @@ class UserError(Exception):
     The message is one line that says what is wrong, where (file, row or field), and the mend. The
     command line prints it without a traceback (``--debug`` shows the traceback) and exits with 1.
     """
+
+
+def short(value: object, most: int = 120) -> str:
+    """A value as part of a message: on one line, the middle of a long one left out."""
+    # Of a value of megabytes only the ends are looked at.
+    text = value if isinstance(value, str) else str(value)
+    if len(text) > 4 * most:
+        text = f"{text[: 2 * most]} {text[-2 * most :]}"
+        return _elided(" ".join(text.split()), most)
+    text = " ".join(text.split())
+    return text if len(text) <= most else _elided(text, most)
+
+
+def _elided(text: str, most: int) -> str:
+    end = most // 3
+    return f"{text[: most - end - 3]}...{text[-end:]}"

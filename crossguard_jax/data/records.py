@@ -4,17 +4,19 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.io import images, jsonl
 
-RecordT = TypeVar("RecordT")
+MAX_REASON = 400
+KINDS_SHOWN = 12
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -37,7 +39,41 @@ class Rejected:
 
     file: str
     row: int  # the line on which it starts, or the position in the file's array, from 1
-    reason: str
+    reason: str  # one line of at most MAX_REASON characters, whatever the row holds
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", short(self.reason, MAX_REASON))
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A row of any kind that has a name of its own and says where it came from."""
+
+    @property
+    def id(self) -> str:
+        """The row's name."""
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Its ``file`` and ``row``, among other things."""
+
+
+RowT = TypeVar("RowT", bound=Identified)
+
+
+def rejection(row: Identified, reason: str) -> Rejected:
+    """What is left of a row that turned out to be of no use."""
+    at = row.provenance
+    if "file" not in at:
+        reason = f"{short(row.id)}: {reason}"
+    return Rejected(at.get("file", getattr(row, "source", "")), int(at.get("row", 0)), reason)
+
+
+def kind(reason: str) -> str:
+    """A reason without what is the row's own: paths, numbers, details and the mend."""
+    text = re.sub(r"\(.*\)", "", reason).partition("; ")[0]
+    text = text.rpartition(": ")[2] or text
+    return re.sub(r"\d[\d,.]*", "N", " ".join(text.split()))
 
 
 BLANKS = ("", "picture", "text")
@@ -65,13 +101,84 @@ def _grey_square() -> bytes:
     return images.encode_png(Image.new("RGB", (32, 32), (128, 128, 128)))
 
 
-def accepted(rows: Iterable[RecordT | Rejected], rejected: jsonl.JsonlWriter) -> Iterator[RecordT]:
-    """Passes good rows on and writes every rejected one (``file, row, reason``) to a file."""
-    for row in rows:
-        if isinstance(row, Rejected):
-            rejected.append(asdict(row))
-        else:
+class LeftOut:
+    """The rows that a run read and does not use: each in a file with its reason, and counted.
+
+    Attributes:
+      path: the file, JSON lines of ``file, row, reason``.
+      counts: rows by source file and kind of reason.
+    """
+
+    def __init__(self, path: str | Path, keep: bool = False):
+        """Begins a file anew, or, with ``keep``, counts what an earlier run has left there."""
+        self.path = Path(path)
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._seen: set[tuple[str, str]] = set()
+        self._added: set[Rejected] = set()
+        if not keep:
+            self.path.unlink(missing_ok=True)
+        self._writer = jsonl.JsonlWriter(self.path)
+        for _, value in jsonl.read_jsonl(self.path):
+            if isinstance(value, dict) and "reason" in value:
+                self._count(str(value.get("file", "")), value["reason"])
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return self.counts.total()
+
+    def add(self, row: Rejected) -> None:
+        """Leaves out a row; the second time for the same reason, nothing happens."""
+        if row in self._added:
+            return
+        self._added.add(row)
+        self._writer.append(asdict(row))
+        self._count(row.file, row.reason)
+
+    def _count(self, file: str, reason: str) -> None:
+        self.counts[file, kind(reason)] += 1
+
+    def accepted(
+        self,
+        rows: Iterable[RowT | Rejected],
+        group: Callable[[RowT], str] = lambda row: "",
+    ) -> Iterator[RowT]:
+        """Passes good rows on and leaves out the rejected ones.
+
+        Nothing tells rows of one id apart once their verdicts are by id, so the first one of a
+        group has it and the others are left out.
+        """
+        for row in rows:
+            if isinstance(row, Rejected):
+                self.add(row)
+                continue
+            key = (group(row), row.id)
+            if key in self._seen:
+                reason = f"an earlier row has the same id ({short(row.id)}); rename one of them"
+                self.add(rejection(row, reason))
+                continue
+            self._seen.add(key)
             yield row
+
+    def lines(self) -> Iterator[str]:
+        """What to tell people; nothing where no row was left out."""
+        if self.total:
+            rows = "row was" if self.total == 1 else "rows were"
+            yield f"{self.total:,} {rows} left out, each with its reason in {self.path}"
+        for (file, reason), n in self.counts.most_common(KINDS_SHOWN):
+            yield f"  {n:,} of {file}: {reason}"
+        if (others := len(self.counts) - KINDS_SHOWN) > 0:
+            yield f"  ... and for {others:,} other reasons"
+
+    def close(self) -> None:
+        """Syncs and closes the file; closing twice is harmless."""
+        self._writer.close()
+
+    def __enter__(self) -> "LeftOut":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> int:
@@ -89,7 +196,7 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{split}.jsonl.tmp"
+    table, scratch = folder / f"{split}.jsonl", folder / f".{split}.jsonl.tmp"
     scratch.unlink(missing_ok=True)
     seen: set[str] = set()
     with jsonl.JsonlWriter(scratch) as writer:
@@ -101,7 +208,7 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
             if record.image is not None:
                 picture = f"{split}/{_file_name(record.id)}.png"
                 (folder / picture).parent.mkdir(exist_ok=True)
-                (folder / picture).write_bytes(_as_png(record.image, record.id))
+                _write_picture(folder / picture, _as_png(record.image, record.id), table)
             row: dict[str, Any] = {
                 "id": record.id,
                 "image": picture,
@@ -113,8 +220,18 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
             if record.provenance:
                 row["provenance"] = dict(record.provenance)
             writer.append(row)
-    os.replace(scratch, folder / f"{split}.jsonl")
+    os.replace(scratch, table)
     return len(seen)
+
+
+def _write_picture(path: Path, data: bytes, table: Path) -> None:
+    """Writes a picture, unless it is there. An older table that names another picture by this
+    path goes first: killed here, it would show its texts beside other rows' pictures."""
+    if path.exists():
+        if path.read_bytes() == data:
+            return
+        table.unlink(missing_ok=True)
+    path.write_bytes(data)
 
 
 def read_jsonl(folder: str | Path, split: str) -> Iterator[Record]:

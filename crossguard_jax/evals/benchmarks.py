@@ -90,7 +90,7 @@ class ScoredRows:
             return cls.from_rows([])
         names = ("id", "benchmark", "category", "unsafe", "p_unsafe")
         whole = cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-        _refuse_repeats(zip(whole.benchmark.tolist(), whole.id.tolist(), strict=True))
+        _refuse_repeats(whole.keys())
         return whole
 
     def take(self, which: Bool[np.ndarray, " B"] | Int[np.ndarray, " K"]) -> "ScoredRows":
@@ -102,6 +102,10 @@ class ScoredRows:
             self.unsafe[which],
             self.p_unsafe[which],
         )
+
+    def keys(self) -> list[tuple[str, str]]:
+        """Each row's benchmark and id, which together are the row's name."""
+        return list(zip(self.benchmark.tolist(), self.id.tolist(), strict=True))
 
     def benchmarks(self) -> list[str]:
         """Names of the benchmarks, in order of first appearance."""
@@ -252,8 +256,8 @@ def _refuse_repeats(keys: Iterable[tuple[str, str]]) -> None:
 
 def _aligned(a: ScoredRows, b: ScoredRows) -> ScoredRows:
     """``b`` in the order of ``a``."""
-    place = {key: i for i, key in enumerate(zip(b.benchmark, b.id, strict=True))}
-    keys = list(zip(a.benchmark, a.id, strict=True))
+    place = {key: i for i, key in enumerate(b.keys())}
+    keys = a.keys()
     missing = [key for key in keys if key not in place]
     if missing or len(keys) != len(place):
         name = f", for instance {str(missing[0][1])!r} of {str(missing[0][0])!r}" if missing else ""

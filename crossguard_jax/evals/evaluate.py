@@ -1,44 +1,96 @@
 """``crossguard evaluate``: guards over labelled data, and the report."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
-from crossguard_jax.data.records import Record, accepted, blanked
-from crossguard_jax.evals.benchmarks import slug
+from crossguard_jax.data.records import LeftOut, Record, blanked
+from crossguard_jax.evals.benchmarks import ScoredRows, slug
 from crossguard_jax.evals.guard_report import Judged, guard_sections
 from crossguard_jax.evals.systems import score_benchmarks
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.io.jsonl import JsonlWriter
+from crossguard_jax.report.blocks import Section
 from crossguard_jax.report.report import Report
+from crossguard_jax.report.tables import Table
 
 
-def main(args: argparse.Namespace) -> None:
-    """The verb's work; prints the overall figures and the report's path."""
+def main(args: argparse.Namespace) -> int:
+    """The verb's work; prints the overall figures, what was left out, and the report's path.
+
+    Returns:
+        1 if a row was left out, otherwise 0.
+    """
     folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    tests = read_benchmarks(args.data, folder / "rejected.jsonl")
-    tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
-    systems = {}
-    for spec in args.model:
-        name, path, adapter = parse_model(spec)
-        guard = Guard.from_pretrained(path, adapter, args.dtype, prompt=args.prompt)
-        if name in systems:
-            raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
-        systems[name] = score_benchmarks(guard, tests, name, args.batch_size, args.truncate)
+    with LeftOut(folder / "rejected.jsonl") as left_out:
+        tests = read_benchmarks(args.data, left_out)
+        tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
+        systems = _score(args, tests, left_out)
     judged = Judged(systems, float(args.threshold))
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
     meta = {"models": args.model, "data": args.data, "threshold": args.threshold}
-    sections = guard_sections(judged, lambda b, i: texts[b, i])
+    sections = guard_sections(judged, lambda b, i: texts[b, i]) + left_out_sections(left_out)
     page = Report("Guards compared", sections, meta).write(folder)
     for name, figures in judged.results.items():
         for measure in ("asr", "fpr", "accuracy", "auroc"):
             if (figure := figures.get(f"all.{measure}")) is not None and figure.n:
                 interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
                 print(f"{name} {measure} {figure.value:.4f} {interval} n={figure.n}")
+    return told(left_out, page)
+
+
+def _score(
+    args: argparse.Namespace, tests: Mapping[str, Sequence[Record]], left_out: LeftOut
+) -> dict[str, ScoredRows]:
+    """Every model's scores of the rows that all of them can score."""
+    systems: dict[str, ScoredRows] = {}
+    for spec in args.model:
+        name, path, adapter = parse_model(spec)
+        if name in systems:
+            raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
+        guard = Guard.from_pretrained(path, adapter, args.dtype, prompt=args.prompt)
+        scores = score_benchmarks(guard, tests, name, args.batch_size, args.truncate, left_out)
+        keys = set(scores.keys())
+        if not keys:
+            raise UserError(f"--model {spec}: it can score no row; see {left_out.path}")
+        tests = {
+            benchmark: [record for record in rows if (benchmark, record.id) in keys]
+            for benchmark, rows in tests.items()
+        }
+        systems[name] = scores
+    return {
+        name: scores.take(np.array([key in keys for key in scores.keys()]))
+        for name, scores in systems.items()
+    }
+
+
+def left_out_sections(left_out: LeftOut) -> list[Section]:
+    """What a report says of the rows that it is not about; nothing where there are none."""
+    if not left_out.total:
+        return []
+    rows = tuple((reason, file, f"{n:,}") for (file, reason), n in left_out.counts.most_common())
+    table = Table(("Why", "of", "rows"), rows, f"Each by itself is in {left_out.path.name}.")
+    return [Section("Rows left out", (table,))]
+
+
+def told(left_out: LeftOut, page: Path, faultless: Collection[str] = ()) -> int:
+    """Prints what was left out and where the report is; returns the exit code.
+
+    Args:
+        left_out: the rows.
+        page: the report.
+        faultless: reasons, by kind, that are no fault of a row's.
+    """
+    for line in left_out.lines():
+        print(line)
     print(f"report: {page}")
+    faults = sum(n for (_, reason), n in left_out.counts.items() if reason not in faultless)
+    if faults:
+        print("exit code 1, because rows were left out")
+    return int(faults > 0)
 
 
 def parse_model(spec: str) -> tuple[str, str, str | None]:
@@ -50,28 +102,32 @@ def parse_model(spec: str) -> tuple[str, str, str | None]:
     return slug(name), path, adapter or None
 
 
-def read_benchmarks(specs: Sequence[str], rejects: Path) -> dict[str, list[Record]]:
+def read_benchmarks(specs: Sequence[str], left_out: LeftOut) -> dict[str, list[Record]]:
     """Labelled records by benchmark.
 
     Args:
         specs: ``[NAME=]READER:PATH[:SPLIT]`` with a reader of `data.sources`, or ``FILE.jsonl``,
             whose rows are grouped by their ``source`` field.
-        rejects: takes the rows that could not be read.
+        left_out: takes the rows that could not be read, and those of an id that an earlier row of
+            the same benchmark has.
 
     Raises:
         UserError: a spec that is neither, or no good row at all.
     """
     tests: dict[str, list[Record]] = {}
-    rejects.unlink(missing_ok=True)
-    with JsonlWriter(rejects) as writer:
-        for spec in specs:
-            name, equals, rest = spec.partition("=")
-            reader, path, split = _parse_data(rest if equals else spec)
-            options = {"split": split} if split else {}
-            for record in accepted(sources.read(reader, path, **options), writer):
-                tests.setdefault(name if equals else record.source or reader, []).append(record)
+    for spec in specs:
+        name, equals, rest = spec.partition("=")
+        reader, path, split = _parse_data(rest if equals else spec)
+        options = {"split": split} if split else {}
+        given = name if equals else ""
+
+        def benchmark(record: Record, given: str = given, reader: str = reader) -> str:
+            return given or record.source or reader
+
+        for record in left_out.accepted(sources.read(reader, path, **options), benchmark):
+            tests.setdefault(benchmark(record), []).append(record)
     if not tests:
-        raise UserError(f"{', '.join(specs)}: no good row; see {rejects}")
+        raise UserError(f"{', '.join(specs)}: no good row; see {left_out.path}")
     return tests
 
 

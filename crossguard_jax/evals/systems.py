@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.builders import RecordSource
-from crossguard_jax.data.records import Record
+from crossguard_jax.data.records import LeftOut, Record, rejection
 from crossguard_jax.evals.benchmarks import ScoredRows
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.progress import Progress
@@ -19,6 +19,7 @@ def score_benchmarks(
     name: str = "guard",
     batch_size: int = 64,
     truncate: bool = True,
+    left_out: LeftOut | None = None,
 ) -> ScoredRows:
     """Scores every record of every benchmark.
 
@@ -28,38 +29,51 @@ def score_benchmarks(
         name: for the progress line.
         batch_size: rows to a forward pass.
         truncate: cut texts that do not fit.
+        left_out: takes the records that are of no use: the guard cannot score them, or their label
+            is none of its words.
 
     Raises:
-        UserError: a record without a label, or one that the guard refuses.
+        UserError: there is such a record, and no ``left_out``.
     """
-    words = guard.settings.prompt
+    prompt = guard.settings.prompt
+    words = (prompt.negative, prompt.positive)
     rows = []
     total = sum(len(records) for records in benchmarks.values())
     with Progress(f"scoring with {name}", total) as progress:
         for benchmark, records in benchmarks.items():
             for start in range(0, len(records), WINDOW):
                 window = [records[i] for i in range(start, min(start + WINDOW, len(records)))]
-                verdicts = guard.score(
-                    [r.image for r in window],
-                    [r.text for r in window],
+                labelled = [record for record in window if record.label in words]
+                for record in window:
+                    if record.label not in words:
+                        wanted = " or ".join(map(repr, words))
+                        reason = f"label {short(record.label)!r} is not {wanted}; mend it"
+                        _leave_out(record, UserError(reason), name, left_out)
+                verdicts = guard.score_each(
+                    [record.image for record in labelled],
+                    [record.text for record in labelled],
                     batch_size=batch_size,
                     truncate=truncate,
                 )
-                for record, verdict in zip(window, verdicts, strict=True):
-                    if record.label not in (words.negative, words.positive):
-                        raise UserError(
-                            f"{benchmark}: row {record.id!r} has the label {record.label!r}; "
-                            f"wanted {words.negative!r} or {words.positive!r}"
-                        )
-                    unsafe = record.label == words.positive
+                for record, verdict in zip(labelled, verdicts, strict=True):
+                    if isinstance(verdict, UserError):
+                        _leave_out(record, verdict, name, left_out)
+                        continue
                     rows.append(
                         {
                             "id": record.id,
                             "benchmark": benchmark,
                             "category": record.category,
-                            "label": "unsafe" if unsafe else "safe",
+                            "label": ("safe", "unsafe")[record.label == prompt.positive],
                             "p_unsafe": verdict.p_unsafe,
                         }
                     )
                 progress.update(len(window))
     return ScoredRows.from_rows(rows)
+
+
+def _leave_out(record: Record, why: UserError, name: str, left_out: LeftOut | None) -> None:
+    row = rejection(record, f"{name}: {why}")
+    if left_out is None:
+        raise UserError(f"{row.file}, row {row.row} ({short(record.id)}): {why}") from why
+    left_out.add(row)

@@ -1,14 +1,12 @@
 """Pictures and texts to arrays, through transformers' own tokenizer and picture processor."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import LLAVA_V1, PromptTemplate
@@ -17,8 +15,8 @@ from crossguard_jax.hf.pictures import middle
 from crossguard_jax.io import images
 from crossguard_jax.nn.llava import LlavaConfig
 
-Picture = Image.Image | bytes | str | os.PathLike | np.ndarray | None
-"""A picture as a user has it: decoded, encoded, a path, uint8 [X, Y, 3]; None is no picture."""
+Picture = images.Picture | None
+"""A picture as a user has it (`io.images.rgb` takes them all); None is no picture."""
 
 SETTINGS = "guard_config.json"
 LENGTH_STEP = 16
@@ -222,7 +220,7 @@ class Encoder:
         Raises:
             UserError: it does not decode; the message calls it ``name``, or by its path.
         """
-        decoded = decode_picture(picture, name)
+        decoded = images.rgb(picture, name)
         if getattr(self.processor, "do_center_crop", False):
             decoded = middle(decoded)
         (values,) = self.processor(decoded, return_tensors="np")["pixel_values"]
@@ -283,27 +281,6 @@ def _text_error(text: str) -> UserError | None:
     if any("\ud800" <= character <= "\udfff" for character in text):
         return UserError("the text holds half a surrogate pair; write it as valid Unicode")
     return None
-
-
-def decode_picture(picture: Picture, name: str) -> Image.Image:
-    """Any picture as 8-bit RGB.
-
-    Raises:
-        UserError: it does not decode; the message names it.
-    """
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if isinstance(picture, bytes):
-        return images.decode(picture, name)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise UserError(
-                f"{name}: an array of {picture.dtype} {list(picture.shape)}; give uint8 [X, Y, 3]"
-            )
-        return Image.fromarray(picture)
-    if isinstance(picture, str | os.PathLike):
-        return images.decode(images.read_picture(Path(picture)), str(picture))
-    raise UserError(f"{name}: a {type(picture).__name__} is no picture; see guard.encoding.Picture")
 
 
 def side_by_side(pixels: Sequence[np.ndarray | None]) -> np.ndarray | None:

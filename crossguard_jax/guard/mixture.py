@@ -1,6 +1,5 @@
 """A configuration's sources as ArrayRecord datasets: read once, then opened at random."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,8 +13,9 @@ from ml_collections import ConfigDict
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.builders import RecordSource, open_dataset, write_dataset
-from crossguard_jax.data.records import Record, Rejected, accepted
+from crossguard_jax.data.records import LeftOut, Record, Rejected
 from crossguard_jax.io import jsonl
+from crossguard_jax.io.files import noting, unchanged
 
 Reader = Callable[..., Iterable[Record | Rejected]]
 Readers = Mapping[str, Reader]
@@ -27,9 +27,15 @@ def open_sources(
 ) -> dict[str, RecordSource]:
     """Every source with a weight above 0, as an open dataset in ``folder``.
 
-    A source that was written before with the same settings is opened as it is. Bad rows go to
-    ``NAME.rejected.jsonl``. Process 0 writes; the others wait.
+    A source that was written before is opened as it is, if its settings are the same and so is
+    every file that it was read from, or that was looked for and not found. Bad rows go to
+    ``NAME.rejected.jsonl``, and how many there are is said every time. Process 0 writes; the others
+    wait.
 
+    Args:
+        specs: the configuration's sources.
+        folder: of the datasets.
+        readers: beside `data.sources`' own, by the name that a source may use.
     Raises:
         UserError: a reader's own, or a source without one good row.
     """
@@ -42,30 +48,34 @@ def open_sources(
 
 
 def _settings(spec: ConfigDict) -> dict[str, Any]:
-    """What decides the rows; the weight does not. A file is told by its bytes, not its name."""
-    settings = {k: v for k, v in json.loads(spec.to_json()).items() if k != "weight"}
-    path = Path(spec.path)
-    if path.is_file():
-        with path.open("rb") as file:
-            settings["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return settings
+    """What decides the rows, the files aside; the weight does not."""
+    return {k: v for k, v in json.loads(spec.to_json()).items() if k != "weight"}
+
+
+def _current(note: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a dataset is what its settings and its files would give now."""
+    if not note.exists():
+        return False
+    made = json.loads(note.read_text())
+    return made.get("settings") == settings and unchanged(made["files"])
 
 
 def _write(name: str, spec: ConfigDict, folder: Path, readers: Readers) -> None:
-    note = folder / f"{name}.settings.json"
-    settings = json.dumps(_settings(spec), indent=2)
-    if note.exists() and note.read_text() == settings:
-        return
+    note, settings = folder / f"{name}.settings.json", _settings(spec)
     folder.mkdir(parents=True, exist_ok=True)
-    note.unlink(missing_ok=True)
-    rejected = folder / f"{name}.rejected.jsonl"
-    rejected.unlink(missing_ok=True)
-    with jsonl.JsonlWriter(rejected) as writer:
-        rows = accepted(_rows(spec, readers), writer)
-        kept = (row for row in rows if not spec.labels or row.label in spec.labels)
-        limited = islice(kept, spec.limit) if spec.limit else kept
-        write_dataset({spec.split: limited}, folder, name)
-    jsonl.write_atomic(note, settings)
+    current = _current(note, settings)
+    with LeftOut(folder / f"{name}.rejected.jsonl", keep=current) as left_out:
+        if not current:
+            note.unlink(missing_ok=True)
+            with noting() as files:
+                rows = left_out.accepted(_rows(spec, readers))
+                kept = (row for row in rows if not spec.labels or row.label in spec.labels)
+                limited = islice(kept, spec.limit) if spec.limit else kept
+                write_dataset({spec.split: limited}, folder, name)
+            made = {"settings": settings, "files": files}
+            jsonl.write_atomic(note, json.dumps(made, indent=1))
+    for line in left_out.lines():
+        print(line if line.startswith(" ") else f"{name}: {line}")
 
 
 def _rows(spec: ConfigDict, readers: Readers) -> Iterator[Record | Rejected]:
@@ -73,7 +83,8 @@ def _rows(spec: ConfigDict, readers: Readers) -> Iterator[Record | Rejected]:
         # Twice the limit, since a filter on labels may drop half.
         wanted = spec.limit * (2 if spec.labels else 1)
         return iter(readers[spec.reader](spec.path, split=spec.split, limit=wanted))
-    options = {} if spec.reader == "table" else {"split": spec.split}
+    splits = sources.has_option(spec.reader, "split")
+    options = {"split": spec.split} if splits else {}
     return sources.read(spec.reader, spec.path, **options)
 
 
@@ -81,7 +92,7 @@ def _wait_and_open(
     name: str, spec: ConfigDict, folder: Path, patience: float = 3600.0
 ) -> RecordSource:
     note, deadline = folder / f"{name}.settings.json", time.monotonic() + patience
-    while not note.exists() or note.read_text() != json.dumps(_settings(spec), indent=2):
+    while not _current(note, _settings(spec)):
         if time.monotonic() > deadline:
             raise UserError(f"{note}: process 0 has not written it; is {folder} shared by all?")
         time.sleep(1.0)

@@ -1,20 +1,28 @@
 """The files of one scoring run, so that it can be killed at any moment and go on.
 
 Beside ``OUT.jsonl`` lie ``rejected.jsonl`` and ``OUT.jsonl.run.json``, which says what the verdicts
-were made from. Rows are written in the order of the input, each to one of the two files; a run that
-goes on reads its input again from the start and drops what is already there.
+were made from. Rows are written in the order of the input, each to one of the two files, with a
+digest of the record that they are about. A run that goes on reads its input again from the start
+and passes over what is there. From the first record on that has changed, or that could not be read
+before, the files are written anew; later rows whose records are the same are taken over from
+``OUT.jsonl.earlier``, which is there until the run is through.
 """
 
 import fcntl
+import hashlib
 import itertools
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from crossguard_jax.core.errors import UserError
-from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.core.errors import UserError, short
+from crossguard_jax.data.records import Record, Rejected, rejection
 from crossguard_jax.io import jsonl
+from crossguard_jax.io.lines import RowError
 
 Item = Record | Rejected
 REJECTED = "rejected.jsonl"
@@ -23,6 +31,32 @@ REJECTED = "rejected.jsonl"
 def row_of(item: Item) -> int:
     """The row of its file that an item was read from."""
     return item.row if isinstance(item, Rejected) else int(item.provenance["row"])
+
+
+def digest_of(record: Record) -> str:
+    """Tells a record from what it was before something of it was changed."""
+    text, label = (each.encode(errors="surrogatepass") for each in (record.text, record.label))
+    parts = (record.image, text, label)
+    h = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        h.update(b"-" if part is None else b"%d " % len(part))
+        h.update(part or b"")
+    return h.hexdigest()
+
+
+def row_out(item: Item, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """The row to write for an item: a verdict's fields, or a ``reason``, with what names the item.
+
+    A row that was rejected as it was read has no digest: it is read anew each time.
+    """
+    if isinstance(item, Rejected):
+        return asdict(item)
+    if "reason" in outcome:
+        row = asdict(rejection(item, outcome["reason"])) | {"id": item.id}
+    else:
+        row = {"id": item.id, **outcome, "row": row_of(item)}
+        row |= {"true_label": item.label} if item.label else {}
+    return row | {"digest": digest_of(item)}
 
 
 class Results:
@@ -34,6 +68,9 @@ class Results:
             a run to go on.
         restart: begin anew where an earlier run's files are.
 
+    Attributes:
+        taken_over: rows that an earlier run wrote behind a record that has changed since.
+
     Raises:
         UserError: another process writes there, a file there is no run's output, or it is the
             output of a run with another identity and ``restart`` is not set.
@@ -43,6 +80,9 @@ class Results:
         self.output = Path(output)
         self.sidecar = self.output.with_name(self.output.name + ".run.json")
         self.output.parent.mkdir(parents=True, exist_ok=True)
+        self._earlier_rows = self.output.with_name(self.output.name + ".earlier")
+        self._known: dict[_Key, dict[str, Any]] = {}
+        self.taken_over = 0
         self._lock = self.output.open("ab")
         try:
             self._start(identity, restart)
@@ -67,6 +107,7 @@ class Results:
             if restart:
                 self.output.write_bytes(b"")
                 self.rejected.write_bytes(b"")
+                self._earlier_rows.unlink(missing_ok=True)
             else:
                 _refuse_other(self.output, earlier["identity"], identity)
         content = {"rejected": self.rejected.name, "identity": identity}
@@ -105,24 +146,40 @@ class Results:
     ) -> Iterator[Item]:
         """The items that are not in the files yet; ``done`` is given the row of each that is.
 
-        After a power failure one file may reach further than the other. What lies behind the first
-        gap is cut off, and scored again.
+        After a power failure one file may reach further than the other, and an item may have
+        changed. What lies behind the first one that is not there is put aside, for `earlier`.
         """
-        found = {p: _Rows(p) for p in (self.output, self.rejected)}
+        rows = {p: _Rows(p) for p in (self.output, self.rejected)}
         for item in items:
-            verdict, refusal = found[self.output].row, found[self.rejected].row
-            if isinstance(item, Record) and (item.id, row_of(item)) == _key(verdict):
-                match = found[self.output]
-            elif row_of(item) == _key(refusal)[1]:
-                match = found[self.rejected]
-            else:
+            key = _key_of(item)
+            match = next((each for each in rows.values() if each.key == key), None)
+            if match is None:
                 items = itertools.chain([item], items)
                 break
             done(match.row)
             match.advance()
-        for path, rows in found.items():
-            _keep_lines(path, rows.count)
+        with self._earlier_rows.open("ab") as aside:
+            for path, of_file in rows.items():
+                _cut_off(path, of_file.count, aside)
+            aside.flush()
+            os.fsync(aside.fileno())
+        for path, of_file in rows.items():
+            _keep_lines(path, of_file.count)
+        for _, row in jsonl.read_jsonl(self._earlier_rows):
+            if isinstance(row, dict):
+                self._known[_key(row)] = row
         return items
+
+    def earlier(self, item: Item) -> dict[str, Any] | None:
+        """The row of an item that an earlier run of this output has written and that still
+        holds."""
+        return None if isinstance(item, Rejected) else self._known.get(_key_of(item))
+
+    def finish(self) -> None:
+        """Says that every item is in the files: what is known of earlier runs can go."""
+        self._verdicts.sync()
+        self._rejections.sync()
+        self._earlier_rows.unlink(missing_ok=True)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Appends one row: to the rejected ones if it has a ``reason``."""
@@ -151,12 +208,37 @@ class _Rows:
 
     def advance(self) -> None:
         _, value = next(self._rows, (0, {}))
-        self.row: dict[str, Any] = {} if isinstance(value, jsonl.RowError) else value
+        self.row: dict[str, Any] = {} if isinstance(value, RowError) else value
         self.count += 1
 
+    @property
+    def key(self) -> "_Key":
+        return _key(self.row)
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    return row.get("id"), row.get("row")
+
+_Key = tuple[Any, ...]
+"""What an item and its row have in common: row, and id and digest; or row and reason, where the
+item itself could not be read."""
+
+
+def _key(row: Mapping[str, Any]) -> _Key:
+    if "digest" in row:
+        return row.get("row"), row.get("id"), row["digest"]
+    return row.get("row"), row.get("reason")
+
+
+def _key_of(item: Item) -> _Key:
+    if isinstance(item, Rejected):
+        return item.row, item.reason
+    return row_of(item), item.id, digest_of(item)
+
+
+def _cut_off(path: Path, count: int, aside: BinaryIO) -> None:
+    """Copies all but the first ``count`` lines of a file."""
+    with path.open("rb") as file:
+        for _ in range(count):
+            file.readline()
+        shutil.copyfileobj(file, aside)
 
 
 def _keep_lines(path: Path, count: int) -> None:
@@ -169,12 +251,11 @@ def _keep_lines(path: Path, count: int) -> None:
 def _refuse_other(output: Path, before: Any, now: Any) -> None:
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
-        what = "; ".join(f"{n}: {_short(before.get(n))}, now {_short(now[n])}" for n in changed)
+        what = "; ".join(f"{n}: {_told(before.get(n))}, now {_told(now[n])}" for n in changed)
         raise UserError(
             f"{output}: holds verdicts of another run ({what}); give another output, or --restart"
         )
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _told(value: Any) -> str:
+    return short(value if isinstance(value, str) else json.dumps(value), 60)

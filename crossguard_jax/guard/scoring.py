@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import re
 import time
 import warnings
 from collections import Counter
@@ -19,10 +18,10 @@ from crossguard_jax.core import metrics, tree
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.prompts import PromptTemplate
-from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.records import KINDS_SHOWN, Record, Rejected, kind
 from crossguard_jax.data.sources.common import text_field
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.results import Item, Results, row_of
+from crossguard_jax.guard.results import Item, Results, row_of, row_out
 from crossguard_jax.hf.load import folder_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
@@ -33,7 +32,6 @@ from crossguard_jax.nn import lora
 WINDOW_ROWS = 512
 WINDOW_SECONDS = 20.0
 WINDOW_BYTES = 256 * 2**20
-KINDS_SHOWN = 12
 
 
 @dataclass
@@ -113,13 +111,6 @@ class Tally:
             )
 
 
-def kind(reason: str) -> str:
-    """A reason without what is the row's own: paths, numbers, details and the mend."""
-    text = re.sub(r"\(.*\)", "", reason).partition("; ")[0]
-    text = text.rpartition(": ")[2] or text
-    return re.sub(r"\d[\d,.]*", "N", " ".join(text.split()))
-
-
 def main(args: argparse.Namespace) -> int:
     """The verb. Returns 0 if every row has a verdict, 1 if one was rejected."""
     _check(args)
@@ -182,7 +173,9 @@ def _score_one(args: argparse.Namespace) -> int:
 
 
 def _score_file(args: argparse.Namespace) -> int:
-    options = {"check_pictures": False} | _reader_options(args)
+    options = _reader_options(args)
+    if sources.has_option(args.format, "check_pictures"):
+        options["check_pictures"] = False  # the guard decodes them anyway
     items = sources.read(args.format, args.input, **options)
     # The input's faults show before the model is loaded.
     first = next(items, None)
@@ -194,7 +187,6 @@ def _score_file(args: argparse.Namespace) -> int:
     identity = run_identity(guard, args.dtype, args.truncate) | {
         "input": str(Path(args.input).resolve()),
         "reader": source,
-        "table": _digest(table),
     }
     with Results(args.output, identity, args.restart) as results:
         tally, scored, seconds = score_items(
@@ -247,12 +239,6 @@ def _file_of(item: Item) -> str:
     return item.file if isinstance(item, Rejected) else item.provenance["file"]
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return f"{digest[:16]}, {file.stat().st_size:,} bytes"
-
-
 def last_row(file: Path) -> int:
     """About the number of a table's last row, cheaply; for the time that is left."""
     lines, start, end = 0, b"", b"\n"
@@ -302,11 +288,12 @@ def score_items(
     before, began = tally.rows, time.monotonic()
     with Progress("scoring", total, start=reached) as progress:
         for window in _windows(items, batch_size):
-            for row in _score_window(guard, window, batch_size, truncate):
+            for row in _score_window(guard, window, results, batch_size, truncate):
                 results.add(row)
                 tally.add(row)
             progress.update(row_of(window[-1]) - progress.n)
-    return tally, tally.rows - before, time.monotonic() - began
+    results.finish()
+    return tally, tally.rows - before - results.taken_over, time.monotonic() - began
 
 
 def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
@@ -329,11 +316,16 @@ def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
 
 
 def _score_window(
-    guard: Guard, window: list[Item], batch_size: int, truncate: bool
+    guard: Guard, window: list[Item], results: Results, batch_size: int, truncate: bool
 ) -> Iterator[dict[str, Any]]:
-    """The rows to write, in order."""
-    records = [item for item in window if isinstance(item, Record)]
-    found = iter(
+    """The rows to write, in order; those that an earlier run has written are not scored again."""
+    earlier = [results.earlier(item) for item in window]
+    records = [
+        item
+        for item, row in zip(window, earlier, strict=True)
+        if row is None and isinstance(item, Record)
+    ]
+    verdicts = iter(
         guard.score_each(
             [r.image for r in records],
             [r.text for r in records],
@@ -341,13 +333,15 @@ def _score_window(
             truncate=truncate,
         )
     )
-    for item in window:
-        if isinstance(item, Rejected):
-            yield asdict(item)
-            continue
-        verdict = next(found)
-        if isinstance(verdict, UserError):
-            yield asdict(Rejected(_file_of(item), row_of(item), str(verdict)))
-            continue
-        row = {"id": item.id, **asdict(verdict), "row": row_of(item)}
-        yield row | ({"true_label": item.label} if item.label else {})
+    for item, row in zip(window, earlier, strict=True):
+        if row is not None:
+            results.taken_over += 1
+            yield row
+        elif isinstance(item, Rejected):
+            yield row_out(item, {})
+        else:
+            verdict = next(verdicts)
+            if isinstance(verdict, UserError):
+                yield row_out(item, {"reason": str(verdict)})
+            else:
+                yield row_out(item, asdict(verdict))

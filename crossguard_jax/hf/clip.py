@@ -18,6 +18,7 @@ from crossguard_jax.core.typing import Float
 from crossguard_jax.hf import open_clip, tokens
 from crossguard_jax.hf.load import load_model, resolve_folder, weight_files
 from crossguard_jax.hf.pictures import middle
+from crossguard_jax.io import images
 from crossguard_jax.nn.clip import Clip
 
 BPE = "bpe_simple_vocab_16e6.txt.gz"
@@ -74,7 +75,7 @@ class ClipEncoder:
         vision = self.model.config.vision
         out = np.zeros((len(pictures), vision.num_channels, *[vision.image_size] * 2), np.float32)
         for i, picture in enumerate(pictures):
-            out[i] = self.picture(picture.convert("RGB"))
+            out[i] = self.picture(images.rgb(picture))
         return out
 
 

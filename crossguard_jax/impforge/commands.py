@@ -14,7 +14,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import digest
 from crossguard_jax.data import library, sources
-from crossguard_jax.data.records import Record, Rejected, accepted
+from crossguard_jax.data.records import LeftOut, Record, Rejected
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import folder_name
@@ -36,7 +36,6 @@ from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.impforge.twins import pair_twins
 from crossguard_jax.io.chat import Endpoint
 from crossguard_jax.io.http import Client
-from crossguard_jax.io.jsonl import JsonlWriter
 from crossguard_jax.nn import lora
 
 
@@ -184,9 +183,14 @@ def forge_files(
 
 
 def _read(path: str | Path, rejected: Path) -> list[Triplet]:
-    rejected.unlink(missing_ok=True)
-    with JsonlWriter(rejected) as writer:
-        return list(accepted(read_triplets(path), writer))
+    """The good triplets of a file; says what it leaves out."""
+    with LeftOut(rejected) as left_out:
+        triplets = list(left_out.accepted(read_triplets(path)))
+    for line in left_out.lines():
+        print(line)
+    if not triplets:
+        raise UserError(f"{path}: no good triplet; see {rejected}")
+    return triplets
 
 
 def read_twins(
@@ -201,9 +205,12 @@ def read_twins(
         folder: is there.
     """
     extractor = make_extractor(**config.match.keywords)
-    rejected = folder / "rejected_harmless.jsonl"
-    rejected.unlink(missing_ok=True)
-    with JsonlWriter(rejected) as writer:
+    with LeftOut(folder / "rejected_harmless.jsonl") as left_out:
         rows: Iterator[Record | Rejected] = sources.read("table", harmless, image=None)
-        known = [(r, [word.lemma for word in extractor(r.text)]) for r in accepted(rows, writer)]
-    return pair_twins(triplets, known, config.ppo.seed)
+        queries = [
+            (record, [word.lemma for word in extractor(record.text)])
+            for record in left_out.accepted(rows)
+        ]
+    for line in left_out.lines():
+        print(line)
+    return pair_twins(triplets, queries, config.ppo.seed)

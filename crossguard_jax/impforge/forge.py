@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from crossguard_jax.core import diversity
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.builders import write_dataset
 from crossguard_jax.data.records import Record, write_jsonl
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
@@ -99,6 +99,9 @@ def forge(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     every = [*triplets, *twins]
+    ids = Counter(triplet.id for triplet in every)
+    if repeated := [id for id, n in ids.items() if n > 1]:
+        raise UserError(f"forge: two triplets are called {short(repeated[0])!r}; rename one")
     labels = {t.id: "unsafe" for t in triplets} | {t.id: "safe" for t in twins}
     said = {"identity": {**identity, "seed": settings.seed, "samples": settings.samples}}
     _claim(folder / "forge.json", said)

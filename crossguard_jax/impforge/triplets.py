@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected, write_jsonl
-from crossguard_jax.data.sources.common import picture, picture_name, records_of, text_field
+from crossguard_jax.data.sources.common import named_picture, records_of, text_field
 from crossguard_jax.io.jsonl import read_rows
 
 _BREAKS = re.compile(r"[,;]|[.!?](?:\s|$)|\band\b")  # between the things that a caption names
@@ -68,12 +68,14 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
 
     A row has ``id, image, text`` (the query) and ``category``; ``keyword``, ``caption`` and
     ``cosine`` stand beside them or in ``provenance``. A row with neither keyword nor caption is
-    rejected: nothing says what its picture shows.
+    rejected: nothing says what its picture shows. So is one of an id that an earlier row has: what
+    is written about a triplet is kept by its id.
 
     Raises:
         UserError: the table cannot be opened.
     """
     path = Path(path)
+    seen: set[str] = set()
 
     def make(row: int, value: dict[str, Any]) -> list[Triplet]:
         more = value.get("provenance") or {}
@@ -86,13 +88,17 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
         try:
             cosine = float(known["cosine"] or "nan")
         except (TypeError, ValueError):
-            raise UserError(f"field 'cosine' is no number but {known['cosine']!r}") from None
+            raise UserError(f"field 'cosine' is no number but {short(known['cosine'])!r}") from None
+        id = str(value.get("id") or f"{path.stem}-{row}")
+        if id in seen:
+            raise UserError(f"an earlier row has the same id ({short(id)}); rename one of them")
+        seen.add(id)
         return [
             Triplet(
-                id=str(value.get("id") or f"{path.stem}-{row}"),
+                id=id,
                 query=text_field(value, "text"),
                 keyword=str(known["keyword"]),
-                image=picture(path.parent / picture_name(value, "image"), check=True),
+                image=named_picture(value, "image", path.parent, check=True),
                 caption=str(known["caption"]),
                 category=str(value.get("category") or ""),
                 cosine=cosine,

@@ -1,37 +1,28 @@
-"""Rows in and out of files: durable JSON lines, CSV with the same interface, whole-file writes.
+"""Rows in and out of files: durable JSON lines, JSON arrays, whole-file writes.
 
 A reader yields ``(row, value)`` for each row: ``row`` is the line of the file on which it starts,
 counted from 1, and ``value`` is a dict, or a ``RowError`` that says why it is none. One bad row
 never stops a file.
 """
 
-import csv
-import io
+import itertools
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
-
-MAX_LINE_BYTES = 16 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class RowError:
-    """Why a row of a file could not be read."""
-
-    reason: str
-
-
-Row = tuple[int, dict[str, Any] | RowError]
+from crossguard_jax.core.errors import UserError, short
+from crossguard_jax.io.files import note
+from crossguard_jax.io.lines import ENDINGS, MAX_LINE_BYTES, Row, RowError, lines
+from crossguard_jax.io.tables import read_csv
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
     """Rows of a ``.jsonl``, ``.ndjson``, ``.json`` (lines, or one array), ``.csv`` or ``.tsv``.
+
+    All but ``.json`` may be packed: ``.jsonl.gz``, ``.csv.xz``.
 
     Raises:
       UserError: the file cannot be opened, or its ending is none of these.
@@ -43,34 +34,65 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         ".csv": read_csv,
         ".tsv": lambda p: read_csv(p, delimiter="\t"),
     }
-    reader = readers.get(Path(path).suffix.lower())
+    path = Path(path)
+    packed = path.suffix.lower() in ENDINGS[1:]
+    ending = Path(path.stem).suffix if packed else path.suffix
+    reader = readers.get(ending.lower())
     if reader is None:
         raise UserError(f"{path}: unknown kind of file; give one of {', '.join(readers)}")
-    return reader(Path(path))
+    return reader(path)
 
 
 def read_jsonl(path: str | Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
-    """Yields ``(row, dict or RowError)`` for each line that is not blank."""
-    with _open(path) as file:
-        row = 0
-        while line := file.readline(max_line_bytes + 1):
-            row += 1
-            if len(line) > max_line_bytes:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(max_line_bytes)
-                yield row, RowError(f"the line is over {max_line_bytes:,} bytes")
-                continue
-            if row == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield row, parse_line(line)
+    """Yields ``(row, dict or RowError)`` for each line that is not blank.
+
+    Raises:
+      UserError: the file cannot be opened, or holds one JSON value and no rows.
+    """
+    rows = (
+        (row, line)
+        for row, line in lines(path, max_line_bytes)
+        if isinstance(line, RowError) or line.strip()
+    )
+    start = list(itertools.islice(rows, 2))
+    _refuse_document(path, [line for _, line in start])
+    for row, line in itertools.chain(start, rows):
+        yield row, line if isinstance(line, RowError) else parse_line(line)
+
+
+def _refuse_document(path: str | Path, start: list[bytes | RowError]) -> None:
+    """Refuses what is no rows but one JSON value, by its first two lines."""
+    if not start or isinstance(start[0], RowError):
+        return
+    first = start[0].strip()
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        # A row is on one line; a value that goes on over several leaves something open there.
+        whole = not (first[:1] in b"[{" and first[-1:] in b"[{,")
+        what = "array" if first[:1] == b"[" else "object"
+    else:
+        rows = len(start) > 1 or not isinstance(value, list | dict)
+        whole = rows or isinstance(value, dict) and not _only_rows(value)
+        what = "array" if isinstance(value, list) else "object"
+    if not whole:
+        raise UserError(
+            f"{short(path)}: the file is one JSON {what}, not an object a line; write a row a line "
+            "(or one array of objects, in a table called .json)"
+        )
+
+
+def _only_rows(value: dict[str, Any]) -> bool:
+    """Whether an object rather holds rows, by their ids or by list, than is one."""
+    return len(value) > 1 and all(isinstance(each, list | dict) for each in value.values())
 
 
 def read_json_array(path: str | Path) -> Iterator[Row]:
     """Yields ``(position from 1, dict or RowError)`` for each element of a file's one array."""
     elements = read_json(path)
     if not isinstance(elements, list):
-        raise UserError(f"{path}: expected a JSON array of rows; check the file")
+        kind = _kind(elements)
+        raise UserError(f"{path}: holds {kind}, expected an array of rows; download it again")
     for row, element in enumerate(elements, start=1):
         yield row, element if isinstance(element, dict) else RowError(_not_object(element))
 
@@ -85,37 +107,9 @@ def read_json(path: str | Path, object_hook: Callable[[dict], Any] | None = None
         try:
             return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON ({error}); download or write it again") from error
-
-
-def read_csv(path: str | Path, delimiter: str = ",") -> Iterator[Row]:
-    """Yields ``(row, dict or RowError)`` for each row under the header; every value is a string.
-
-    A field may hold up to ``csv.field_size_limit()`` characters (131,072 unless changed).
-
-    Raises:
-      UserError: the file cannot be opened, or its header is missing or names a column twice.
-    """
-    # Bytes that are not UTF-8 come through as surrogates, so that they spoil one row only.
-    with io.TextIOWrapper(_open(path), "utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(iter(lambda: text.readline(MAX_LINE_BYTES), ""), delimiter=delimiter)
-        try:
-            header = next(reader, [])
-        except csv.Error as error:
-            raise UserError(f"{path}: the header cannot be read ({error}); mend line 1") from error
-        if not any(header) or len(set(header)) < len(header):
-            raise UserError(f"{path}: line 1 must name every column once; it reads {header}")
-        while True:
-            row = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield row, RowError(f"not CSV ({error})")
-                continue
-            if fields:
-                yield row, _named(header, fields)
+            raise UserError(
+                f"{path}: not JSON ({short(error)}); download or write it again"
+            ) from error
 
 
 class JsonlWriter:
@@ -204,6 +198,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 
 def _open(path: str | Path) -> Any:
     try:
+        note(Path(path))
         return open(path, "rb")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -232,14 +227,9 @@ def _not_object(value: Any) -> str:
     return f"not a JSON object but a {type(value).__name__}"
 
 
-def _named(header: list[str], fields: list[str]) -> dict[str, Any] | RowError:
-    if len(fields) != len(header):
-        return RowError(f"{len(fields)} fields where the header has {len(header)}")
-    if any("\0" in field for field in fields):
-        return RowError("the row holds NUL bytes")
-    if any("\udc80" <= character <= "\udcff" for field in fields for character in field):
-        return RowError("the row is not UTF-8")
-    return dict(zip(header, fields, strict=True))
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _last_line_start(file: Any, block: int = 2**16) -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data import compressed, sources
+from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.beavertails import CATEGORIES
+from crossguard_jax.io.lines import lines
 
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 
@@ -160,6 +161,6 @@ def test_what_cannot_be_read_at_all_is_one_error(tmp_path):
 
 def test_an_endless_line_is_one_rejected_row(tmp_path):
     file = write(tmp_path, [row("a", "self_harm"), row("b" * 5000), row("c", "self_harm")], ".gz")
-    short = list(compressed.lines(file, max_line_bytes=2000))
+    short = list(lines(file, max_line_bytes=2000))
     assert [number for number, _ in short] == [1, 2, 3]
     assert "over 2,000 bytes" in short[1][1].reason and json.loads(short[2][1])["prompt"] == "c"

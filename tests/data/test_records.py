@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data.records import Record, Rejected, accepted, read_jsonl, write_jsonl
+from crossguard_jax.data.records import LeftOut, Record, Rejected, kind, read_jsonl, write_jsonl
 from crossguard_jax.io import images
-from crossguard_jax.io.jsonl import JsonlWriter
 
-PNG = images.encode_png(Image.new("RGB", (3, 2), "red"))
+PNG, OTHER = (images.encode_png(Image.new("RGB", (3, 2), c)) for c in ("red", "blue"))
 
 
 def test_records_come_back_as_they_were_written(tmp_path):
@@ -64,12 +63,64 @@ def test_a_damaged_split_is_an_error_that_names_the_row(tmp_path):
         list(read_jsonl(tmp_path, "train"))
 
 
-def test_rejected_rows_are_written_down_and_the_rest_goes_on(tmp_path):
-    good, bad = Record("a", None, "t"), Rejected("rows.csv", 3, "the text is empty")
-    with JsonlWriter(tmp_path / "rejected.jsonl") as writer:
-        assert list(accepted([good, bad, good], writer)) == [good, good]
-    assert json.loads(writer.path.read_text()) == {
-        "file": "rows.csv",
-        "row": 3,
-        "reason": "the text is empty",
+def test_a_kill_leaves_no_older_table_beside_another_rows_pictures(tmp_path):
+    def killed():
+        yield Record("a", OTHER, "new")
+        raise KeyboardInterrupt
+
+    write_jsonl([Record("a", PNG, "old")], tmp_path, "train")
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(killed(), tmp_path, "train")
+    assert not (tmp_path / "train.jsonl").exists()
+    write_jsonl([Record("a", OTHER, "new")], tmp_path, "train")
+    # The same pictures again: nothing is wrong with the table that is there.
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(killed(), tmp_path, "train")
+    assert [record.text for record in read_jsonl(tmp_path, "train")] == ["new"]
+
+
+def test_rows_that_are_left_out_are_written_down_and_counted_and_the_rest_goes_on(tmp_path):
+    rows = [Record(id, None, "t", source="s", provenance={"row": "4"}) for id in "aba"]
+    bad = [Rejected("rows.csv", n, f"p{n}.png: the picture does not exist; x") for n in (3, 9)]
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        assert list(left_out.lines()) == []
+        assert list(left_out.accepted([rows[0], bad[0], *rows[1:], *bad])) == rows[:2]
+        # An id is a name within its group alone, and a row is left out once for one reason.
+        assert list(left_out.accepted([rows[0], bad[1]], lambda row: "other")) == [rows[0]]
+    twice = ("s", "an earlier row has the same id")
+    assert left_out.counts == {("rows.csv", "the picture does not exist"): 2, twice: 1}
+    assert list(left_out.lines()) == [
+        f"3 rows were left out, each with its reason in {tmp_path / 'rejected.jsonl'}",
+        "  2 of rows.csv: the picture does not exist",
+        "  1 of s: an earlier row has the same id",
+    ]
+    lines = [json.loads(line) for line in left_out.path.read_text().splitlines()]
+    assert [(line["file"], line["row"]) for line in lines] == [
+        ("rows.csv", 3),
+        ("s", 4),
+        ("rows.csv", 9),
+    ]
+    again = LeftOut(left_out.path, keep=True)
+    assert again.counts == left_out.counts
+    assert LeftOut(left_out.path).total == 0
+
+
+def test_a_reason_is_one_short_line_whatever_the_row_holds(tmp_path):
+    reason = Rejected("f", 1, f"label {'x' * 10**6!r}\nis none of ours").reason
+    assert len(reason) <= 400 and "\n" not in reason
+    assert reason.startswith("label 'xxx") and reason.endswith("is none of ours")
+
+
+def test_reasons_are_counted_by_their_kind():
+    alike = {
+        "a/b-17.png: the picture does not exist; correct the path": "the picture does not exist",
+        "the picture: the PNG data is damaged or cut short (x: y); replace": (
+            "the PNG data is damaged or cut short"
+        ),
+        "1,204 tokens with the prompt and its picture, the limit is 160; shorten": (
+            "N tokens with the prompt and its picture, the limit is N"
+        ),
+        "not JSON (Expecting value: line 1 column 3 (char 2))": "not JSON",
+        "no field 'image' (there are id, text)": "no field 'image'",
     }
+    assert {reason: kind(reason) for reason in alike} == alike

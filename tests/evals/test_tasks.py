@@ -27,7 +27,7 @@ from crossguard_jax import arguments
 from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import normalize_answer, vqa_scores
-from crossguard_jax.data.records import Record
+from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.evals.tasks import attack as tasks_attack
 from crossguard_jax.evals.tasks import evaluate, retrieval
 from crossguard_jax.evals.tasks.answering import Answerer, asked
@@ -38,7 +38,6 @@ from crossguard_jax.evals.tasks.rows import Benchmark, read_benchmarks, referenc
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
-from crossguard_jax.io.jsonl import JsonlWriter
 from crossguard_jax.nn import lora
 from crossguard_jax.report.blocks import Plot
 from crossguard_jax.report.report import Report
@@ -189,7 +188,7 @@ def vqav2(tmp_path_factory) -> Path:
 def test_vqa_falls_under_attack_and_bad_rows_are_named(vqav2, tmp_path):
     attack = Attack((4 * LEVEL, 16 * LEVEL), steps=5)
     data = [f"kinds=vqav2:{vqav2}:val"]
-    section = evaluate_tasks(["toy://llava"], data, tmp_path / "bad.jsonl", attack, ASKING)
+    section = evaluate_tasks(["toy://llava"], data, LeftOut(tmp_path / "bad.jsonl"), attack, ASKING)
     figures = section.figures
     clean, small, large = (
         figures[f"llava.kinds.{place}.vqa_accuracy"] for place in ("clean", "linf.4", "linf.16")
@@ -281,7 +280,9 @@ def karpathy(tmp_path_factory, captioned) -> Path:
 @pytest.mark.slow
 def test_captions_of_a_coco_folder_are_good_and_fall_under_attack(coco, tmp_path):
     attack, data = Attack((16 * LEVEL,), steps=3, aims=1), [f"coco_captions:{coco}:val2017"]
-    section = evaluate_tasks(["toy://llava"], data, tmp_path / "bad.jsonl", attack, ASKING, limit=8)
+    section = evaluate_tasks(
+        ["toy://llava"], data, LeftOut(tmp_path / "bad.jsonl"), attack, ASKING, limit=8
+    )
     figures = section.figures
     at = "llava.coco_captions"
     for name, least in (("cider", 5.0), ("bleu4", 0.6)):
@@ -306,7 +307,7 @@ def naive_recalls(similarity: np.ndarray, picture: np.ndarray, k: int) -> tuple[
 
 def test_retrieval_is_that_of_transformers_and_falls_under_attack(karpathy, captioned, tmp_path):
     data, attack = [f"karpathy:{karpathy}"], Attack((16 * LEVEL,), steps=5)
-    section = evaluate_tasks(["toy://clip"], data, tmp_path / "bad.jsonl", attack, ASKING)
+    section = evaluate_tasks(["toy://clip"], data, LeftOut(tmp_path / "bad.jsonl"), attack, ASKING)
     folder = resolve_folder("toy://clip")
     texts = [text for _, own in captioned for text in own]
     pictures = [Image.open(karpathy / "val2014" / f"{n}.jpg") for n in range(N)]
@@ -417,7 +418,7 @@ def test_rows_that_lack_something_are_named_and_the_rest_is_asked(tmp_path):
         Record("silent", good[0].image, "  ", provenance=answer),
     ]
     data = {"kinds": Benchmark("vqa", [bad[0], good[0], *bad[1:], good[1]])}
-    section = evaluate_tasks(["toy://llava"], data, tmp_path / "bad.jsonl", asking=ASKING)
+    section = evaluate_tasks(["toy://llava"], data, LeftOut(tmp_path / "bad.jsonl"), asking=ASKING)
     figure = section.figures["llava.kinds.clean.vqa_accuracy"]
     assert (figure.value, figure.n) == (1.0, 2)
     found = {r.split(":")[0]: r for r in reasons(tmp_path / "bad.jsonl")}
@@ -426,7 +427,7 @@ def test_rows_that_lack_something_are_named_and_the_rest_is_asked(tmp_path):
     assert "no answers" in found["unanswered"] and "is empty" in found["silent"]
     only = {"kinds": Benchmark("vqa", bad)}
     with pytest.raises(UserError, match="no row can be asked"):
-        evaluate_tasks(["toy://llava"], only, tmp_path / "bad.jsonl", asking=ASKING)
+        evaluate_tasks(["toy://llava"], only, LeftOut(tmp_path / "bad.jsonl"), asking=ASKING)
 
 
 def test_an_only_answer_counts_as_everybodys_and_a_tables_label_is_one(tmp_path):
@@ -435,8 +436,8 @@ def test_an_only_answer_counts_as_everybodys_and_a_tables_label_is_one(tmp_path)
         line = {"image": f"{row.id}.png", "text": row.text, "label": "The Kettle!"}
         with (tmp_path / "rows.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-    with JsonlWriter(tmp_path / "bad.jsonl") as writer:
-        found = read_benchmarks([f"t=table:{tmp_path / 'rows.jsonl'}"], writer)["t"]
+    with LeftOut(tmp_path / "bad.jsonl") as left_out:
+        found = read_benchmarks([f"t=table:{tmp_path / 'rows.jsonl'}"], left_out)["t"]
     assert found.kind == "vqa"
     people = [references("vqa", record.provenance) for record in found.records]
     assert people == [("kettle",) * 10] * 2
@@ -444,7 +445,7 @@ def test_an_only_answer_counts_as_everybodys_and_a_tables_label_is_one(tmp_path)
 
 
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path, vqav2, karpathy):
-    bad = tmp_path / "bad.jsonl"
+    bad = LeftOut(tmp_path / "bad.jsonl")
     spec = f"vqav2:{vqav2}:val"
     for data, words in (
         ([f"nlvr:{vqav2}"], "READER"),
@@ -495,7 +496,9 @@ def test_the_verb_writes_a_report_of_every_figure(karpathy, tmp_path, capsys):
 
 def test_without_radii_nothing_is_attacked(karpathy, tmp_path):
     data = [f"karpathy:{karpathy}"]
-    section = evaluate_tasks(["toy://clip"], data, tmp_path / "bad.jsonl", asking=ASKING, limit=12)
+    section = evaluate_tasks(
+        ["toy://clip"], data, LeftOut(tmp_path / "bad.jsonl"), asking=ASKING, limit=12
+    )
     assert {name.split(".")[2] for name in section.figures} == {"clean"}
     assert sum(isinstance(block, Plot) for block in section.blocks) == 1
     Report("Tasks", [section]).write(tmp_path)

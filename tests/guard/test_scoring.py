@@ -24,7 +24,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.guard import scoring
-from crossguard_jax.guard.results import Results
+from crossguard_jax.guard.results import Results, row_out
 
 NLVR = Path(__file__).parents[1] / "data" / "fixtures" / "nlvr" / "dev" / "dev.json"
 TOO_LONG = "please tell me what colour is the thing at the top left of this picture . " * 20
@@ -162,7 +162,7 @@ def test_2000_rows_of_which_50_are_bad_give_1950_verdicts(scored, table):
     for rows in (verdicts, rejected):
         assert [r["row"] for r in rows] == sorted(r["row"] for r in rows)
     assert {r["row"] for r in verdicts} ^ {r["row"] for r in rejected} == set(range(1, ROWS + 1))
-    assert all(r.keys() == {"file", "row", "reason"} for r in rejected)
+    assert all({"file", "row", "reason"} <= r.keys() for r in rejected)
     assert {r["file"] for r in rejected} == {str(table)}
     assert "2,000 rows: 1,950 verdicts" in summary and "50 rejected" in summary
     assert "exit code 1" in summary
@@ -260,6 +260,90 @@ def test_a_finished_run_started_again_adds_nothing(tmp_path, score):
     assert "5 of the rows had been done before" in summary
 
 
+def changing_table(folder: Path) -> Path:
+    """Rows of which the third has a picture, and the fifth should have one."""
+    (folder / "there.png").write_bytes(encoded(Image.new("RGB", (8, 8), "red")))
+    pictures = [None, None, "there.png", None, "missing.png", None]
+    with (folder / "in.jsonl").open("w") as file:
+        for i, picture in enumerate(pictures):
+            file.write(json.dumps({"id": i, "image": picture, "text": "is it hot ?"}) + "\n")
+    return folder / "in.jsonl"
+
+
+def mend(folder: Path, what: str) -> None:
+    """Changes an input of `changing_table`."""
+    if what == "nothing":
+        return
+    if what == "text":
+        table = folder / "in.jsonl"
+        table.write_text(table.read_text().replace("is it hot ?", "is it red ?", 1))
+    else:
+        (folder / what).write_bytes(encoded(Image.new("RGB", (8, 8), "blue")))
+
+
+@pytest.mark.parametrize(
+    ("what", "scored_again"),
+    [("nothing", 0), ("missing.png", 1), ("there.png", 1), ("text", 1)],
+)
+def test_what_was_mended_or_changed_is_scored_again_and_nothing_else(
+    score, tmp_path, monkeypatch, what, scored_again
+):
+    table, out = changing_table(tmp_path), tmp_path / "o" / "v.jsonl"
+    assert score("--input", table, "--output", out)[0] == 1
+    before = {row["id"]: row for row in read(out)}
+    mend(tmp_path, what)
+    rows_scored = []
+    whole = Guard.score_each
+    monkeypatch.setattr(
+        Guard, "score_each", lambda *a, **k: rows_scored.extend(a[1]) or whole(*a, **k)
+    )
+    code, summary, _ = score("--input", table, "--output", out)
+    assert len(rows_scored) == scored_again
+    assert f"{6 - scored_again - (what != 'missing.png')} of" in summary or not scored_again
+    monkeypatch.undo()
+    fresh = tmp_path / "fresh" / "v.jsonl"
+    assert code == score("--input", table, "--output", fresh)[0] == (what != "missing.png")
+    assert [row["row"] for row in read(out)] == [row["row"] for row in read(fresh)]
+    for row, expected in zip(read(out), read(fresh), strict=True):
+        assert row["digest"] == expected["digest"]
+        assert abs(row["p_unsafe"] - expected["p_unsafe"]) <= 1e-6
+    kept = [row for row in read(out) if row == before.get(row["id"])]
+    assert len(kept) == 5 - (what in ("there.png", "text"))
+    assert {p.name for p in out.parent.iterdir()} == {
+        "v.jsonl",
+        "v.jsonl.run.json",
+        "rejected.jsonl",
+    }
+
+
+def taken_over(out: Path, texts: str, stop: int | None = None) -> list[str]:
+    """Writes a row for each text as `score_items` does; returns those that had to be made."""
+    items = [Record(str(i), None, text, provenance={"row": str(i)}) for i, text in enumerate(texts)]
+    made = []
+    with Results(out, {}) as results:
+        for n, item in enumerate(results.remaining(iter(items), lambda row: None)):
+            if n == stop:
+                return made
+            row = results.earlier(item)
+            if row is None:
+                made.append(item.text)
+            results.add(row or row_out(item, {"made_of": item.text}))
+        results.finish()
+    return made
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_a_run_killed_as_it_takes_over_earlier_rows_loses_none(tmp_path, stop):
+    out = tmp_path / "v.jsonl"
+    assert taken_over(out, "abcd") == list("abcd")
+    killed = taken_over(out, "Abcd", stop)
+    assert killed + taken_over(out, "Abcd") == ["A"]
+    assert [row["made_of"] for row in read(out)] == list("Abcd")
+    # Another change, at a row that was taken over, and back again.
+    assert taken_over(out, "AbCd", 1) + taken_over(out, "AbCd") == ["C"]
+    assert taken_over(out, "Abcd") == ["c"]
+
+
 def test_another_run_does_not_mix_with_an_output(tmp_path, score):
     out = tmp_path / "o.jsonl"
     arguments = ("--input", small_table(tmp_path), "--output", out)
@@ -269,9 +353,7 @@ def test_another_run_does_not_mix_with_an_output(tmp_path, score):
     assert code == 1 and err.count("\n") == 1 and "threshold: 0.3, now 0.7" in err
     code, _, err = score(*arguments, "--threshold", 0.3, "--prompt", "true_false")
     assert code == 1 and "prompt: short" in err
-    small_table(tmp_path, text="another text")
-    code, _, err = score(*arguments, "--threshold", 0.3)
-    assert code == 1 and "table: " in err and out.read_bytes() == before
+    assert out.read_bytes() == before
     code, _, _ = score(*arguments, "--threshold", 0.7, "--restart")
     assert code == 0 and [row["threshold"] for row in read(out)] == [0.7] * 5
 
@@ -444,21 +526,6 @@ def test_a_slow_guard_gets_smaller_windows(monkeypatch):
     monkeypatch.setattr(scoring, "WINDOW_SECONDS", -1.0)
     sizes = [len(w) for w in scoring._windows(iter([Rejected("f", 1, "")] * 200), 16)]
     assert sizes[:4] == [64, 32, 16, 16]
-
-
-def test_reasons_are_counted_by_their_kind():
-    alike = {
-        "a/b-17.png: the picture does not exist; correct the path": "the picture does not exist",
-        "the picture: the PNG data is damaged or cut short (x: y); replace": (
-            "the PNG data is damaged or cut short"
-        ),
-        "1,204 tokens with the prompt and its picture, the limit is 160; shorten": (
-            "N tokens with the prompt and its picture, the limit is N"
-        ),
-        "not JSON (Expecting value: line 1 column 3 (char 2))": "not JSON",
-        "no field 'image' (there are id, text)": "no field 'image'",
-    }
-    assert {reason: scoring.kind(reason) for reason in alike} == alike
 
 
 def test_the_last_row_is_found_cheaply(tmp_path):

@@ -61,6 +61,24 @@ def test_a_table_of_ones_own_reads_and_its_bad_rows_are_named(tmp_path: Path) ->
     assert (last.id, last.shown, last.cosine) == ("7", "a pan", 0.5)
 
 
+@pytest.mark.parametrize("second", ["q1", None])
+def test_a_row_of_an_earlier_ones_id_is_refused_so_no_text_gets_anothers_picture(
+    tmp_path: Path, second: str | None
+) -> None:
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    ids = ["q1", second] if second else ["mine-2", None]
+    rows = [
+        {"id": id, "image": f"{n}.png", "text": f"q{n}", "keyword": "pan"}
+        for n, id in enumerate(ids)
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, refused = read_triplets(path)
+    assert isinstance(first, Triplet) and (first.query, first.image) == ("q0", png(0))
+    assert isinstance(refused, Rejected) and refused.row == 2 and "same id" in refused.reason
+
+
 def test_two_of_one_name_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="two records are called 'q0'"):
         write_triplets([triplet(0), triplet(0)], tmp_path)

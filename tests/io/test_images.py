@@ -1,5 +1,6 @@
 """Pictures from untrusted bytes."""
 
+import base64
 import io
 import struct
 import zlib
@@ -25,14 +26,13 @@ def noise(width: int = 64, height: int = 48) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def chunk(kind: bytes, data: bytes, wrong: int = 0) -> bytes:
+    crc = zlib.crc32(kind + data) ^ wrong
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of that size by its header, with next to no pixels behind it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
 
@@ -185,3 +185,124 @@ def test_reading_a_picture_file_is_bounded_and_names_what_is_wrong(tmp_path):
             images.read_picture(path)
     with pytest.raises(UserError, match="over 4 bytes"):
         images.read_picture(tmp_path / "a.png", max_bytes=4)
+
+
+# ---- One picture by several routes -------------------------------------------------------------
+
+
+def routes(data: bytes, folder) -> dict[str, object]:
+    """A picture as a user may have it; opened, not yet decoded, where Pillow opens it."""
+    (folder / "p").write_bytes(data)
+    text = base64.b64encode(data).decode()
+    return {
+        "path": folder / "p",
+        "name": str(folder / "p"),
+        "bytes": data,
+        "url": f"data:image/png;base64,{text}",
+        "folded url": "DATA:;base64," + text[:9] + "%0A" + text[9:].replace("+", "%2B"),
+        "opened": Image.open(io.BytesIO(data)),
+    }
+
+
+def odd_pictures() -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    rgba = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 7, 4), dtype=np.uint8))
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    return {
+        "rgb": encoded(noise()),
+        "rgba": encoded(rgba),
+        "la": encoded(rgba.convert("LA")),
+        "palette": encoded(palette, transparency=0),
+        "bilevel": encoded(noise().convert("1")),
+        "cmyk": encoded(noise().convert("CMYK"), "JPEG"),
+        "16 bit": encoded(Image.fromarray(GRADIENT)),
+        "float": encoded(Image.fromarray(GRADIENT.astype(np.float32)), "TIFF"),
+        "turned": encoded(noise(), "JPEG", exif=exif),
+        "turned png": encoded(noise(), exif=exif),
+    }
+
+
+@pytest.mark.parametrize("name", odd_pictures())
+def test_a_picture_has_the_same_pixels_by_every_route(name, tmp_path):
+    data = odd_pictures()[name]
+    expected = np.asarray(images.decode(data, "p"))
+    for route, given in routes(data, tmp_path).items():
+        np.testing.assert_array_equal(np.asarray(images.rgb(given)), expected, err_msg=route)
+    # An array has lost its orientation, its palette and its inks.
+    if name not in ("palette", "cmyk") and "turned" not in name:
+        array = np.asarray(Image.open(io.BytesIO(data)))
+        np.testing.assert_array_equal(np.asarray(images.rgb(array)), expected)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_picture_cut_short_is_the_same_error_by_every_route(format, tmp_path):
+    data = encoded(noise(), format)
+    reasons = set()
+    for given in routes(data[: len(data) // 2], tmp_path).values():
+        with pytest.raises(UserError) as error:
+            images.rgb(given, "row 3")
+        name, _, reason = str(error.value).partition(": ")
+        assert name in ("row 3", str(tmp_path / "p"))
+        reasons.add(reason)
+    (reason,) = reasons
+    assert reason.startswith(f"the {format} data is damaged or cut short")
+
+
+def test_a_picture_too_large_is_the_same_error_by_every_route(tmp_path):
+    for given in [*routes(encoded(noise()), tmp_path).values(), np.asarray(noise())]:
+        with pytest.raises(UserError, match="larger than 100 pixels"):
+            images.rgb(given, max_pixels=100)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
+)
+def test_what_is_no_picture_is_an_error_that_names_it(given):
+    with pytest.raises(UserError, match="^row 3: an? .*; give"):
+        images.rgb(given, "row 3")
+
+
+def test_a_name_of_any_length_makes_a_short_error():
+    for name in ("x" * 10**6, "data:image/png;base64," + "@" * 10**6, "ftp://" + "x" * 10**6):
+        with pytest.raises(UserError) as error:
+            images.rgb(name)
+        assert len(str(error.value)) < 300
+
+
+# ---- PNGs whose pixels are whole ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize(
+    "text",
+    {
+        "too large": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(b"a" * 3_000_000)),
+        "bad checksum": chunk(b"tEXt", b"a\0b", wrong=1),
+        "bad profile": chunk(b"iCCP", b"p\0\0" + b"no zlib"),
+        "unknown": chunk(b"noSe", b"x", wrong=1),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_png_is_read_whatever_is_wrong_with_its_texts(text, where):
+    data = encoded(noise())
+    at = 33 if where == "before" else len(data) - 12
+    decoded = images.decode(data[:at] + text[1] + data[at:], "p.png")
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(noise()))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF"])
+def test_a_damaged_header_is_not_called_another_format(format):
+    data = bytearray(encoded(noise(), format))
+    data[8:40] = bytes(32)
+    with pytest.raises(UserError) as error:
+        images.decode(bytes(data), "p")
+    assert format in str(error.value) and "no known format" not in str(error.value)

@@ -10,13 +10,13 @@ import pytest
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io.jsonl import (
     JsonlWriter,
-    RowError,
-    read_csv,
     read_json,
     read_jsonl,
     read_rows,
     write_atomic,
 )
+from crossguard_jax.io.lines import RowError
+from crossguard_jax.io.tables import read_csv
 
 
 def written(tmp_path, content: bytes, name: str = "rows.jsonl"):

@@ -1,7 +1,7 @@
 """COCO (Lin et al., ECCV 2014; captions: Chen et al., 2015) as downloaded."""
 
 import functools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.library.picture import Picture, below, captioned
 from crossguard_jax.data.records import Rejected
 from crossguard_jax.io import images
+from crossguard_jax.io.files import stamp
 from crossguard_jax.io.jsonl import read_json
 
 
@@ -18,7 +19,8 @@ def coco(root: Path, captions: Path | None, language: str) -> Iterator[Picture |
 
     RELEASE is train2017, val2014, ...; its pictures lie in ``RELEASE/``, ``images/RELEASE/`` or
     ``images/``. A release without a folder of pictures is rejected as a whole. Of a picture's five
-    captions the one with the lowest annotation id is the caption.
+    captions the one with the lowest annotation id is the caption. Pictures that share an image id
+    are rejected: the captions of that id could be any one's.
     """
     for file in [captions] if captions else caption_files(root):
         try:
@@ -27,7 +29,12 @@ def coco(root: Path, captions: Path | None, language: str) -> Iterator[Picture |
         except UserError as error:
             yield Rejected(str(file), 1, str(error))
             continue
+        times = Counter(number for _, number, _ in named)
         for position, number, name in named:
+            if times[number] > 1:
+                reason = f"image id {number} is {times[number]} pictures', so no caption is sure"
+                yield Rejected(str(file), position, reason)
+                continue
             picture = pictures / name
             if not picture.is_file():
                 yield Rejected(str(file), position, f"there is no picture {picture}")
@@ -37,6 +44,7 @@ def coco(root: Path, captions: Path | None, language: str) -> Iterator[Picture |
                 functools.partial(images.read_picture, picture),
                 [text for _, text in sorted(texts[number])],
                 {"library": "coco", "file": str(file), "row": str(position)},
+                stamp(picture),
             )
 
 
@@ -62,7 +70,7 @@ def _content(file: Path) -> tuple[_Named, dict[int, list[tuple[int, str]]]]:
     texts: dict[int, list[tuple[int, str]]] = defaultdict(list)
     try:
         for number, annotation, text in content["annotations"]:
-            texts[number].append((annotation, text))
+            texts[number].append((annotation if isinstance(annotation, int) else 0, text))
         numbered = enumerate(content["images"], start=1)
         named = [(position, number, name) for position, (number, name) in numbered]
     except (KeyError, TypeError, ValueError):

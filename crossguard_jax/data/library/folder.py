@@ -10,7 +10,9 @@ from crossguard_jax.data.library.picture import Picture, below, captioned
 from crossguard_jax.data.records import Rejected
 from crossguard_jax.data.sources.common import text_field
 from crossguard_jax.io import images
-from crossguard_jax.io.jsonl import RowError, read_rows
+from crossguard_jax.io.files import stamp
+from crossguard_jax.io.jsonl import read_rows
+from crossguard_jax.io.lines import RowError
 
 ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm".split()
@@ -39,7 +41,8 @@ def folder(root: Path, captions: Path | None, language: str) -> Iterator[Picture
         name = below(file, root)
         provenance = {"library": "folder", "file": str(file)}
         read = functools.partial(images.read_picture, file)
-        yield captioned(name, read, known.pop(name, (0, []))[1], provenance)
+        texts = known.pop(name, (0, []))[1]
+        yield captioned(name, read, texts, provenance, stamp(file))
     for name, (row, _) in known.items():
         yield Rejected(str(captions), row, f"there is no picture {name} in {root}")
 

@@ -15,22 +15,28 @@ class Picture:
             is missing, empty or too large; whether it decodes is for `io.images.decode` to say.
         caption: what the picture shows, on one line; "" where nobody has said.
         provenance: where it came from; ``captions`` holds all of several, one a line.
+        stamp: another one when the file has been changed; "" where only reading it would tell.
     """
 
     id: str
     read: Callable[[], bytes]
     caption: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
+    stamp: str = ""
 
 
 def captioned(
-    id: str, read: Callable[[], bytes], captions: list[str], provenance: dict[str, str]
+    id: str,
+    read: Callable[[], bytes],
+    captions: list[str],
+    provenance: dict[str, str],
+    stamp: str = "",
 ) -> Picture:
     """A picture with the first of its captions; empty ones do not count."""
     texts = [text for caption in captions if (text := " ".join(caption.split()))]
     if len(texts) > 1:
         provenance = provenance | {"captions": "\n".join(texts)}
-    return Picture(id, read, texts[0] if texts else "", provenance)
+    return Picture(id, read, texts[0] if texts else "", provenance, stamp)
 
 
 def below(file: Path, root: Path) -> str:

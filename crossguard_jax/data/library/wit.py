@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data import compressed
 from crossguard_jax.data.library.picture import Picture, captioned
 from crossguard_jax.data.records import Rejected
 from crossguard_jax.io import images
-from crossguard_jax.io.jsonl import RowError
+from crossguard_jax.io.lines import RowError, lines
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.io.tables import read_csv
 
 # Where the shards lie below the folder that is given; the first pattern that finds any counts.
 SHARDS = ("*.csv.gz", "image_pixels/*.csv*", "*/image_pixels/*.csv*")
@@ -73,7 +73,7 @@ def _learn(known: sqlite3.Connection, table: Path, language: str) -> Iterator[Re
     """Takes up a table's captions; of several for one picture, the first stays."""
     with Progress(f"captions of {table.name}") as progress:
         try:
-            for row, value in compressed.table_rows(table, delimiter="\t"):
+            for row, value in read_csv(table, delimiter="\t"):
                 progress.update()
                 if isinstance(value, RowError):
                     yield Rejected(str(table), row, value.reason)
@@ -89,7 +89,7 @@ def _learn(known: sqlite3.Connection, table: Path, language: str) -> Iterator[Re
 
 def _pictures(shard: Path, known: sqlite3.Connection) -> Iterator[Picture | Rejected]:
     try:
-        for row, line in compressed.lines(shard, MAX_LINE_BYTES):
+        for row, line in lines(shard, MAX_LINE_BYTES):
             if isinstance(line, RowError):
                 yield Rejected(str(shard), row, line.reason)
                 continue

@@ -51,6 +51,13 @@ def read(name: str, path: str | Path, **options: Any) -> Iterator[Record | Rejec
     return SOURCES[name](path, **options)
 
 
+def has_option(name: str, option: str) -> bool:
+    """Whether a source takes an option: not all have splits, or pictures that could be checked."""
+    return name in SOURCES and option in inspect.signature(SOURCES[name]).parameters
+
+
 def _nearest(word: str, known: list[str]) -> str:
+    if not known:
+        return "; it has none"
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
     return f"; did you mean {match!r}? (there are {', '.join(known)})"

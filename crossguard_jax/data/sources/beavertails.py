@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data import compressed
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.common import records_of, required, text_field
+from crossguard_jax.io.jsonl import read_jsonl
+from crossguard_jax.io.lines import ENDINGS
 
 # The files' own keys, in the files' own order, which settles ties.
 CATEGORIES = (
@@ -69,7 +70,7 @@ def beavertails(path: str | Path) -> Iterator[Record | Rejected]:
 
 def _resolved(file: Path) -> Iterator[Record | Rejected]:
     prompts: dict[str, _Prompt] = {}
-    for vote in records_of(file, compressed.json_rows(file), _vote):
+    for vote in records_of(file, read_jsonl(file), _vote):
         if isinstance(vote, Rejected):
             yield vote
             continue
@@ -115,7 +116,7 @@ def _record(file: Path, prompt: _Prompt, category: str) -> Record:
 def _the_file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    endings = tuple(f".jsonl{ending}" for ending in compressed.ENDINGS)
+    endings = tuple(f".jsonl{ending}" for ending in ENDINGS)
     files = sorted(file for file in path.iterdir() if file.name.lower().endswith(endings))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"

@@ -1,22 +1,22 @@
 """COCO captions (Chen et al., 2015) as downloaded: pictures, each with what five people say."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.common import (
     first_folder,
-    picture,
-    picture_name,
+    named_picture,
     records_of,
     required,
     text_field,
 )
-from crossguard_jax.io.jsonl import Row, RowError, read_json
+from crossguard_jax.io.jsonl import read_json
+from crossguard_jax.io.lines import Row, RowError
 
 
 def coco_captions(
@@ -46,24 +46,27 @@ def coco_captions(
     root = Path(path)
     file = root / "annotations" / f"captions_{split}.json"
     content = read_json(file, object_hook=_shrink)
-    said, named = rows_of(content, "annotations", file), rows_of(content, "images", file)
+    written, named = rows_of(content, "annotations", file), rows_of(content, "images", file)
     folder = first_folder(root, split, f"images/{split}", "images")
-    known = {value.get("id") for _, value in named if isinstance(value, dict)}
+    ids = (value.get("id") for _, value in named if isinstance(value, dict))
+    numbers = Counter(number for number in ids if isinstance(number, int))
     texts: dict[int, list[tuple[int, str]]] = defaultdict(list)
 
     def keep(row: int, value: dict[str, Any]) -> list[Record]:
         number = _number(value, "image_id")
-        if number not in known:
+        if number not in numbers:
             raise UserError(f"image_id {number} is none of the images; mend it or drop the caption")
         texts[number].append((_number(value, "id"), one_line(value, "caption")))
         return []
 
     def make(row: int, value: dict[str, Any]) -> list[Record]:
-        number, name = _number(value, "id"), picture_name(value, "file_name")
+        number = _number(value, "id")
+        if numbers[number] > 1:
+            raise UserError(f"image id {number} is {numbers[number]} pictures'; give each its own")
         return [
             captioned(
                 f"coco_captions-{split}-{number}",
-                picture(folder / name, check_pictures),
+                named_picture(value, "file_name", folder, check_pictures),
                 [text for _, text in sorted(texts[number])][:captions],
                 "coco_captions",
                 {"file": str(file), "row": str(row)},
@@ -71,11 +74,11 @@ def coco_captions(
         ]
 
     def records() -> Iterator[Record | Rejected]:
-        for name, rows, use in (("annotations", said, keep), ("images", named, make)):
-            for found in records_of(file, rows, use):
-                if isinstance(found, Rejected):
-                    found = replace(found, reason=f"{name}: {found.reason}")
-                yield found
+        for name, rows, use in (("annotations", written, keep), ("images", named, make)):
+            for row in records_of(file, rows, use):
+                if isinstance(row, Rejected):
+                    row = replace(row, reason=f"{name}: {row.reason}")
+                yield row
 
     return records()
 
@@ -120,7 +123,7 @@ def rows_of(content: Any, name: str, file: Path) -> list[Row]:
 def _number(row: Mapping[str, Any], name: str) -> int:
     value = required(row, name)
     if not isinstance(value, int):
-        raise UserError(f"field {name!r} is {value!r}; give a number")
+        raise UserError(f"field {name!r} is {short(value)!r}; give a number")
     return value
 
 

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Rejected
 from crossguard_jax.io import images
-from crossguard_jax.io.jsonl import Row, RowError
+from crossguard_jax.io.files import note
+from crossguard_jax.io.lines import Row, RowError
 
 RecordT = TypeVar("RecordT")
 
@@ -48,7 +49,8 @@ def text_field(row: Mapping[str, Any], name: str) -> str:
 def required(row: Mapping[str, Any], name: str) -> Any:
     """The row's field called ``name``, whatever it holds."""
     if name not in row:
-        raise UserError(f"no field {name!r} (there are {', '.join(map(str, row)) or 'none'})")
+        there = short(", ".join(map(str, row)) or "none")
+        raise UserError(f"no field {name!r} (there are {there})")
     return row[name]
 
 
@@ -56,16 +58,37 @@ def picture_name(row: Mapping[str, Any], name: str) -> str:
     """The row's picture path, as written."""
     value = required(row, name)
     if not isinstance(value, str) or not value or "\0" in value:
-        raise UserError(f"field {name!r} is no picture path but {str(value)[:80]!r}")
+        raise UserError(f"field {name!r} is no picture path but {short(value)!r}")
     return value
+
+
+def named_picture(row: Mapping[str, Any], name: str, folder: Path, check: bool) -> bytes:
+    """The encoded picture that the row's field called ``name`` gives.
+
+    The field holds a path below ``folder``, or a ``data:`` URL.
+    """
+    value = picture_name(row, name)
+    if not images.is_url(value):
+        return picture(folder / value, check)
+    data = images.read_url(value, f"field {name!r}")
+    if check:
+        images.decode(data, f"field {name!r}")
+    return data
 
 
 def picture(path: Path, check: bool) -> bytes:
     """The encoded picture at ``path``; with ``check`` it must also decode to its last pixel."""
     data = images.read_picture(path)
     if check:
-        images.decode(data, str(path))
+        images.decode(data, short(path))
     return data
+
+
+def first_file(places: list[Path]) -> Path:
+    """The first of the files that exists; the first of all where none does."""
+    for place in places:
+        note(place)
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def first_folder(root: Path, *names: str) -> Path:

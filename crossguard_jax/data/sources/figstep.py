@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.common import picture, records_of, required
-from crossguard_jax.io.jsonl import Row, RowError, read_csv
+from crossguard_jax.io.lines import Row, RowError
+from crossguard_jax.io.tables import read_csv
 
 # The benchmark's own text, the same for every picture.
 PROMPT = (
@@ -64,7 +65,7 @@ def split_of(task_id: str) -> str:
     try:
         return "train" if int(task_id) % 2 else "test"
     except ValueError:
-        raise UserError(f"task_id {task_id!r} is not a number; mend the row") from None
+        raise UserError(f"task_id {short(task_id)!r} is not a number; mend the row") from None
 
 
 def _of_split(rows: Iterator[Row], split: str) -> Iterator[Row]:

@@ -4,10 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.coco_captions import captioned, one_line, rows_of
-from crossguard_jax.data.sources.common import picture, picture_name, records_of, required
+from crossguard_jax.data.sources.common import (
+    first_file,
+    picture,
+    picture_name,
+    records_of,
+    required,
+)
 from crossguard_jax.io.jsonl import read_json
 
 SPLITS = ("train", "restval", "val", "test")
@@ -52,16 +58,15 @@ def karpathy(
     def make(row: int, value: dict[str, Any]) -> list[Record]:
         part = required(value, "split")
         if part not in SPLITS:
-            raise UserError(f"field 'split' is {part!r}; choose of {', '.join(SPLITS)}")
+            raise UserError(f"field 'split' is {short(part)!r}; choose of {', '.join(SPLITS)}")
         if part not in wanted:
             return []
         image = picture_name(value, "filename")
         places = [root / folder / str(value.get("filepath", "")) / image for folder in FOLDERS]
-        found = next((place for place in places if place.is_file()), places[0])
         return [
             captioned(
                 f"karpathy-{name}-{Path(image).stem}",
-                picture(found, check_pictures),
+                picture(first_file(places), check_pictures),
                 _captions(value)[:captions],
                 f"karpathy-{name}",
                 {"file": str(file), "row": str(row), "split": part},
@@ -83,8 +88,8 @@ def _file(path: Path) -> Path:
         return path
     files = sorted(path.glob("dataset*.json"))
     if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
-        raise UserError(f"{path}: expected one dataset*.json, found {found}; give the file itself")
+        names = ", ".join(file.name for file in files) or "none"
+        raise UserError(f"{path}: expected one dataset*.json, found {names}; give the file itself")
     return files[0]
 
 

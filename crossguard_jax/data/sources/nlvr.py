@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.common import picture, records_of, required, text_field
 from crossguard_jax.io.jsonl import read_jsonl
@@ -35,7 +35,7 @@ def nlvr(
         identifier, folder = required(value, "identifier"), required(value, "directory")
         label = str(required(value, "label"))
         if label not in ("true", "false"):
-            raise UserError(f"label {label!r} is neither 'true' nor 'false'; mend the row")
+            raise UserError(f"label {short(label)!r} is neither 'true' nor 'false'; mend the row")
         image = file.parent / "images" / str(folder) / f"{split}-{identifier}-0.png"
         return [
             Record(

@@ -6,9 +6,9 @@ from typing import Any
 
 from PIL import Image
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.data.sources.common import records_of, required, text_field
+from crossguard_jax.data.sources.common import first_file, records_of, required, text_field
 from crossguard_jax.io import images
 from crossguard_jax.io.jsonl import read_jsonl
 
@@ -50,10 +50,12 @@ def nlvr2(
         identifier = required(value, "identifier")
         parts = identifier.split("-") if isinstance(identifier, str) else []
         if len(parts) != 4:
-            raise UserError(f"identifier {identifier!r} is not split-set-pair-sentence; mend it")
+            raise UserError(
+                f"identifier {short(identifier)!r} is not split-set-pair-sentence; mend it"
+            )
         label = str(required(value, "label")).lower()
         if label not in ("true", "false"):
-            raise UserError(f"label {value['label']!r} is neither 'True' nor 'False'; mend the row")
+            raise UserError(f"label {short(label)!r} is neither 'True' nor 'False'; mend the row")
         folders = [root / "images" / parts[0], root / parts[0], root / "images"]
         if pictures is not None:
             folders = [Path(pictures)]
@@ -88,5 +90,4 @@ def side_by_side(left: Image.Image, right: Image.Image, height: int) -> Image.Im
 
 def _picture(folders: list[Path], directory: str, name: str) -> Image.Image:
     places = [folder / inner / name for folder in folders for inner in (directory, ".")]
-    found = next((place for place in places if place.is_file()), places[0])
-    return images.decode(images.read_picture(found), str(found))
+    return images.rgb(first_file(places))

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.data.sources.common import picture, picture_name, records_of, text_field
+from crossguard_jax.data.sources.common import named_picture, records_of, text_field
 from crossguard_jax.io.jsonl import read_rows
 
 TABLE_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
@@ -28,8 +28,8 @@ def table(
 ) -> Iterator[Record | Rejected]:
     """Reads rows that name their picture, in the order of the file.
 
-    A row needs the text and the picture; a picture given as null (in CSV: left empty) makes it a
-    row of text alone.
+    A row needs the text and the picture, a path or a ``data:`` URL; a picture given as null (in
+    CSV: left empty) makes it a row of text alone.
 
     Args:
       path: the table, or a folder that holds exactly one.
@@ -58,14 +58,14 @@ def table(
             raise UserError(f"no field {image!r}; give a picture's path, or null for text alone")
         data = None
         if image is not None and value[image] not in (None, ""):
-            data = picture(root / picture_name(value, image), check_pictures)
-        found = _word(value.get(label)) or default_label
+            data = named_picture(value, image, root, check_pictures)
+        word = _word(value.get(label)) or default_label
         return [
             Record(
                 id=_word(value.get(id)) or f"{path.stem}-{row}",
                 image=data,
                 text=words,
-                label=found if labels is None else _mapped(found, labels),
+                label=word if labels is None else _mapped(word, labels),
                 category=_word(value.get(category)),
                 source=_word(value.get("source")) or source,
                 provenance={"file": str(path), "row": str(row)},
@@ -92,11 +92,11 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, (str, int, float)):
-        raise UserError(f"expected a word or a number, found {str(value)[:80]!r}")
+        raise UserError(f"expected a word or a number, found {short(value)!r}")
     return str(value).strip()
 
 
 def _mapped(label: str, labels: Mapping[str, str]) -> str:
     if label not in labels:
-        raise UserError(f"label {label!r} is none of {', '.join(map(repr, labels))}")
+        raise UserError(f"label {short(label)!r} is none of {', '.join(map(repr, labels))}")
     return labels[label]

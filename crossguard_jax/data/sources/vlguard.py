@@ -8,8 +8,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.common import (
     first_folder,
-    picture,
-    picture_name,
+    named_picture,
     records_of,
     required,
     text_field,
@@ -42,7 +41,7 @@ def vlguard(
     pictures = first_folder(root, split, "images", ".")
 
     def make(row: int, value: dict[str, Any]) -> list[Record]:
-        image = picture(pictures / picture_name(value, "image"), check_pictures)
+        image = named_picture(value, "image", pictures, check_pictures)
         entries = required(value, "instr-resp")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError("field 'instr-resp' is no list of objects; download the file again")

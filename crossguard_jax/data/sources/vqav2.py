@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.common import (
     first_folder,
@@ -14,7 +14,8 @@ from crossguard_jax.data.sources.common import (
     required,
     text_field,
 )
-from crossguard_jax.io.jsonl import Row, RowError, read_json
+from crossguard_jax.io.jsonl import read_json
+from crossguard_jax.io.lines import Row, RowError
 
 # The COCO release of each split, as it stands in file and folder names.
 RELEASES = {"train": "train2014", "val": "val2014", "test": "test2015"}
@@ -59,7 +60,9 @@ def vqav2(
     def make(row: int, value: dict[str, Any]) -> list[Record]:
         number, image = required(value, "question_id"), required(value, "image_id")
         if not isinstance(number, int) or not isinstance(image, int):
-            raise UserError(f"question_id {number!r}, image_id {image!r}: expected two numbers")
+            raise UserError(
+                f"question_id {short(number)!r}, image_id {short(image)!r}: expected two numbers"
+            )
         name = f"COCO_{release}_{image:012d}.jpg"
         return [
             Record(
@@ -87,6 +90,10 @@ def _questions(file: Path) -> list[Row]:
     ]
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _answers(file: Path) -> dict[Any, dict[str, str]]:
     """Provenance by question id; nothing when the annotations were not downloaded."""
     if not file.exists():
@@ -100,7 +107,7 @@ def _answers(file: Path) -> dict[Any, dict[str, str]]:
             texts = {
                 "answer": str(entry.get("multiple_choice_answer", "")),
                 "answer_type": str(entry.get("answer_type", "")),
-                "answers": "\n".join(map(str, entry.get("answers") or [])),
+                "answers": "\n".join(map(str, _list(entry.get("answers")))),
             }
             return entry["question_id"], texts
         return entry

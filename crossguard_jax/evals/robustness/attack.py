@@ -9,23 +9,27 @@ import numpy as np
 
 from crossguard_jax.cmai.immunized import FILE, Immunized
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data.records import Record
-from crossguard_jax.evals.evaluate import parse_model, read_benchmarks
+from crossguard_jax.data.records import LeftOut, Record
+from crossguard_jax.evals.evaluate import left_out_sections, parse_model, read_benchmarks, told
 from crossguard_jax.evals.robustness.certified import certificate_section, certified
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, figures
 from crossguard_jax.evals.robustness.pictures import pictures_section
 from crossguard_jax.evals.robustness.probe import STEPS, probe
 from crossguard_jax.evals.robustness.report import robustness_section
-from crossguard_jax.evals.robustness.systems import attack_records
+from crossguard_jax.evals.robustness.systems import NO_PICTURE, attack_records, attackable
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
 
 
-def main(args: argparse.Namespace) -> None:
-    """The verb's work; prints the worst case by radius and the report's path.
+def main(args: argparse.Namespace) -> int:
+    """The verb's work; prints the worst case by radius, what was left out, and the report's path.
 
     Every cell of the suite is kept in ``OUT/cells``: killed and called again, it goes on.
+
+    Returns:
+        1 if a row was left out, otherwise 0. Rows without a picture are left out too, but there is
+        nothing wrong with them.
 
     Raises:
         UserError: models that answer differently, rows or attacks that cannot be used.
@@ -34,12 +38,13 @@ def main(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.certify < 0:
         raise UserError(f"--certify {args.certify}: a number of rows")
-    config, left_out = suite_config(args.config.attack, bool(args.surrogate))
-    tests = read_benchmarks(args.data, folder / "rejected.jsonl")
-    rows = [record for benchmark in tests.values() for record in benchmark]
-    records = drawn(rows, args.limit, config.seed)
-    systems = load_systems(args.model, args.prompt)
-    (main_name, first), *_ = systems.items()
+    config, without = suite_config(args.config.attack, bool(args.surrogate))
+    with LeftOut(folder / "rejected.jsonl") as left_out:
+        tests = read_benchmarks(args.data, left_out)
+        rows = [record for benchmark in tests.values() for record in benchmark]
+        systems = load_systems(args.model, args.prompt)
+        (main_name, first), *_ = systems.items()
+        records = drawn(attackable(rows, first.task.labels, left_out), args.limit, config.seed)
     other = None
     if args.surrogate:
         other = load_system(args.surrogate, args.prompt, first.task.labels)
@@ -49,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     }
     place = folder / "cells" / main_name / "probe"
     probed = probe(first, records, config, place, _steps(config))
-    facts = _facts(records, rows, first, left_out)
+    facts = _facts(records, rows, first, without)
     sections = [robustness_section(found), Section("What was attacked", (Bullets(facts),))]
     if probed.cut is not None:
         sections.append(detection_section(main_name, first, probed, config.batch_size))
@@ -66,10 +71,11 @@ def main(args: argparse.Namespace) -> None:
         sections.append(certificate_section(main_name, some))
     said = ("model", "data", "surrogate", "limit", "certify", "prompt")
     meta = {name: getattr(args, name) for name in said}
+    sections += left_out_sections(left_out)
     page = Report("Robustness", sections, meta | {"attack": config.to_dict()}).write(folder)
     for name, system in found.items():
         _tell(name, system)
-    print(f"report: {page}")
+    return told(left_out, page, faultless=(NO_PICTURE,))
 
 
 def suite_config(config: Any, surrogate: bool) -> tuple[Any, list[str]]:
@@ -80,30 +86,29 @@ def suite_config(config: Any, surrogate: bool) -> tuple[Any, list[str]]:
         surrogate: whether transfer attacks have a model.
     """
     config = config.copy_and_resolve_references()
-    left_out = [
+    without = [
         name for name, spec in config.attacks.items() if spec.get("transfer") and not surrogate
     ]
     with config.unlocked():
-        for name in left_out:
+        for name in without:
             del config.attacks[name]
-    return config, left_out
+    return config, without
 
 
 def drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
-    """The rows with a picture, or ``limit`` of them at random, in their order.
+    """The rows, or ``limit`` of them at random, in their order.
 
     Raises:
         UserError: a limit of fewer than two rows, or fewer than two rows.
     """
     if limit is not None and limit < 2:
         raise UserError(f"--limit {limit}: two rows at least")
-    seen = [record for record in records if record.image is not None]
-    if len(seen) < 2:
-        raise UserError(f"--data: {len(seen)} of {len(records)} rows have a picture; give two")
-    if limit is None or limit >= len(seen):
-        return seen
-    chosen = np.random.default_rng(seed).choice(len(seen), limit, replace=False)
-    return [seen[i] for i in np.sort(chosen)]
+    if len(records) < 2:
+        raise UserError(f"--data: {len(records)} row(s) that can be attacked; give two")
+    if limit is None or limit >= len(records):
+        return list(records)
+    chosen = np.random.default_rng(seed).choice(len(records), limit, replace=False)
+    return [records[i] for i in np.sort(chosen)]
 
 
 def load_systems(specs: Sequence[str], prompt: str | None) -> dict[str, Immunized]:
@@ -147,18 +152,18 @@ def _steps(config: Any) -> int:
 
 
 def _facts(
-    records: Sequence[Record], rows: Sequence[Record], first: Immunized, left_out: Sequence[str]
+    records: Sequence[Record], rows: Sequence[Record], first: Immunized, without: Sequence[str]
 ) -> tuple[str, ...]:
     labels = first.task.labels
     more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
     facts = [
-        f"{len(records):,} of {len(rows):,} rows: with a picture, and drawn at random where there "
-        "were more than asked for.",
+        f"{len(records):,} of {len(rows):,} rows: those that can be attacked, drawn at random "
+        "where there were more than asked for.",
         f"The answers: {', '.join(labels[:5])}{more}.",
     ]
-    if left_out:
+    if without:
         facts.append(
-            f"Left out, for want of a model to make them on (`--surrogate`): {', '.join(left_out)}."
+            f"Left out, for want of a model to make them on (`--surrogate`): {', '.join(without)}."
         )
     if first.task.reader is None:
         facts.append("The main model has no consistency check, so none is measured.")

@@ -19,9 +19,9 @@ from crossguard_jax.attacks.square import square
 from crossguard_jax.attacks.suite import Suite, digest
 from crossguard_jax.attacks.transfer import noise
 from crossguard_jax.cmai.immunized import Immunized
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.core.typing import Array, PRNGKeyArray
-from crossguard_jax.data.records import Record
+from crossguard_jax.data.records import LeftOut, Record, rejection
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.runs import converge, measure
 
@@ -42,6 +42,7 @@ raise the margin, and so does a search that needs a detector: every system has t
 _AWARE = ("selective", "weighted", "denial")
 _NEED_A_DETECTOR = ("orthogonal", "lagrangian")
 SLACK = 0.05  # of a margin: what rounding to grey levels may take away
+NO_PICTURE = "there is no picture to attack"
 _FIELDS = {"search", "climb", "steps", "restarts", "samples", "transfer"}
 
 
@@ -63,6 +64,26 @@ def make_suite(config: Any, system: Immunized, other: Immunized | None = None) -
             raise UserError(f"attack.attacks.{name}: unknown {', '.join(unknown)}")
         attacks[name] = _named(name, dict(spec), config.norm, system, other)
     return Suite(attacks, _judge(system), config.batch_size, config.draws)
+
+
+def attackable(records: Sequence[Record], labels: Sequence[str], left_out: LeftOut) -> list[Record]:
+    """The records that an attack can be made on: with a picture, and a label that is an answer.
+
+    Args:
+        records: any.
+        labels: the models' answers.
+        left_out: takes the others.
+    """
+    kept = []
+    for record in records:
+        if record.image is None:
+            left_out.add(rejection(record, NO_PICTURE))
+        elif record.label not in labels:
+            reason = f"label {short(record.label)!r} is no answer of the model's; mend it"
+            left_out.add(rejection(record, reason))
+        else:
+            kept.append(record)
+    return kept
 
 
 def attack_records(

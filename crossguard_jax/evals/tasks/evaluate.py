@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.evaluate import parse_model
+from crossguard_jax.data.records import LeftOut
+from crossguard_jax.evals.evaluate import left_out_sections, parse_model, told
 from crossguard_jax.evals.tasks.attack import Attack, Measured, Task, measure
 from crossguard_jax.evals.tasks.report import tasks_section
 from crossguard_jax.evals.tasks.retrieval import Retrieval
@@ -19,7 +20,7 @@ from crossguard_jax.evals.tasks.words import Captions, Vqa
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
-from crossguard_jax.io.jsonl import JsonlWriter, read_json
+from crossguard_jax.io.jsonl import read_json
 from crossguard_jax.report.blocks import Section
 from crossguard_jax.report.report import Report
 
@@ -64,7 +65,7 @@ class Asking:
 def evaluate_tasks(
     models: Sequence[str],
     data: Sequence[str] | Mapping[str, Benchmark],
-    rejects: str | Path,
+    left_out: LeftOut,
     attack: Attack | None = None,
     asking: Asking | None = None,
     limit: int | None = None,
@@ -76,7 +77,7 @@ def evaluate_tasks(
             as `hf.clip.load_clip` takes it. All see the same rows.
         data: ``[NAME=]READER:PATH[:SPLIT]`` (see `tasks_rows.read_benchmarks`), or benchmarks by
             dotted name.
-        rejects: a JSONL file; takes the rows that could not be read or asked, with the reasons.
+        left_out: takes the rows that could not be read or asked.
         attack: of the pictures; None leaves them as they are.
         asking: how a LLaVA is asked.
         limit: so many rows of each data set.
@@ -85,19 +86,17 @@ def evaluate_tasks(
         UserError: a model, a data set or an attack that cannot be used, or two of one name.
     """
     attack, asking = attack or Attack(), asking or Asking()
-    Path(rejects).unlink(missing_ok=True)
-    found: dict[str, dict[str, Measured]] = {}
-    with JsonlWriter(rejects) as writer:
-        benchmarks = data
-        if not isinstance(benchmarks, Mapping):
-            benchmarks = read_benchmarks(benchmarks, writer, limit)
-        for spec in models:
-            name, path, adapter = parse_model(spec)
-            if name in found:
-                raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
-            tasks = make_tasks(path, adapter, benchmarks, asking, writer)
-            found[name] = {bench: measure(task, attack) for bench, task in tasks.items()}
-    return tasks_section(found, attack)
+    measured: dict[str, dict[str, Measured]] = {}
+    benchmarks = data
+    if not isinstance(benchmarks, Mapping):
+        benchmarks = read_benchmarks(benchmarks, left_out, limit)
+    for spec in models:
+        name, path, adapter = parse_model(spec)
+        if name in measured:
+            raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
+        tasks = make_tasks(path, adapter, benchmarks, asking, left_out)
+        measured[name] = {bench: measure(task, attack) for bench, task in tasks.items()}
+    return tasks_section(measured, attack)
 
 
 def make_tasks(
@@ -105,7 +104,7 @@ def make_tasks(
     adapter: str | None,
     benchmarks: Mapping[str, Benchmark],
     asking: Asking,
-    rejects: JsonlWriter,
+    left_out: LeftOut,
 ) -> dict[str, Task]:
     """A model's tasks by benchmark: what it can be asked of each.
 
@@ -119,7 +118,7 @@ def make_tasks(
         if wrong := [name for name, rows in benchmarks.items() if rows.kind != "captions"]:
             raise UserError(f"--data {wrong[0]}: a CLIP answers no questions; give captions")
         return {
-            name: Retrieval(clip, rows, asking.batch_size, rejects)
+            name: Retrieval(clip, rows, asking.batch_size, left_out)
             for name, rows in benchmarks.items()
         }
     model = Guard.from_pretrained(path, adapter, asking.dtype, prompt=asking.prompt)
@@ -130,7 +129,7 @@ def make_tasks(
     tasks: dict[str, Task] = {}
     for name, rows in benchmarks.items():
         kind, form, most = words[rows.kind]
-        tasks[name] = kind(model, rows, form, most, asking.batch_size, rejects)
+        tasks[name] = kind(model, rows, form, most, asking.batch_size, left_out)
     return tasks
 
 
@@ -148,8 +147,12 @@ def is_clip(path: str) -> bool:
     return not (folder / "adapter_config.json").is_file()
 
 
-def main(args: argparse.Namespace) -> None:
-    """The verb's work; prints every figure and the report's path."""
+def main(args: argparse.Namespace) -> int:
+    """The verb's work; prints every figure, what was left out, and the report's path.
+
+    Returns:
+        1 if a row was left out, otherwise 0.
+    """
     folder = Path(args.out)
     scale = LEVELS if args.norm == "linf" else 1.0
     radii = tuple(float(epsilon) / scale for epsilon in args.epsilon)
@@ -159,8 +162,8 @@ def main(args: argparse.Namespace) -> None:
     asking = Asking(batch_size=args.batch_size, dtype=args.dtype, **words)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: a whole number above 0")
-    rejects = folder / "rejected.jsonl"
-    section = evaluate_tasks(args.model, args.data, rejects, attack, asking, args.limit)
+    with LeftOut(folder / "rejected.jsonl") as left_out:
+        section = evaluate_tasks(args.model, args.data, left_out, attack, asking, args.limit)
     meta = {
         "models": args.model,
         "data": args.data,
@@ -168,10 +171,8 @@ def main(args: argparse.Namespace) -> None:
         "asking": vars(asking),
         "limit": args.limit,
     }
-    page = Report("Tasks", [section], meta).write(folder)
+    page = Report("Tasks", [section, *left_out_sections(left_out)], meta).write(folder)
     for name, figure in section.figures.items():
         interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
         print(f"{name} {figure.value:.4f} {interval} n={figure.n}")
-    if bad := len(rejects.read_text().splitlines()):
-        print(f"{bad} rows left out: {rejects}")
-    print(f"report: {page}")
+    return told(left_out, page)

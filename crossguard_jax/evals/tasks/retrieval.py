@@ -17,13 +17,13 @@ from crossguard_jax.core import metrics, tasks
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks.retrieval import KS
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.tasks.answering import Rows, in_batches
 from crossguard_jax.evals.tasks.objectives import Channels, lead, retrieval_objective
 from crossguard_jax.evals.tasks.rows import Benchmark, usable
 from crossguard_jax.hf.clip import ClipEncoder
 from crossguard_jax.io import images
-from crossguard_jax.io.jsonl import JsonlWriter
 from crossguard_jax.io.progress import Progress
 
 CAPTIONS_EACH = 5
@@ -39,7 +39,7 @@ class Retrieval:
         clip: both towers.
         benchmark: rows of captions.
         batch_size: pictures, or captions, at once.
-        rejects: takes the rows that cannot be used.
+        left_out: takes the rows that cannot be used.
 
     Raises:
         UserError: fewer than two rows are left, so that there is nothing to choose from.
@@ -48,17 +48,15 @@ class Retrieval:
     name = "Retrieval"
     lowest = -2.0
 
-    def __init__(
-        self, clip: ClipEncoder, benchmark: Benchmark, batch_size: int, rejects: JsonlWriter
-    ):
+    def __init__(self, clip: ClipEncoder, benchmark: Benchmark, batch_size: int, left_out: LeftOut):
         mean, std = normalization(clip)
         items = usable(
             benchmark,
             lambda data, name: clip.picture(images.decode(data, name)) * std + mean,
-            rejects,
+            left_out,
         )
         if len(items) < 2:
-            raise UserError(f"retrieval among {len(items)} pictures; see {rejects.path}")
+            raise UserError(f"retrieval among {len(items)} pictures; see {left_out.path}")
         self.levels = np.stack([item.levels for item in items])
         self.texts = [item.record.text for item in items]
         self.references = [item.references[:CAPTIONS_EACH] for item in items]

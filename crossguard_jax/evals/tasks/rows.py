@@ -11,9 +11,8 @@ from jaxtyping import UInt8
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import normalize_answer
 from crossguard_jax.data import sources
-from crossguard_jax.data.records import Record, Rejected, accepted
+from crossguard_jax.data.records import LeftOut, Record, rejection
 from crossguard_jax.evals.benchmarks import slug
-from crossguard_jax.io.jsonl import JsonlWriter
 
 KINDS = {"vqav2": "vqa", "table": "vqa", "coco_captions": "captions", "karpathy": "captions"}
 """What each reader's rows are for."""
@@ -41,20 +40,20 @@ class Item:
 
 
 def read_benchmarks(
-    specs: Sequence[str], rejects: JsonlWriter, limit: int | None = None
+    specs: Sequence[str], left_out: LeftOut, limit: int | None = None
 ) -> dict[str, Benchmark]:
     """Benchmarks by dotted name.
 
     Args:
         specs: ``[NAME=]READER:PATH[:SPLIT]`` with a reader of `KINDS`. A table's ``label`` is the
             one right answer to its ``text``.
-        rejects: takes the rows that could not be read.
+        left_out: takes the rows that could not be read.
         limit: so many rows of each: of VQAv2 drawn at random, of others the first ones.
 
     Raises:
         UserError: another reader, two benchmarks of one name, or one without a good row.
     """
-    found: dict[str, Benchmark] = {}
+    benchmarks: dict[str, Benchmark] = {}
     for spec in specs:
         name, equals, rest = spec.partition("=")
         reader, _, where = (rest if equals else spec).partition(":")
@@ -64,17 +63,17 @@ def read_benchmarks(
         options: dict[str, Any] = {"split": split} if split else {}
         if reader == "vqav2":
             options |= {"limit": limit}
-        rows = accepted(sources.read(reader, path, **options), rejects)
+        name = slug(name if equals else reader)
+        rows = left_out.accepted(sources.read(reader, path, **options), lambda row, name=name: name)
+        if name in benchmarks:
+            raise UserError(f"--data: two data sets are called {name!r}; write NAME=READER:PATH")
         records = list(islice(rows, limit))
         if reader == "table":
             records = [_labelled(record) for record in records]
-        name = slug(name if equals else reader)
-        if name in found:
-            raise UserError(f"--data: two data sets are called {name!r}; write NAME=READER:PATH")
         if not records:
-            raise UserError(f"--data {spec}: no good row; see {rejects.path}")
-        found[name] = Benchmark(KINDS[reader], records)
-    return found
+            raise UserError(f"--data {spec}: no good row; see {left_out.path}")
+        benchmarks[name] = Benchmark(KINDS[reader], records)
+    return benchmarks
 
 
 def _labelled(record: Record) -> Record:
@@ -96,30 +95,23 @@ def references(kind: str, provenance: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def usable(
-    benchmark: Benchmark, levels_of: Callable[[bytes, str], np.ndarray], rejects: JsonlWriter
+    benchmark: Benchmark, levels_of: Callable[[bytes, str], np.ndarray], left_out: LeftOut
 ) -> list[Item]:
-    """The rows that have all that is needed; the others are written to ``rejects``.
+    """The rows that have all that is needed.
 
     Args:
         benchmark: the rows.
         levels_of: a picture and what to call it, to grey levels / 255, [3, X, X].
-        rejects: takes ``file, row, reason``.
+        left_out: takes the other rows.
     """
-
-    def item(record: Record) -> Item | Rejected:
+    items = []
+    for record in benchmark.records:
         try:
             if record.image is None:
                 raise UserError("the row has no picture; give it one or drop it")
-            said = references(benchmark.kind, record.provenance)
-            levels = np.round(255 * levels_of(record.image, record.id)).astype(np.uint8)
-            return Item(record, said, levels)
+            answers = references(benchmark.kind, record.provenance)
+            levels = np.round(255 * levels_of(record.image, "the picture")).astype(np.uint8)
+            items.append(Item(record, answers, levels))
         except UserError as error:
-            return rejected(record, str(error))
-
-    return list(accepted(map(item, benchmark.records), rejects))
-
-
-def rejected(record: Record, reason: str) -> Rejected:
-    """A record that turned out to be of no use."""
-    at = record.provenance
-    return Rejected(at.get("file", record.source), int(at.get("row", 0)), f"{record.id}: {reason}")
+            left_out.add(rejection(record, str(error)))
+    return items

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,11 +11,11 @@ from crossguard_jax.core import tasks
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Float, PRNGKeyArray
+from crossguard_jax.data.records import LeftOut, rejection
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.tasks.answering import Answerer, Rows, Said, asked
-from crossguard_jax.evals.tasks.rows import Benchmark, Item, rejected, usable
+from crossguard_jax.evals.tasks.rows import Benchmark, Item, usable
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.io.jsonl import JsonlWriter
 
 
 class Words:
@@ -28,7 +27,7 @@ class Words:
         form: what is asked; ``{text}`` stands for the row's own text.
         max_new_tokens: of an answer.
         batch_size: rows at once.
-        rejects: takes the rows that cannot be asked.
+        left_out: takes the rows that cannot be asked.
 
     Raises:
         UserError: no row can be.
@@ -44,20 +43,20 @@ class Words:
         form: str,
         max_new_tokens: int,
         batch_size: int,
-        rejects: JsonlWriter,
+        left_out: LeftOut,
     ):
-        items = usable(benchmark, model.encoder.levels, rejects)
+        items = usable(benchmark, model.encoder.levels, left_out)
         texts = [form.replace("{text}", item.record.text) for item in items]
         kept: list[Item] = []
         rows = []
         for item, row in zip(items, asked(model, texts, max_new_tokens), strict=True):
             if isinstance(row, UserError):
-                rejects.append(asdict(rejected(item.record, str(row))))
+                left_out.add(rejection(item.record, str(row)))
             else:
                 kept.append(item)
                 rows.append(row)
         if not rows:
-            raise UserError(f"no row can be asked; see {rejects.path}")
+            raise UserError(f"no row can be asked; see {left_out.path}")
         self.texts = [item.record.text for item in kept]
         self.references = [item.references for item in kept]
         self.levels = np.stack([item.levels for item in kept])

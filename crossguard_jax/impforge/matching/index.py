@@ -74,9 +74,27 @@ class PictureIndex:
             if n
             else np.zeros(shape, meta["dtype"])
         )
+        self._outdated = self._find_outdated()
+
+    def _find_outdated(self) -> Int[np.ndarray, " O"]:
+        """Rows of pictures that were embedded anew since."""
+        last: dict[str, int] = {}
+        outdated = []
+        with (self.folder / PICTURES).open("rb") as file:
+            for row in range(len(self)):
+                id = json.loads(file.readline())["id"]
+                if id in last:
+                    outdated.append(last[id])
+                last[id] = row
+        return np.array(sorted(outdated), np.int64)
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures are in the index; some have more rows than one."""
+        return len(self) - len(self._outdated)
 
     def __getitem__(self, row: int) -> IndexedPicture:
         """What a row of the embeddings is of."""
@@ -89,9 +107,12 @@ class PictureIndex:
     def captioned(self, words: Collection[str]) -> dict[str, list[int]]:
         """Rows of the pictures whose caption says each word, in whole words of lower case."""
         rows: dict[str, list[int]] = {word: [] for word in words}
+        outdated = set(self._outdated.tolist())
         with (self.folder / PICTURES).open("rb") as file:
             for row in range(len(self)):
                 caption = json.loads(file.readline())["caption"].lower()
+                if row in outdated:
+                    continue
                 for word in rows.keys() & set(re.findall(r"[^\W_]+", caption)):
                     rows[word].append(row)
         return rows
@@ -100,7 +121,13 @@ class PictureIndex:
         self, queries: Float[np.ndarray | Array, "Q D"], k: int, mesh: Mesh | None = None
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
         """Cosines and rows of the pictures nearest to each query, by `top_k`."""
-        return top_k(queries, self.embeddings, k, mesh)
+        spare = len(self._outdated)
+        cosines, rows = top_k(queries, self.embeddings, k + spare, mesh)
+        if not spare:
+            return cosines, rows
+        order = np.argsort(np.isin(rows, self._outdated), axis=1, kind="stable")
+        best = order[:, : min(k, self.pictures)]
+        return np.take_along_axis(cosines, best, 1), np.take_along_axis(rows, best, 1)
 
 
 def build_index(
@@ -117,7 +144,8 @@ def build_index(
     """Embeds the pictures that are not in the index yet; goes on where an earlier build was killed.
 
     A picture is known by its id; a second one of the same id is passed over, as `data.library`
-    reports it. ``rejected.jsonl`` holds what this pass could not embed: ``file, row, id, reason``.
+    reports it. One whose file or caption has changed is embedded anew. ``rejected.jsonl`` holds
+    what this pass could not embed: ``file, row, id, reason``.
 
     Args:
         folder: the index's own.
@@ -194,7 +222,8 @@ def _prepare(
         pixels = towers.pixels(images.decode(image, picture.id))
     except UserError as error:
         return picture, str(error)
-    return picture, (IndexedPicture(picture.id, picture.caption, digest_of(image)), pixels)
+    row = IndexedPicture(picture.id, picture.caption, digest_of(image), picture.stamp)
+    return picture, (row, pixels)
 
 
 def _ahead(

@@ -2,7 +2,8 @@
 
 Two tables, ``embeddings.bin`` (unit vectors, one after the other) and ``pictures.jsonl`` (what each
 of them is of), only grow. A batch's vectors are on the disk before its rows are written, so that
-every row has its vector; what lies behind the last such row is cut off at the next start.
+every row has its vector; what lies behind the last such row is cut off at the next start. Of a
+picture that was changed there is a row for each time that it was embedded, and the last one counts.
 ``index.json`` says what they were made with, ``rejected.jsonl`` what could not be embedded.
 """
 
@@ -38,11 +39,13 @@ class IndexedPicture:
         id: the picture's in its library.
         caption: what it shows; "" where nobody has said.
         digest: of the encoded file, as `digest_of` gives it.
+        stamp: the picture's when it was embedded.
     """
 
     id: str
     caption: str
     digest: str
+    stamp: str = ""
 
 
 @dataclass
@@ -52,12 +55,14 @@ class BuildCounts:
     Attributes:
         added: pictures embedded now.
         kept: pictures that were in the index already.
+        changed: pictures that were, and have another file or caption by now; among the added.
         rejected: pictures that cannot be read, or share an id with an earlier one.
         gone: pictures of the index that the library has no more; their rows stay.
     """
 
     added: int = 0
     kept: int = 0
+    changed: int = 0
     rejected: int = 0
     gone: int = 0
 
@@ -71,7 +76,7 @@ class IndexWriter:
     """The one process that adds to an index.
 
     Attributes:
-        known: ids of the pictures that are in it, or on their way.
+        known: what the pictures were that are in it, by id; None where one is on its way.
         counts: what has been met so far.
     """
 
@@ -110,19 +115,20 @@ class IndexWriter:
         (self.folder / PICTURES).write_bytes(b"")
         self._write_meta(0)
 
-    def _recover(self) -> set[str]:
-        """Cuts off what a kill left without its other half; returns the ids of the rest."""
+    def _recover(self) -> "dict[str, IndexedPicture | None]":
+        """Cuts off what a kill left without its other half; returns the rest, the last of an id."""
         path = self.folder / PICTURES
         path.touch()
         ends = line_ends(path)
         n = min(len(ends), count_vectors(self.folder, self.meta))
         self._vectors.truncate(n * _width(self.meta))
         os.truncate(path, ends[n - 1] if n else 0)
-        known = set()
+        self._rows_before = n
+        known: dict[str, IndexedPicture | None] = {}
         for row, value in jsonl.read_jsonl(path):
             if isinstance(value, jsonl.RowError) or "id" not in value:
                 raise UserError(f"{path}, row {row}: damaged; rebuild the index")
-            known.add(value["id"])
+            known[value["id"]] = IndexedPicture(**value)
         return known
 
     def unknown(self, pictures: Iterable[Picture | Rejected]) -> Iterator[Picture]:
@@ -130,10 +136,14 @@ class IndexWriter:
         for picture in pictures:
             if isinstance(picture, Rejected):
                 self.reject(picture, picture.reason)
-            elif picture.id in self.known:
+            elif picture.id not in self.known:
+                self.known[picture.id] = None
+                yield picture
+            elif (before := self.known[picture.id]) is None or _unchanged(picture, before):
                 self.counts.kept += 1
             else:
-                self.known.add(picture.id)
+                self.known[picture.id] = None
+                self.counts.changed += 1
                 yield picture
 
     def reject(self, what: Picture | Rejected, reason: str) -> None:
@@ -165,9 +175,9 @@ class IndexWriter:
 
     def finish(self) -> None:
         """Says that all of the library is in the index."""
-        self.counts.gone = max(self._before - self.counts.kept, 0)
+        self.counts.gone = max(self._before - self.counts.kept - self.counts.changed, 0)
         self._rows.sync()
-        self._write_meta(self._before + self.counts.added)
+        self._write_meta(self._rows_before + self.counts.added)
 
     def _write_meta(self, count: int) -> None:
         text = json.dumps(self.meta | {"count": count}, indent=2) + "\n"
@@ -180,6 +190,18 @@ class IndexWriter:
         self._rows.close()
         self._rejected.close()
         self._vectors.close()
+
+
+def _unchanged(picture: Picture, before: IndexedPicture) -> bool:
+    """Whether a picture is what was embedded; its file is read only if nothing else tells."""
+    if picture.caption != before.caption:
+        return False
+    if picture.stamp and picture.stamp == before.stamp:
+        return True
+    try:
+        return digest_of(picture.read()) == before.digest
+    except UserError:
+        return False  # the attempt to embed it says why
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:

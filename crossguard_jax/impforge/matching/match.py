@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.guard.scoring import kind
+from crossguard_jax.data.records import Record, Rejected, kind, rejection
 from crossguard_jax.impforge.matching.candidates import (
     UNUSABLE,
     Candidates,
@@ -106,9 +105,10 @@ class MatchSummary:
         for reason, n in self.rejected.most_common():
             yield f"  {n:,} rejected: {reason}"
         seen = self.library
+        changed = f", {seen.changed:,} of them changed since" if seen.changed else ""
         yield (
-            f"{self.indexed:,} pictures in the index: {seen.added:,} added, {seen.rejected:,} of "
-            f"the library rejected, {seen.gone:,} there no more"
+            f"{self.indexed:,} pictures in the index: {seen.added:,} added{changed}, "
+            f"{seen.rejected:,} of the library rejected, {seen.gone:,} there no more"
         )
         verdicts = ", ".join(f"{n:,} {verdict}" for verdict, n in sorted(self.judged.items()))
         yield f"{self.words:,} visual words; pictures looked at: {verdicts or 'none'}"
@@ -160,7 +160,7 @@ def match(
         pictures, summary.library = build_index(
             place, library(), towers, dtype=dtype, batch_size=batch_size, rebuild=rebuild
         )
-        summary.indexed = len(pictures)
+        summary.indexed = pictures.pictures
         if not summary.indexed:
             raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
         near = _nearest(found, pictures, towers, settings)
@@ -231,12 +231,7 @@ def _with_words(
             if words:
                 yield query, words
             else:
-                reject(_rejected(query, reason), query.id)
-
-
-def _rejected(query: Record, reason: str) -> Rejected:
-    where = query.provenance
-    return Rejected(where.get("file", query.source), int(where.get("row", 0)), reason)
+                reject(rejection(query, reason), query.id)
 
 
 def _nearest(
@@ -286,9 +281,9 @@ def _unmatched(query: Record, verdicts: Sequence[Judgement]) -> Rejected:
     """Why no picture was taken, with the first that could not be judged."""
     unresolved = next((v for v in verdicts if v.safe is None), None)
     if unresolved is None:
-        return _rejected(query, REFUSED)
+        return rejection(query, REFUSED)
     answer = " ".join(unresolved.answer.split())[:200]
-    return _rejected(query, f"{UNRESOLVED} ({answer})")
+    return rejection(query, f"{UNRESOLVED} ({answer})")
 
 
 def _triplets(

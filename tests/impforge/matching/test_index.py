@@ -2,6 +2,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -124,19 +125,60 @@ def test_vectors_of_texts_are_transformers_own_whatever_stands_beside_them() -> 
 
 
 def test_only_what_is_new_is_read_and_embedded(tmp_path: Path) -> None:
-    pictures = world_pictures(12)
+    pictures = [replace(p, stamp="as it was") for p in world_pictures(12)]
     build_index(tmp_path, pictures[:9], towers(), batch_size=8)
     before = (tmp_path / "embeddings.bin").read_bytes()
 
     def unreadable() -> bytes:
         raise AssertionError("read again")
 
-    known = [Picture(p.id, unreadable) for p in pictures[2:9]]
+    known = [replace(p, read=unreadable) for p in pictures[2:9]]
     index, counts = build_index(tmp_path, [pictures[10], *known], towers(), batch_size=8)
     assert (counts.added, counts.kept, counts.gone) == (1, 7, 2)
     assert rows_of(index) == [p.id for p in (*pictures[:9], pictures[10])]
     assert (tmp_path / "embeddings.bin").read_bytes().startswith(before)
     assert json.loads((tmp_path / "index.json").read_text())["count"] == 10
+
+
+@pytest.mark.parametrize("stamp", ["", "another time"])
+@pytest.mark.parametrize("what", ["file", "caption", "nothing"])
+def test_an_edited_picture_is_embedded_anew_and_its_old_row_is_found_no_more(
+    tmp_path: Path, what: str, stamp: str
+) -> None:
+    pictures = list(world_pictures(6))
+    build_index(tmp_path, pictures, towers(), batch_size=8)
+    edited = replace(pictures[2], stamp=stamp)
+    if what == "file":
+        edited = replace(edited, read=world_pictures(7)[6].read)
+    elif what == "caption":
+        edited = replace(edited, caption="a zebra")
+    pictures[2] = edited
+    index, counts = build_index(tmp_path, pictures, towers(), batch_size=8)
+    changed = int(what != "nothing")
+    assert (counts.added, counts.changed, counts.kept, counts.gone) == (
+        changed,
+        changed,
+        6 - changed,
+        0,
+    )
+    fresh, _ = build_index(tmp_path / "fresh", pictures, towers(), batch_size=8)
+    assert index.pictures == fresh.pictures == 6
+    queries = towers().embed_texts([f"a picture of a {kind}" for kind in BASE_KINDS])
+    for k in (2, 6):
+        cosines, rows = index.search(queries, k)
+        expected, fresh_rows = fresh.search(queries, k)
+        np.testing.assert_allclose(cosines, expected, atol=1e-6)
+        assert [[index[row].id for row in each] for each in rows.tolist()] == [
+            [fresh[row].id for row in each] for each in fresh_rows.tolist()
+        ]
+    captioned, expected_of = (
+        {
+            word: {each[row].id for row in rows}
+            for word, rows in each.captioned(["zebra", "a"]).items()
+        }
+        for each in (index, fresh)
+    )
+    assert captioned == expected_of
 
 
 def test_bad_pictures_are_reported_and_cost_nobody_else(tmp_path: Path) -> None:

@@ -1,0 +1,341 @@
+"""Every row that a verb reads is used beside its own picture, or counted as left out."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from crossguard_jax import cli
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data import sources
+from crossguard_jax.data.prompts import get_template
+from crossguard_jax.data.records import LeftOut, Record
+from crossguard_jax.data.sources.beavertails import CATEGORIES
+from crossguard_jax.evals import evaluate
+from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
+from crossguard_jax.evals.systems import score_benchmarks
+from crossguard_jax.guard import scoring
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.mixture import open_sources
+from crossguard_jax.guard.verdict import Verdict
+from crossguard_jax.io import images
+
+LONG = "please " * 90
+
+
+def png(seed: int) -> bytes:
+    return images.encode_png(Image.new("RGB", (8, 6), (seed * 40 % 256, 9, 9)))
+
+
+def redness(image: Any) -> float:
+    return float(np.asarray(images.rgb(image))[0, 0, 0]) / 255
+
+
+class StubGuard(Guard):
+    """Scores a row by the redness of its picture; refuses texts over a length."""
+
+    def __init__(self, limit: int = 300, prompt: str = "short"):
+        self.limit = limit
+        self.settings = SimpleNamespace(prompt=get_template(prompt), threshold=0.5, max_length=0)
+        self.folder = Path("stub")
+
+    def score_each(
+        self, pictures: Sequence[Any], texts: Sequence[str], **options: Any
+    ) -> list[Verdict | UserError]:
+        return [self._score(*row) for row in zip(pictures, texts, strict=True)]
+
+    def _score(self, picture: Any, text: str) -> Verdict | UserError:
+        if len(text) > self.limit:
+            return UserError(f"{len(text)} tokens, the limit is {self.limit}; shorten the text")
+        try:
+            p = 0.25 if picture is None else redness(picture)
+        except UserError as error:
+            return error
+        return Verdict(p, p >= 0.5, 0.5, "unsafe" if p >= 0.5 else "safe", False)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``stub(name=guard, ...)``: what `Guard.from_pretrained` gives for each path."""
+
+    def put(**guards: StubGuard) -> None:
+        monkeypatch.setattr(
+            Guard,
+            "from_pretrained",
+            classmethod(lambda cls, path, *a, prompt=None, **k: guards[str(path)]),
+        )
+        monkeypatch.setattr(scoring, "run_identity", lambda *a: {})
+
+    return put
+
+
+def table(folder: Path, rows: Sequence[dict[str, Any]], name: str = "t.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def mixed_rows(folder: Path) -> list[dict[str, Any]]:
+    """Ten rows, six of which are of no use to a guard; each good one's picture is its own."""
+    for n in range(10):
+        (folder / f"{n}.png").write_bytes(png(n))
+    rows: list[dict[str, Any]] = [
+        {
+            "id": f"q{n}",
+            "image": f"{n}.png",
+            "text": "is it hot ?",
+            "label": ("safe", "unsafe")[n % 2],
+        }
+        for n in range(10)
+    ]
+    rows[1]["text"] = LONG
+    rows[2]["label"] = "perhaps"
+    rows[3]["image"] = "missing.png"
+    rows[4]["id"] = "q0"
+    rows[5]["text"] = " "
+    rows[6]["label"] = ""
+    return rows
+
+
+WHY = {
+    "the picture does not exist": [4],
+    "an earlier row has the same id": [5],
+    "field 'text' is empty": [6],
+    "label 'perhaps' is not 'safe' or 'unsafe'": [3],
+    "label '' is not 'safe' or 'unsafe'": [7],
+    "N tokens, the limit is N": [2],
+}
+
+
+def run_evaluate(folder: Path, data: Sequence[str], models: Sequence[str] = ("one",)) -> int:
+    words = [f"--model {model}" for model in models] + [f"--data {each}" for each in data]
+    return cli.main(f"evaluate {' '.join(words)} --out {folder / 'e'}".split())
+
+
+def test_evaluate_names_every_row_that_it_leaves_out_and_goes_on(tmp_path, stub, capsys):
+    stub(one=StubGuard())
+    path = table(tmp_path, mixed_rows(tmp_path))
+    assert run_evaluate(tmp_path, [str(path)]) == 1
+    out = capsys.readouterr().out
+    lines = (tmp_path / "e" / "rejected.jsonl").read_text().splitlines()
+    rejected = [json.loads(line) for line in lines]
+    assert {(row["file"], row["row"]) for row in rejected} == {
+        (str(path), n) for rows in WHY.values() for n in rows
+    }
+    report = (tmp_path / "e" / "report.md").read_text()
+    for why in WHY:
+        assert f"1 of {path}: {why}" in out
+        assert why.replace("'", "") in report.replace("\\", "").replace("'", "")
+    assert "6 rows were left out" in out and "exit code 1" in out
+    assert json.loads((tmp_path / "e" / "report.json").read_text())["one.all.accuracy"]["n"] == 4
+
+
+def test_evaluate_without_bad_rows_says_nothing_of_them(tmp_path, stub, capsys):
+    stub(one=StubGuard())
+    (tmp_path / "0.png").write_bytes(png(1))
+    rows = [{"id": n, "image": "0.png", "text": "t", "label": "safe"} for n in range(3)]
+    assert run_evaluate(tmp_path, [str(table(tmp_path, rows))]) == 0
+    assert "left out" not in capsys.readouterr().out
+    assert "left out" not in (tmp_path / "e" / "report.md").read_text()
+
+
+def test_systems_are_compared_on_the_rows_that_all_of_them_can_score(tmp_path, stub):
+    stub(one=StubGuard(limit=20), two=StubGuard(limit=10))
+    rows = [
+        {"id": n, "image": None, "text": "x" * n, "label": ("safe", "unsafe")[n % 2]}
+        for n in range(1, 31)
+    ]
+    assert run_evaluate(tmp_path, [str(table(tmp_path, rows))], ["one", "two"]) == 1
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    assert report["one.all.accuracy"]["n"] == report["two.all.accuracy"]["n"] == 10
+    lines = (tmp_path / "e" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [*range(21, 31), *range(11, 21)]
+    assert '"one: 21 tokens' in lines[0] and '"two: 11 tokens' in lines[10]
+
+
+def test_scores_and_shown_pictures_are_their_own_rows(tmp_path):
+    path = table(tmp_path, mixed_rows(tmp_path))
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        tests = evaluate.read_benchmarks([f"b=table:{path}"], left_out)
+        scores = score_benchmarks(StubGuard(), tests, left_out=left_out)
+    assert scores.id.tolist() == ["q0", "q7", "q8", "q9"]
+    expected = [redness(png(int(id[1:]))) for id in scores.id]
+    np.testing.assert_allclose(scores.p_unsafe, expected)
+    shown = {(name, r.id): r.image for name, rows in tests.items() for r in rows}
+    assert all(shown["b", id] == png(int(id[1:])) for id in scores.id)
+
+
+def test_rows_of_one_id_in_two_benchmarks_are_told_apart(tmp_path):
+    rows = mixed_rows(tmp_path)[:1]
+    files = [table(tmp_path, rows, f"{n}.jsonl") for n in range(2)]
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        tests = evaluate.read_benchmarks(list(map(str, files)), left_out)
+        assert [len(of) for of in tests.values()] == [1, 1] and not left_out.total
+        evaluate.read_benchmarks([f"b=table:{file}" for file in files], left_out)
+    assert list(left_out.counts) == [(str(files[1]), "an earlier row has the same id")]
+
+
+def test_without_a_place_for_it_a_bad_row_is_an_error_that_names_file_and_row():
+    record = Record("q", None, LONG, "safe", provenance={"file": "t.jsonl", "row": "3"})
+    with pytest.raises(UserError, match=r"^t.jsonl, row 3 \(q\): 630 tokens"):
+        score_benchmarks(StubGuard(), {"b": [record]})
+
+
+def test_attack_counts_rows_without_a_picture_and_those_whose_label_is_no_answer(tmp_path):
+    at = {"file": "t.jsonl"}
+    records = [
+        Record("a", png(0), "t", "safe"),
+        Record("b", None, "t", "safe", provenance=at | {"row": "2"}),
+        Record("c", png(1), "t", "red", provenance=at | {"row": "3"}),
+        Record("d", png(2), "t", "unsafe"),
+    ]
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        kept = attackable(records, ("safe", "unsafe"), left_out)
+    assert [record.id for record in kept] == ["a", "d"]
+    assert left_out.counts == {
+        ("t.jsonl", NO_PICTURE): 1,
+        ("t.jsonl", "label 'red' is no answer of the model's"): 1,
+    }
+    # Text alone is no fault of a row's, another label is.
+    assert evaluate.told(left_out, Path("r"), faultless=(NO_PICTURE,)) == 1
+    blind = LeftOut(tmp_path / "blind.jsonl")
+    attackable(records[:2], ("safe",), blind)
+    assert evaluate.told(blind, Path("r"), faultless=(NO_PICTURE,)) == 0
+    assert evaluate.told(blind, Path("r")) == 1
+
+
+# ---- What is read again ------------------------------------------------------------------------
+
+
+def source_of(path: Path, reader: str, split: str) -> ConfigDict:
+    spec = {"reader": reader, "path": str(path), "split": split, "weight": 1.0, "limit": 0}
+    return ConfigDict({"s": spec | {"labels": ()}})
+
+
+def vlguard_rows(folder: Path) -> Path:
+    (folder / "train").mkdir()
+    entries = [{"instruction": "what is it ?"}]
+    rows = [{"id": n, "image": f"{n}.png", "instr-resp": entries} for n in range(2)]
+    (folder / "train.json").write_text(json.dumps(rows))
+    return folder
+
+
+def table_rows(folder: Path) -> Path:
+    (folder / "train").mkdir()
+    rows = [{"id": n, "image": f"train/{n}.png", "text": "t", "label": "safe"} for n in range(2)]
+    return table(folder, rows)
+
+
+@pytest.mark.parametrize(("reader", "write"), [("table", table_rows), ("vlguard", vlguard_rows)])
+def test_a_data_set_is_read_anew_when_a_file_of_it_has_come_or_changed_and_only_then(
+    tmp_path, capsys, reader, write
+):
+    path = write(tmp_path)
+    first, second = tmp_path / "train" / "0.png", tmp_path / "train" / "1.png"
+    first.write_bytes(png(0))
+
+    def pictures() -> list[bytes | None]:
+        source = open_sources(source_of(path, reader, "train"), tmp_path / "data", {})["s"]
+        return [source[i].image for i in range(len(source))]
+
+    note = tmp_path / "data" / "s.settings.json"
+    assert pictures() == [png(0)] and "s: 1 row was left out" in capsys.readouterr().out
+    written = note.stat().st_mtime_ns
+    # Opened as it is, and what is missing is said all the same.
+    assert pictures() == [png(0)] and "s: 1 row was left out" in capsys.readouterr().out
+    assert note.stat().st_mtime_ns == written
+    second.write_bytes(png(1))
+    assert pictures() == [png(0), png(1)] and "left out" not in capsys.readouterr().out
+    first.write_bytes(png(5) + b"longer")
+    assert pictures() == [png(5) + b"longer", png(1)]
+    first.unlink()
+    assert pictures() == [png(1)]
+
+
+# ---- Every format, through every verb that takes it --------------------------------------------
+
+
+def write_format(name: str, folder: Path) -> tuple[Path, str]:
+    """One good row in the published layout of a format; its path, and its split if it needs one."""
+
+    def put(path: str, content: Any) -> None:
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        file.write_bytes(data)
+
+    if name == "table":
+        put("a.png", png(1))
+        put("t.jsonl", {"id": 1, "image": "a.png", "text": "t", "label": "safe"})
+        return folder / "t.jsonl", ""
+    if name == "vlguard":
+        put("test/a.png", png(1))
+        put("test.json", [{"id": 1, "image": "a.png", "instr-resp": [{"instruction": "t"}]}])
+        return folder, "test"
+    if name == "figstep":
+        put("data/images/SafeBench/query_ForbidQI_1_2_6.png", png(1))
+        put("data/question/safebench.csv", b"category_id,task_id,category_name\n1,2,a\n")
+        return folder, "test"
+    if name == "vqav2":
+        put("val2014/COCO_val2014_000000000001.jpg", png(1))
+        questions = [{"question_id": 1, "image_id": 1, "question": "t"}]
+        put("v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
+        return folder, "val"
+    if name in ("nlvr", "nlvr2"):
+        two = name == "nlvr2"
+        row = {"identifier": "dev-0-0-0" if two else "0", "sentence": "t", "label": "true"}
+        put("dev.json" if two else "dev/dev.json", row | {"directory": "1"})
+        for n in range(2):
+            put(f"images/dev/dev-0-0-img{n}.png" if two else f"dev/images/1/dev-0-{n}.png", png(n))
+        return folder, "dev"
+    if name in ("coco_captions", "karpathy"):
+        put("val2017/a.png", png(1))
+        image = {"id": 1, "file_name": "a.png", "filename": "a.png", "filepath": "val2017"}
+        image |= {"split": "test", "sentences": [{"raw": "t"}]}
+        captions = {"images": [image], "annotations": [{"id": 1, "image_id": 1, "caption": "t"}]}
+        if name == "karpathy":
+            put("dataset.json", captions)
+            return folder, "test"
+        put("annotations/captions_val2017.json", captions)
+        return folder, "val2017"
+    flags = {category: category == CATEGORIES[0] for category in CATEGORIES}
+    put("t.jsonl", {"prompt": "t", "category": flags})
+    return folder / "t.jsonl", ""
+
+
+@pytest.mark.parametrize("verb", ["score", "evaluate", "train"])
+@pytest.mark.parametrize("name", sources.SOURCES)
+def test_every_format_is_read_by_every_verb(tmp_path, stub, name, verb):
+    stub(one=StubGuard(prompt="true_false" if name.startswith("nlvr") else "short"))
+    path, split = write_format(name, tmp_path / "in")
+    if verb == "train":
+        specs = source_of(path, name, split or "train")
+        assert len(open_sources(specs, tmp_path / "data", {})["s"]) == 1
+        return
+    if verb == "score":
+        words = f"score --model one --format {name} --input {path} --output {tmp_path / 'o.jsonl'}"
+        assert cli.main((words + (f" --split {split}" if split else "")).split()) == 0
+        assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 1
+        return
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        tests = evaluate.read_benchmarks(
+            [f"b={name}:{path}" + (f":{split}" if split else "")], left_out
+        )
+        scores = score_benchmarks(Guard.from_pretrained("one"), tests, left_out=left_out)
+    # Nobody has judged BeaverTails' prompts, so there is nothing to measure on them.
+    unjudged = name == "beavertails"
+    assert (len(scores), left_out.total) == ((0, 1) if unjudged else (1, 0))
+
+
+def test_evaluate_is_one_line_where_no_row_can_be_scored(tmp_path, stub, capsys):
+    stub(one=StubGuard())
+    path, _ = write_format("beavertails", tmp_path)
+    assert run_evaluate(tmp_path, [f"beavertails:{path}"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("crossguard: --model one: it can score no row; see")
