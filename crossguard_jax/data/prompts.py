@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from crossguard_jax.core.errors import UserError
 
@@ -26,7 +26,10 @@ class PromptTemplate:
     positive: str  # the word for label 1, such as "unsafe"
 
     def __post_init__(self):
-        """Refuses a template that does not name each place exactly once."""
+        """Refuses fields that are no texts, and a template that does not name each place once."""
+        for field in fields(self):
+            if not isinstance(value := getattr(self, field.name), str) or not value.strip():
+                raise UserError(f"prompt.{field.name} {value!r} is no text; mend it")
         for place in ("{image}", "{text}"):
             if self.template.count(place) != 1:
                 raise UserError(f"prompt {self.name!r}: write {place} exactly once in the template")
