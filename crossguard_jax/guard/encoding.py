@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,15 @@ class Settings:
             return cls()
         raw = read_object(path)
         try:
-            return cls(**raw | {"prompt": PromptTemplate(**raw["prompt"])})
+            settings = {"threshold": 0.5, "max_length": 0} | raw
+            if unknown := settings.keys() - {field.name for field in fields(cls)}:
+                raise UserError(f"no setting of a guard: {', '.join(sorted(unknown))}; mend it")
+            check_number("threshold", settings["threshold"], 0, 1)
+            check_number("max_length", settings["max_length"], 0, whole=True)
+            prompt = PromptTemplate.from_fields(raw.get("prompt"))
+            return cls(prompt, float(settings["threshold"]), settings["max_length"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        except KeyError as error:
-            raise UserError(f"{path}: no field {error}; mend it or remove the file") from error
-        except TypeError as error:
-            reason = str(error).partition("__init__() ")[2] or "prompt holds no fields"
-            raise UserError(f"{path}: {reason}; mend it or remove the file") from error
 
     def write(self, folder: Path) -> None:
         """Writes the file into a folder."""

@@ -325,13 +325,14 @@ class Guard:
 
 
 def _base_of(adapter: Path) -> Path:
-    name = read_adapter_config(adapter).get("base_model_name_or_path") or ""
+    """The folder that an adapter names, which is downloaded beforehand."""
+    name = read_adapter_config(adapter).get("base_model_name_or_path")
     try:
-        return resolve_folder(name)
+        return resolve_folder(name or "none")
     except UserError as error:
         raise UserError(
-            f"{adapter}/adapter_config.json: base_model_name_or_path {error}, and its path beside "
-            "the adapter's"
+            f"{adapter}/adapter_config.json: base_model_name_or_path {name!r} is no folder here; "
+            "give its folder as the model and this one as the adapter"
         ) from error
 
 

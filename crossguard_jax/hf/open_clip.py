@@ -137,8 +137,9 @@ def _config(settings: dict[str, Any], options: dict[str, Any]) -> ClipConfig:
         raise UserError("multimodal_cfg: CoCa is not run, only CLIP")
     _check("vision_cfg", vision, (*_TOWER, "head_width", "patch_size", "image_size"))
     _check("text_cfg", text, (*_TOWER, "heads", "context_length", "vocab_size"))
-    if vision["width"] % vision["head_width"]:
-        raise UserError(f"vision_cfg.head_width {vision['head_width']} does not divide width")
+    for section, part, name in (("vision", vision, "head_width"), ("text", text, "heads")):
+        if part["width"] % part[name]:
+            raise UserError(f"{section}_cfg.{name} {part[name]} does not divide {part['width']}")
     quick = bool(settings.get("quick_gelu"))
     return ClipConfig(
         vision=VisionConfig(

@@ -96,9 +96,10 @@ class Processor:
     def __init__(self, folder: str | Path, size: int):
         from transformers import AutoImageProcessor
 
-        read_objects(folder, *_FILES)
-        named = next((n for n in _FILES if (Path(folder) / n).is_file()), _FILES[0])
-        self.file = Path(folder) / named
+        # transformers takes a processor's own part of the whole one's file first.
+        inside = "image_processor" in read_objects(folder, _FILES[1])
+        read_objects(folder, _FILES[0])
+        self.file = Path(folder) / _FILES[inside]
         try:
             self._hub: Any = AutoImageProcessor.from_pretrained(
                 str(folder), local_files_only=True, backend="pil"
@@ -114,7 +115,7 @@ class Processor:
         self.unit_range = math.isclose(factor, 1 / 255, rel_tol=1e-6)
         self._square = self._padded_to()
         try:
-            made = list(self(Image.new("RGB", (2 * size, size + 3))).shape)
+            made = list(self._pixels(Image.new("RGB", (2 * size, size + 3))).shape)
         except Exception as error:
             raise UserError(f"{self.file}: transformers cannot use it: {_line(error)}") from error
         if made != [3, size, size]:
@@ -148,6 +149,9 @@ class Processor:
 
     def __call__(self, picture: Image.Image) -> Float[np.ndarray, "C X X"]:
         """Normalized pixels of one RGB picture, float32, as transformers makes them."""
+        return self._pixels(picture)
+
+    def _pixels(self, picture: Image.Image) -> np.ndarray:
         settings = {}
         if self._square:
             picture = padded_square(picture, self._square, self._background, self._hub.resample)
