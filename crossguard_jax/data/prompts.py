@@ -3,7 +3,8 @@
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from crossguard_jax.core.errors import UserError
 
@@ -30,6 +31,22 @@ class PromptTemplate:
         for place in ("{image}", "{text}"):
             if self.template.count(place) != 1:
                 raise UserError(f"prompt {self.name!r}: write {place} exactly once in the template")
+
+    @classmethod
+    def from_fields(cls, value: Any) -> "PromptTemplate":
+        """A template from JSON.
+
+        Raises:
+            UserError: a field is missing, unknown or no text; the message names it.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(value, dict):
+            raise UserError(f"prompt {value!r} is no object with {', '.join(names)}; mend it")
+        for name in (*names, *value):
+            text = value.get(name)
+            if name not in names or not isinstance(text, str) or not text.strip():
+                raise UserError(f"prompt.{name} {text!r}: a text in {', '.join(names)} is wanted")
+        return cls(**value)
 
     def render(
         self,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import LLAVA_V1, PromptTemplate
 from crossguard_jax.data.records import Record
-from crossguard_jax.hf.pictures import middle
+from crossguard_jax.hf.folder import check_number, read_object, read_objects
+from crossguard_jax.hf.pictures import Processor
+from crossguard_jax.hf.tokens import load_tokenizer, open_ended
 from crossguard_jax.io import images
 from crossguard_jax.nn.llava import LlavaConfig
 
@@ -36,19 +38,31 @@ class Settings:
     threshold: float = 0.5
     max_length: int = 0
 
+    def __post_init__(self):
+        check_number("threshold", self.threshold, 0, 1)
+        check_number("max_length", self.max_length, 0, whole=True)
+
     @classmethod
     def read(cls, folder: Path) -> "Settings":
-        """A folder's settings; the defaults for one that has none (any LLaVA from the Hub)."""
+        """A folder's settings; the defaults for one that has none (any LLaVA from the Hub).
+
+        Raises:
+            UserError: the file is damaged, or a field of it is missing, unknown or no such value.
+        """
         path = folder / SETTINGS
         if not path.exists():
             return cls()
+        raw = read_object(path)
         try:
-            raw = json.loads(path.read_text())
-            return cls(**raw | {"prompt": PromptTemplate(**raw["prompt"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{path}: not a guard's settings ({error}); remove it or mend it"
-            ) from error
+            settings = {"threshold": 0.5, "max_length": 0} | raw
+            if unknown := settings.keys() - {field.name for field in fields(cls)}:
+                raise UserError(f"no setting of a guard: {', '.join(sorted(unknown))}; mend it")
+            check_number("threshold", settings["threshold"], 0, 1)
+            check_number("max_length", settings["max_length"], 0, whole=True)
+            prompt = PromptTemplate.from_fields(raw.get("prompt"))
+            return cls(prompt, float(settings["threshold"]), settings["max_length"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Writes the file into a folder."""
@@ -78,19 +92,11 @@ class Encoder:
     """
 
     def __init__(self, folder: str | Path, config: LlavaConfig, settings: Settings):
-        from transformers import AutoImageProcessor, AutoTokenizer
-
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self.processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(
-                f"{folder}: no tokenizer or picture processor that transformers can load ({first})"
-            ) from error
+        self.tokenizer = load_tokenizer(folder, config.text.vocab_size, [config.image_token_id])
+        self.processor = Processor(folder, config.vision.image_size)
         limit = settings.max_length or config.text.max_position_embeddings
         self.settings = replace(settings, max_length=limit)
-        self.image_token = str(self.tokenizer.convert_ids_to_tokens(config.image_token_id))
+        self.image_token = _image_token(self.tokenizer, config.image_token_id, Path(folder))
         self.tokens_per_image = config.tokens_per_image
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = 0 if pad is None else pad
@@ -98,6 +104,13 @@ class Encoder:
         negative, positive = self.first_tokens([prompt.negative, prompt.positive])
         self.label_ids = (negative, positive)
         self.image_size = config.vision.image_size
+        n_tokens = self._ids(["a text"], [True])[0].count(config.image_token_id)
+        if n_tokens != self.tokens_per_image:
+            raise UserError(
+                f"{folder}: a prompt with a picture has {n_tokens} tokens of the config's "
+                f"image_token_index {config.image_token_id}, and the picture wants "
+                f"{self.tokens_per_image}; put the model's own tokenizer there"
+            )
 
     def first_tokens(self, words: Sequence[str]) -> tuple[int, ...]:
         """The first token of each answer where the prompt ends.
@@ -125,7 +138,7 @@ class Encoder:
         return tuple(found)
 
     def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text)["input_ids"]
+        return open_ended(self.tokenizer, [text])[0]
 
     def tokenize(
         self,
@@ -185,7 +198,7 @@ class Encoder:
             )
             for text, picture in zip(texts, has_picture, strict=True)
         ]
-        return self.tokenizer(prompts)["input_ids"]
+        return open_ended(self.tokenizer, prompts)
 
     def _shortened(self, text: str, picture: bool, length: int, limit: int) -> list[int]:
         """The row of ``length`` tokens with the end of its text (never of the prompt) left out."""
@@ -220,21 +233,22 @@ class Encoder:
         Raises:
             UserError: it does not decode; the message calls it ``name``, or by its path.
         """
-        decoded = images.rgb(picture, name)
-        if getattr(self.processor, "do_center_crop", False):
-            decoded = middle(decoded)
-        (values,) = self.processor(decoded, return_tensors="np")["pixel_values"]
-        return np.asarray(values, np.float32)
+        return self.processor(images.rgb(picture, name))
 
     @property
     def normalization(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, float32 [3, 1, 1], that pixels in [0, 1] are normalized
-        by."""
-        processor, shape = self.processor, (3, 1, 1)
-        if not getattr(processor, "do_normalize", True):
-            return np.zeros(shape, np.float32), np.ones(shape, np.float32)
-        mean, std = processor.image_mean, processor.image_std
-        return tuple(np.asarray(v, np.float32).reshape(shape) for v in (mean, std))  # type: ignore[return-value]
+        by.
+
+        Raises:
+            UserError: the processor takes pixels to another range.
+        """
+        if not self.processor.unit_range:
+            raise UserError(
+                f"{self.processor.file}: rescale_factor: an attack wants pixels in [0, 1], which "
+                "is do_rescale by 1/255; mend it"
+            )
+        return self.processor.mean, self.processor.std
 
     def levels(self, picture: Picture, name: str = "the picture") -> np.ndarray:
         """As `picture`, before it is normalized: grey levels / 255, float32 [3, X, X]."""
@@ -272,6 +286,27 @@ class Encoder:
             "pixel_values": slots,
             "labels": np.asarray(labels, np.int32),
         }
+
+
+def _image_token(tokenizer: Any, image_token_id: int, folder: Path) -> str:
+    """The token that stands for a picture in a prompt.
+
+    Raises:
+        UserError: the tokenizer has no such token, or it is a word's or another mark's.
+    """
+    where = f"{folder / 'config.json'}: image_token_index {image_token_id}"
+    token = str(tokenizer.added_tokens_decoder.get(image_token_id, ""))
+    if not token:
+        word = tokenizer.convert_ids_to_tokens(image_token_id)
+        what = "is no token of the tokenizer" if word is None else f"is the word {word!r}"
+        raise UserError(f"{where} {what}; put the model's own tokenizer there")
+    processor = read_objects(folder, "processor_config.json")
+    named = getattr(tokenizer, "image_token", None) or processor.get("image_token")
+    marks = (f"{role}_token" for role in ("bos", "eos", "unk", "pad", "cls", "sep", "mask"))
+    if token != (named or token) or (not named and token in [getattr(tokenizer, m) for m in marks]):
+        picture = repr(named) if named else "a picture's"
+        raise UserError(f"{where} is {token!r}, not {picture}; put the model's own tokenizer there")
+    return token
 
 
 def _text_error(text: str) -> UserError | None:

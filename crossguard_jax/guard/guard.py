@@ -95,11 +95,10 @@ class Guard:
             UserError: whatever is wrong with the folder, in one message.
         """
         folder = resolve_folder(path)
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
             if adapter is not None:
                 raise UserError(f"{folder} is an adapter itself; give its base as the path")
-            base = read_adapter_config(folder).get("base_model_name_or_path") or ""
-            folder, adapter = resolve_folder(base), folder
+            folder, adapter = _base_of(folder), folder
         settings = Settings.read(folder)
         model = load_model(folder, dtype, mesh, rules, **options)
         if not isinstance(model, Llava):
@@ -323,6 +322,18 @@ class Guard:
         else:
             raise UserError(f"format {format!r} is neither 'merged' nor 'peft'")
         self.settings.write(folder)
+
+
+def _base_of(adapter: Path) -> Path:
+    """The folder that an adapter names, which is downloaded beforehand."""
+    name = read_adapter_config(adapter).get("base_model_name_or_path")
+    try:
+        return resolve_folder(name or "none")
+    except UserError as error:
+        raise UserError(
+            f"{adapter}/adapter_config.json: base_model_name_or_path {name!r} is no folder here; "
+            "give its folder as the model and this one as the adapter"
+        ) from error
 
 
 def _taken(rows: list[int], scores: Array | np.ndarray) -> Iterator[tuple[int, float]]:

@@ -16,8 +16,9 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.core.typing import Float
 from crossguard_jax.hf import open_clip, tokens
-from crossguard_jax.hf.load import load_model, resolve_folder, weight_files
-from crossguard_jax.hf.pictures import middle
+from crossguard_jax.hf.folder import CONFIG, weight_files, weights_name
+from crossguard_jax.hf.load import load_model, resolve_folder
+from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.io import images
 from crossguard_jax.nn.clip import Clip
 
@@ -109,23 +110,22 @@ def load_clip(
         model = load_model(folder, *settings, **options)
         if not isinstance(model, Clip):
             raise UserError(f"{folder}: a {type(model).__name__}, not a CLIP")
-        picture = _processor(folder, model.config.vision.image_size)
+        picture = Processor(folder, model.config.vision.image_size)
         names = (*weight_files(folder), "preprocessor_config.json", "processor_config.json")
-        files = [f for f in (folder / n for n in ("config.json", *names)) if f.is_file()]
+        files = [f for f in (folder / n for n in (CONFIG, *names)) if f.is_file()]
     elif source == "open_clip":
         model, picture, files = open_clip.load_open_clip(folder, *settings, **options)
     else:
         tree = tree or next(folder.glob("*.pkl"))
         model, picture, files = open_clip.load_open_clip_jax(tree, *settings, **options)
-    tokenizer = _tokenizer(folder)
-    tokens.check_fit(tokenizer, model.config.text.vocab_size, folder)
+    tokenizer = _tokenizer(folder, model.config.text.vocab_size)
     _check_end(tokenizer, model.config.text.eos_token_id, folder)
     return ClipEncoder(model, tokenizer, picture, source, folder, _digest(files, dtype))
 
 
 def _source(folder: Path) -> str:
-    config = (folder / "config.json").is_file()
-    if config and weight_files(folder):
+    config = (folder / CONFIG).is_file()
+    if config and weights_name(folder):
         return "transformers"
     if (folder / open_clip.CONFIG).is_file():
         return "open_clip"
@@ -142,41 +142,13 @@ def _source(folder: Path) -> str:
     )
 
 
-def _processor(folder: Path, size: int) -> Pixels:
-    """The folder's own picture processor, on Pillow whatever else is installed."""
-    from transformers import AutoImageProcessor
-
-    try:
-        processor = AutoImageProcessor.from_pretrained(
-            str(folder), local_files_only=True, backend="pil"
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"{folder}: no picture processor that transformers can load ({first}); put the "
-            "model's preprocessor_config.json there"
-        ) from error
-
-    def pixels(picture: Image.Image) -> np.ndarray:
-        if getattr(processor, "do_center_crop", False):
-            picture = middle(picture)
-        (values,) = processor(picture, return_tensors="np")["pixel_values"]
-        return np.asarray(values, np.float32)
-
-    made = pixels(Image.new("RGB", (2 * size, size + 3))).shape
-    if made != (3, size, size):
-        raise UserError(
-            f"{folder}/preprocessor_config.json: makes pictures of {list(made)}; the model wants "
-            f"{[3, size, size]}"
-        )
-    return pixels
-
-
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, vocab_size: int) -> Any:
     if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        return tokens.load_tokenizer(folder)
+        return tokens.load_tokenizer(folder, vocab_size)
     if (folder / BPE).is_file():
-        return _openai_tokenizer(folder / BPE)
+        tokenizer = _openai_tokenizer(folder / BPE)
+        tokens.check_fit(tokenizer, vocab_size, folder)
+        return tokenizer
     raise UserError(
         f"{folder}: no tokenizer; put CLIP's tokenizer.json and tokenizer_config.json there, or "
         f"{BPE}"

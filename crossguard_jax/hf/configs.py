@@ -4,13 +4,13 @@ transformers' own config classes fill in what the file leaves out, so a default 
 ours.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.hf.folder import CONFIG, check_number, read_json, read_object
 from crossguard_jax.nn import bert, clip, llama, llava
 from crossguard_jax.nn.attention import IMPLEMENTATIONS
 from crossguard_jax.nn.layers import ACTIVATIONS, REMAT_POLICIES
@@ -40,32 +40,36 @@ def read_config(folder: str | Path, **options: Any) -> tuple[str, Config]:
     from transformers import AutoConfig
 
     _check(options)
-    path = Path(folder) / "config.json"
+    path = Path(folder) / CONFIG
     if not path.is_file():
         raise UserError(f"{path}: not found; give a folder with config.json and *.safetensors")
+    _check_sections(path)
     try:
         hub: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{path}: transformers cannot read it: {first}") from error
+    except Exception as error:  # whatever its own checks of the fields raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: transformers cannot read it: {reason}") from error
     family, config = from_hub(hub, str(path), **options)
     if isinstance(config, bert.BertConfig):
         config = replace(config, normalize=read_normalize(folder))
     return family, config
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of a folder.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; download the whole folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable ({error}); download it again") from error
+def _check_sections(path: Path) -> None:
+    """What transformers would not say, or not by its name."""
+    whole = read_object(path)
+    sections = {f"{name}.": whole.get(name) for name in ("text_config", "vision_config")}
+    for name, part in {"": whole, **sections}.items():
+        part = part if isinstance(part, dict) else {}
+        for field in ("quantization_config", "compression_config"):
+            if part.get(field):
+                raise UserError(
+                    f"{path}: {name}{field}: quantized weights are not computed here; give the "
+                    "unquantized model"
+                )
+        for field in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+            if field in part:
+                check_number(f"{path}: {name}{field}", part[field], 1, whole=True)
 
 
 def read_normalize(folder: str | Path) -> bool:
@@ -99,9 +103,7 @@ def read_normalize(folder: str | Path) -> bool:
 
 
 def _check_pooling(path: Path) -> None:
-    pooling = read_json(path)
-    if not isinstance(pooling, dict):
-        raise UserError(f"{path}: not a pooling's settings; download it again")
+    pooling = read_object(path)
     prefix = "pooling_mode_"  # older files have a key for each mode, newer ones a list or a name
     modes = pooling.get("pooling_mode") or [
         key.removeprefix(prefix) for key in pooling if key.startswith(prefix) and pooling[key]
@@ -129,9 +131,57 @@ def from_hub(hub: Any, where: str = "config", **options: Any) -> tuple[str, Conf
         known = ", ".join(readers)
         raise UserError(f"{where}: model_type {hub.model_type!r} is none of {known}")
     try:
-        return hub.model_type, readers[hub.model_type](hub, options)
+        config = readers[hub.model_type](hub, options)
+        check_config(config)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    return hub.model_type, config
+
+
+_HUB_NAMES = {"image_token_id": "image_token_index"}
+
+
+def check_config(config: Any, section: str = "") -> None:
+    """Refuses numbers of a config (and its towers') that no model can have.
+
+    Raises:
+        UserError: the message names the Hub's field.
+    """
+    for field in fields(config):
+        name, value = section + _HUB_NAMES.get(field.name, field.name), getattr(config, field.name)
+        if field.name in ("vision", "text"):
+            check_config(value, f"{field.name}_config.")
+        elif isinstance(value, llama.RopeScaling):
+            check_config(value, f"{section}rope_parameters.")
+        elif field.type is int:
+            check_number(name, value, 0 if "_token_" in name else 1, whole=True)
+        elif field.type is float:
+            check_number(name, value, 0, above=not name.endswith("_eps"))
+    _check_shapes(config, section)
+
+
+def _check_shapes(config: Any, section: str) -> None:
+    def divides(small: str, large: str) -> None:
+        parts, whole = getattr(config, small), getattr(config, large)
+        if whole % parts:
+            raise UserError(f"{section}{small} {parts} does not divide {large} {whole}; mend it")
+
+    if isinstance(config, llama.LlamaConfig):
+        divides("num_key_value_heads", "num_attention_heads")
+        if config.head_dim % 2:
+            raise UserError(f"{section}head_dim {config.head_dim} is odd; positions turn pairs")
+    elif hasattr(config, "num_attention_heads"):
+        divides("num_attention_heads", "hidden_size")
+    if isinstance(config, clip.VisionConfig) and config.patch_size > config.image_size:
+        raise UserError(
+            f"{section}patch_size {config.patch_size} is above image_size {config.image_size}"
+        )
+    if isinstance(config, llama.RopeScaling) and config.high_freq_factor <= config.low_freq_factor:
+        raise UserError(f"{section}high_freq_factor is not above low_freq_factor; mend it")
+    if isinstance(config, llava.LlavaConfig):
+        deepest = config.vision.num_hidden_layers
+        for layer in config.vision_feature_layer or (None,):
+            check_number("vision_feature_layer", layer, -deepest - 1, deepest, whole=True)
 
 
 def _tower(hub: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +205,8 @@ def _activation(name: str) -> str:
 def _vision(hub: Any, options: dict[str, Any]) -> clip.VisionConfig:
     if hub.model_type != "clip_vision_model":
         raise UserError(f"vision_config.model_type {hub.model_type!r}: only CLIP's tower is known")
+    for field in ("image_size", "patch_size"):  # transformers takes a list of two sides
+        check_number(f"vision_config.{field}", getattr(hub, field), 1, whole=True)
     return clip.VisionConfig(
         **_tower(hub, options),
         layer_norm_eps=hub.layer_norm_eps,
@@ -164,6 +216,15 @@ def _vision(hub: Any, options: dict[str, Any]) -> clip.VisionConfig:
     )
 
 
+# What transformers' llama3 scaling cannot do without, and of what type each is.
+_LLAMA3 = {
+    "factor": float,
+    "low_freq_factor": float,
+    "high_freq_factor": float,
+    "original_max_position_embeddings": int,
+}
+
+
 def _llama(hub: Any, options: dict[str, Any], tied: bool | None = None) -> llama.LlamaConfig:
     if hub.model_type != "llama":
         raise UserError(f"text_config.model_type {hub.model_type!r}: only Llama is known")
@@ -171,16 +232,19 @@ def _llama(hub: Any, options: dict[str, Any], tied: bool | None = None) -> llama
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "linear", "llama3"):
         raise UserError(f"rope_type {kind!r} is none of default, linear, llama3")
-    fields = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "factor")
-    scaling = {f: rope[f] for f in fields if rope.get(f) is not None}
+    given = {"rope_theta": 10000.0} | rope
+    wanted = {"default": (), "linear": ("factor",), "llama3": tuple(_LLAMA3)}[kind]
+    for name in ("rope_theta", *wanted):
+        check_number(f"rope_parameters.{name}", given.get(name), 0, above=True)
+    scaling = {name: _LLAMA3[name](given[name]) for name in wanted}
     return llama.LlamaConfig(
         **_tower(hub, options),
         vocab_size=hub.vocab_size,
         num_key_value_heads=hub.num_key_value_heads or hub.num_attention_heads,
-        head_dim=getattr(hub, "head_dim", None) or hub.hidden_size // hub.num_attention_heads,
+        head_dim=hub.head_dim,
         max_position_embeddings=hub.max_position_embeddings,
         rms_norm_eps=hub.rms_norm_eps,
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        rope_theta=float(given["rope_theta"]),
         rope_scaling=llama.RopeScaling(kind, **scaling),
         attention_bias=hub.attention_bias,
         mlp_bias=hub.mlp_bias,

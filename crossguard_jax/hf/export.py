@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.hf import names
 from crossguard_jax.hf.configs import MODELS, Model
+from crossguard_jax.hf.folder import CONFIG, INDEX, WEIGHTS, read_object
 from crossguard_jax.nn import lora
 
 SHARD_BYTES = 5 * 2**30
@@ -102,10 +103,16 @@ def save_model(
     model = lora.fold(model)
     _copy_companions(source, folder)
     first = next(v for _, v in named_leaves(model))
-    config = json.loads((source / "config.json").read_text())
-    config.pop("torch_dtype", None)
+    config = read_object(source / CONFIG)
+    for stale in ("torch_dtype", "transformers_weights"):
+        config.pop(stale, None)
     config["dtype"] = str(jnp.dtype(dtype or first.dtype))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    text = getattr(model.config, "text", model.config)
+    for part in (config, config.get("text_config") or {}):
+        # A source that says so may hold a head of its own all the same.
+        if part.get("tie_word_embeddings"):
+            part["tie_word_embeddings"] = getattr(text, "tie_word_embeddings", True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if card:
         (folder / "README.md").write_text(card.markdown("merged"))
     _write_shards(model, folder, jnp.dtype(dtype) if dtype else None, shard_bytes)
@@ -144,10 +151,7 @@ def _write_shards(model: Model, folder: Path, dtype: Any, limit: int) -> None:
     flush()
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
-    files = [
-        "model.safetensors" if n == 1 else f"model-{i + 1:05d}-of-{n:05d}.safetensors"
-        for i in range(n)
-    ]
+    files = [WEIGHTS if n == 1 else f"model-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
     for i, file in enumerate(files):
         (folder / f"part-{i}.tmp").replace(folder / file)
     if n > 1:
@@ -155,4 +159,4 @@ def _write_shards(model: Model, folder: Path, dtype: Any, limit: int) -> None:
             "metadata": {"total_size": total},
             "weight_map": {key: files[i] for key, i in sorted(where.items())},
         }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -7,8 +7,8 @@ itself and handed over, so the host holds about one shard of one stacked paramet
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,9 +23,20 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, make_mesh, shardings
 from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.hf import configs, names
+from crossguard_jax.hf.folder import weight_files
+from crossguard_jax.nn.llama import LlamaConfig
+from crossguard_jax.nn.llava import LlavaConfig
 
 SHIPPED = "toy://"
 """A path that begins so names one of the small models inside the package."""
+
+_TIED = {
+    "llava": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
+    "llama": ("lm_head.weight", "model.embed_tokens.weight"),
+}
+"""The head's key, and the key of what it is where embeddings are tied."""
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 _CHECKPOINTS = Path(__file__).parents[1] / "toy" / "checkpoints"
 
@@ -66,7 +77,7 @@ def load_model(
     """A model from a Hub folder.
 
     Args:
-        folder: ``config.json`` and one or many ``*.safetensors`` (with their index).
+        folder: ``config.json`` and the safetensors that `folder.weight_files` finds.
         dtype: what the weights are cast to; None keeps each tensor's own type.
         mesh: where they go; None puts all on the first device.
         rules: logical to mesh axes.
@@ -79,8 +90,14 @@ def load_model(
         UserError: whatever is wrong with the folder, all of it in one message.
     """
     folder = resolve_folder(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder}/adapter_config.json lays an adapter over another model; give the base and "
+            "the adapter as two folders, or merge them"
+        )
     family, config = configs.read_config(folder, **options)
     with open_tensors(folder) as tensors:
+        config = _with_its_own_head(family, config, tensors)
         return build_model(family, config, tensors, str(folder), dtype, mesh, rules)
 
 
@@ -125,12 +142,29 @@ def _channels(config: Any) -> int:
 def folder_hash(folder: str | Path) -> str:
     """SHA-256 over a folder's config and weight files: which base an adapter belongs to."""
     h = hashlib.sha256()
-    for file in sorted(Path(folder).iterdir()):
-        if file.name == "config.json" or file.suffix == ".safetensors":
-            h.update(file.name.encode())
-            with file.open("rb") as handle:
-                h.update(hashlib.file_digest(handle, "sha256").digest())
+    for name in sorted(["config.json", *weight_files(Path(folder))]):
+        h.update(name.encode())
+        with (Path(folder) / name).open("rb") as handle:
+            h.update(hashlib.file_digest(handle, "sha256").digest())
     return h.hexdigest()
+
+
+def _with_its_own_head(family: str, config: configs.Config, tensors: "Tensors") -> configs.Config:
+    """The config without tied embeddings where the files hold a head that differs from them.
+
+    As transformers has it (``PreTrainedModel.tie_weights``): both are there, so both count.
+    """
+    text = config.text if isinstance(config, LlavaConfig) else config
+    if not isinstance(text, LlamaConfig) or not text.tie_word_embeddings:
+        return config
+    spelled = {names.canonical(family, key): key for key in tensors}
+    head, embedding = (spelled.get(key) for key in _TIED[family])
+    if not head or not embedding:
+        return config
+    if np.array_equal(tensors.read(head), tensors.read(embedding)):
+        return config
+    text = replace(text, tie_word_embeddings=False)
+    return replace(config, text=text) if isinstance(config, LlavaConfig) else text
 
 
 @runtime_checkable
@@ -154,30 +188,30 @@ class Tensors:
     ):
         self.problems: list[str] = []
         self._files: dict[str, Any] = {}
-        self.source: dict[str, str] = {}
-        for file in self._listed(folder) if files is None else files:
+        for file in weight_files(folder) if files is None else files:
             try:
                 handle = stack.enter_context(safe_open(folder / file, framework="np"))
             except FileNotFoundError:
-                self.problems.append(f"{file}: missing, but listed in the index")
+                self.problems.append(f"{file}: missing; download it too")
             except (SafetensorError, OSError) as error:
                 self.problems.append(f"{file}: truncated or not a safetensors file ({error})")
             else:
                 self._files.update(dict.fromkeys(handle.keys(), handle))
-                self.source.update(dict.fromkeys(handle.keys(), file))
+        self._refuse_quantized(folder)
 
-    def _listed(self, folder: Path) -> list[str]:
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            try:
-                return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-                self.problems.append(f"{index.name}: unreadable ({error!r})")
-                return []
-        files = weight_files(folder)
-        if not files:
-            self.problems.append("no *.safetensors file (pickled *.bin weights are not opened)")
-        return files
+    def _refuse_quantized(self, folder: Path) -> None:
+        types = {
+            key: handle.get_slice(key).get_dtype()
+            for key, handle in self._files.items()
+            if not names.IGNORED.match(key)
+        }
+        quantized = [key for key, kind in types.items() if kind not in _FLOATS]
+        if quantized:
+            raise UserError(
+                f"{folder}: {len(quantized)} tensors are of {types[quantized[0]]} or its like, "
+                f"such as {quantized[0]}; quantized weights are not computed here: give the "
+                "unquantized model"
+            )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -194,18 +228,9 @@ class Tensors:
         return self._files[key].get_tensor(key)
 
 
-def weight_files(folder: Path) -> list[str]:
-    """The safetensors of a folder that hold transformers' model, an adapter's and open_clip's not.
-
-    Hub folders of open_clip models often hold the same model in transformers' layout too.
-    """
-    files = sorted(p.name for p in folder.glob("*.safetensors"))
-    return [f for f in files if not f.startswith(("adapter_", "open_clip_"))]
-
-
 @contextlib.contextmanager
 def open_tensors(folder: str | Path, files: Sequence[str] | None = None) -> Iterator[Tensors]:
-    """All safetensors of a folder, or those named, open while the context lasts."""
+    """A folder's weights, or the safetensors named, open while the context lasts."""
     with contextlib.ExitStack() as stack:
         yield Tensors(Path(folder), stack, files)
 
@@ -232,7 +257,7 @@ def _plan(
                 problems.append(f"{actual}: shape {got}, the config says {list(expected)}")
             found.append(actual)
         plan[name] = (hub, found)
-    tied = {"lm_head.weight", "language_model.lm_head.weight"}
+    tied = {head for head, _ in _TIED.values()}
     problems += [
         f"{key}: maps to no parameter of this model"
         for canonical, key in spelled.items()

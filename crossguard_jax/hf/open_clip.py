@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.hf import safe_pickle
-from crossguard_jax.hf.configs import read_json
+from crossguard_jax.hf.configs import check_config
+from crossguard_jax.hf.folder import check_number, read_object
 from crossguard_jax.hf.layouts import OPEN_CLIP, OPEN_CLIP_JAX, PICTURES, TEXTS, Arrays, Renamed
 from crossguard_jax.hf.load import build_model, open_tensors
 from crossguard_jax.hf.pictures import Preprocess
@@ -51,13 +52,14 @@ def load_open_clip(
             transformers.
     """
     path = folder / CONFIG
-    whole = read_json(path)
+    whole = read_object(path)
     try:
         config = _config(whole["model_cfg"], options)
+        check_config(config)
         preprocess = _preprocess(whole.get("preprocess_cfg") or {}, config.vision.image_size)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: not a model's settings ({error!r}); download it again") from error
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
@@ -135,6 +137,9 @@ def _config(settings: dict[str, Any], options: dict[str, Any]) -> ClipConfig:
         raise UserError("multimodal_cfg: CoCa is not run, only CLIP")
     _check("vision_cfg", vision, (*_TOWER, "head_width", "patch_size", "image_size"))
     _check("text_cfg", text, (*_TOWER, "heads", "context_length", "vocab_size"))
+    for section, part, name in (("vision", vision, "head_width"), ("text", text, "heads")):
+        if part["width"] % part[name]:
+            raise UserError(f"{section}_cfg.{name} {part[name]} does not divide {part['width']}")
     quick = bool(settings.get("quick_gelu"))
     return ClipConfig(
         vision=VisionConfig(
@@ -204,6 +209,8 @@ def _preprocess(settings: dict[str, Any], size: int) -> Preprocess:
             colours[name] = tuple(map(float, value if isinstance(value, list) else [value] * 3))
             if len(colours[name]) != 3:
                 raise UserError(f"preprocess_cfg.{name} {value!r}: three channels are wanted")
+            for number in colours[name]:
+                check_number(f"preprocess_cfg.{name}", number, 0, above=name == "std")
     rest = ("interpolation", "resize_mode", "fill_color")
     return Preprocess(size, **colours, **{k: given[k] for k in rest if k in given})
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.hf import tokens
-from crossguard_jax.hf.configs import read_json
+from crossguard_jax.hf.folder import check_number, read_object, read_objects
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.nn.bert import Bert
 
@@ -25,15 +25,18 @@ class SentenceEncoder:
         tokenizer: the folder's.
         max_length: the most tokens of a text; the rest is cut.
         folder: where both come from.
+        prompt: what the folder puts before every text.
     """
 
     model: Bert
     tokenizer: Any
     max_length: int
     folder: Path
+    prompt: str = ""
 
     def texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """``input_ids`` (int32) and ``attention_mask`` (bool), [B, L], padded on the right."""
+        texts = [self.prompt + text for text in texts]
         return tokens.encode(self.tokenizer, texts, self.max_length)
 
 
@@ -56,17 +59,43 @@ def load_sentence(
     model = load_model(folder, dtype, mesh, rules, **options)
     if not isinstance(model, Bert):
         raise UserError(f"{folder}: a {type(model).__name__}; a sentence encoder is a BERT here")
-    tokenizer = tokens.load_tokenizer(folder)
-    tokens.check_fit(tokenizer, model.config.vocab_size, folder)
+    tokenizer = tokens.load_tokenizer(folder, model.config.vocab_size)
     longest = model.config.max_position_embeddings
     path = folder / "sentence_bert_config.json"
-    settings = read_json(path) if path.is_file() else {}
+    settings = read_objects(folder, path.name)
     limit = settings.get("max_seq_length") or min(tokenizer.model_max_length, longest)
-    if not isinstance(limit, int) or limit < 3:
-        raise UserError(f"{path}: max_seq_length {limit!r} leaves no room for a text; mend it")
+    check_number(f"{path}: max_seq_length", limit, 3, whole=True)  # two of them are special
+    for field in ("processing_kwargs", "query_length", "document_length", "query_expansion"):
+        if settings.get(field):
+            raise UserError(f"{path}: {field} is not known here; choose another sentence encoder")
     if settings.get("do_lower_case"):
         _lower(tokenizer)
-    return SentenceEncoder(model, tokenizer, min(limit, longest), folder)
+    return SentenceEncoder(model, tokenizer, min(limit, longest), folder, _prompt(folder))
+
+
+def _prompt(folder: Path) -> str:
+    """What sentence-transformers puts before every text: its default prompt."""
+    path = folder / "config_sentence_transformers.json"
+    settings = read_objects(folder, path.name)
+    if settings.get("truncate_dim"):
+        raise UserError(
+            f"{path}: truncate_dim {settings['truncate_dim']!r}: vectors are not cut here; choose "
+            "another sentence encoder"
+        )
+    name = settings.get("default_prompt_name")
+    if name is None:
+        return ""
+    prompts = {"query": "", "document": ""} | (settings.get("prompts") or {})
+    prompt = prompts.get(name) or ""
+    if name not in prompts or not isinstance(prompt, str):
+        raise UserError(f"{path}: default_prompt_name {name!r} names no prompt; mend it")
+    for pooling in folder.glob("*_Pooling/config.json"):
+        if prompt and read_object(pooling).get("include_prompt") is False:
+            raise UserError(
+                f"{pooling}: include_prompt false leaves the default prompt {name!r} out of the "
+                "mean, which is not done here; choose another sentence encoder"
+            )
+    return prompt
 
 
 def _lower(tokenizer: Any) -> None:

@@ -1,6 +1,6 @@
 """Texts to padded arrays of token ids, through a folder's own tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +8,40 @@ import numpy as np
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Bool, Int
+from crossguard_jax.hf.folder import read_objects
 
 LENGTH_STEP = 16
 """Rows are padded to a multiple of it: few lengths, so few compilations."""
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(
+    folder: str | Path, vocab_size: int | None = None, beyond: Collection[int] = ()
+) -> Any:
     """A folder's tokenizer, as transformers loads it.
 
+    Args:
+        folder: the model's.
+        vocab_size: rows of the model's embedding table; None where no model is run.
+        beyond: ids that may lie outside the table, as a picture's token may.
+
     Raises:
-        UserError: there is none.
+        UserError: there is none, a file of it is damaged, or it has ids that the table lacks.
     """
     from transformers import AutoTokenizer
 
+    read_objects(folder, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        read_objects(folder, "tokenizer.json")
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder}: no tokenizer that transformers can load ({first}); put the model's "
+            f"{folder}: no tokenizer that transformers can load ({reason}); put the model's "
             "tokenizer.json and tokenizer_config.json there"
         ) from error
+    if vocab_size is not None:
+        check_fit(tokenizer, vocab_size, folder, beyond)
+    return tokenizer
 
 
 def encode(tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, np.ndarray]:
@@ -66,10 +79,28 @@ def padded(
     return ids, mask
 
 
-def check_fit(tokenizer: Any, vocab_size: int, folder: str | Path) -> None:
-    """Raises a `UserError` if a tokenizer has ids that the model's table lacks."""
-    if len(tokenizer) > vocab_size:
+def check_fit(
+    tokenizer: Any, vocab_size: int, folder: str | Path, beyond: Collection[int] = ()
+) -> None:
+    """Raises a `UserError` if a tokenizer has ids, but those ``beyond``, that the table lacks."""
+    missing = {
+        id: word
+        for word, id in tokenizer.get_vocab().items()
+        if id >= vocab_size and id not in beyond
+    }
+    if missing:
         raise UserError(
-            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {vocab_size:,}; "
-            "they are not of one model"
+            f"{folder}: the tokenizer's {missing[max(missing)]!r} has the id {max(missing):,}, and "
+            f"the model's table has {vocab_size:,} rows: they are not of one model, or its "
+            "embeddings were not resized"
         )
+
+
+def open_ended(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    """Token ids of texts that a model is to go on with.
+
+    What a tokenizer adds at the end (some add an end of text) is left off.
+    """
+    (added,) = tokenizer(["a"], return_special_tokens_mask=True, **options)["special_tokens_mask"]
+    closing = next(n for n, mark in enumerate([*added[::-1], 0]) if not mark)
+    return [ids[: len(ids) - closing] for ids in tokenizer(list(texts), **options)["input_ids"]]

@@ -1,11 +1,14 @@
 """Grey levels and first tokens: what attacks and closed lists of answers need of an encoder."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from crossguard_jax import Guard
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.hf.pictures import Processor
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +35,15 @@ def test_levels_are_what_is_normalized(encoder, size):
         np.testing.assert_allclose(grey, np.asarray(drawn).transpose(2, 0, 1), atol=1e-4)
 
 
-def test_a_processor_that_does_not_normalize_divides_alone(encoder, monkeypatch):
+def test_a_processor_that_does_not_normalize_divides_alone(
+    encoder, llava_folder, tmp_path, monkeypatch
+):
     drawn = picture(1, 24, 24)
     normal = encoder.levels(drawn)
-    monkeypatch.setattr(encoder.processor, "do_normalize", False)
+    file = "preprocessor_config.json"
+    settings = json.loads((llava_folder / file).read_text()) | {"do_normalize": False}
+    (tmp_path / file).write_text(json.dumps(settings))
+    monkeypatch.setattr(encoder, "processor", Processor(tmp_path, 24))
     mean, std = encoder.normalization
     assert not mean.any() and (std == 1).all()
     np.testing.assert_array_equal(encoder.levels(drawn), normal)

@@ -179,14 +179,3 @@ def test_a_score_that_is_not_a_number_is_no_verdict(guard, monkeypatch):
     monkeypatch.setattr(guard, "_start", lambda batch, size: np.full(size, np.nan))
     with pytest.raises(UserError, match="row 0: .* not a number"):
         guard.score([None], ["can i touch it ?"])
-
-
-def test_a_very_long_picture_is_its_middle_and_takes_no_memory(guard):
-    for size in ((12_000, 2), (2, 12_000)):
-        line = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
-        values = guard.encoder.picture(line)
-        assert values.shape == (3, 24, 24) and values.std() > 0.1
-    # Where both ways are cheap, they agree: what is left out is far from the square.
-    tall = picture(5, 30, 900)
-    expected = guard.encoder.processor(tall, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_array_equal(guard.encoder.picture(tall), expected)

@@ -221,9 +221,19 @@ def test_what_does_not_fit_the_settings_is_named(copies):
     theirs, torches, flax = copies
     path = torches / "open_clip_config.json"
     original = path.read_text()
-    change(path, lambda c: c["model_cfg"]["text_cfg"].update(width=8))
-    with pytest.raises(UserError, match=r"text_model.*fc1\.weight: shape .* config says \[16, 8"):
+    change(path, lambda c: c["model_cfg"]["text_cfg"].update(width=12, heads=3))
+    with pytest.raises(UserError, match=r"text_model.*fc1\.weight: shape .* config says \[24, 12"):
         load_clip(torches)
+    for odd, message in (
+        ({"heads": 5}, "text_cfg.heads 5 does not divide"),
+        ({"heads": 0}, "not a model's settings"),
+        ({"layers": 0}, "num_hidden_layers 0 is not"),
+        ({"norm_kwargs": {"eps": float("nan")}}, "layer_norm_eps nan is not a number"),
+    ):
+        path.write_text(original)
+        change(path, lambda c, odd=odd: c["model_cfg"]["text_cfg"].update(odd))
+        with pytest.raises(UserError, match=rf"open_clip_config\.json: .*{message}"):
+            load_clip(torches)
     path.write_text(original)
     change(path, lambda c: c["model_cfg"].update(multimodal_cfg={"width": 8}))
     with pytest.raises(UserError, match="CoCa is not run"):

@@ -185,6 +185,57 @@ def test_lowercasing_follows_the_folder(plain, tmp_path):
     assert np.abs(lower[0] - lower[1]).max() == 0
 
 
+@pytest.mark.parametrize("name", ["query", "passage", None])
+def test_a_default_prompt_stands_before_every_text(name, tmp_path):
+    folder = tmp_path / "st"
+    shutil.copytree(resolve_folder("toy://sentence"), folder)
+    prompts = {"query": "query: ", "passage": "can i "}
+    settings = {"prompts": prompts, "default_prompt_name": name}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    texts = ["a red kettle", "can i touch the pan ?", ""]
+    theirs = reference(folder).encode(texts)
+    assert np.abs(ours(load_sentence(folder), texts) - theirs).max() <= TOLERANCE
+    alone = ours(load_sentence("toy://sentence"), texts)
+    assert (np.abs(alone - theirs).max() > 1e-3) == (name is not None)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "message"),
+    [
+        ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "'q' names no prompt"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"q": 3}, "default_prompt_name": "q"},
+            "default_prompt_name 'q' names no prompt",
+        ),
+        ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim 8"),
+        ("sentence_bert_config.json", {"query_expansion": True}, "query_expansion is not known"),
+        ("sentence_bert_config.json", {"max_seq_length": "64"}, "max_seq_length '64' is not a who"),
+        ("sentence_bert_config.json", {"max_seq_length": -3}, "max_seq_length -3 is not a whole"),
+    ],
+)
+def test_settings_that_are_not_followed_are_refused_by_their_name(
+    file, settings, message, tmp_path
+):
+    folder = tmp_path / "st"
+    shutil.copytree(resolve_folder("toy://sentence"), folder)
+    (folder / file).write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=rf"{file}: .*{message}"):
+        load_sentence(folder)
+
+
+def test_a_prompt_that_the_mean_leaves_out_is_refused(tmp_path):
+    folder = tmp_path / "st"
+    shutil.copytree(resolve_folder("toy://sentence"), folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
+    load_sentence(folder)
+    settings = {"prompts": {"q": "q: "}, "default_prompt_name": "q"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="include_prompt false leaves the default prompt 'q' out"):
+        load_sentence(folder)
+
+
 def older(folder):
     """The folder in the spelling of earlier sentence-transformers."""
     modules = json.loads((folder / "modules.json").read_text())
@@ -236,14 +287,17 @@ def test_what_is_wrong_with_a_folder_is_named(plain, tmp_path):
             r"1_Pooling.config\.json: not found",
         ),
         "no list": (lambda f: (f / "modules.json").write_text("3"), "not a list of modules"),
-        "no json": (lambda f: (f / "modules.json").write_text("{"), r"modules\.json: unreadable"),
+        "no json": (
+            lambda f: (f / "modules.json").write_text("{"),
+            r"modules\.json: not JSON",
+        ),
         "elsewhere": (
             lambda f: (f / "modules.json").write_text(json.dumps(modules)),
             "the encoder lies in .*0_Transformer",
         ),
         "no room": (
             lambda f: (f / "sentence_bert_config.json").write_text('{"max_seq_length": 2}'),
-            "max_seq_length 2 leaves no room",
+            "max_seq_length 2 is not a whole number of at least 3",
         ),
         "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer that"),
     }

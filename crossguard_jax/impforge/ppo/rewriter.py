@@ -23,7 +23,7 @@ from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.hf import tokens
 from crossguard_jax.hf.load import load_model, resolve_folder
-from crossguard_jax.hf.tokens import load_tokenizer
+from crossguard_jax.hf.tokens import load_tokenizer, open_ended
 from crossguard_jax.impforge.ppo.policy import make_policy
 from crossguard_jax.impforge.ppo.update import Trajectory, sequence_kl
 from crossguard_jax.impforge.rewards.rewards import Rewards
@@ -80,12 +80,12 @@ class Rewriter:
     ):
         self.folder = resolve_folder(config.path)
         self.config, self.rewards = config, rewards
-        self.tokenizer = load_tokenizer(self.folder)
         model = load_model(self.folder, config.dtype, mesh, rules, remat=config.remat)
         if not isinstance(model, Llama):
             raise UserError(
                 f"{config.path}: a rewriter is a Llama, this is a {type(model).__name__}"
             )
+        self.tokenizer = load_tokenizer(self.folder, model.config.vocab_size)
         ends = _end_ids(self.tokenizer, self.folder)
         pad = self.tokenizer.pad_token_id
         self.policy, self.start, self.frozen = make_policy(
@@ -117,8 +117,8 @@ class Rewriter:
         limit, pad = self.config.prompt_length, self.policy.pad_id
         rows = []
         for triplet in triplets:
-            row = self.tokenizer(self._prompt(triplet), add_special_tokens=not self.config.chat)
-            rows.append(row["input_ids"])
+            prompt, special = self._prompt(triplet), not self.config.chat
+            rows += open_ended(self.tokenizer, [prompt], add_special_tokens=special)
             if len(rows[-1]) > limit:
                 raise UserError(
                     f"triplet {triplet.id!r}: its prompt has {len(rows[-1])} tokens, and "

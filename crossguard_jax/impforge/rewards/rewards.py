@@ -196,7 +196,8 @@ class Rewards:
         _, config = read_config(folder)
         if not isinstance(config, LlamaConfig):
             raise UserError(f"{policy}: a rewriter is a Llama, this is a {type(config).__name__}")
-        tokenizer, size = tokens.load_tokenizer(folder), config.vocab_size
+        size = config.vocab_size
+        tokenizer = tokens.load_tokenizer(folder, size)
         return overlap.embed_vocabulary(
             self._words, width, tokenizer, size, cache, self.hashes["overlap"]
         )
@@ -325,7 +326,7 @@ def _load_safety(config: Any, *placed: Any) -> tuple[Llama, SafetyEncoder]:
         raise UserError(f"{config.path}: a {type(model).__name__}; a safety model is a Llama here")
     room = model.config.max_position_embeddings
     return model, SafetyEncoder(
-        tokens.load_tokenizer(folder),
+        tokens.load_tokenizer(folder, model.config.vocab_size),
         config.prompt,
         config.answer,
         (config.safe, config.unsafe),

@@ -12,7 +12,7 @@ import numpy as np
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Bool, Int
 from crossguard_jax.data.prompts import neutralize
-from crossguard_jax.hf.tokens import padded, valid
+from crossguard_jax.hf.tokens import open_ended, padded, valid
 
 CHAT = "chat"
 """In place of a template: the chat template of the tokenizer."""
@@ -116,7 +116,7 @@ class SafetyEncoder:
         if not prompts:
             return []
         options = {"add_special_tokens": self._add_special, "truncation": False, "padding": False}
-        return self.tokenizer(prompts, **options)["input_ids"]
+        return open_ended(self.tokenizer, prompts, **options)
 
     def _shortened(self, text: str, length: int) -> list[int]:
         """The row of ``length`` tokens without the beginning of its text."""
