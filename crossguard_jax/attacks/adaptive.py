@@ -148,7 +148,7 @@ def weighted_search(
         raise UserError(f"weighted: rounds {rounds!r} from 1, first {first!r} above 0")
     projections.check_input(x, budget)
     rounds_key, judge_key = jax.random.split(key)
-    nothing = search.nothing_found(objective, x, key)
+    nothing = search.no_result(objective, x, key)
 
     def go_on(carry: tuple) -> Array:
         index, *_, best = carry

@@ -42,14 +42,14 @@ def orthogonal_pgd(
 
     def step(state: tuple, x_adv: Array, outcome: Outcome, slopes: tuple) -> tuple[tuple, Array]:
         up, down = slopes[0], -slopes[1]
-        wanted, kept = search.select(outcome.margin > 0, (down, up), (up, down))
+        followed, kept = search.select(outcome.margin > 0, (down, up), (up, down))
         size = projections.per_row(budget.step_size, x)
         if budget.norm == "l2":
-            return state, x_adv + size * _orthogonal(wanted, kept)
+            return state, x_adv + size * _orthogonal(followed, kept)
         epsilon = projections.per_row(budget.epsilon, x)
         low = jnp.maximum(jnp.maximum(x - epsilon, budget.low), x_adv - size) - x_adv
         high = jnp.minimum(jnp.minimum(x + epsilon, budget.high), x_adv + size) - x_adv
-        return state, x_adv + best_in_box(wanted, kept, low, high)
+        return state, x_adv + best_in_box(followed, kept, low, high)
 
     return _search(objective, x, key, budget, (), step)
 
@@ -119,7 +119,7 @@ def _search(
         (_, x_adv, best), _ = jax.lax.scan(one, (state, x_adv, best), keys)
         return search.better(candidate(x_adv, objective(x_adv, last_key)), best)
 
-    start = search.nothing_found(objective, x, key)
+    start = search.no_result(objective, x, key)
     best = search.best_of_restarts(attempt, start, restarts_key, budget.restarts)
     return search.judge(objective, best.x_adv, judge_key)
 
@@ -141,23 +141,25 @@ def both_gradients(
 
 
 def best_in_box(
-    wanted: Float[Array, "B ..."],
+    gradient: Float[Array, "B ..."],
     kept: Float[Array, "B ..."],
     low: Float[Array, "B ..."],
     high: Float[Array, "B ..."],
 ) -> Float[Array, "B ..."]:
-    """Each row's step that rises most along ``wanted`` and not at all along ``kept``.
+    """Each row's step that rises most along ``gradient`` and not at all along ``kept``.
 
-    The linear program ``max wanted . d`` over ``low <= d <= high`` with ``kept . d = 0`` (``low``
-    <= 0 <= ``high``). Its solution lies at the bounds by the signs of ``wanted - m * kept`` for
+    The linear program ``max gradient . d`` over ``low <= d <= high`` with ``kept . d = 0`` (``low``
+    <= 0 <= ``high``). Its solution lies at the bounds by the signs of ``gradient - m * kept`` for
     one m, along which ``kept . d`` falls; m is found as a tangent, and the step mixed of those on
     its two sides.
     """
-    wanted, kept = _unit(wanted, "l2"), _unit(kept, "l2")
+    gradient, kept = _unit(gradient, "l2"), _unit(kept, "l2")
 
     def at(angle: Array) -> tuple[Array, Array]:
         cosine, sine = jnp.maximum(jnp.cos(angle), 0), jnp.sin(angle)
-        slope = projections.per_row(cosine, kept) * wanted - projections.per_row(sine, kept) * kept
+        slope = (
+            projections.per_row(cosine, kept) * gradient - projections.per_row(sine, kept) * kept
+        )
         step = jnp.where(slope > 0, high, jnp.where(slope < 0, low, 0))
         return step, (kept * step).reshape(len(kept), -1).sum(axis=1)
 
@@ -176,11 +178,11 @@ def best_in_box(
     return before + projections.per_row(share, kept) * (after - before)
 
 
-def _orthogonal(wanted: Array, kept: Array) -> Array:
-    """The unit step (l2) that rises most along ``wanted`` and not at all along ``kept``."""
-    wanted, kept = _unit(wanted, "l2"), _unit(kept, "l2")
-    along = (wanted * kept).reshape(len(kept), -1).sum(axis=1)
-    rest = wanted - projections.per_row(along, kept) * kept
+def _orthogonal(gradient: Array, kept: Array) -> Array:
+    """The unit step (l2) that rises most along ``gradient`` and not at all along ``kept``."""
+    gradient, kept = _unit(gradient, "l2"), _unit(kept, "l2")
+    along = (gradient * kept).reshape(len(kept), -1).sum(axis=1)
+    rest = gradient - projections.per_row(along, kept) * kept
     # Of two parallel gradients only rounding is left.
     real = projections.l2_norm(rest) > 1e-5
     return projections.steepest(jnp.where(projections.per_row(real, rest), rest, 0), "l2")

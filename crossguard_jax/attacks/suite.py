@@ -23,7 +23,7 @@ from crossguard_jax.attacks.curves import (
     SWAP,
     Cell,
     CellId,
-    Cells,
+    CellStore,
     Curve,
     Entry,
     Plan,
@@ -84,7 +84,7 @@ class Suite:
         epsilons: Sequence[float],
         key: PRNGKeyArray,
         *,
-        store: Callable[[Plan], Cells] = lambda plan: {},
+        store: Callable[[Plan], CellStore] = lambda plan: {},
         donors: Int[np.ndarray, " B"] | None = None,
         alone: bool = False,
         steps: float = 1.0,
@@ -246,8 +246,8 @@ class Suite:
         parts = []
         for i, (batch, n) in enumerate(_batches(over, self.batch_size)):
             those = jax.tree.map(lambda leaf, batch=batch: leaf[batch], rows)
-            found = program(params, those, x[batch], jax.random.fold_in(key, i), *more)
-            parts.append({name: np.asarray(value)[:n] for name, value in found.items()})
+            outputs = program(params, those, x[batch], jax.random.fold_in(key, i), *more)
+            parts.append({name: np.asarray(value)[:n] for name, value in outputs.items()})
         fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         excess = fields.pop("excess", np.zeros(1))
         if excess.max() > 0:

@@ -55,8 +55,8 @@ class ConsistencyConfig:
         if self.kind not in KINDS:
             raise UserError(f"cmcv.kind {self.kind!r} is none of {', '.join(KINDS)}")
         if self.text_source not in TEXT_SOURCES:
-            known = ", ".join(TEXT_SOURCES)
-            raise UserError(f"cmcv.text_source {self.text_source!r} is none of {known}")
+            choices = ", ".join(TEXT_SOURCES)
+            raise UserError(f"cmcv.text_source {self.text_source!r} is none of {choices}")
         for name in ("picture_width", "text_width", "shared_width", "hidden_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"cmcv.{name} {getattr(self, name)}: a whole number above 0")
@@ -195,16 +195,16 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
     def mean(x: Array) -> Array:
         return jnp.where(count, x, 0).sum() / jnp.maximum(count.sum(), 1)
 
-    loss, told = mean(info_nce), {}
+    loss, metrics = mean(info_nce), {}
     if "attacked_v" in pairs:
         above = own - check.logits(check.see(pairs["attacked_v"]), t)
         loss = loss + mean(jax.nn.softplus(-above))
-        told = {"told": mean(above > 0)}
+        metrics = {"told": mean(above > 0)}
     if isinstance(check, Verifier):
         loss = loss + (mean(jax.nn.softplus(-own)) + _misaligned_loss(kinds)) / 2
     ranked = [((x < own[:, None]) & mask, mask) for x, mask in per_text + per_picture]
     below, counted = (sum(part.sum() for part in parts) for parts in zip(*ranked, strict=True))
-    return loss, told | {
+    return loss, metrics | {
         "info_nce": mean(info_nce),
         "s_c": mean(check(pairs["h_v"], pairs["h_t"])),
         "ranked": below / jnp.maximum(counted, 1),

@@ -137,8 +137,8 @@ def answers_of(config: Any, sources: Mapping[str, RecordSource]) -> tuple[str, .
     """
     if not config.task.most_common:
         return tuple(config.task.labels)
-    said = Counter(source[i].label for source in sources.values() for i in range(len(source)))
-    ranked = sorted(said, key=lambda label: (-said[label], label))[: config.task.most_common]
+    counts = Counter(source[i].label for source in sources.values() for i in range(len(source)))
+    ranked = sorted(counts, key=lambda label: (-counts[label], label))[: config.task.most_common]
     if len(ranked) < 2:
         raise UserError(f"data.sources: {len(ranked)} kind of label; a task needs two answers")
     return tuple(ranked)
@@ -232,7 +232,7 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
         controller,
         adam,
         task.width,
-        task.read if goal == "answers" else task.aim,
+        task.read if goal == "answers" else task.add_clean_states,
         beside,
     )
     state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
@@ -244,7 +244,7 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
 
 def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:
     """S_c of the held-out pairs; rows without a picture have none."""
-    task, found = run.task, []
+    task, scores = run.task, []
 
     @jax.jit
     def score(trainable: Any, frozen: Any, batch: Any) -> Array:
@@ -258,10 +258,10 @@ def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:
         for batch in batches:
             mask = batch.pop("mask") & batch["has_picture"]
             del batch["row"]
-            found.append(np.asarray(score(trainable, run.frozen, batch))[mask])
-    if not found:
+            scores.append(np.asarray(score(trainable, run.frozen, batch))[mask])
+    if not scores:
         raise UserError("data.validation: the check needs held-out clean pairs; name a source")
-    return np.concatenate(found)
+    return np.concatenate(scores)
 
 
 def _cut(config: Any, scores: Float[np.ndarray, " B"]) -> list[dict[str, Any]]:

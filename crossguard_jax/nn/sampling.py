@@ -128,8 +128,8 @@ def completion_states(
     # The last column predicts nothing that is asked for. It is run all the same, and so is one
     # before the first where that makes them even: an odd number of columns would keep a GPU from
     # its fastest attention.
-    asked = min(n + 1 + (n + 1) % 2, mask.shape[1])
-    return model.hidden(x, mask, lora_scale, last=asked)[:, -n - 1 : -1]
+    n_last = min(n + 1 + (n + 1) % 2, mask.shape[1])
+    return model.hidden(x, mask, lora_scale, last=n_last)[:, -n - 1 : -1]
 
 
 def logprobs_of(

@@ -102,14 +102,14 @@ class Meaning(Truth):
 
 def meanings(triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched) -> list[Meaning]:
     """What texts mean beside their triplets' pictures, by the world's truth."""
-    found = []
+    judged = []
     for triplet, text in zip(triplets, texts, strict=True):
         scene = matched.scene(dict(triplet.provenance))
         truth = judge(text, scene)
         same = same_intent(triplet.query, text, scene)
         act = same_act(triplet.query, text)
-        found.append(Meaning(**asdict(truth), same_intent=same, same_act=act))
-    return found
+        judged.append(Meaning(**asdict(truth), same_intent=same, same_act=act))
+    return judged
 
 
 def truth_figures(meant: Sequence[Meaning]) -> dict[str, Estimate]:

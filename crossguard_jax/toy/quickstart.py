@@ -141,7 +141,7 @@ def run(
     tests = benchmarks(rows)
     guards: dict[str, Guard] = {}
     losses: dict[str, Any] = {}
-    made: dict[str, str] = {}
+    origins: dict[str, str] = {}
     for name, (model, variant, _) in SYSTEMS.items():
         start = time.monotonic()
         config, run_folder = _config(variant or "tiny", folder, overrides), folder / "train" / model
@@ -152,7 +152,7 @@ def run(
             guards[name] = immunized.guard
         elif variant and shipped.is_dir() and not from_scratch:
             guards[name] = _shipped(config, shipped)
-            made[name] = "shipped"
+            origins[name] = "shipped"
         elif variant:
             guards[name] = train_guard(
                 config, run_folder, {SOURCE: read}, folder / "datasets"
@@ -160,13 +160,13 @@ def run(
             losses[name] = _losses(run_folder)
         else:
             guards[name] = _untrained(config)
-            made[name] = "shipped"
+            origins[name] = "shipped"
         seconds[name] = round(time.monotonic() - start, 1)
     start = time.monotonic()
     attacks = _attack(folder, guards["guard.full"], immunized, attacked, immunize_overrides)
     seconds["attacks"] = round(time.monotonic() - start, 1)
     scores = score_all(guards, tests)
-    titles = {k: f"{v[2]} (shipped)" if k in made else v[2] for k, v in SYSTEMS.items()}
+    titles = {k: f"{v[2]} (shipped)" if k in origins else v[2] for k, v in SYSTEMS.items()}
     judged = Judged(scores, titles=titles | dict(BENCHMARKS))
     _export(folder, guards, immunized, judged)
     _write_data(folder, tests, overrides)
@@ -177,7 +177,7 @@ def run(
     meta = {
         "command": f"crossguard quickstart --out {folder} --rows {rows}",
         "seconds": seconds,
-        "made": {name: made.get(name, "trained here") for name in SYSTEMS},
+        "made": {name: origins.get(name, "trained here") for name in SYSTEMS},
         "threshold": judged.threshold,
         "jax": jax.__version__,
         "flax": flax.__version__,
@@ -217,10 +217,10 @@ def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
     """Forges the implicit rows, and says what came of it."""
     config = load_config("configs/impforge.py:tiny", [*SHORTER, *overrides])
     matched, run = forge_world(config, folder, queries)
-    forged, known = folder / "forged", {t.id: t for t in matched.read()}
+    forged, by_id = folder / "forged", {t.id: t for t in matched.read()}
     rows = [v for _, v in jsonl.read_jsonl(forged / "train.jsonl") if isinstance(v, dict)]
     unsafe = [row for row in rows if row["label"] == "unsafe"]
-    meant = meanings([known[r["id"]] for r in unsafe], [r["text"] for r in unsafe], matched)
+    meant = meanings([by_id[r["id"]] for r in unsafe], [r["text"] for r in unsafe], matched)
     picked = np.random.default_rng(0).permutation(len(rows))[:8]
     shown = [
         Rewrite((forged / r["image"]).read_bytes(), r["provenance"]["query"], r["text"], r["label"])
@@ -247,15 +247,15 @@ def _attack(
     folder: Path, guard: Guard, immunized: Immunized, rows: int, overrides: Sequence[str]
 ) -> Section:
     """Both guards under the same attacks."""
-    config, seen = _immunizing(folder, overrides).attack, held_out("guard", rows)
+    config, records = _immunizing(folder, overrides).attack, held_out("guard", rows)
     systems = {"guard.immunized": immunized, "guard.full": Immunized.of(guard)}
-    found = {
+    results = {
         name: attack_records(
-            config, system, seen, folder / "attacks" / SYSTEMS[name][0], convergence=False
+            config, system, records, folder / "attacks" / SYSTEMS[name][0], convergence=False
         )
         for name, system in systems.items()
     }
-    return robustness_section(found, {name: SYSTEMS[name][2] for name in found})
+    return robustness_section(results, {name: SYSTEMS[name][2] for name in results})
 
 
 def _losses(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:

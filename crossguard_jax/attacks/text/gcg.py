@@ -129,12 +129,12 @@ def gcg(
             order = np.random.default_rng([*seed, step, row]).permutation(len(some))
             pairs[row] = some[order] if not best.success[row] else some[:0]
         candidates = _candidates(current, pairs, keep, budget.candidates)
-        found = _best_of(candidates, evaluate(jnp.asarray(candidates), value_key))
-        best = jax.tree.map(np.asarray, search.better(found, best))
+        result = _best_of(candidates, evaluate(jnp.asarray(candidates), value_key))
+        best = jax.tree.map(np.asarray, search.better(result, best))
         if best.success.all():
             break
         # A search that only ever climbed would end at the first local optimum.
-        current = np.where(best.success[:, None], best.x_adv, found.x_adv)
+        current = np.where(best.success[:, None], best.x_adv, result.x_adv)
     same = np.repeat(best.x_adv[:, None], budget.candidates, axis=1)  # no shape is new to a model
     judged = evaluate(jnp.asarray(same), jax.random.fold_in(key, budget.steps))
     # One of them, not the luckiest.
@@ -185,9 +185,9 @@ def _candidates(
 
     A row with fewer repeats them; one with none has its ids.
     """
-    made = [ids[:0] for _ in ids]
+    accepted = [ids[:0] for _ in ids]
     while True:
-        drawn = [some[: n - len(done)] for some, done in zip(pairs, made, strict=True)]
+        drawn = [some[: n - len(done)] for some, done in zip(pairs, accepted, strict=True)]
         pairs = [some[len(now) :] for some, now in zip(pairs, drawn, strict=True)]
         rows = np.repeat(np.arange(len(ids)), [len(now) for now in drawn])
         if not rows.size:
@@ -195,13 +195,13 @@ def _candidates(
         trial, changes = ids[rows], np.concatenate(drawn)
         trial[np.arange(len(rows)), changes[:, 0]] = changes[:, 1]
         fine = np.ones(len(rows), bool) if keep is None else np.asarray(keep(trial), bool)
-        made = [
-            np.concatenate([done, trial[fine & (rows == row)]]) for row, done in enumerate(made)
+        accepted = [
+            np.concatenate([done, trial[fine & (rows == row)]]) for row, done in enumerate(accepted)
         ]
     return np.stack(
         [
             np.resize(done if len(done) else own, (n, ids.shape[1]))
-            for done, own in zip(made, ids, strict=True)
+            for done, own in zip(accepted, ids, strict=True)
         ]
     )
 

@@ -43,14 +43,14 @@ def main(args: argparse.Namespace) -> None:
     other = None
     if args.surrogate:
         other = load_system(args.surrogate, args.prompt, first.task.labels)
-    found = {
+    results = {
         name: attack_records(config, system, records, folder / "cells" / name, other)
         for name, system in systems.items()
     }
     place = folder / "cells" / main_name / "probe"
     probed = probe(first, records, config, place, _steps(config))
     facts = _facts(records, rows, first, left_out)
-    sections = [robustness_section(found), Section("What was attacked", (Bullets(facts),))]
+    sections = [robustness_section(results), Section("What was attacked", (Bullets(facts),))]
     if probed.cut is not None:
         sections.append(detection_section(main_name, first, probed, config.batch_size))
     sections.append(pictures_section(main_name, first, probed))
@@ -64,10 +64,10 @@ def main(args: argparse.Namespace) -> None:
             config.seed,
         )
         sections.append(certificate_section(main_name, some))
-    said = ("model", "data", "surrogate", "limit", "certify", "prompt")
-    meta = {name: getattr(args, name) for name in said}
+    options = ("model", "data", "surrogate", "limit", "certify", "prompt")
+    meta = {name: getattr(args, name) for name in options}
     page = Report("Robustness", sections, meta | {"attack": config.to_dict()}).write(folder)
-    for name, system in found.items():
+    for name, system in results.items():
         _tell(name, system)
     print(f"report: {page}")
 
@@ -97,13 +97,13 @@ def drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Recor
     """
     if limit is not None and limit < 2:
         raise UserError(f"--limit {limit}: two rows at least")
-    seen = [record for record in records if record.image is not None]
-    if len(seen) < 2:
-        raise UserError(f"--data: {len(seen)} of {len(records)} rows have a picture; give two")
-    if limit is None or limit >= len(seen):
-        return seen
-    chosen = np.random.default_rng(seed).choice(len(seen), limit, replace=False)
-    return [seen[i] for i in np.sort(chosen)]
+    pictured = [record for record in records if record.image is not None]
+    if len(pictured) < 2:
+        raise UserError(f"--data: {len(pictured)} of {len(records)} rows have a picture; give two")
+    if limit is None or limit >= len(pictured):
+        return pictured
+    chosen = np.random.default_rng(seed).choice(len(pictured), limit, replace=False)
+    return [pictured[i] for i in np.sort(chosen)]
 
 
 def load_systems(specs: Sequence[str], prompt: str | None) -> dict[str, Immunized]:
@@ -166,8 +166,8 @@ def _facts(
 
 
 def _tell(name: str, system: Robustness) -> None:
-    found = figures(system)
-    for figure, estimate in found.items():
+    estimates = figures(system)
+    for figure, estimate in estimates.items():
         if figure.endswith((".accuracy", ".robust_accuracy")):
             interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
             print(f"{name} {figure} {estimate.value:.4f} {interval} n={estimate.n}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.evaluate import parse_model
-from crossguard_jax.evals.tasks.attack import Attack, Measured, Task, measure
+from crossguard_jax.evals.tasks.attack import Attack, Measured, PerturbedTask, measure
 from crossguard_jax.evals.tasks.report import tasks_section
 from crossguard_jax.evals.tasks.retrieval import Retrieval
 from crossguard_jax.evals.tasks.rows import Benchmark, read_benchmarks
@@ -86,18 +86,18 @@ def evaluate_tasks(
     """
     attack, asking = attack or Attack(), asking or Asking()
     Path(rejects).unlink(missing_ok=True)
-    found: dict[str, dict[str, Measured]] = {}
+    measured: dict[str, dict[str, Measured]] = {}
     with JsonlWriter(rejects) as writer:
         benchmarks = data
         if not isinstance(benchmarks, Mapping):
             benchmarks = read_benchmarks(benchmarks, writer, limit)
         for spec in models:
             name, path, adapter = parse_model(spec)
-            if name in found:
+            if name in measured:
                 raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
             tasks = make_tasks(path, adapter, benchmarks, asking, writer)
-            found[name] = {bench: measure(task, attack) for bench, task in tasks.items()}
-    return tasks_section(found, attack)
+            measured[name] = {bench: measure(task, attack) for bench, task in tasks.items()}
+    return tasks_section(measured, attack)
 
 
 def make_tasks(
@@ -106,7 +106,7 @@ def make_tasks(
     benchmarks: Mapping[str, Benchmark],
     asking: Asking,
     rejects: JsonlWriter,
-) -> dict[str, Task]:
+) -> dict[str, PerturbedTask]:
     """A model's tasks by benchmark: what it can be asked of each.
 
     Raises:
@@ -123,11 +123,11 @@ def make_tasks(
             for name, rows in benchmarks.items()
         }
     model = Guard.from_pretrained(path, adapter, asking.dtype, prompt=asking.prompt)
-    words: dict[str, tuple[Callable[..., Task], str, int]] = {
+    words: dict[str, tuple[Callable[..., PerturbedTask], str, int]] = {
         "vqa": (Vqa, asking.question, asking.answer_tokens),
         "captions": (Captions, asking.caption, asking.caption_tokens),
     }
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, PerturbedTask] = {}
     for name, rows in benchmarks.items():
         kind, form, most = words[rows.kind]
         tasks[name] = kind(model, rows, form, most, asking.batch_size, rejects)
@@ -154,8 +154,8 @@ def main(args: argparse.Namespace) -> None:
     scale = LEVELS if args.norm == "linf" else 1.0
     radii = tuple(float(epsilon) / scale for epsilon in args.epsilon)
     attack = Attack(radii, args.norm, args.steps, args.restarts, args.aims, args.seed)
-    said = {name: getattr(args, name) for name in ("prompt", "question", "caption")}
-    words = {name: value for name, value in said.items() if value}
+    options = {name: getattr(args, name) for name in ("prompt", "question", "caption")}
+    words = {name: value for name, value in options.items() if value}
     asking = Asking(batch_size=args.batch_size, dtype=args.dtype, **words)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: a whole number above 0")

@@ -71,7 +71,7 @@ class IndexWriter:
     """The one process that adds to an index.
 
     Attributes:
-        known: ids of the pictures that are in it, or on their way.
+        ids: those of the pictures that are in it, or on their way.
         counts: what has been met so far.
     """
 
@@ -81,11 +81,11 @@ class IndexWriter:
         self._vectors = (folder / VECTORS).open("ab")
         try:
             self._claim(rebuild)
-            self.known = self._recover()
+            self.ids = self._recover()
         except BaseException:
             self._vectors.close()
             raise
-        self._before = len(self.known)
+        self._before = len(self.ids)
         # Each pass goes through the whole library, and says anew what it could not use.
         (folder / REJECTED).unlink(missing_ok=True)
         self._rejected = jsonl.JsonlWriter(folder / REJECTED)
@@ -118,22 +118,22 @@ class IndexWriter:
         n = min(len(ends), count_vectors(self.folder, self.meta))
         self._vectors.truncate(n * _width(self.meta))
         os.truncate(path, ends[n - 1] if n else 0)
-        known = set()
+        ids = set()
         for row, value in jsonl.read_jsonl(path):
             if isinstance(value, jsonl.RowError) or "id" not in value:
                 raise UserError(f"{path}, row {row}: damaged; rebuild the index")
-            known.add(value["id"])
-        return known
+            ids.add(value["id"])
+        return ids
 
     def unknown(self, pictures: Iterable[Picture | Rejected]) -> Iterator[Picture]:
         """The pictures that are to be embedded."""
         for picture in pictures:
             if isinstance(picture, Rejected):
                 self.reject(picture, picture.reason)
-            elif picture.id in self.known:
+            elif picture.id in self.ids:
                 self.counts.kept += 1
             else:
-                self.known.add(picture.id)
+                self.ids.add(picture.id)
                 yield picture
 
     def reject(self, what: Picture | Rejected, reason: str) -> None:

@@ -140,7 +140,7 @@ def make_improve(
             components, weights, trajectory, state.archive, vectors, breadth
         )
         key = _keys(state)[1]
-        trainable, opt_state, found = update(
+        trainable, opt_state, update_metrics = update(
             evaluate,
             adam,
             settings,
@@ -156,7 +156,7 @@ def make_improve(
             n_categories,
         )
         kl = sequence_kl(trajectory.logprobs, trajectory.reference, mask).mean()
-        metrics |= found | {name: value.mean() for name, value in components.items()}
+        metrics |= update_metrics | {name: value.mean() for name, value in components.items()}
         metrics |= {
             "kl": kl,
             "kl_coef": state.kl_coef,
@@ -192,7 +192,7 @@ def make_iteration(
     sharding: NamedSharding | None = None,
 ) -> Step:
     """An iteration as the training loop wants it: ``step(state, frozen, batch)``."""
-    context = dict(rewriter.know(triplets)[1])
+    context = dict(rewriter.prepare(triplets)[1])
     own = rewriter.rewards_of([t.query for t in triplets], triplets, context=context)
     context["baseline"] = np.asarray(total(own, weights))
 
@@ -247,7 +247,7 @@ def train_rewriter(
     improve = make_improve(rewriter, adam, settings, weights, breadth, len(names))
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
     processes = jax.process_count()
-    arrays = {**rewriter.know(triplets)[0], "category": np.asarray(categories, np.int32)}
+    arrays = {**rewriter.prepare(triplets)[0], "category": np.asarray(categories, np.int32)}
     rounds = Rounds(
         arrays,
         categories,
