@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from crossguard_jax.attacks import projections, search
-from crossguard_jax.attacks.adaptive import candidate, seen
+from crossguard_jax.attacks.adaptive import candidate, with_detector
 from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 
@@ -131,7 +131,7 @@ def both_gradients(
     two back."""
 
     def pair(x: Array) -> tuple[tuple[Array, Array], Outcome]:
-        outcome = seen(objective(x, key))
+        outcome = with_detector(objective(x, key))
         return (outcome.loss, outcome.detector), outcome
 
     (loss, detector), back, outcome = jax.vjp(pair, x, has_aux=True)
