@@ -5,6 +5,7 @@ compiles twice. What an attack claims is not believed: its result goes through u
 anew, under keys that the search has not seen, by one objective for all attacks.
 """
 
+import functools
 import hashlib
 import re
 import zlib
@@ -113,16 +114,7 @@ class Suite:
         self._check(x, rows)
         plan = self._plan(x, rows, epsilons, key, alone, steps, restarts)
         cells = store(plan)
-
-        def made(
-            name: CellId, over: np.ndarray, program: Program, x: np.ndarray, *more: Any
-        ) -> Cell:
-            cell = cells.get(name)
-            if cell is None:
-                cell = self._over(program, params, x, rows, over, _key_of(key, name), name, *more)
-                cells[name] = cell
-            return cell
-
+        made = functools.partial(self._made, cells, params, rows, key)
         clean = made(CLEAN, np.arange(len(x)), self._judge, x)
         right = np.flatnonzero(~clean.fooled & ~clean.rejected)
         swapped = x[_others(len(x), plan.key) if donors is None else donors]
@@ -228,6 +220,25 @@ class Suite:
         spread = jnp.maximum(jnp.ptp(draws.margin, axis=0), jnp.nan_to_num(jnp.ptp(detector, 0)))
         means = {"loss": draws.loss, "margin": draws.margin, "detector": detector}
         return {name: value.mean(axis=0) for name, value in means.items()} | {"spread": spread}
+
+    def _made(
+        self,
+        cells: CellStore,
+        params: PyTree,
+        rows: PyTree,
+        key: PRNGKeyArray,
+        name: CellId,
+        over: np.ndarray,
+        program: Program,
+        x: np.ndarray,
+        *more: Any,
+    ) -> Cell:
+        """A cell from the store, or made and put there."""
+        cell = cells.get(name)
+        if cell is None:
+            cell = self._over(program, params, x, rows, over, _key_of(key, name), name, *more)
+            cells[name] = cell
+        return cell
 
     def _over(
         self,

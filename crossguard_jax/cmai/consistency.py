@@ -24,6 +24,9 @@ _NORM_EPSILON = 1e-5
 _MAX_SCALE = 100.0  # CLIP's own bound
 _FIRST_SCALE = 1 / 0.07
 
+Misaligned = tuple[Array, Bool[Array, "..."]]
+"""Logits of pairs, and which of the pairs are misaligned: the others count for nothing."""
+
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
@@ -180,15 +183,7 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
     if "negatives" in pairs:
         negatives &= pairs["negatives"]
     own = check.logits(v, t)
-    grid = check.logits(v[None], t[:, None])  # text by picture
-    kinds = [(grid, negatives)]
-    per_text, per_picture = [(grid, negatives)], [(grid.T, negatives.T)]
-    if "wrong_v" in pairs:
-        per_text.append(_all(check.logits(check.see(pairs["wrong_v"]), t[:, None])))
-        kinds.append(per_text[-1])
-    if "wrong_t" in pairs:
-        per_picture.append(_all(check.logits(v[:, None], check.read(pairs["wrong_t"]))))
-        kinds.append(per_picture[-1])
+    kinds, per_text, per_picture = _misaligned(check, v, t, pairs, negatives)
     info_nce = (_info_nce(own, per_text) + _info_nce(own, per_picture)) / 2
     count = pairs.get("aligned", jnp.ones(b, bool))
 
@@ -228,14 +223,30 @@ def make_loss(
     return loss
 
 
-def _info_nce(own: Float[Array, " B"], others: list[tuple[Array, Array]]) -> Float[Array, " B"]:
+def _misaligned(
+    check: Check, v: Array, t: Array, pairs: dict[str, Array], negatives: Bool[Array, "B B"]
+) -> tuple[list[Misaligned], list[Misaligned], list[Misaligned]]:
+    """The kinds of misaligned pairs that there are; those of each text; those of each picture."""
+    grid = check.logits(v[None], t[:, None])  # text by picture
+    kinds = [(grid, negatives)]
+    per_text, per_picture = [(grid, negatives)], [(grid.T, negatives.T)]
+    if "wrong_v" in pairs:
+        per_text.append(_all(check.logits(check.see(pairs["wrong_v"]), t[:, None])))
+        kinds.append(per_text[-1])
+    if "wrong_t" in pairs:
+        per_picture.append(_all(check.logits(v[:, None], check.read(pairs["wrong_t"]))))
+        kinds.append(per_picture[-1])
+    return kinds, per_text, per_picture
+
+
+def _info_nce(own: Float[Array, " B"], others: list[Misaligned]) -> Float[Array, " B"]:
     """``-log softmax`` of a row's own logit among those of its misaligned pairs."""
     masked = [jnp.where(mask, logits, -jnp.inf) for logits, mask in others]
     every = jnp.concatenate([own[:, None], *masked], axis=1)
     return jax.nn.logsumexp(every, axis=1) - own
 
 
-def _misaligned_loss(kinds: list[tuple[Array, Array]]) -> Float[Array, ""]:
+def _misaligned_loss(kinds: list[Misaligned]) -> Float[Array, ""]:
     """Mean over the kinds that there are of the logistic loss of misaligned pairs."""
     total = there = jnp.float32(0.0)
     for logits, mask in kinds:
@@ -245,7 +256,7 @@ def _misaligned_loss(kinds: list[tuple[Array, Array]]) -> Float[Array, ""]:
     return total / jnp.maximum(there, 1.0)
 
 
-def _all(logits: Array) -> tuple[Array, Bool[Array, "..."]]:
+def _all(logits: Array) -> Misaligned:
     return logits, jnp.ones(logits.shape, bool)
 
 

@@ -135,38 +135,19 @@ def run(
         from_scratch: train also what is shipped.
     """
     began = time.monotonic()
-    seconds = {}
+    seconds: dict[str, float] = {}
     forged = _forge(folder / "forge", queries, forge_overrides)
     seconds["forge"] = round(time.monotonic() - began, 1)
     tests = benchmarks(rows)
-    guards: dict[str, Guard] = {}
-    losses: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for name, (model, variant, _) in SYSTEMS.items():
-        start = time.monotonic()
-        config, run_folder = _config(variant or "tiny", folder, overrides), folder / "train" / model
-        shipped = SHIPPED / model
-        if name == "guard.immunized":
-            guards["guard.full"].save_pretrained(folder / "models" / "guard")
-            immunized = _immunize(folder, run_folder, immunize_overrides)
-            guards[name] = immunized.guard
-        elif variant and shipped.is_dir() and not from_scratch:
-            guards[name] = _shipped(config, shipped)
-            origins[name] = "shipped"
-        elif variant:
-            guards[name] = train_guard(
-                config, run_folder, {SOURCE: read}, folder / "datasets"
-            ).guard
-            losses[name] = _losses(run_folder)
-        else:
-            guards[name] = _untrained(config)
-            origins[name] = "shipped"
-        seconds[name] = round(time.monotonic() - start, 1)
+    guards, immunized, losses = _make_systems(
+        folder, overrides, immunize_overrides, from_scratch, seconds
+    )
     start = time.monotonic()
     attacks = _attack(folder, guards["guard.full"], immunized, attacked, immunize_overrides)
     seconds["attacks"] = round(time.monotonic() - start, 1)
     scores = score_all(guards, tests)
-    titles = {k: f"{v[2]} (shipped)" if k in origins else v[2] for k, v in SYSTEMS.items()}
+    shipped = set(SYSTEMS) - set(losses) - {"guard.immunized"}
+    titles = {k: f"{v[2]} (shipped)" if k in shipped else v[2] for k, v in SYSTEMS.items()}
     judged = Judged(scores, titles=titles | dict(BENCHMARKS))
     _export(folder, guards, immunized, judged)
     _write_data(folder, tests, overrides)
@@ -177,14 +158,50 @@ def run(
     meta = {
         "command": f"crossguard quickstart --out {folder} --rows {rows}",
         "seconds": seconds,
-        "made": {name: origins.get(name, "trained here") for name in SYSTEMS},
+        "made": {name: "shipped" if name in shipped else "trained here" for name in SYSTEMS},
         "threshold": judged.threshold,
+    }
+    title = "CrossGuard in the small world"
+    return Report(title, sections, meta | _machine()).write(folder)
+
+
+def _make_systems(
+    folder: Path,
+    overrides: Sequence[str],
+    immunize_overrides: Sequence[str],
+    from_scratch: bool,
+    seconds: dict[str, float],
+) -> tuple[dict[str, Guard], Immunized, dict[str, Any]]:
+    """The guards of `SYSTEMS`, the immunized one with its check, and the losses of those trained
+    here; ``seconds`` is told how long each took."""
+    guards: dict[str, Guard] = {}
+    losses: dict[str, Any] = {}
+    for name, (model, variant, _) in SYSTEMS.items():
+        start = time.monotonic()
+        config, run_folder = _config(variant or "tiny", folder, overrides), folder / "train" / model
+        if name == "guard.immunized":
+            guards["guard.full"].save_pretrained(folder / "models" / "guard")
+            immunized = _immunize(folder, run_folder, immunize_overrides)
+            guards[name] = immunized.guard
+        elif not variant:
+            guards[name] = _untrained(config)
+        elif (SHIPPED / model).is_dir() and not from_scratch:
+            guards[name] = _shipped(config, SHIPPED / model)
+        else:
+            trained = train_guard(config, run_folder, {SOURCE: read}, folder / "datasets")
+            guards[name], losses[name] = trained.guard, _losses(run_folder)
+        seconds[name] = round(time.monotonic() - start, 1)
+    return guards, immunized, losses
+
+
+def _machine() -> dict[str, str]:
+    """What else a run's figures and its time depend on."""
+    return {
         "jax": jax.__version__,
         "flax": flax.__version__,
         "python": platform.python_version(),
         "device": str(jax.devices()[0].device_kind),
     }
-    return Report("CrossGuard in the small world", sections, meta).write(folder)
 
 
 def _config(variant: str, folder: Path, overrides: Sequence[str]) -> Any:

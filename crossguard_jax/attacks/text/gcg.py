@@ -113,11 +113,7 @@ def gcg(
     """
     current = np.asarray(ids, np.int32)
     free = _places(places, current)
-    if keep is not None and not np.all(passed := np.asarray(keep(current), bool)):
-        raise UserError(
-            f"gcg: row {int(np.argmin(passed))} of the ids does not pass keep; begin with tokens "
-            "that come back from their text"
-        )
+    _check_start(keep, current)
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
     nothing = np.zeros(len(current), bool)
     best = AttackResult(current, np.full(len(current), -np.inf, np.float32), nothing, nothing)
@@ -148,6 +144,14 @@ def _places(places: Flags | None, ids: np.ndarray) -> np.ndarray:
     if np.shape(places) not in (ids.shape, ids.shape[1:]):
         raise UserError(f"gcg: places {list(np.shape(places))} for ids of {list(ids.shape)}")
     return np.broadcast_to(np.asarray(places), ids.shape)
+
+
+def _check_start(keep: Filter | None, ids: np.ndarray) -> None:
+    if keep is not None and not np.all(passed := np.asarray(keep(ids), bool)):
+        raise UserError(
+            f"gcg: row {int(np.argmin(passed))} of the ids does not pass keep; begin with tokens "
+            "that come back from their text"
+        )
 
 
 def _promising(

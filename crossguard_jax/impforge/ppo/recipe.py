@@ -157,14 +157,8 @@ def make_improve(
         )
         kl = sequence_kl(trajectory.logprobs, trajectory.reference, mask).mean()
         metrics |= update_metrics | {name: value.mean() for name, value in components.items()}
-        metrics |= {
-            "kl": kl,
-            "kl_coef": state.kl_coef,
-            "objective": metrics["reward"] - state.kl_coef * kl,
-            "length": mask.sum(axis=1).mean(),
-            "ended": trajectory.ended.mean(),
-            "fluency": fluency(trajectory).mean(),
-        }
+        metrics |= _text_metrics(trajectory) | {"kl": kl, "kl_coef": state.kl_coef}
+        metrics["objective"] = metrics["reward"] - state.kl_coef * kl
         return replace(
             state,
             step=state.step + 1,
@@ -175,6 +169,14 @@ def make_improve(
         ), metrics
 
     return jax.jit(improve, donate_argnums=0)
+
+
+def _text_metrics(trajectory: Trajectory) -> Metrics:
+    return {
+        "length": trajectory.mask.sum(axis=1).mean(),
+        "ended": trajectory.ended.mean(),
+        "fluency": fluency(trajectory).mean(),
+    }
 
 
 def _keys(state: TrainState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
