@@ -5,9 +5,7 @@ heads, whose score is a cosine, and a verifier, whose score is a probability. Bo
 aligned pairs against misaligned ones by InfoNCE (arXiv 1807.03748, both ways as in CLIP).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,7 @@ from crossguard_jax.cmai.features import TEXT_SOURCES
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, PRNGKeyArray
 from crossguard_jax.nn.layers import LayerNorm, Linear
-from crossguard_jax.train.step import Loss, Metrics
+from crossguard_jax.train.step import Metrics
 
 KINDS = ("heads", "verifier")
 _NORM_EPSILON = 1e-5
@@ -204,23 +202,6 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
         "s_c": mean(check(pairs["h_v"], pairs["h_t"])),
         "ranked": below / jnp.maximum(counted, 1),
     }
-
-
-def make_loss(
-    graphdef: Any, features: Callable[[Any, Any], dict[str, Array]] = lambda frozen, batch: batch
-) -> Loss:
-    """`pair_loss` as `train.step.make_step` takes it: the check is what is trained.
-
-    Args:
-        graphdef: of ``nnx.split(check, graph=False)``; the state is the trainable part.
-        features: ``(frozen, batch) -> pairs`` of `pair_loss`; left out where the batch holds the
-            features themselves.
-    """
-
-    def loss(trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Metrics]:
-        return pair_loss(nnx.merge(graphdef, trainable), features(frozen, batch))
-
-    return loss
 
 
 def _misaligned(

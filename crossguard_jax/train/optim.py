@@ -15,6 +15,9 @@ def learning_rate(config: Any, steps: int) -> optax.Schedule:
     Args:
         config: ``learning_rate``, ``schedule``, ``warmup_steps``, ``end_learning_rate``.
         steps: optimizer steps of the whole run.
+
+    Raises:
+        UserError: no such schedule, or a warm-up that the run is too short for.
     """
     peak, end, warmup = config.learning_rate, config.end_learning_rate, config.warmup_steps
     if config.schedule not in SCHEDULES:

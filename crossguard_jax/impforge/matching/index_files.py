@@ -183,7 +183,11 @@ class IndexWriter:
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """What `index.json` says; None where there is none."""
+    """What `index.json` says; None where there is none.
+
+    Raises:
+        UserError: the file is something else, or of another format.
+    """
     path = folder / META
     if not path.exists():
         return None
@@ -213,6 +217,7 @@ def _width(meta: dict[str, Any]) -> int:
 
 
 def count_vectors(folder: Path, meta: dict[str, Any]) -> int:
+    """Whole vectors in an index's file; 0 without one."""
     path = folder / VECTORS
     return path.stat().st_size // _width(meta) if path.exists() else 0
 

@@ -51,6 +51,7 @@ class WorldExample:
 
     @property
     def id(self) -> str:
+        """Where it came from, as one word."""
         return f"{self.source}-{self.split}-{self.seed}-{self.index:06d}"
 
     @property
