@@ -40,8 +40,8 @@ def orthogonal_pgd(
         UserError: ``x`` cannot be used, or nothing detects.
     """
 
-    def step(state: tuple, x_adv: Array, outcome: Outcome, slopes: tuple) -> tuple[tuple, Array]:
-        up, down = slopes[0], -slopes[1]
+    def step(state: tuple, x_adv: Array, outcome: Outcome, gradients: tuple) -> tuple[tuple, Array]:
+        up, down = gradients[0], -gradients[1]
         followed, kept = search.select(outcome.margin > 0, (down, up), (up, down))
         size = projections.per_row(budget.step_size, x)
         if budget.norm == "l2":
@@ -81,10 +81,12 @@ def lagrangian_pgd(
     first = epsilon * (budget.relative_step or 1.0)
     shrink = LAST_STEP ** (1 / budget.steps)
 
-    def step(state: tuple, x_adv: Array, outcome: Outcome, slopes: tuple) -> tuple[tuple, Array]:
+    def step(state: tuple, x_adv: Array, outcome: Outcome, gradients: tuple) -> tuple[tuple, Array]:
         size, multiplier = state
-        rise, alarm = (_unit(slope, budget.norm) for slope in slopes)
-        radii = jnp.maximum(epsilon * _dual_norm(slopes[1], budget.norm), jnp.finfo(x.dtype).tiny)
+        rise, alarm = (_unit(gradient, budget.norm) for gradient in gradients)
+        radii = jnp.maximum(
+            epsilon * _dual_norm(gradients[1], budget.norm), jnp.finfo(x.dtype).tiny
+        )
         excess = jnp.clip(outcome.detector / radii, -1, 1)
         weight = jnp.maximum(multiplier + penalty * excess, 0)
         multiplier = jnp.maximum(multiplier + excess, 0)
@@ -107,9 +109,9 @@ def _search(
 
     def one(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
         state, x_adv, best = carry
-        outcome, slopes = both_gradients(objective, x_adv, key)
+        outcome, gradients = both_gradients(objective, x_adv, key)
         best = search.better(candidate(x_adv, outcome), best)
-        state, x_adv = step(state, x_adv, outcome, slopes)
+        state, x_adv = step(state, x_adv, outcome, gradients)
         return (state, projections.project(x_adv, x, budget), best), None
 
     def attempt(key: PRNGKeyArray, best: AttackResult) -> AttackResult:

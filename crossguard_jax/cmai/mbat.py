@@ -173,23 +173,23 @@ def mbat_loss(
     attacked = perturbed(answer, settings, at, frozen, batch, clean, key, arm)
     both = jax.tree.map(lambda *rows: jnp.stack(rows), clean, attacked)
     outputs = jax.vmap(lambda inputs: answer(trainable, frozen, batch, inputs))(both)
-    plain, hard = (jax.tree.map(lambda rows, i=i: rows[i], outputs) for i in (0, 1))
-    loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * hard.loss.mean()
+    plain, adversarial = (jax.tree.map(lambda rows, i=i: rows[i], outputs) for i in (0, 1))
+    loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * adversarial.loss.mean()
     metrics = {
         "clean_loss": plain.loss.mean(),
-        "adversarial_loss": hard.loss.mean(),
+        "adversarial_loss": adversarial.loss.mean(),
         "clean_error": (plain.margin > 0).mean(),
-        "adversarial_error": (hard.margin > 0).mean(),
+        "adversarial_error": (adversarial.margin > 0).mean(),
         "clean_s_c": plain.s_c.mean(),
-        "adversarial_s_c": hard.s_c.mean(),
+        "adversarial_s_c": adversarial.s_c.mean(),
         "beta": arm.beta,
         "epsilon": arm.epsilon,
         "lambda": arm.lambda_,
     }
     additions = {"attacked": attacked[0]}
     if plain.h_v is not None:
-        additions |= {"h_v": plain.h_v, "attacked_h_v": hard.h_v}
-    return loss, (metrics, hard.s_c, additions)
+        additions |= {"h_v": plain.h_v, "attacked_h_v": adversarial.h_v}
+    return loss, (metrics, adversarial.s_c, additions)
 
 
 @jax.tree_util.register_dataclass
@@ -237,8 +237,8 @@ def make_immunize_step(
                 answer, settings, width, trainable, frozen, batch, key, state.arm
             )
             if beside is not None:
-                more, theirs = beside(trainable, frozen, batch | additions, key)
-                value, metrics = value + more, metrics | theirs
+                beside_loss, beside_metrics = beside(trainable, frozen, batch | additions, key)
+                value, metrics = value + beside_loss, metrics | beside_metrics
             return value, (metrics, s_c)
 
         (value, (metrics, s_c)), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)

@@ -186,16 +186,16 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     config, task = run.config, run.task
     of_pairs = check_loss(task, joint=False)
 
-    def loss(check: Any, still: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
-        adapters, frozen = still
+    def loss(check: Any, fixed: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        adapters, frozen = fixed
         everything = {"adapters": adapters, "check": check}
         batch = task.read(everything, frozen, batch)
         return of_pairs(everything, frozen, batch, key)
 
     adam = optimizer(config.cmcv.optim, config.cmcv.train.steps)
     state = init_state(trainable["check"], adam, config.train.seed, run.mesh, run.rules)
-    still = trainable["adapters"], run.frozen
-    learned = run.train(state, make_step(loss, adam), still, config.cmcv.train, "check")
+    fixed = trainable["adapters"], run.frozen
+    learned = run.train(state, make_step(loss, adam), fixed, config.cmcv.train, "check")
     return trainable | {"check": learned}
 
 

@@ -101,9 +101,9 @@ class LlavaTarget:
         with Progress("asking the target", len(rows)) as progress:
             for start in range(0, len(rows), self._batch_size):
                 part = rows[start : start + self._batch_size]
-                done = self._answer(self._frozen, self._batch(part))
+                sampled = self._answer(self._frozen, self._batch(part))
                 answers += self._encoder.tokenizer.batch_decode(
-                    np.asarray(done.tokens), skip_special_tokens=True
+                    np.asarray(sampled.tokens), skip_special_tokens=True
                 )
                 progress.update(len(part))
         return answers

@@ -112,12 +112,12 @@ def meanings(triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched
     return judged
 
 
-def truth_figures(meant: Sequence[Meaning]) -> dict[str, Estimate]:
+def truth_figures(truths: Sequence[Meaning]) -> dict[str, Estimate]:
     """Shares of rewrites by what they mean, by the world's truth."""
     return {
-        "implicit": proportion(np.array([m.implicit for m in meant])),
-        "unsafe_alone": proportion(np.array([m.unsafe_alone for m in meant])),
-        "same_intent": proportion(np.array([m.same_intent for m in meant])),
-        "same_act": proportion(np.array([m.same_act for m in meant])),
-        "gibberish": proportion(np.array([m.gibberish for m in meant])),
+        "implicit": proportion(np.array([m.implicit for m in truths])),
+        "unsafe_alone": proportion(np.array([m.unsafe_alone for m in truths])),
+        "same_intent": proportion(np.array([m.same_intent for m in truths])),
+        "same_act": proportion(np.array([m.same_act for m in truths])),
+        "gibberish": proportion(np.array([m.gibberish for m in truths])),
     }

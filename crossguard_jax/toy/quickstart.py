@@ -237,14 +237,14 @@ def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
     forged, by_id = folder / "forged", {t.id: t for t in matched.read()}
     rows = [v for _, v in jsonl.read_jsonl(forged / "train.jsonl") if isinstance(v, dict)]
     unsafe = [row for row in rows if row["label"] == "unsafe"]
-    meant = meanings([by_id[r["id"]] for r in unsafe], [r["text"] for r in unsafe], matched)
+    truths = meanings([by_id[r["id"]] for r in unsafe], [r["text"] for r in unsafe], matched)
     picked = np.random.default_rng(0).permutation(len(rows))[:8]
     shown = [
         Rewrite((forged / r["image"]).read_bytes(), r["provenance"]["query"], r["text"], r["label"])
         for r in (rows[i] for i in picked)
     ]
     learned = read_metrics(forged / "rewriter")
-    return forge_section(run.forged, learned, shown, truth_figures(meant))
+    return forge_section(run.forged, learned, shown, truth_figures(truths))
 
 
 def _immunize(folder: Path, run_folder: Path, overrides: Sequence[str]) -> Immunized:

@@ -70,8 +70,8 @@ def retokenizes(
 
     def keep(candidates: np.ndarray) -> np.ndarray:
         ids = candidates.tolist()
-        again = encode(list(decode(ids)))
-        return np.array([list(a) == b for a, b in zip(again, ids, strict=True)], bool)
+        round_trip = encode(list(decode(ids)))
+        return np.array([list(a) == b for a, b in zip(round_trip, ids, strict=True)], bool)
 
     return keep
 
@@ -118,9 +118,9 @@ def gcg(
     nothing = np.zeros(len(current), bool)
     best = AttackResult(current, np.full(len(current), -np.inf, np.float32), nothing, nothing)
     for step in range(budget.steps):
-        slope_key, value_key = jax.random.split(jax.random.fold_in(key, step))
-        slopes = gradient(jnp.asarray(current), slope_key)
-        pairs = _promising(slopes, current, free, forbidden, budget.top_k)
+        grad_key, value_key = jax.random.split(jax.random.fold_in(key, step))
+        grads = gradient(jnp.asarray(current), grad_key)
+        pairs = _promising(grads, current, free, forbidden, budget.top_k)
         for row, some in enumerate(pairs):
             order = np.random.default_rng([*seed, step, row]).permutation(len(some))
             pairs[row] = some[order] if not best.success[row] else some[:0]
@@ -155,17 +155,17 @@ def _check_start(keep: Filter | None, ids: np.ndarray) -> None:
 
 
 def _promising(
-    slopes: Array, ids: np.ndarray, free: np.ndarray, forbidden: Flags | None, k: int
+    grads: Array, ids: np.ndarray, free: np.ndarray, forbidden: Flags | None, k: int
 ) -> list[np.ndarray]:
     """Each row's substitutions that may be drawn: pairs of place and token, [n, 2]."""
-    n_tokens = slopes.shape[-1]
-    if slopes.shape != (*ids.shape, n_tokens):
-        raise UserError(f"gcg: gradient {list(slopes.shape)} for ids of {list(ids.shape)}")
+    n_tokens = grads.shape[-1]
+    if grads.shape != (*ids.shape, n_tokens):
+        raise UserError(f"gcg: gradient {list(grads.shape)} for ids of {list(ids.shape)}")
     if forbidden is None:
         forbidden = np.zeros(n_tokens, bool)
     if np.shape(forbidden) != (n_tokens,):
         raise UserError(f"gcg: forbidden {list(np.shape(forbidden))} for {n_tokens} tokens")
-    values, tokens = _top(slopes, ids, np.asarray(forbidden), min(k, n_tokens))
+    values, tokens = _top(grads, ids, np.asarray(forbidden), min(k, n_tokens))
     usable = (np.asarray(values) > -np.inf) & free[..., None]
     tokens = np.asarray(tokens)
     return [
@@ -175,10 +175,10 @@ def _promising(
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _top(slopes: Array, ids: Array, forbidden: Array, k: int) -> tuple[Array, Array]:
+def _top(grads: Array, ids: Array, forbidden: Array, k: int) -> tuple[Array, Array]:
     """Of each place the steepest tokens, the one that is there not among them."""
-    there = jnp.arange(slopes.shape[-1]) == ids[..., None]
-    values, tokens = jax.lax.top_k(jnp.where(forbidden | there, -jnp.inf, slopes), k)
+    there = jnp.arange(grads.shape[-1]) == ids[..., None]
+    values, tokens = jax.lax.top_k(jnp.where(forbidden | there, -jnp.inf, grads), k)
     return values, tokens
 
 

@@ -229,14 +229,14 @@ def sides(certificates: Certified) -> dict[str, tuple[str, str, Bool[np.ndarray,
 def figures(certificates: Certified) -> Figures:
     """By ``unsafe.certified.0_25`` (the share of the rows that are so plainly, and provably stay so
     in that radius) and ``unsafe.turned`` (the share of the certified that an attack turned)."""
-    out = {}
+    estimates = {}
     for name, (_, event, those, side) in sides(certificates).items():
         radius = certificates.proven(event, np.full(len(certificates.answers), side))[those]
         for at in RADII:
-            out[f"{name}.certified.{level('l2', at)}"] = metrics.proportion(radius >= at)
+            estimates[f"{name}.certified.{level('l2', at)}"] = metrics.proportion(radius >= at)
         turned = certificates.events[event]["turned"][those]
-        out[f"{name}.turned"] = metrics.proportion(turned[radius > 0])
-    return out
+        estimates[f"{name}.turned"] = metrics.proportion(turned[radius > 0])
+    return estimates
 
 
 def certificate_section(name: str, certificates: Certified) -> Section:

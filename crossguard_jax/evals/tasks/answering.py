@@ -85,8 +85,8 @@ class Answerer:
         with Progress(what, len(over)) as progress:
             for part, n in in_batches(len(over), self._batch_size):
                 batch = self._encoder.pad([self._rows[i] for i in over[part]], self._length)
-                done = self._answer(self._params, batch, levels[part])
-                tokens, mask = np.asarray(done.tokens)[:n], np.asarray(done.mask)[:n]
+                sampled = self._answer(self._params, batch, levels[part])
+                tokens, mask = np.asarray(sampled.tokens)[:n], np.asarray(sampled.mask)[:n]
                 texts = self._encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
                 for text, ids, there in zip(texts, tokens, mask, strict=True):
                     responses.append(Response(text.strip(), tuple(int(i) for i in ids[there])))

@@ -124,18 +124,23 @@ class Retrieval:
 
     def differences(self, responses: Sequence[Vector], clean: Sequence[Vector]) -> Figures:
         """Paired, less the clean ones; captions of one picture are drawn together."""
-        ours, theirs = (
+        attacked_ranks, clean_ranks = (
             tasks.retrieval_ranks(self._similarity(each), self._picture)
             for each in (responses, clean)
         )
         of_each = np.bincount(self._picture).astype(np.float64)
 
         def way_back(k: int) -> metrics.Estimate:
-            hits = [np.bincount(self._picture, weights=each[1] < k) for each in (ours, theirs)]
+            hits = [
+                np.bincount(self._picture, weights=each[1] < k)
+                for each in (attacked_ranks, clean_ranks)
+            ]
             rows = np.stack([hits[0] - hits[1], of_each], axis=1)
             return tasks.bootstrap(rows, lambda sums: float(sums[0] / sums[1]))
 
-        there = {k: metrics.paired_difference(ours[0] < k, theirs[0] < k) for k in KS}
+        there = {
+            k: metrics.paired_difference(attacked_ranks[0] < k, clean_ranks[0] < k) for k in KS
+        }
         return {f"image_to_text.r{k}": estimate for k, estimate in there.items()} | {
             f"text_to_image.r{k}": way_back(k) for k in KS
         }

@@ -207,10 +207,10 @@ def make_iteration(
     def iteration(state: Any, frozen: Any, batch: Any) -> tuple[PpoState, Metrics]:
         policy, models = frozen
         rows = local_rows(batch["row"])
-        done = rewriter.rollout(state.trainable, policy, _keys(state)[0], batch)
-        encoded = rewriter.rewards.encode(rewriter.texts(done), [triplets[i] for i in rows])
+        trajectory = rewriter.rollout(state.trainable, policy, _keys(state)[0], batch)
+        encoded = rewriter.rewards.encode(rewriter.texts(trajectory), [triplets[i] for i in rows])
         about = place({k: v[rows] for k, v in context.items()})
-        return improve(state, policy, models, done, about, place(encoded))
+        return improve(state, policy, models, trajectory, about, place(encoded))
 
     return iteration
 

@@ -267,14 +267,22 @@ class Rewriter:
                 rows = np.minimum(np.arange(start, start + batch_size), len(triplets) - 1)
                 batch = {k: v[rows] for k, v in prompts.items()}
                 batch["category"] = np.zeros(batch_size, np.int32)
-                done = self._writing(trainable, self.frozen, jax.random.fold_in(key, start), batch)
-                decoded = self.texts(done)
+                trajectory = self._writing(
+                    trainable, self.frozen, jax.random.fold_in(key, start), batch
+                )
+                decoded = self.texts(trajectory)
                 encoded = self.rewards.encode(decoded, [triplets[i] for i in rows])
                 about = {k: v[rows] for k, v in context.items()}
                 components = self.judge(
-                    self.rewards.frozen, done.inputs["tokens"], done.mask, about, encoded
+                    self.rewards.frozen,
+                    trajectory.inputs["tokens"],
+                    trajectory.mask,
+                    about,
+                    encoded,
                 )
-                parts.append({k: np.asarray(v)[:n] for k, v in _facts(done, components).items()})
+                parts.append(
+                    {k: np.asarray(v)[:n] for k, v in _facts(trajectory, components).items()}
+                )
                 texts.extend(decoded[:n])
                 progress.update(n)
         facts = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
@@ -282,18 +290,18 @@ class Rewriter:
         return Written(texts, facts, **of_text)
 
 
-def _facts(done: Trajectory, components: dict[str, Array]) -> dict[str, Array]:
+def _facts(trajectory: Trajectory, components: dict[str, Array]) -> dict[str, Array]:
     return components | {
-        "kl": sequence_kl(done.logprobs, done.reference, done.mask),
-        "fluency": fluency(done),
-        "ended": done.ended,
+        "kl": sequence_kl(trajectory.logprobs, trajectory.reference, trajectory.mask),
+        "fluency": fluency(trajectory),
+        "ended": trajectory.ended,
     }
 
 
-def fluency(done: Trajectory) -> Array:
+def fluency(trajectory: Trajectory) -> Array:
     """Mean log-probability of a text's tokens under the reference, [B], in nats a token."""
-    total = jnp.where(done.mask, done.reference, 0.0).sum(axis=1)
-    return total / jnp.maximum(done.mask.sum(axis=1), 1)
+    total = jnp.where(trajectory.mask, trajectory.reference, 0.0).sum(axis=1)
+    return total / jnp.maximum(trajectory.mask.sum(axis=1), 1)
 
 
 def local_rows(x: Any) -> np.ndarray:

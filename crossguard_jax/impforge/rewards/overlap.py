@@ -85,12 +85,12 @@ def overlap_of_words(
         return np.zeros(len(tokenized), np.float32)
     place = {word: i for i, word in enumerate(unique)}
     vectors = np.asarray(embed(unique), np.float32)
-    out = np.zeros(len(tokenized), np.float32)
+    overlaps = np.zeros(len(tokenized), np.float32)
     for i, row in enumerate(tokenized):
         if row:
             cosines = vectors[[place[word] for word in row]] @ pictures[i]
-            out[i] = 1 - np.maximum(cosines - tau, 0).mean()
-    return out
+            overlaps[i] = 1 - np.maximum(cosines - tau, 0).mean()
+    return overlaps
 
 
 def embed_vocabulary(

@@ -64,10 +64,10 @@ def dialogue(turns: Sequence[Turn], length: int, patches: int = 0) -> tuple[list
 
 def pad(rows: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, "B L"]:
     """Rows cut or filled up on the right with ``<pad>``, int32."""
-    out = np.full((len(rows), length), PAD, np.int32)
+    padded = np.full((len(rows), length), PAD, np.int32)
     for i, row in enumerate(rows):
-        out[i, : len(row)] = row[:length]
-    return out
+        padded[i, : len(row)] = row[:length]
+    return padded
 
 
 def stack_dialogues(rows: Sequence[tuple[list[int], list[bool]]], length: int) -> Batch:

@@ -176,7 +176,7 @@ def measure_rewriter(model: Llama, n: int = 200) -> Measured:
     requests = [read(text).request for text in outputs]
     kept = [request == row.request for request, row in zip(requests, rows, strict=True)]
     named = [f"the {row.kind}" in text for text, row in zip(outputs, rows, strict=True)]
-    meant = [
+    same = [
         row.scene is not None and same_intent(row.text, text, row.scene)
         for text, row in zip(outputs, rows, strict=True)
     ]
@@ -185,7 +185,7 @@ def measure_rewriter(model: Llama, n: int = 200) -> Measured:
         "asks_for_something": _figure(np.array([request is not None for request in requests])),
         "asks_for_the_same": _figure(np.array(kept)),
         "names_the_thing": _figure(np.array(named)),
-        "means_the_same": _figure(np.array(meant)),
+        "means_the_same": _figure(np.array(same)),
     }
 
 

@@ -45,9 +45,9 @@ def main(args: argparse.Namespace) -> None:
     if "guard" in tasks:
         spread(base_guard, [(folder, seed) for seed in args.seeds], args.jobs)
     units = [(folder, *which, which[-1] == first, args.rows) for which in runs]
-    done = spread(train_and_attack, units, args.jobs)
+    outputs = spread(train_and_attack, units, args.jobs)
     results: dict[str, dict[str, list[SeedResult]]] = {task: {} for task in tasks}
-    for (task, name, _), one in zip(runs, done, strict=True):
+    for (task, name, _), one in zip(runs, outputs, strict=True):
         results[task].setdefault(name, []).append(one)
     sections: list[Section] = []
     for task in tasks:

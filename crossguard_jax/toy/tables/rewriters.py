@@ -160,16 +160,16 @@ def _measure(
     coef = config.ppo.settings.kl_coef
     weights = dict.fromkeys(REWARDS, 1.0)
     gain = objective(after, weights, coef) - objective(before, weights, coef)
-    meant = meanings(triplets, after.texts, test)
+    truths = meanings(triplets, after.texts, test)
     rows = _rows(triplets, after.texts)
-    asr, _ = attack_success(target, rows, [t.risky_together for t in meant])
+    asr, _ = attack_success(target, rows, [t.risky_together for t in truths])
     various = variety(rows, rewriter)
     return {
         "gain": mean(gain),
         "kl": mean(after.kl),
         **{name: mean(after.components[name]) for name in weights},
         "words": mean(rewriter.rewards.words(after.texts, prepared[1]["picture"])),
-        **truth_figures(meant),
+        **truth_figures(truths),
         "asr": asr,
         **{name: Estimate.exact(value, len(rows)) for name, value in various.items()},
     }

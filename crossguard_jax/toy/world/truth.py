@@ -154,14 +154,14 @@ def _resolve(
         return referent.kind, there
     if referent is None or scene is None:
         return None, None
-    meant = [
+    kinds = [
         thing.kind
         for thing in scene.things
         if thing.colour == referent.colour or thing.place == referent.place
     ]
-    if len(meant) > 1:
+    if len(kinds) > 1:
         return None, None
-    return (meant[0], True) if meant else (None, False)
+    return (kinds[0], True) if kinds else (None, False)
 
 
 def _is_risky(kind: str | None, request: str | None) -> bool:
