@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
+from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from crossguard_jax.nn.llama import Cache, Llama
 from crossguard_jax.nn.lora import LoraScale
 
@@ -100,7 +100,10 @@ def _blank(shape: tuple[int, int], pad_id: int) -> Sampled:
 
 
 def _draw(
-    logits: Float[Array, "B V"], row_keys: PRNGKeyArray, t: Int[Array, ""], temperature: float
+    logits: Float[Array, "B V"],
+    row_keys: Shaped[Array, " B"],
+    t: Int[Array, ""],
+    temperature: float,
 ) -> Int[Array, " B"]:
     """Each row's token of column ``t``; the likeliest at temperature 0."""
     if temperature == 0:
