@@ -29,7 +29,7 @@ def weighted(objective: Objective, weight: Float[Array, " B"] | float) -> Object
     """
 
     def wrapped(x: Array, key: PRNGKeyArray) -> Outcome:
-        outcome = seen(objective(x, key))
+        outcome = with_detector(objective(x, key))
         loss = outcome.loss - weight * outcome.detector
         return Outcome(loss, outcome.margin, outcome.detector)
 
@@ -49,7 +49,7 @@ def selective(objective: Objective, slack: float = 0.0) -> Objective:
     """
 
     def wrapped(x: Array, key: PRNGKeyArray) -> Outcome:
-        outcome = seen(objective(x, key))
+        outcome = with_detector(objective(x, key))
         fooled = outcome.margin > slack
         loss = jnp.where(fooled, 2 + _bounded(-outcome.detector), _bounded(outcome.loss))
         return Outcome(loss, outcome.margin, outcome.detector)
@@ -111,7 +111,7 @@ def denial(objective: Objective) -> Objective:
     """
 
     def wrapped(x: Array, key: PRNGKeyArray) -> Outcome:
-        detector = seen(objective(x, key)).detector
+        detector = with_detector(objective(x, key)).detector
         return Outcome(detector, detector)
 
     return wrapped
@@ -148,7 +148,7 @@ def weighted_search(
         raise UserError(f"weighted: rounds {rounds!r} from 1, first {first!r} above 0")
     projections.check_input(x, budget)
     rounds_key, judge_key = jax.random.split(key)
-    nothing = search.nothing_found(objective, x, key)
+    nothing = search.no_result(objective, x, key)
 
     def go_on(carry: tuple) -> Array:
         index, *_, best = carry
@@ -179,7 +179,7 @@ def check_differentiable(objective: Objective, x: Float[Array, "B ..."], key: PR
         UserError: nothing detects, or the detector's gradient cannot be taken, is not finite, or
             is 0 at all of ``x``.
     """
-    seen(objective(x, key))
+    with_detector(objective(x, key))
     mend = (
         "hand in the score before any rounding, argmax or threshold, or a smooth stand-in; "
         "or attack without gradients (square)"
@@ -200,7 +200,7 @@ def check_differentiable(objective: Objective, x: Float[Array, "B ..."], key: PR
         raise UserError(f"attack: the detector's gradient is 0 at all {len(x)} inputs; {mend}")
 
 
-def seen(outcome: Outcome) -> Outcome:
+def with_detector(outcome: Outcome) -> Outcome:
     """The outcome, if something detects.
 
     Raises:
@@ -216,7 +216,7 @@ def seen(outcome: Outcome) -> Outcome:
 def candidate(x_adv: Float[Array, "B ..."], outcome: Outcome) -> AttackResult:
     """What a search may keep: ranked, after success, by loss among those that are not caught, and
     by the detector among those that are; never by loss alone, of which the latter have most."""
-    outcome = seen(outcome)
+    outcome = with_detector(outcome)
     rank = jnp.where(outcome.rejected, _bounded(-outcome.detector), 2 + _bounded(outcome.loss))
     return AttackResult(x_adv, rank, outcome.success, outcome.rejected)
 

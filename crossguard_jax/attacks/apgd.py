@@ -66,7 +66,7 @@ def apgd(
     def attempt(key: PRNGKeyArray, best: AttackResult) -> AttackResult:
         return _attempt(objective, x, key, budget, best)
 
-    start = search.nothing_found(objective, x, key)
+    start = search.no_result(objective, x, key)
     best = search.best_of_restarts(attempt, start, restarts_key, budget.restarts)
     return search.judge(objective, best.x_adv, judge_key)
 
@@ -116,7 +116,7 @@ def _attempt(
         moved = _move(state, x, budget, jnp.where(index == 0, 1.0, MOMENTUM))
         here = jnp.where(index < 0, start, moved)
         outcome, gradient = search.evaluate(objective, here, key)
-        best = search.better(search.found(here, outcome), best)
+        best = search.better(search.as_result(here, outcome), best)
         arrived = _check(_arrive(state, here, gradient, outcome.loss), window)
         begun = begin(gradient, outcome.loss)
         state = jax.tree.map(functools.partial(jnp.where, index < 0), begun, arrived)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from crossguard_jax.attacks import projections, search
-from crossguard_jax.attacks.adaptive import candidate, seen
+from crossguard_jax.attacks.adaptive import candidate, with_detector
 from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 
@@ -40,16 +40,16 @@ def orthogonal_pgd(
         UserError: ``x`` cannot be used, or nothing detects.
     """
 
-    def step(state: tuple, x_adv: Array, outcome: Outcome, slopes: tuple) -> tuple[tuple, Array]:
-        up, down = slopes[0], -slopes[1]
-        wanted, kept = search.select(outcome.margin > 0, (down, up), (up, down))
+    def step(state: tuple, x_adv: Array, outcome: Outcome, gradients: tuple) -> tuple[tuple, Array]:
+        up, down = gradients[0], -gradients[1]
+        followed, kept = search.select(outcome.margin > 0, (down, up), (up, down))
         size = projections.per_row(budget.step_size, x)
         if budget.norm == "l2":
-            return state, x_adv + size * _orthogonal(wanted, kept)
+            return state, x_adv + size * _orthogonal(followed, kept)
         epsilon = projections.per_row(budget.epsilon, x)
         low = jnp.maximum(jnp.maximum(x - epsilon, budget.low), x_adv - size) - x_adv
         high = jnp.minimum(jnp.minimum(x + epsilon, budget.high), x_adv + size) - x_adv
-        return state, x_adv + best_in_box(wanted, kept, low, high)
+        return state, x_adv + best_in_box(followed, kept, low, high)
 
     return _search(objective, x, key, budget, (), step)
 
@@ -81,10 +81,12 @@ def lagrangian_pgd(
     first = epsilon * (budget.relative_step or 1.0)
     shrink = LAST_STEP ** (1 / budget.steps)
 
-    def step(state: tuple, x_adv: Array, outcome: Outcome, slopes: tuple) -> tuple[tuple, Array]:
+    def step(state: tuple, x_adv: Array, outcome: Outcome, gradients: tuple) -> tuple[tuple, Array]:
         size, multiplier = state
-        rise, alarm = (_unit(slope, budget.norm) for slope in slopes)
-        radii = jnp.maximum(epsilon * _dual_norm(slopes[1], budget.norm), jnp.finfo(x.dtype).tiny)
+        rise, alarm = (_unit(gradient, budget.norm) for gradient in gradients)
+        radii = jnp.maximum(
+            epsilon * _dual_norm(gradients[1], budget.norm), jnp.finfo(x.dtype).tiny
+        )
         excess = jnp.clip(outcome.detector / radii, -1, 1)
         weight = jnp.maximum(multiplier + penalty * excess, 0)
         multiplier = jnp.maximum(multiplier + excess, 0)
@@ -107,9 +109,9 @@ def _search(
 
     def one(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
         state, x_adv, best = carry
-        outcome, slopes = both_gradients(objective, x_adv, key)
+        outcome, gradients = both_gradients(objective, x_adv, key)
         best = search.better(candidate(x_adv, outcome), best)
-        state, x_adv = step(state, x_adv, outcome, slopes)
+        state, x_adv = step(state, x_adv, outcome, gradients)
         return (state, projections.project(x_adv, x, budget), best), None
 
     def attempt(key: PRNGKeyArray, best: AttackResult) -> AttackResult:
@@ -119,7 +121,7 @@ def _search(
         (_, x_adv, best), _ = jax.lax.scan(one, (state, x_adv, best), keys)
         return search.better(candidate(x_adv, objective(x_adv, last_key)), best)
 
-    start = search.nothing_found(objective, x, key)
+    start = search.no_result(objective, x, key)
     best = search.best_of_restarts(attempt, start, restarts_key, budget.restarts)
     return search.judge(objective, best.x_adv, judge_key)
 
@@ -131,7 +133,7 @@ def both_gradients(
     two back."""
 
     def pair(x: Array) -> tuple[tuple[Array, Array], Outcome]:
-        outcome = seen(objective(x, key))
+        outcome = with_detector(objective(x, key))
         return (outcome.loss, outcome.detector), outcome
 
     (loss, detector), back, outcome = jax.vjp(pair, x, has_aux=True)
@@ -141,23 +143,25 @@ def both_gradients(
 
 
 def best_in_box(
-    wanted: Float[Array, "B ..."],
+    gradient: Float[Array, "B ..."],
     kept: Float[Array, "B ..."],
     low: Float[Array, "B ..."],
     high: Float[Array, "B ..."],
 ) -> Float[Array, "B ..."]:
-    """Each row's step that rises most along ``wanted`` and not at all along ``kept``.
+    """Each row's step that rises most along ``gradient`` and not at all along ``kept``.
 
-    The linear program ``max wanted . d`` over ``low <= d <= high`` with ``kept . d = 0`` (``low``
-    <= 0 <= ``high``). Its solution lies at the bounds by the signs of ``wanted - m * kept`` for
+    The linear program ``max gradient . d`` over ``low <= d <= high`` with ``kept . d = 0`` (``low``
+    <= 0 <= ``high``). Its solution lies at the bounds by the signs of ``gradient - m * kept`` for
     one m, along which ``kept . d`` falls; m is found as a tangent, and the step mixed of those on
     its two sides.
     """
-    wanted, kept = _unit(wanted, "l2"), _unit(kept, "l2")
+    gradient, kept = _unit(gradient, "l2"), _unit(kept, "l2")
 
     def at(angle: Array) -> tuple[Array, Array]:
         cosine, sine = jnp.maximum(jnp.cos(angle), 0), jnp.sin(angle)
-        slope = projections.per_row(cosine, kept) * wanted - projections.per_row(sine, kept) * kept
+        slope = (
+            projections.per_row(cosine, kept) * gradient - projections.per_row(sine, kept) * kept
+        )
         step = jnp.where(slope > 0, high, jnp.where(slope < 0, low, 0))
         return step, (kept * step).reshape(len(kept), -1).sum(axis=1)
 
@@ -176,11 +180,11 @@ def best_in_box(
     return before + projections.per_row(share, kept) * (after - before)
 
 
-def _orthogonal(wanted: Array, kept: Array) -> Array:
-    """The unit step (l2) that rises most along ``wanted`` and not at all along ``kept``."""
-    wanted, kept = _unit(wanted, "l2"), _unit(kept, "l2")
-    along = (wanted * kept).reshape(len(kept), -1).sum(axis=1)
-    rest = wanted - projections.per_row(along, kept) * kept
+def _orthogonal(gradient: Array, kept: Array) -> Array:
+    """The unit step (l2) that rises most along ``gradient`` and not at all along ``kept``."""
+    gradient, kept = _unit(gradient, "l2"), _unit(kept, "l2")
+    along = (gradient * kept).reshape(len(kept), -1).sum(axis=1)
+    rest = gradient - projections.per_row(along, kept) * kept
     # Of two parallel gradients only rounding is left.
     real = projections.l2_norm(rest) > 1e-5
     return projections.steepest(jnp.where(projections.per_row(real, rest), rest, 0), "l2")

@@ -61,7 +61,7 @@ class Cell:
 
 
 @runtime_checkable
-class Cells(Protocol):
+class CellStore(Protocol):
     """Where cells are kept: a dict will do, or a folder."""
 
     def get(self, cell: CellId, /) -> Cell | None:
@@ -197,7 +197,7 @@ class Curve:
 _BY_RADIUS = ("won", "by", "caught", "denied", "loss")
 
 
-def worst_case(plan: Plan, cells: Cells) -> Curve:
+def worst_case(plan: Plan, cells: CellStore) -> Curve:
     """The curve from the cells of a finished run.
 
     Raises:
@@ -244,12 +244,12 @@ def worst_case(plan: Plan, cells: Cells) -> Curve:
     )
 
 
-def pictures_at(curve: Curve, cells: Cells, epsilon: float) -> dict[int, np.ndarray]:
+def pictures_at(curve: Curve, cells: CellStore, epsilon: float) -> dict[int, np.ndarray]:
     """By row, the input that won within the radius, or else the one of greatest loss.
 
     Empty unless the suite kept inputs.
     """
-    found: dict[int, tuple[tuple[bool, float], np.ndarray]] = {}
+    best: dict[int, tuple[tuple[bool, float], np.ndarray]] = {}
     for radius in curve.plan.epsilons[: curve.at(epsilon) + 1]:
         for entry in curve.plan.attacks:
             cell = _cell(cells, (entry.name, radius))
@@ -257,12 +257,12 @@ def pictures_at(curve: Curve, cells: Cells, epsilon: float) -> dict[int, np.ndar
                 continue
             for i, row in enumerate(cell.rows.tolist()):
                 rank = (bool(cell.success[i]), float(cell.loss[i]))
-                if row not in found or rank > found[row][0]:
-                    found[row] = (rank, cell.x_adv[i])
-    return {row: x_adv for row, (_, x_adv) in found.items()}
+                if row not in best or rank > best[row][0]:
+                    best[row] = (rank, cell.x_adv[i])
+    return {row: x_adv for row, (_, x_adv) in best.items()}
 
 
-def _cell(cells: Cells, name: CellId) -> Cell:
+def _cell(cells: CellStore, name: CellId) -> Cell:
     cell = cells.get(name)
     if cell is None:
         raise KeyError(f"no cell of {name[0]} at {name[1]:g}")

@@ -125,7 +125,7 @@ def match_donors(
         return search.better(search.judge(judged, x_adv, outcome_key), best), None
 
     each = jnp.swapaxes(donors, 0, 1), jax.random.split(donors_key, donors.shape[1])
-    best, _ = jax.lax.scan(one, search.nothing_found(judged, x, key), each)
+    best, _ = jax.lax.scan(one, search.no_result(judged, x, key), each)
     return search.judge(judged, best.x_adv, judge_key)
 
 
@@ -135,7 +135,7 @@ def _unit(v: Array) -> Array:
 
 
 def _objective(
-    features_of: FeaturesOf, aim: Array, judged: Objective | None, metric: str, sign: int
+    features_of: FeaturesOf, reference: Array, judged: Objective | None, metric: str, sign: int
 ) -> Objective:
     if metric not in METRICS:
         raise UserError(f"features: metric {metric!r} is none of {', '.join(METRICS)}")
@@ -143,12 +143,12 @@ def _objective(
     def objective(x: Array, key: PRNGKeyArray) -> Outcome:
         features_key, judged_key = jax.random.split(key)
         features = features_of(x, features_key)
-        if features.shape != aim.shape or features.ndim not in (2, 3):
+        if features.shape != reference.shape or features.ndim not in (2, 3):
             raise UserError(
-                f"features: {list(features.shape)}, and {list(aim.shape)} to compare them with; "
-                "give the same layer's, [B, D] or [B, P, D]"
+                f"features: {list(features.shape)}, and {list(reference.shape)} to compare them "
+                "with; give the same layer's, [B, D] or [B, P, D]"
             )
-        loss = sign * distance(features, aim, metric)
+        loss = sign * distance(features, reference, metric)
         if judged is None:
             return Outcome(loss, jnp.full_like(loss, -1))
         outcome = judged(x, judged_key)

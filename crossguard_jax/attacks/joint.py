@@ -120,8 +120,8 @@ def _climb(
         (x_adv, best), (t, key) = carry, at
         gradients, outcome = jax.grad(total, has_aux=True)(x_adv, key)
         if track:
-            found = AttackResult(x_adv, outcome.loss, outcome.success, outcome.rejected)
-            best = search.better(found, best)
+            result = AttackResult(x_adv, outcome.loss, outcome.success, outcome.rejected)
+            best = search.better(result, best)
         moved = tuple(map(_moved, x_adv, inputs, gradients, parts))
         if alternate:
             mine = t % len(parts) == jnp.arange(len(parts))

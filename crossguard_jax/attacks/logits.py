@@ -43,7 +43,7 @@ def from_logits(
     """
     if loss not in LOSSES:
         raise UserError(f"attack: loss {loss!r} is none of {', '.join(LOSSES)}")
-    sign, wanted = (1, labels) if targets is None else (-1, targets)
+    sign, classes = (1, labels) if targets is None else (-1, targets)
 
     def objective(x: Array, key: PRNGKeyArray) -> Outcome:
         logits = logits_of(x, key)
@@ -53,12 +53,12 @@ def from_logits(
                 f"attack: logits {list(logits.shape)} for {len(labels)} labels; give [B, classes]"
             )
         check_labels(labels, logits.shape[1], targets)
-        margin = sign * margin_from(logits, wanted)
+        margin = sign * margin_from(logits, classes)
         if loss == "margin":
             return Outcome(margin, margin)
         if loss == "dlr":
             return Outcome(logits_ratio(logits, labels, targets), margin)
-        return Outcome(sign * cross_entropy(logits, wanted), margin)
+        return Outcome(sign * cross_entropy(logits, classes), margin)
 
     return objective
 

@@ -47,10 +47,10 @@ class NamedAttack:
     bound: bool = False
 
     def __post_init__(self) -> None:
-        for field, known in (("kind", KINDS), ("goal", GOALS)):
-            if getattr(self, field) not in known:
+        for field, choices in (("kind", KINDS), ("goal", GOALS)):
+            if getattr(self, field) not in choices:
                 raise UserError(
-                    f"attack: {field} {getattr(self, field)!r} is none of {', '.join(known)}"
+                    f"attack: {field} {getattr(self, field)!r} is none of {', '.join(choices)}"
                 )
         if isinstance(self.samples, bool) or self.samples < 1:
             raise UserError(f"attack: samples {self.samples!r}: a whole number above 0")

@@ -43,7 +43,7 @@ def pgd(
         x_adv, best = _climb(objective, x, climb_key, budget, best, keep == "best")
         return search.better(search.judge(objective, x_adv, last_key), best)
 
-    start = search.nothing_found(objective, x, key)
+    start = search.no_result(objective, x, key)
     if keep == "last" and budget.restarts == 1:  # nothing to choose from, so nothing to compare
         x_adv, _ = _climb(objective, x, restarts_key, budget, start, False)
     else:
@@ -67,7 +67,7 @@ def _climb(
         x_adv, best = carry
         outcome, gradient = search.evaluate(objective, x_adv, key)
         if track:
-            best = search.better(search.found(x_adv, outcome), best)
+            best = search.better(search.as_result(x_adv, outcome), best)
         x_adv = x_adv + step_size * projections.steepest(gradient, budget.norm)
         return (projections.project(x_adv, x, budget), best), None
 

@@ -116,8 +116,8 @@ class Budget:
         if not self.low < self.high:
             raise UserError(f"budget: low {self.low!r} is not below high {self.high!r}")
         # jit passes tracers through here, and trees pass placeholders.
-        given = isinstance(self.epsilon, int | float | np.ndarray | np.generic | jax.Array)
-        if given and not isinstance(self.epsilon, jax.core.Tracer):
+        numeric = isinstance(self.epsilon, int | float | np.ndarray | np.generic | jax.Array)
+        if numeric and not isinstance(self.epsilon, jax.core.Tracer):
             self._check_epsilon(np.asarray(self.epsilon, np.float64))
 
     def _check_epsilon(self, epsilon: np.ndarray) -> None:

@@ -25,14 +25,12 @@ def evaluate(
     return outcome, gradient
 
 
-def found(x_adv: Float[Array, "B ..."], outcome: Outcome) -> AttackResult:
+def as_result(x_adv: Float[Array, "B ..."], outcome: Outcome) -> AttackResult:
     """A candidate and its outcome, as a result."""
     return AttackResult(x_adv, outcome.loss, outcome.success, outcome.rejected)
 
 
-def nothing_found(
-    objective: Objective, x: Float[Array, "B ..."], key: PRNGKeyArray
-) -> AttackResult:
+def no_result(objective: Objective, x: Float[Array, "B ..."], key: PRNGKeyArray) -> AttackResult:
     """What any candidate is better than; ``objective`` is traced, not run.
 
     Raises:
@@ -70,7 +68,7 @@ def judge(objective: Objective, x_adv: Float[Array, "B ..."], key: PRNGKeyArray)
 
     A search keeps the best of many noisy outcomes, which is better than it will be again.
     """
-    return found(x_adv, objective(x_adv, key))
+    return as_result(x_adv, objective(x_adv, key))
 
 
 def best_of_restarts(

@@ -43,7 +43,7 @@ def square(
     def attempt(key: PRNGKeyArray, best: AttackResult) -> AttackResult:
         return search.better(_attempt(objective, x, key, budget), best)
 
-    start = search.nothing_found(objective, x, key)
+    start = search.no_result(objective, x, key)
     best = search.best_of_restarts(attempt, start, restarts_key, budget.restarts)
     return search.judge(objective, best.x_adv, judge_key)
 
@@ -85,7 +85,7 @@ def _attempt(objective: Objective, x: Array, key: PRNGKeyArray, budget: Budget) 
         new = search.judge(objective, candidate, jnp.where(starts, first_key, objective_key))
         return index + 1, search.better(new, best)
 
-    nothing = search.nothing_found(objective, x, first_key)
+    nothing = search.no_result(objective, x, first_key)
     return jax.lax.while_loop(go_on, query, (-jnp.ones((), jnp.int32), nothing))[1]
 
 

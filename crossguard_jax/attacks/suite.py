@@ -5,6 +5,7 @@ compiles twice. What an attack claims is not believed: its result goes through u
 anew, under keys that the search has not seen, by one objective for all attacks.
 """
 
+import functools
 import hashlib
 import re
 import zlib
@@ -23,7 +24,7 @@ from crossguard_jax.attacks.curves import (
     SWAP,
     Cell,
     CellId,
-    Cells,
+    CellStore,
     Curve,
     Entry,
     Plan,
@@ -84,7 +85,7 @@ class Suite:
         epsilons: Sequence[float],
         key: PRNGKeyArray,
         *,
-        store: Callable[[Plan], Cells] = lambda plan: {},
+        store: Callable[[Plan], CellStore] = lambda plan: {},
         donors: Int[np.ndarray, " B"] | None = None,
         alone: bool = False,
         steps: float = 1.0,
@@ -113,16 +114,7 @@ class Suite:
         self._check(x, rows)
         plan = self._plan(x, rows, epsilons, key, alone, steps, restarts)
         cells = store(plan)
-
-        def made(
-            name: CellId, over: np.ndarray, program: Program, x: np.ndarray, *more: Any
-        ) -> Cell:
-            cell = cells.get(name)
-            if cell is None:
-                cell = self._over(program, params, x, rows, over, _key_of(key, name), name, *more)
-                cells[name] = cell
-            return cell
-
+        made = functools.partial(self._made, cells, params, rows, key)
         clean = made(CLEAN, np.arange(len(x)), self._judge, x)
         right = np.flatnonzero(~clean.fooled & ~clean.rejected)
         swapped = x[_others(len(x), plan.key) if donors is None else donors]
@@ -229,6 +221,25 @@ class Suite:
         means = {"loss": draws.loss, "margin": draws.margin, "detector": detector}
         return {name: value.mean(axis=0) for name, value in means.items()} | {"spread": spread}
 
+    def _made(
+        self,
+        cells: CellStore,
+        params: PyTree,
+        rows: PyTree,
+        key: PRNGKeyArray,
+        name: CellId,
+        over: np.ndarray,
+        program: Program,
+        x: np.ndarray,
+        *more: Any,
+    ) -> Cell:
+        """A cell from the store, or made and put there."""
+        cell = cells.get(name)
+        if cell is None:
+            cell = self._over(program, params, x, rows, over, _key_of(key, name), name, *more)
+            cells[name] = cell
+        return cell
+
     def _over(
         self,
         program: Program,
@@ -246,8 +257,8 @@ class Suite:
         parts = []
         for i, (batch, n) in enumerate(_batches(over, self.batch_size)):
             those = jax.tree.map(lambda leaf, batch=batch: leaf[batch], rows)
-            found = program(params, those, x[batch], jax.random.fold_in(key, i), *more)
-            parts.append({name: np.asarray(value)[:n] for name, value in found.items()})
+            outputs = program(params, those, x[batch], jax.random.fold_in(key, i), *more)
+            parts.append({name: np.asarray(value)[:n] for name, value in outputs.items()})
         fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         excess = fields.pop("excess", np.zeros(1))
         if excess.max() > 0:

@@ -40,7 +40,7 @@ def transfer(
         raise UserError("transfer: no source to make perturbations on; give one objective or more")
     projections.check_input(x, budget)
     *keys, judge_key = jax.random.split(key, len(sources) + 1)
-    best = search.nothing_found(target, x, key)
+    best = search.no_result(target, x, key)
     for source, source_key in zip(sources, keys, strict=True):
         attack_key, target_key = jax.random.split(source_key)
         x_adv = attack(source, x, attack_key, budget).x_adv
@@ -66,6 +66,6 @@ def noise(
         point = projections.random_start(x, point_key, budget)
         return search.better(search.judge(objective, point, outcome_key), best)
 
-    start = search.nothing_found(objective, x, key)
+    start = search.no_result(objective, x, key)
     best = search.best_of_restarts(attempt, start, restarts_key, budget.restarts)
     return search.judge(objective, best.x_adv, judge_key)

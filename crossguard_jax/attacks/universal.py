@@ -86,7 +86,7 @@ def shared_picture(
         return point
 
     point, outcome = _attack(objective, view, x, key, budget, owners, batch or n, rule)
-    return Universal(point - x, search.found(point, outcome))
+    return Universal(point - x, search.as_result(point, outcome))
 
 
 def shared_perturbation(
@@ -123,7 +123,7 @@ def shared_perturbation(
     owners = jnp.zeros(len(x), jnp.int32)
     zero = jnp.zeros_like(x[:1])
     delta, outcome = _attack(objective, view, zero, key, free, owners, batch or len(x), rule)
-    return Universal(delta, search.found(view(delta, jnp.arange(len(x))), outcome))
+    return Universal(delta, search.as_result(view(delta, jnp.arange(len(x))), outcome))
 
 
 def _attack(

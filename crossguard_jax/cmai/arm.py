@@ -42,16 +42,16 @@ class Knob:
         Raises:
             UserError: a field that is unknown, missing, negative or no number.
         """
-        given = {field: config[field] for field in config}
-        unknown = sorted(set(given) - {"start", "maximum", "step", "decay"})
-        missing = sorted({"start", "maximum"} - set(given))
+        values = {field: config[field] for field in config}
+        unknown = sorted(set(values) - {"start", "maximum", "step", "decay"})
+        missing = sorted({"start", "maximum"} - set(values))
         if unknown or missing:
             what = "unknown" if unknown else "missing"
             raise UserError(f"arm.{name}: {what} {', '.join(unknown or missing)}; see cmai.arm")
-        for field, value in given.items():
+        for field, value in values.items():
             if not isinstance(value, int | float) or not 0.0 <= value < math.inf:
                 raise UserError(f"arm.{name}.{field} {value!r}: 0 or a positive number")
-        knob = cls(**{field: float(value) for field, value in given.items()})
+        knob = cls(**{field: float(value) for field, value in values.items()})
         if knob.start > knob.maximum:
             raise UserError(f"arm.{name}: start {knob.start:g} is above maximum {knob.maximum:g}")
         return knob
@@ -105,8 +105,8 @@ class Controller:
         Raises:
             UserError: whatever is wrong with it, by the field's name.
         """
-        known = {"tau_c", "max_variance", *KNOBS}
-        unknown, missing = sorted(set(config) - known), sorted(known - set(config))
+        fields = {"tau_c", "max_variance", *KNOBS}
+        unknown, missing = sorted(set(config) - fields), sorted(fields - set(config))
         if unknown or missing:
             what = "unknown" if unknown else "missing"
             raise UserError(f"arm: {what} {', '.join(unknown or missing)}; see cmai.arm")
@@ -132,11 +132,11 @@ class Controller:
 
     def update(self, state: ArmState, scores: Float[Array, " B"]) -> ArmState:
         """The state after a batch; one with a score that is no number changes nothing."""
-        told = jnp.isfinite(scores).all()
+        finite = jnp.isfinite(scores).all()
         alarm = self.alarms(state, scores)
         after = {}
         for field in KNOBS:
             knob, value = getattr(self, field), getattr(state, field)
             by = jnp.where(alarm, jnp.float32(knob.step), jnp.float32(-knob.decay))
-            after[field] = jnp.where(told, knob.turned(value, by), value)
+            after[field] = jnp.where(finite, knob.turned(value, by), value)
         return replace(state, **after)

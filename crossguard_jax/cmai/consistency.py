@@ -5,9 +5,7 @@ heads, whose score is a cosine, and a verifier, whose score is a probability. Bo
 aligned pairs against misaligned ones by InfoNCE (arXiv 1807.03748, both ways as in CLIP).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +15,15 @@ from crossguard_jax.cmai.features import TEXT_SOURCES
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, PRNGKeyArray
 from crossguard_jax.nn.layers import LayerNorm, Linear
-from crossguard_jax.train.step import Loss, Metrics
+from crossguard_jax.train.step import Metrics
 
 KINDS = ("heads", "verifier")
 _NORM_EPSILON = 1e-5
 _MAX_SCALE = 100.0  # CLIP's own bound
 _FIRST_SCALE = 1 / 0.07
+
+Misaligned = tuple[Array, Bool[Array, "..."]]
+"""Logits of pairs, and which of the pairs are misaligned: the others count for nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class ConsistencyConfig:
         if self.kind not in KINDS:
             raise UserError(f"cmcv.kind {self.kind!r} is none of {', '.join(KINDS)}")
         if self.text_source not in TEXT_SOURCES:
-            known = ", ".join(TEXT_SOURCES)
-            raise UserError(f"cmcv.text_source {self.text_source!r} is none of {known}")
+            choices = ", ".join(TEXT_SOURCES)
+            raise UserError(f"cmcv.text_source {self.text_source!r} is none of {choices}")
         for name in ("picture_width", "text_width", "shared_width", "hidden_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"cmcv.{name} {getattr(self, name)}: a whole number above 0")
@@ -180,6 +181,33 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
     if "negatives" in pairs:
         negatives &= pairs["negatives"]
     own = check.logits(v, t)
+    kinds, per_text, per_picture = _misaligned(check, v, t, pairs, negatives)
+    info_nce = (_info_nce(own, per_text) + _info_nce(own, per_picture)) / 2
+    count = pairs.get("aligned", jnp.ones(b, bool))
+
+    def mean(x: Array) -> Array:
+        return jnp.where(count, x, 0).sum() / jnp.maximum(count.sum(), 1)
+
+    loss, metrics = mean(info_nce), {}
+    if "attacked_v" in pairs:
+        above = own - check.logits(check.see(pairs["attacked_v"]), t)
+        loss = loss + mean(jax.nn.softplus(-above))
+        metrics = {"told": mean(above > 0)}
+    if isinstance(check, Verifier):
+        loss = loss + (mean(jax.nn.softplus(-own)) + _misaligned_loss(kinds)) / 2
+    ranked = [((x < own[:, None]) & mask, mask) for x, mask in per_text + per_picture]
+    below, counted = (sum(part.sum() for part in parts) for parts in zip(*ranked, strict=True))
+    return loss, metrics | {
+        "info_nce": mean(info_nce),
+        "s_c": mean(check(pairs["h_v"], pairs["h_t"])),
+        "ranked": below / jnp.maximum(counted, 1),
+    }
+
+
+def _misaligned(
+    check: Check, v: Array, t: Array, pairs: dict[str, Array], negatives: Bool[Array, "B B"]
+) -> tuple[list[Misaligned], list[Misaligned], list[Misaligned]]:
+    """The kinds of misaligned pairs that there are; those of each text; those of each picture."""
     grid = check.logits(v[None], t[:, None])  # text by picture
     kinds = [(grid, negatives)]
     per_text, per_picture = [(grid, negatives)], [(grid.T, negatives.T)]
@@ -189,53 +217,17 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
     if "wrong_t" in pairs:
         per_picture.append(_all(check.logits(v[:, None], check.read(pairs["wrong_t"]))))
         kinds.append(per_picture[-1])
-    info_nce = (_info_nce(own, per_text) + _info_nce(own, per_picture)) / 2
-    count = pairs.get("aligned", jnp.ones(b, bool))
-
-    def mean(x: Array) -> Array:
-        return jnp.where(count, x, 0).sum() / jnp.maximum(count.sum(), 1)
-
-    loss, told = mean(info_nce), {}
-    if "attacked_v" in pairs:
-        above = own - check.logits(check.see(pairs["attacked_v"]), t)
-        loss = loss + mean(jax.nn.softplus(-above))
-        told = {"told": mean(above > 0)}
-    if isinstance(check, Verifier):
-        loss = loss + (mean(jax.nn.softplus(-own)) + _misaligned_loss(kinds)) / 2
-    ranked = [((x < own[:, None]) & mask, mask) for x, mask in per_text + per_picture]
-    below, counted = (sum(part.sum() for part in parts) for parts in zip(*ranked, strict=True))
-    return loss, told | {
-        "info_nce": mean(info_nce),
-        "s_c": mean(check(pairs["h_v"], pairs["h_t"])),
-        "ranked": below / jnp.maximum(counted, 1),
-    }
+    return kinds, per_text, per_picture
 
 
-def make_loss(
-    graphdef: Any, features: Callable[[Any, Any], dict[str, Array]] = lambda frozen, batch: batch
-) -> Loss:
-    """`pair_loss` as `train.step.make_step` takes it: the check is what is trained.
-
-    Args:
-        graphdef: of ``nnx.split(check, graph=False)``; the state is the trainable part.
-        features: ``(frozen, batch) -> pairs`` of `pair_loss`; left out where the batch holds the
-            features themselves.
-    """
-
-    def loss(trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Metrics]:
-        return pair_loss(nnx.merge(graphdef, trainable), features(frozen, batch))
-
-    return loss
-
-
-def _info_nce(own: Float[Array, " B"], others: list[tuple[Array, Array]]) -> Float[Array, " B"]:
+def _info_nce(own: Float[Array, " B"], others: list[Misaligned]) -> Float[Array, " B"]:
     """``-log softmax`` of a row's own logit among those of its misaligned pairs."""
     masked = [jnp.where(mask, logits, -jnp.inf) for logits, mask in others]
     every = jnp.concatenate([own[:, None], *masked], axis=1)
     return jax.nn.logsumexp(every, axis=1) - own
 
 
-def _misaligned_loss(kinds: list[tuple[Array, Array]]) -> Float[Array, ""]:
+def _misaligned_loss(kinds: list[Misaligned]) -> Float[Array, ""]:
     """Mean over the kinds that there are of the logistic loss of misaligned pairs."""
     total = there = jnp.float32(0.0)
     for logits, mask in kinds:
@@ -245,7 +237,7 @@ def _misaligned_loss(kinds: list[tuple[Array, Array]]) -> Float[Array, ""]:
     return total / jnp.maximum(there, 1.0)
 
 
-def _all(logits: Array) -> tuple[Array, Bool[Array, "..."]]:
+def _all(logits: Array) -> Misaligned:
     return logits, jnp.ones(logits.shape, bool)
 
 

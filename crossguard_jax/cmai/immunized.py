@@ -114,8 +114,8 @@ class Immunized:
         policy = self.policy.at(params["cuts"])
         caught = policy.caught if policy.rejects else lambda scores: None
         if policy.plain:
-            found = self._answers(params, rows, x)
-            return Outcome(found.loss, found.margin, caught(found.s_c))
+            outputs = self._answers(params, rows, x)
+            return Outcome(outputs.loss, outputs.margin, caught(outputs.s_c))
         s_c = self.s_c(params, rows, x)
         keys = jax.random.split(key, x.shape[0])
         inputs = rows | {"pixels": x}
@@ -131,9 +131,9 @@ class Immunized:
 
         An attack that is held to the last branch pays for one pass, whatever the others do.
         """
-        found = self._answers(params, rows, x)
+        outputs = self._answers(params, rows, x)
         cuts = params["cuts"]
-        return Outcome(found.loss, found.margin, cuts[-1] - found.s_c if len(cuts) else None)
+        return Outcome(outputs.loss, outputs.margin, cuts[-1] - outputs.s_c if len(cuts) else None)
 
     def _answers(self, params: Any, rows: Any, x: Array) -> Answers:
         trainable, frozen = params["trainable"], params["frozen"]
@@ -182,18 +182,18 @@ class Immunized:
         """
         key = jax.random.key(0) if key is None else key
         first = self.task.labels[0]
-        known = [r if r.label in self.task.labels else replace(r, label=first) for r in records]
-        x, rows = self.rows(known, length)
+        labelled = [r if r.label in self.task.labels else replace(r, label=first) for r in records]
+        x, rows = self.rows(labelled, length)
         ids = [record.id for record in records]
         keys = row_keys(key, ids)
         scores, parts = [], []
         for start in range(0, len(records), batch_size):
             here = slice(start, start + batch_size)
-            given = rows | {"pixels": x}
-            inputs = {name: jnp.asarray(value[here]) for name, value in given.items()}
+            arrays = rows | {"pixels": x}
+            inputs = {name: jnp.asarray(value[here]) for name, value in arrays.items()}
             s_c = np.asarray(_scores(self, self.params, inputs))
             scores.append(s_c)
-            found = policies.apply(
+            decisions = policies.apply(
                 self.policy,
                 self.predict,
                 self.params,
@@ -203,7 +203,7 @@ class Immunized:
                 ids=ids[here],
                 queue=queue,
             )
-            parts.append(found)
+            parts.append(decisions)
         fields = {
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("branches", "answers", "rejected", "flagged", "passes")

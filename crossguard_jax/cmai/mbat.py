@@ -84,10 +84,10 @@ class MbatSettings:
     text_epsilon: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, known in (("inner", INNER), ("perturb", PERTURB), ("norm", NORMS)):
-            if getattr(self, name) not in known:
+        for name, choices in (("inner", INNER), ("perturb", PERTURB), ("norm", NORMS)):
+            if getattr(self, name) not in choices:
                 raise UserError(
-                    f"mbat.{name} {getattr(self, name)!r} is none of {', '.join(known)}"
+                    f"mbat.{name} {getattr(self, name)!r} is none of {', '.join(choices)}"
                 )
         for name in ("alpha", "evasion", "text_epsilon"):
             if not 0.0 <= getattr(self, name) < math.inf:
@@ -135,12 +135,12 @@ def perturbed(
         return tuple(inputs)
 
     def objective(some: Inputs, key: PRNGKeyArray) -> Outcome:
-        found = answer(trainable, frozen, batch, whole(some))
-        return Outcome(inner_loss(settings, found, arm), found.margin)
+        outputs = answer(trainable, frozen, batch, whole(some))
+        return Outcome(inner_loss(settings, outputs, arm), outputs.margin)
 
     start, balls = tuple(clean[i] for i in moved), tuple(parts[i] for i in moved)
-    found = joint_pgd(objective, start, key, balls, keep_best=False)
-    return jax.lax.stop_gradient(whole(found.x_adv))
+    result = joint_pgd(objective, start, key, balls, keep_best=False)
+    return jax.lax.stop_gradient(whole(result.x_adv))
 
 
 def mbat_loss(
@@ -172,24 +172,24 @@ def mbat_loss(
     at = jax.lax.stop_gradient(trainable)
     attacked = perturbed(answer, settings, at, frozen, batch, clean, key, arm)
     both = jax.tree.map(lambda *rows: jnp.stack(rows), clean, attacked)
-    found = jax.vmap(lambda inputs: answer(trainable, frozen, batch, inputs))(both)
-    plain, hard = (jax.tree.map(lambda rows, i=i: rows[i], found) for i in (0, 1))
-    loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * hard.loss.mean()
+    outputs = jax.vmap(lambda inputs: answer(trainable, frozen, batch, inputs))(both)
+    plain, adversarial = (jax.tree.map(lambda rows, i=i: rows[i], outputs) for i in (0, 1))
+    loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * adversarial.loss.mean()
     metrics = {
         "clean_loss": plain.loss.mean(),
-        "adversarial_loss": hard.loss.mean(),
+        "adversarial_loss": adversarial.loss.mean(),
         "clean_error": (plain.margin > 0).mean(),
-        "adversarial_error": (hard.margin > 0).mean(),
+        "adversarial_error": (adversarial.margin > 0).mean(),
         "clean_s_c": plain.s_c.mean(),
-        "adversarial_s_c": hard.s_c.mean(),
+        "adversarial_s_c": adversarial.s_c.mean(),
         "beta": arm.beta,
         "epsilon": arm.epsilon,
         "lambda": arm.lambda_,
     }
-    seen = {"attacked": attacked[0]}
+    additions = {"attacked": attacked[0]}
     if plain.h_v is not None:
-        seen |= {"h_v": plain.h_v, "attacked_h_v": hard.h_v}
-    return loss, (metrics, hard.s_c, seen)
+        additions |= {"h_v": plain.h_v, "attacked_h_v": adversarial.h_v}
+    return loss, (metrics, adversarial.s_c, additions)
 
 
 @jax.tree_util.register_dataclass
@@ -233,12 +233,12 @@ def make_immunize_step(
         batch = prepare(state.trainable, frozen, batch)
 
         def loss(trainable: Any) -> tuple[Array, Any]:
-            value, (metrics, s_c, seen) = mbat_loss(
+            value, (metrics, s_c, additions) = mbat_loss(
                 answer, settings, width, trainable, frozen, batch, key, state.arm
             )
             if beside is not None:
-                more, theirs = beside(trainable, frozen, batch | seen, key)
-                value, metrics = value + more, metrics | theirs
+                beside_loss, beside_metrics = beside(trainable, frozen, batch | additions, key)
+                value, metrics = value + beside_loss, metrics | beside_metrics
             return value, (metrics, s_c)
 
         (value, (metrics, s_c)), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)

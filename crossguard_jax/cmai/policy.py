@@ -115,8 +115,8 @@ class Policy:
     def decide(self, scores: Float[Array, " B"]) -> Int[Array, " B"]:
         """The branch of each score, by index; a score that is no number takes the lowest."""
         cuts = self.cuts
-        found = jnp.searchsorted(cuts, scores.astype(jnp.float32), side="right")
-        return jnp.where(jnp.isnan(scores), 0, found).astype(jnp.int32)
+        branches = jnp.searchsorted(cuts, scores.astype(jnp.float32), side="right")
+        return jnp.where(jnp.isnan(scores), 0, branches).astype(jnp.int32)
 
     @property
     def plain(self) -> bool:
@@ -226,8 +226,8 @@ def answer_all(
     for index, branch in enumerate(policy.branches):
         if branch.do in ("smooth", "robust"):
             here = (branches == index).reshape(-1, *[1] * (answers.ndim - 1))
-            found = answer(branch, predict, state, inputs, scores, keys)
-            answers = jnp.where(here, found, answers)
+            branch_answers = answer(branch, predict, state, inputs, scores, keys)
+            answers = jnp.where(here, branch_answers, answers)
     return branches, answers
 
 
@@ -272,10 +272,10 @@ def _branch(config: Mapping[str, Any]) -> Branch:
     if do not in OPTIONS or do == "accept":
         actions = ", ".join(name for name in OPTIONS if name != "accept")
         raise UserError(f"arm.branches: do {do!r} is none of {actions}")
-    known = {"below", "do", *OPTIONS[do]}
-    if "below" not in config or set(config) - known:
-        wrong = ", ".join(sorted(set(config) - known)) or "no below"
-        raise UserError(f"arm.branches: {do}: {wrong}; it has {', '.join(sorted(known))}")
+    fields = {"below", "do", *OPTIONS[do]}
+    if "below" not in config or set(config) - fields:
+        wrong = ", ".join(sorted(set(config) - fields)) or "no below"
+        raise UserError(f"arm.branches: {do}: {wrong}; it has {', '.join(sorted(fields))}")
     numbers = {k: float(config[k]) for k in ("below", "sigma", "vote", "full") if k in config}
     branch = Branch(
         do=do,

@@ -137,8 +137,8 @@ def answers_of(config: Any, sources: Mapping[str, RecordSource]) -> tuple[str, .
     """
     if not config.task.most_common:
         return tuple(config.task.labels)
-    said = Counter(source[i].label for source in sources.values() for i in range(len(source)))
-    ranked = sorted(said, key=lambda label: (-said[label], label))[: config.task.most_common]
+    counts = Counter(source[i].label for source in sources.values() for i in range(len(source)))
+    ranked = sorted(counts, key=lambda label: (-counts[label], label))[: config.task.most_common]
     if len(ranked) < 2:
         raise UserError(f"data.sources: {len(ranked)} kind of label; a task needs two answers")
     return tuple(ranked)
@@ -186,16 +186,16 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     config, task = run.config, run.task
     of_pairs = check_loss(task, joint=False)
 
-    def loss(check: Any, still: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
-        adapters, frozen = still
+    def loss(check: Any, fixed: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        adapters, frozen = fixed
         everything = {"adapters": adapters, "check": check}
         batch = task.read(everything, frozen, batch)
         return of_pairs(everything, frozen, batch, key)
 
     adam = optimizer(config.cmcv.optim, config.cmcv.train.steps)
     state = init_state(trainable["check"], adam, config.train.seed, run.mesh, run.rules)
-    still = trainable["adapters"], run.frozen
-    learned = run.train(state, make_step(loss, adam), still, config.cmcv.train, "check")
+    fixed = trainable["adapters"], run.frozen
+    learned = run.train(state, make_step(loss, adam), fixed, config.cmcv.train, "check")
     return trainable | {"check": learned}
 
 
@@ -232,7 +232,7 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
         controller,
         adam,
         task.width,
-        task.read if goal == "answers" else task.aim,
+        task.read if goal == "answers" else task.add_clean_states,
         beside,
     )
     state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
@@ -244,7 +244,7 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
 
 def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:
     """S_c of the held-out pairs; rows without a picture have none."""
-    task, found = run.task, []
+    task, scores = run.task, []
 
     @jax.jit
     def score(trainable: Any, frozen: Any, batch: Any) -> Array:
@@ -258,10 +258,10 @@ def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:
         for batch in batches:
             mask = batch.pop("mask") & batch["has_picture"]
             del batch["row"]
-            found.append(np.asarray(score(trainable, run.frozen, batch))[mask])
-    if not found:
+            scores.append(np.asarray(score(trainable, run.frozen, batch))[mask])
+    if not scores:
         raise UserError("data.validation: the check needs held-out clean pairs; name a source")
-    return np.concatenate(found)
+    return np.concatenate(scores)
 
 
 def _cut(config: Any, scores: Float[np.ndarray, " B"]) -> list[dict[str, Any]]:

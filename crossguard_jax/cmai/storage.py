@@ -54,9 +54,9 @@ def load_check(folder: str | Path) -> tuple[Check, Threshold | None]:
     abstract = jax.eval_shape(lambda: make_check(config, jax.random.key(0)))
     graphdef, state = nnx.split(abstract, graph=False)
     expected = {name: variable.shape for name, variable in named_leaves(state)}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if expected != found:
-        names = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if expected != shapes:
+        names = sorted(n for n in expected | shapes if expected.get(n) != shapes.get(n))
         raise UserError(
             f"{file}: not the weights that {SETTINGS} tells of: {', '.join(names)} differ"
         )

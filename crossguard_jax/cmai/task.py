@@ -144,8 +144,8 @@ class Task:
 
     def _label(self, record: Record) -> int:
         if record.label not in self.labels:
-            known = ", ".join(self.labels[:20])
-            raise UserError(f"row {record.id}: label {record.label!r} is none of {known}")
+            choices = ", ".join(self.labels[:20])
+            raise UserError(f"row {record.id}: label {record.label!r} is none of {choices}")
         return self.labels.index(record.label)
 
     def read(self, trainable: Any, frozen: Any, batch: Any) -> Any:
@@ -242,31 +242,33 @@ class Task:
         Pictures whose ``h_v`` (``attacked_h_v``) is in the batch are not seen again.
         """
 
-        def seen(known: str, pixels: str) -> Array:
-            h_v = batch[known] if known in batch else self.see(trainable, frozen, batch[pixels])[1]
+        def features(name: str, pixels: str) -> Array:
+            h_v = batch[name] if name in batch else self.see(trainable, frozen, batch[pixels])[1]
             return h_v if joint else jax.lax.stop_gradient(h_v)
 
         ids, there = batch["read_ids"], batch["has_picture"]
         same = (ids[:, None] == ids[None]).all(axis=-1)
         pairs = {
-            "h_v": seen("h_v", "pixels"),
+            "h_v": features("h_v", "pixels"),
             "h_t": batch["h_t"],
             "aligned": there,
             "negatives": ~same & there[:, None] & there[None],
         }
-        return pairs | ({"attacked_v": seen("attacked_h_v", "attacked")} if adversarial else {})
+        return pairs | ({"attacked_v": features("attacked_h_v", "attacked")} if adversarial else {})
 
-    def aim(self, trainable: Any, frozen: Any, batch: Any) -> Any:
-        """The batch with ``aim``, the tower's states of the clean pictures without the adapter:
-        what an embedding-preserving tower keeps to (FARE, arXiv 2402.12336)."""
+    def add_clean_states(self, trainable: Any, frozen: Any, batch: Any) -> Any:
+        """The batch with ``clean_states``, the tower's states of the clean pictures without the
+        adapter: what an embedding-preserving tower keeps to (FARE, arXiv 2402.12336)."""
         states, _ = self.see(trainable, frozen, batch["pixels"], 0.0)
-        return batch | {"aim": jax.lax.stop_gradient(states)}
+        return batch | {"clean_states": jax.lax.stop_gradient(states)}
 
     def deviations(
         self, trainable: Any, frozen: Any, batch: Any, inputs: Inputs, scale: LoraScale = 1.0
     ) -> Answers:
         """`mbat.Answer` that knows no task: the loss is how far the tower's states are from their
-        ``aim``, squared, summed over the width, the mean over tokens."""
+        ``clean_states``, squared, summed over the width, the mean over tokens."""
         states, h_v = self.see(trainable, frozen, inputs[0], scale)
-        away = ((states - batch["aim"]).astype(jnp.float32) ** 2).sum(axis=-1).mean(axis=-1)
+        away = (
+            ((states - batch["clean_states"]).astype(jnp.float32) ** 2).sum(axis=-1).mean(axis=-1)
+        )
         return Answers(away, jnp.zeros_like(away), jnp.full_like(away, NO_PICTURE), h_v)

@@ -36,7 +36,7 @@ class Distances(NamedTuple):
     nearest: float
 
 
-class Cells(NamedTuple):
+class Coverage(NamedTuple):
     """How many cells of a grid have anything in them, and how many there are."""
 
     filled: int
@@ -80,11 +80,11 @@ def self_bleu(texts: Sequence[str], n: int = 4, sample: int | None = None, seed:
     if sample is not None and sample < len(texts):
         drawn = np.random.default_rng(seed).choice(len(texts), sample, replace=False)
         texts = [texts[i] for i in np.sort(drawn)]
-    said = [words(text) for text in texts]
-    if len(said) < 2:
+    tokens = [words(text) for text in texts]
+    if len(tokens) < 2:
         return math.nan
-    lengths = np.array([len(row) for row in said])
-    matched = np.stack([_matches([_ngrams(row, k) for row in said]) for k in range(1, n + 1)])
+    lengths = np.array([len(row) for row in tokens])
+    matched = np.stack([_matches([_ngrams(row, k) for row in tokens]) for k in range(1, n + 1)])
     possible = np.maximum(lengths - np.arange(n)[:, None], 1)
     logs = np.log(np.where(matched == 0, BLEU_EPSILON, matched) / possible).mean(axis=0)
     # Where not one word matches nothing is smoothed: the score is 0.
@@ -162,7 +162,9 @@ def vendi(embeddings: Embeddings) -> float:
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def cells_filled(rows: Iterable[Sequence[Hashable]], axes: Sequence[Collection[Hashable]]) -> Cells:
+def cells_filled(
+    rows: Iterable[Sequence[Hashable]], axes: Sequence[Collection[Hashable]]
+) -> Coverage:
     """How much of a grid a set covers, such as categories by keywords.
 
     Args:
@@ -171,7 +173,7 @@ def cells_filled(rows: Iterable[Sequence[Hashable]], axes: Sequence[Collection[H
     """
     values = [set(axis) for axis in axes]
     grid = set(itertools.product(*values))
-    return Cells(len(grid & set(map(tuple, rows))), len(grid))
+    return Coverage(len(grid & set(map(tuple, rows))), len(grid))
 
 
 def near_duplicates(

@@ -46,9 +46,9 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
-    known = int(np.prod([s for s in sizes if s != -1]))
-    if sizes.count(-1) == 1 and known and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
+    fixed = int(np.prod([s for s in sizes if s != -1]))
+    if sizes.count(-1) == 1 and fixed and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         raise UserError(
             f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} does not fit {len(devices)} "
@@ -103,8 +103,8 @@ def _mesh_axes(name: str | None, mesh: Mesh | AbstractMesh, rules: Rules) -> tup
     names = (target,) if isinstance(target, str) else tuple(target or ())
     for mesh_axis in names:
         if mesh_axis not in mesh.shape:
-            known = ", ".join(mesh.shape)
-            raise UserError(f"axis_rules: {name} -> {mesh_axis!r} is no mesh axis; use {known}")
+            choices = ", ".join(mesh.shape)
+            raise UserError(f"axis_rules: {name} -> {mesh_axis!r} is no mesh axis; use {choices}")
     return names
 
 

@@ -103,14 +103,14 @@ def forge(
     if repeated := [id for id, n in ids.items() if n > 1]:
         raise UserError(f"forge: two triplets are called {short(repeated[0])!r}; rename one")
     labels = {t.id: "unsafe" for t in triplets} | {t.id: "safe" for t in twins}
-    said = {"identity": {**identity, "seed": settings.seed, "samples": settings.samples}}
-    _claim(folder / "forge.json", said)
+    claim = {"identity": {**identity, "seed": settings.seed, "samples": settings.samples}}
+    _claim(folder / "forge.json", claim)
     rows = _write_candidates(rewriter, trainable, every, settings, folder, batch_size)
     kept, dropped = sift(rows, rewriter, settings)
     if not kept:
         raise UserError(f"{folder}: no text passed ({dict(dropped)}); lower forge.least")
-    known = {t.id: t for t in every}
-    records = [_record(row, known[row["triplet"]], labels[row["triplet"]]) for row in kept]
+    by_id = {t.id: t for t in every}
+    records = [_record(row, by_id[row["triplet"]], labels[row["triplet"]]) for row in kept]
     write_jsonl(records, folder, "train")
     write_dataset({"train": records}, folder, SOURCE)
     result = Forged(
@@ -123,18 +123,18 @@ def forge(
         },
         diversity=variety([r for r in records if r.label == "unsafe"], rewriter),
     )
-    jsonl.write_atomic(folder / "data_card.json", json.dumps(asdict(result) | said, indent=2))
-    jsonl.write_atomic(folder / "data_card.md", _card(result, said["identity"]))
+    jsonl.write_atomic(folder / "data_card.json", json.dumps(asdict(result) | claim, indent=2))
+    jsonl.write_atomic(folder / "data_card.md", _card(result, claim["identity"]))
     return result
 
 
-def _claim(path: Path, said: Mapping[str, Any]) -> None:
+def _claim(path: Path, claim: Mapping[str, Any]) -> None:
     """Writes down what a folder's candidates come from; refuses a folder of another run."""
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(said)):
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(claim)):
         raise UserError(
             f"{path}: the candidates here are of another run; give another folder, or remove it"
         )
-    jsonl.write_atomic(path, json.dumps(said, indent=2))
+    jsonl.write_atomic(path, json.dumps(claim, indent=2))
 
 
 def _write_candidates(
@@ -155,7 +155,7 @@ def _write_candidates(
         return rows
     key = jax.random.key(settings.seed)
     # Once, since a triplet comes `samples` times.
-    prompts, context = rewriter.know(triplets)
+    prompts, context = rewriter.prepare(triplets)
     with (
         jsonl.JsonlWriter(path) as writer,
         Progress("forging", total, unit="text", start=len(rows)) as progress,
@@ -170,7 +170,7 @@ def _write_candidates(
                 trainable,
                 batch_size,
                 what="",
-                known=({k: v[at] for k, v in prompts.items()}, about),
+                prepared=({k: v[at] for k, v in prompts.items()}, about),
             )
             words = rewriter.rewards.words(written.texts, about["picture"])
             for i, triplet in enumerate(chunk):

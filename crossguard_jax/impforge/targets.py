@@ -97,16 +97,16 @@ class LlavaTarget:
 
     def answers(self, rows: Sequence[Record]) -> list[str]:
         """The likeliest answers."""
-        said: list[str] = []
+        answers: list[str] = []
         with Progress("asking the target", len(rows)) as progress:
             for start in range(0, len(rows), self._batch_size):
                 part = rows[start : start + self._batch_size]
-                done = self._answer(self._frozen, self._batch(part))
-                said += self._encoder.tokenizer.batch_decode(
-                    np.asarray(done.tokens), skip_special_tokens=True
+                sampled = self._answer(self._frozen, self._batch(part))
+                answers += self._encoder.tokenizer.batch_decode(
+                    np.asarray(sampled.tokens), skip_special_tokens=True
                 )
                 progress.update(len(part))
-        return said
+        return answers
 
     def _batch(self, rows: Sequence[Record]) -> dict[str, jax.Array]:
         encoder, pictures = self._encoder, [row.image for row in rows]
@@ -145,14 +145,14 @@ class EndpointTarget:
             )
             for row in rows
         ]
-        found = np.ones(len(rows), bool)
+        refused = np.ones(len(rows), bool)
         for index, answer in self._client.complete_many(requests):
             if isinstance(answer, Failure):
                 raise UserError(f"row {rows[index].id!r}: no answer ({answer.reason}); run again")
             if answer.problem and not (answer.text or answer.refusal):
                 raise UserError(f"row {rows[index].id!r}: no answer ({answer.problem})")
-            found[index] = bool(answer.refusal) or is_refusal(answer.text)
-        return found
+            refused[index] = bool(answer.refusal) or is_refusal(answer.text)
+        return refused
 
 
 def attack_success(

@@ -35,12 +35,12 @@ def pair_twins(
     decks: dict[str, list[Record]] = {}
     twins = []
     for triplet in triplets:
-        known = queries.get(triplet.keyword)
-        if not known:
+        candidates = queries.get(triplet.keyword)
+        if not candidates:
             continue
         deck = decks.setdefault(triplet.keyword, [])
         if not deck:
-            deck.extend(known[i] for i in rng.permutation(len(known)))
+            deck.extend(candidates[i] for i in rng.permutation(len(candidates)))
         query = deck.pop()
         twins.append(
             Triplet(

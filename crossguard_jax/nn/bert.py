@@ -33,7 +33,7 @@ class BertConfig:
     attention: str = "auto"
 
 
-class Block(nnx.Module):
+class BertLayer(nnx.Module):
     """A post-norm encoder layer; the names follow the Hub's keys."""
 
     def __init__(self, config: BertConfig, key: PRNGKeyArray):
@@ -70,7 +70,7 @@ class Bert(nnx.Module):
         )
         self.token_type_embeddings = Embed(config.type_vocab_size, d, keys[2], (None, "embed"))
         self.embedding_norm = LayerNorm(d, config.layer_norm_eps)
-        self.layers = stack(lambda k: Block(config, k), keys[3], config.num_hidden_layers)
+        self.layers = stack(lambda k: BertLayer(config, k), keys[3], config.num_hidden_layers)
         self.config = config
 
     def __call__(

@@ -58,7 +58,7 @@ class ClipConfig:
     projection_dim: int = 512
 
 
-class SelfAttention(nnx.Module):
+class ClipAttention(nnx.Module):
     """Multi-head attention with biases on all four projections."""
 
     def __init__(self, config: TowerConfig, key: PRNGKeyArray):
@@ -86,7 +86,7 @@ class SelfAttention(nnx.Module):
         return self.out_proj(out.reshape(x.shape), lora_scale)
 
 
-class Mlp(nnx.Module):
+class ClipMlp(nnx.Module):
     """Two dense layers with an activation between."""
 
     def __init__(self, config: TowerConfig, key: PRNGKeyArray):
@@ -99,15 +99,15 @@ class Mlp(nnx.Module):
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x, lora_scale)), lora_scale)
 
 
-class Block(nnx.Module):
+class ClipLayer(nnx.Module):
     """A pre-norm transformer layer."""
 
     def __init__(self, config: TowerConfig, key: PRNGKeyArray):
         keys = jax.random.split(key)
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self_attn = SelfAttention(config, keys[0])
+        self.self_attn = ClipAttention(config, keys[0])
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = Mlp(config, keys[1])
+        self.mlp = ClipMlp(config, keys[1])
 
     def __call__(self, x: Array, mask: Array | None, causal: bool, lora_scale: LoraScale) -> Array:
         x = x + self.self_attn(self.layer_norm1(x), mask, causal, lora_scale)
@@ -125,7 +125,7 @@ class ClipVision(nnx.Module):
         self.patch_embedding = Linear(n_pixels, d, keys[1], ("patch", "embed"), bias=False)
         self.position_embedding = Embed(config.n_patches + 1, d, keys[2], ("seq", "embed"))
         self.pre_layrnorm = LayerNorm(d, config.layer_norm_eps)  # the Hub's spelling
-        self.layers = stack(lambda k: Block(config, k), keys[3], config.num_hidden_layers)
+        self.layers = stack(lambda k: ClipLayer(config, k), keys[3], config.num_hidden_layers)
         self.post_layernorm = LayerNorm(d, config.layer_norm_eps)
         self.config = config
 
@@ -186,7 +186,7 @@ class ClipText(nnx.Module):
         self.position_embedding = Embed(
             config.max_position_embeddings, d, keys[1], ("seq", "embed")
         )
-        self.layers = stack(lambda k: Block(config, k), keys[2], config.num_hidden_layers)
+        self.layers = stack(lambda k: ClipLayer(config, k), keys[2], config.num_hidden_layers)
         self.final_layer_norm = LayerNorm(d, config.layer_norm_eps)
         self.config = config
 

@@ -91,7 +91,7 @@ def rotate(x: Float[Array, "B L H E"], rotation: Rotation) -> Float[Array, "B L 
     return x * cos[:, :, None] + turned * sin[:, :, None]
 
 
-class SelfAttention(nnx.Module):
+class LlamaAttention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
     def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
@@ -118,7 +118,7 @@ class SelfAttention(nnx.Module):
     def attend(
         self,
         x: Float[Array, "B T D"],
-        seen: KeysValues,
+        kv: KeysValues,
         mask: Bool[Array, "B S"] | None,
         rotation: Rotation,
         lora_scale: LoraScale,
@@ -129,11 +129,11 @@ class SelfAttention(nnx.Module):
         b, n_tokens = x.shape[:2]
         q = self.q_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
         q = rotate(q, rotation)
-        out = attention(q, *seen, mask, causal=causal, implementation=self.implementation)
+        out = attention(q, *kv, mask, causal=causal, implementation=self.implementation)
         return self.o_proj(out.reshape(b, n_tokens, -1), lora_scale)
 
 
-class Mlp(nnx.Module):
+class LlamaMlp(nnx.Module):
     """The gated feed-forward layer."""
 
     def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
@@ -149,15 +149,15 @@ class Mlp(nnx.Module):
         return self.down_proj(gate * self.up_proj(x, lora_scale), lora_scale)
 
 
-class Block(nnx.Module):
+class LlamaLayer(nnx.Module):
     """A pre-norm decoder layer."""
 
     def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
         keys = jax.random.split(key)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, keys[0])
+        self.self_attn = LlamaAttention(config, keys[0])
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = Mlp(config, keys[1])
+        self.mlp = LlamaMlp(config, keys[1])
 
     def __call__(
         self,
@@ -170,22 +170,22 @@ class Block(nnx.Module):
         """With ``last``, only that position of each row (or, a number, so many of the last columns)
         asks; all its predecessors answer."""
         y = self.input_layernorm(x)
-        seen = self.self_attn.keys_values(y, rotation, lora_scale)
+        kv = self.self_attn.keys_values(y, rotation, lora_scale)
         if isinstance(last, int):
             x, y, cos, sin = (a[:, -last:] for a in (x, y, *rotation))
-            return self.attend(x, y, seen, mask, (cos, sin), lora_scale, causal=True)
+            return self.attend(x, y, kv, mask, (cos, sin), lora_scale, causal=True)
         if last is not None:
             before = jnp.arange(x.shape[1]) <= last[:, None]
             mask = before if mask is None else mask & before
             x, y, cos, sin = (take_rows(a, last) for a in (x, y, *rotation))
             rotation = cos, sin
-        return self.attend(x, y, seen, mask, rotation, lora_scale, causal=last is None)
+        return self.attend(x, y, kv, mask, rotation, lora_scale, causal=last is None)
 
     def attend(
         self,
         x: Array,
         y: Array,
-        seen: KeysValues,
+        kv: KeysValues,
         mask: Array | None,
         rotation: Rotation,
         lora_scale: LoraScale,
@@ -193,7 +193,7 @@ class Block(nnx.Module):
         causal: bool,
     ) -> Array:
         """The layer on tokens ``x`` (``y`` is ``x`` normalized) that see these keys and values."""
-        x = x + self.self_attn.attend(y, seen, mask, rotation, lora_scale, causal=causal)
+        x = x + self.self_attn.attend(y, kv, mask, rotation, lora_scale, causal=causal)
         return x + self.mlp(self.post_attention_layernorm(x), lora_scale)
 
 
@@ -223,7 +223,7 @@ class Llama(nnx.Module):
         keys = jax.random.split(key, 3)
         d, v = config.hidden_size, config.vocab_size
         self.embed_tokens = Embed(v, d, keys[0], ("vocab", "embed"))
-        self.layers = stack(lambda k: Block(config, k), keys[1], config.num_hidden_layers)
+        self.layers = stack(lambda k: LlamaLayer(config, k), keys[1], config.num_hidden_layers)
         self.norm = RMSNorm(d, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = (
@@ -280,10 +280,10 @@ class Llama(nnx.Module):
         """
         rotation = self._rotation(x)
 
-        def body(x: Array, layer: Block) -> tuple[Array, KeysValues]:
+        def body(x: Array, layer: LlamaLayer) -> tuple[Array, KeysValues]:
             y = layer.input_layernorm(x)
-            seen = layer.self_attn.keys_values(y, rotation, lora_scale)
-            return layer.attend(x, y, seen, mask, rotation, lora_scale, causal=True), seen
+            kv = layer.self_attn.keys_values(y, rotation, lora_scale)
+            return layer.attend(x, y, kv, mask, rotation, lora_scale, causal=True), kv
 
         y, filled = jax.lax.scan(body, x, self.layers)
         spare = capacity - x.shape[1]
@@ -317,8 +317,8 @@ class Llama(nnx.Module):
                 jax.lax.dynamic_update_slice(a, b.swapaxes(1, 2)[None], (i, 0, 0, place, 0))
                 for a, b in zip(stored, new, strict=True)
             )
-            seen = keys[i].swapaxes(1, 2), values[i].swapaxes(1, 2)
-            x = layer.attend(x, y, seen, mask, rotation, lora_scale, causal=False)
+            kv = keys[i].swapaxes(1, 2), values[i].swapaxes(1, 2)
+            x = layer.attend(x, y, kv, mask, rotation, lora_scale, causal=False)
             return (x, keys, values), None
 
         layers = self.layers, jnp.arange(self.config.num_hidden_layers)

@@ -15,9 +15,9 @@ from flax import nnx
 from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.nn.layers import REMAT_POLICIES, pick_layer
 from crossguard_jax.nn.llama import (
-    Block,
     Cache,
     Llama,
+    LlamaLayer,
     Rotation,
     rotate,
     rotations,
@@ -62,13 +62,13 @@ def hidden(
     some = jax.tree.map(lambda a: a[:n], (adapters, cache.keys, cache.values))
     x, _ = jax.lax.scan(body, x, (some[0], jnp.arange(n), *some[1:]))
     if last is not None:
-        seen = cache.keys[n], cache.values[n]
-        x = _layer(pick_layer(model.layers, n), x, seen, cache.mask, rotation, lora_scale, last)
+        kv = cache.keys[n], cache.values[n]
+        x = _layer(pick_layer(model.layers, n), x, kv, cache.mask, rotation, lora_scale, last)
     return model.norm(x)
 
 
 def _layer(
-    layer: Block,
+    layer: LlamaLayer,
     x: Array,
     prompt: tuple[Array, Array],
     mask: Array,
@@ -84,8 +84,8 @@ def _layer(
         x, y, cos, sin, places = (take_rows(a, last) for a in (x, y, *rotation, places))
         rotation = cos, sin
     q = attn.q_proj(y, lora_scale).reshape(*y.shape[:2], -1, attn.head_dim)
-    seen = _attend(rotate(q, rotation), places, prompt, mask, own)
-    x = x + attn.o_proj(seen.reshape(*y.shape[:2], -1), lora_scale)
+    attended = _attend(rotate(q, rotation), places, prompt, mask, own)
+    x = x + attn.o_proj(attended.reshape(*y.shape[:2], -1), lora_scale)
     return x + layer.mlp(layer.post_attention_layernorm(x), lora_scale)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
+from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from crossguard_jax.nn.llama import Cache, Llama
 from crossguard_jax.nn.lora import LoraScale
 
@@ -69,17 +69,8 @@ def sample(
     def put(t: Array, state: Array, alive: Array, out: Sampled) -> tuple[Array, Sampled]:
         """Draws column ``t``; who goes on, and what there is now."""
         logits = _tempered(model, state, temperature)[:, 0]
-        if temperature == 0:
-            token = jnp.argmax(logits, axis=-1)
-        else:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
-            token = jax.vmap(jax.random.categorical)(keys, logits)
-        logprob = _chosen(logits, token)
-        out = Sampled(
-            out.tokens.at[:, t].set(jnp.where(alive, token.astype(jnp.int32), pad_id)),
-            out.mask.at[:, t].set(alive),
-            out.logprobs.at[:, t].set(jnp.where(alive, logprob, 0.0)),
-        )
+        token = _draw(logits, row_keys, t, temperature)
+        out = _write(out, t, alive, token, _chosen(logits, token), pad_id)
         return alive & ~jnp.isin(token, ends), out
 
     def going(carry: tuple[Array, Array, Cache, Sampled]) -> Array:
@@ -94,15 +85,47 @@ def sample(
         alive, out = put(t, state, alive, out)
         return t + 1, alive, cache, out
 
-    shape = b, max_new_tokens
-    out = Sampled(
-        jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
-    )
+    out = _blank((b, max_new_tokens), pad_id)
     # The last token is drawn but never read, so it needs no column.
     capacity = length + max_new_tokens - 1
     state, cache = model.prefill(embeddings, mask, capacity, lora_scale)
     alive, out = put(jnp.int32(0), state, jnp.ones(b, bool), out)
     return jax.lax.while_loop(going, step, (jnp.int32(1), alive, cache, out))[-1]
+
+
+def _blank(shape: tuple[int, int], pad_id: int) -> Sampled:
+    return Sampled(
+        jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
+    )
+
+
+def _draw(
+    logits: Float[Array, "B V"],
+    row_keys: Shaped[Array, " B"],
+    t: Int[Array, ""],
+    temperature: float,
+) -> Int[Array, " B"]:
+    """Each row's token of column ``t``; the likeliest at temperature 0."""
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
+    return jax.vmap(jax.random.categorical)(keys, logits)
+
+
+def _write(
+    out: Sampled,
+    t: Int[Array, ""],
+    alive: Bool[Array, " B"],
+    token: Int[Array, " B"],
+    logprob: Float[Array, " B"],
+    pad_id: int,
+) -> Sampled:
+    """``out`` with column ``t`` filled in, in the rows that have not ended."""
+    return Sampled(
+        out.tokens.at[:, t].set(jnp.where(alive, token.astype(jnp.int32), pad_id)),
+        out.mask.at[:, t].set(alive),
+        out.logprobs.at[:, t].set(jnp.where(alive, logprob, 0.0)),
+    )
 
 
 def completion_states(
@@ -128,8 +151,8 @@ def completion_states(
     # The last column predicts nothing that is asked for. It is run all the same, and so is one
     # before the first where that makes them even: an odd number of columns would keep a GPU from
     # its fastest attention.
-    asked = min(n + 1 + (n + 1) % 2, mask.shape[1])
-    return model.hidden(x, mask, lora_scale, last=asked)[:, -n - 1 : -1]
+    n_last = min(n + 1 + (n + 1) % 2, mask.shape[1])
+    return model.hidden(x, mask, lora_scale, last=n_last)[:, -n - 1 : -1]
 
 
 def logprobs_of(

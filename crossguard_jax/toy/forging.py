@@ -102,22 +102,22 @@ class Meaning(Truth):
 
 def meanings(triplets: Sequence[Triplet], texts: Sequence[str], matched: Matched) -> list[Meaning]:
     """What texts mean beside their triplets' pictures, by the world's truth."""
-    found = []
+    judged = []
     for triplet, text in zip(triplets, texts, strict=True):
         scene = matched.scene(dict(triplet.provenance))
         truth = judge(text, scene)
         same = same_intent(triplet.query, text, scene)
         act = same_act(triplet.query, text)
-        found.append(Meaning(**asdict(truth), same_intent=same, same_act=act))
-    return found
+        judged.append(Meaning(**asdict(truth), same_intent=same, same_act=act))
+    return judged
 
 
-def truth_figures(meant: Sequence[Meaning]) -> dict[str, Estimate]:
+def truth_figures(truths: Sequence[Meaning]) -> dict[str, Estimate]:
     """Shares of rewrites by what they mean, by the world's truth."""
     return {
-        "implicit": proportion(np.array([m.implicit for m in meant])),
-        "unsafe_alone": proportion(np.array([m.unsafe_alone for m in meant])),
-        "same_intent": proportion(np.array([m.same_intent for m in meant])),
-        "same_act": proportion(np.array([m.same_act for m in meant])),
-        "gibberish": proportion(np.array([m.gibberish for m in meant])),
+        "implicit": proportion(np.array([m.implicit for m in truths])),
+        "unsafe_alone": proportion(np.array([m.unsafe_alone for m in truths])),
+        "same_intent": proportion(np.array([m.same_intent for m in truths])),
+        "same_act": proportion(np.array([m.same_act for m in truths])),
+        "gibberish": proportion(np.array([m.gibberish for m in truths])),
     }

@@ -135,38 +135,19 @@ def run(
         from_scratch: train also what is shipped.
     """
     began = time.monotonic()
-    seconds = {}
+    seconds: dict[str, float] = {}
     forged = _forge(folder / "forge", queries, forge_overrides)
     seconds["forge"] = round(time.monotonic() - began, 1)
     tests = benchmarks(rows)
-    guards: dict[str, Guard] = {}
-    losses: dict[str, Any] = {}
-    made: dict[str, str] = {}
-    for name, (model, variant, _) in SYSTEMS.items():
-        start = time.monotonic()
-        config, run_folder = _config(variant or "tiny", folder, overrides), folder / "train" / model
-        shipped = SHIPPED / model
-        if name == "guard.immunized":
-            guards["guard.full"].save_pretrained(folder / "models" / "guard")
-            immunized = _immunize(folder, run_folder, immunize_overrides)
-            guards[name] = immunized.guard
-        elif variant and shipped.is_dir() and not from_scratch:
-            guards[name] = _shipped(config, shipped)
-            made[name] = "shipped"
-        elif variant:
-            guards[name] = train_guard(
-                config, run_folder, {SOURCE: read}, folder / "datasets"
-            ).guard
-            losses[name] = _losses(run_folder)
-        else:
-            guards[name] = _untrained(config)
-            made[name] = "shipped"
-        seconds[name] = round(time.monotonic() - start, 1)
+    guards, immunized, losses = _make_systems(
+        folder, overrides, immunize_overrides, from_scratch, seconds
+    )
     start = time.monotonic()
     attacks = _attack(folder, guards["guard.full"], immunized, attacked, immunize_overrides)
     seconds["attacks"] = round(time.monotonic() - start, 1)
     scores = score_all(guards, tests)
-    titles = {k: f"{v[2]} (shipped)" if k in made else v[2] for k, v in SYSTEMS.items()}
+    shipped = set(SYSTEMS) - set(losses) - {"guard.immunized"}
+    titles = {k: f"{v[2]} (shipped)" if k in shipped else v[2] for k, v in SYSTEMS.items()}
     judged = Judged(scores, titles=titles | dict(BENCHMARKS))
     _export(folder, guards, immunized, judged)
     _write_data(folder, tests, overrides)
@@ -177,14 +158,50 @@ def run(
     meta = {
         "command": f"crossguard quickstart --out {folder} --rows {rows}",
         "seconds": seconds,
-        "made": {name: made.get(name, "trained here") for name in SYSTEMS},
+        "made": {name: "shipped" if name in shipped else "trained here" for name in SYSTEMS},
         "threshold": judged.threshold,
+    }
+    title = "CrossGuard in the small world"
+    return Report(title, sections, meta | _machine()).write(folder)
+
+
+def _make_systems(
+    folder: Path,
+    overrides: Sequence[str],
+    immunize_overrides: Sequence[str],
+    from_scratch: bool,
+    seconds: dict[str, float],
+) -> tuple[dict[str, Guard], Immunized, dict[str, Any]]:
+    """The guards of `SYSTEMS`, the immunized one with its check, and the losses of those trained
+    here; ``seconds`` is told how long each took."""
+    guards: dict[str, Guard] = {}
+    losses: dict[str, Any] = {}
+    for name, (model, variant, _) in SYSTEMS.items():
+        start = time.monotonic()
+        config, run_folder = _config(variant or "tiny", folder, overrides), folder / "train" / model
+        if name == "guard.immunized":
+            guards["guard.full"].save_pretrained(folder / "models" / "guard")
+            immunized = _immunize(folder, run_folder, immunize_overrides)
+            guards[name] = immunized.guard
+        elif not variant:
+            guards[name] = _untrained(config)
+        elif (SHIPPED / model).is_dir() and not from_scratch:
+            guards[name] = _shipped(config, SHIPPED / model)
+        else:
+            trained = train_guard(config, run_folder, {SOURCE: read}, folder / "datasets")
+            guards[name], losses[name] = trained.guard, _losses(run_folder)
+        seconds[name] = round(time.monotonic() - start, 1)
+    return guards, immunized, losses
+
+
+def _machine() -> dict[str, str]:
+    """What else a run's figures and its time depend on."""
+    return {
         "jax": jax.__version__,
         "flax": flax.__version__,
         "python": platform.python_version(),
         "device": str(jax.devices()[0].device_kind),
     }
-    return Report("CrossGuard in the small world", sections, meta).write(folder)
 
 
 def _config(variant: str, folder: Path, overrides: Sequence[str]) -> Any:
@@ -217,17 +234,17 @@ def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
     """Forges the implicit rows, and says what came of it."""
     config = load_config("configs/impforge.py:tiny", [*SHORTER, *overrides])
     matched, run = forge_world(config, folder, queries)
-    forged, known = folder / "forged", {t.id: t for t in matched.read()}
+    forged, by_id = folder / "forged", {t.id: t for t in matched.read()}
     rows = [v for _, v in jsonl.read_jsonl(forged / "train.jsonl") if isinstance(v, dict)]
     unsafe = [row for row in rows if row["label"] == "unsafe"]
-    meant = meanings([known[r["id"]] for r in unsafe], [r["text"] for r in unsafe], matched)
+    truths = meanings([by_id[r["id"]] for r in unsafe], [r["text"] for r in unsafe], matched)
     picked = np.random.default_rng(0).permutation(len(rows))[:8]
     shown = [
         Rewrite((forged / r["image"]).read_bytes(), r["provenance"]["query"], r["text"], r["label"])
         for r in (rows[i] for i in picked)
     ]
     learned = read_metrics(forged / "rewriter")
-    return forge_section(run.forged, learned, shown, truth_figures(meant))
+    return forge_section(run.forged, learned, shown, truth_figures(truths))
 
 
 def _immunize(folder: Path, run_folder: Path, overrides: Sequence[str]) -> Immunized:
@@ -247,15 +264,15 @@ def _attack(
     folder: Path, guard: Guard, immunized: Immunized, rows: int, overrides: Sequence[str]
 ) -> Section:
     """Both guards under the same attacks."""
-    config, seen = _immunizing(folder, overrides).attack, held_out("guard", rows)
+    config, records = _immunizing(folder, overrides).attack, held_out("guard", rows)
     systems = {"guard.immunized": immunized, "guard.full": Immunized.of(guard)}
-    found = {
+    results = {
         name: attack_records(
-            config, system, seen, folder / "attacks" / SYSTEMS[name][0], convergence=False
+            config, system, records, folder / "attacks" / SYSTEMS[name][0], convergence=False
         )
         for name, system in systems.items()
     }
-    return robustness_section(found, {name: SYSTEMS[name][2] for name in found})
+    return robustness_section(results, {name: SYSTEMS[name][2] for name in results})
 
 
 def _losses(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:

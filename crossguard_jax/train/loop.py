@@ -25,7 +25,7 @@ from crossguard_jax.train.step import Metrics, Step, TrainState
 
 
 @runtime_checkable
-class Batches(Protocol):
+class BatchIterator(Protocol):
     """Endless batches of host arrays whose place can be kept and found again."""
 
     def __next__(self) -> Mapping[str, np.ndarray]: ...
@@ -67,7 +67,7 @@ def train(
     state: TrainState,
     step: Step,
     frozen: Any,
-    batches: Batches,
+    batches: BatchIterator,
     schedule: Schedule,
     folder: str | Path,
     *,

@@ -15,11 +15,14 @@ def learning_rate(config: Any, steps: int) -> optax.Schedule:
     Args:
         config: ``learning_rate``, ``schedule``, ``warmup_steps``, ``end_learning_rate``.
         steps: optimizer steps of the whole run.
+
+    Raises:
+        UserError: no such schedule, or a warm-up that the run is too short for.
     """
     peak, end, warmup = config.learning_rate, config.end_learning_rate, config.warmup_steps
     if config.schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise UserError(f"optim.schedule {config.schedule!r} is none of {known}")
+        choices = ", ".join(SCHEDULES)
+        raise UserError(f"optim.schedule {config.schedule!r} is none of {choices}")
     if not 0 <= warmup < max(steps, 1):
         raise UserError(f"optim.warmup_steps {warmup}: must be from 0 to below train.steps {steps}")
     rest = max(steps - warmup, 1)

@@ -107,8 +107,8 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, accumulate: i
 
         def one(total: Any, part: Any) -> tuple[Any, None]:
             micro_batch, micro_key = part
-            found = gradient(state.trainable, frozen, micro_batch, micro_key)
-            return jax.tree.map(jnp.add, total, found), None
+            outputs = gradient(state.trainable, frozen, micro_batch, micro_key)
+            return jax.tree.map(jnp.add, total, outputs), None
 
         keys = jax.random.split(key, accumulate)
         first = jax.tree.map(lambda x: x[0], (micro, keys))

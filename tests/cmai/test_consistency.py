@@ -13,7 +13,6 @@ from crossguard_jax.cmai.consistency import (
     Heads,
     Verifier,
     make_check,
-    make_loss,
     pair_loss,
 )
 from crossguard_jax.core.errors import UserError
@@ -171,7 +170,7 @@ def trained(kind, draw, steps, d_v, d_t):
     check = make_check(ConsistencyConfig(d_v, d_t, kind, 16, 32), jax.random.key(0))
     graphdef, state = nnx.split(check, graph=False)
     optimizer = optax.adam(5e-3)
-    step = make_step(make_loss(graphdef), optimizer)
+    step = make_step(lambda t, _, batch, key: pair_loss(nnx.merge(graphdef, t), batch), optimizer)
     state = init_state(state, optimizer, 0)
     rng = np.random.default_rng(0)
     for _ in range(steps):
@@ -215,18 +214,6 @@ def test_the_verifiers_probability_is_the_true_one():
     # 70% and a quarter of the rest, against a quarter: the odds of aligned to misaligned.
     odds = np.where(said == shown, 0.7 + 0.3 / 4, 0.3 / 4) / 0.25
     np.testing.assert_allclose(ours, odds / (1 + odds), atol=0.12)
-
-
-def test_features_come_from_the_frozen_part_where_they_are_not_in_the_batch():
-    check = check_of("heads")
-    graphdef, state = nnx.split(check, graph=False)
-    pairs = features(4)
-    loss = make_loss(graphdef, lambda frozen, batch: {**batch, "h_v": batch["x"] @ frozen})
-    frozen = jnp.asarray(np.random.default_rng(0).normal(size=(3, 10)), jnp.float32)
-    batch = {"x": pairs["h_v"][:, :3], "h_t": pairs["h_t"]}
-    value, _ = loss(state, frozen, batch, jax.random.key(0))
-    direct, _ = pair_loss(check, {"h_v": batch["x"] @ frozen, "h_t": batch["h_t"]})
-    assert float(value) == float(direct)
 
 
 @pytest.mark.parametrize(

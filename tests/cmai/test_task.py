@@ -272,7 +272,7 @@ def test_the_language_model_reads_as_it_was_and_is_kept_once(system, guard, batc
 
 def test_deviations_are_how_far_the_towers_states_are_from_the_bases(system, batch, guard):
     task = system.task
-    aimed = jax.jit(task.aim)(system.trainable, system.frozen, batch)
+    aimed = jax.jit(task.add_clean_states)(system.trainable, system.frozen, batch)
     away = jax.jit(task.deviations)
     inputs = (batch["pixels"], jnp.zeros(()))
     found = away(system.trainable, system.frozen, aimed, inputs)

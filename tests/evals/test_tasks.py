@@ -30,7 +30,7 @@ from crossguard_jax.core.tasks import normalize_answer, vqa_scores
 from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.evals.tasks import attack as tasks_attack
 from crossguard_jax.evals.tasks import evaluate, retrieval
-from crossguard_jax.evals.tasks.answering import Answerer, asked
+from crossguard_jax.evals.tasks.answering import Answerer, tokenize
 from crossguard_jax.evals.tasks.attack import Attack, measure
 from crossguard_jax.evals.tasks.evaluate import Asking, evaluate_tasks
 from crossguard_jax.evals.tasks.objectives import answer_objective
@@ -107,7 +107,7 @@ def peer(request, tmp_path_factory):
     ]
     levels = np.stack([255 * guard.encoder.levels(row.image) for row in rows])
     texts = [row.text for row in rows]
-    answerer = Answerer(guard, asked(guard, texts, 6), 6, 4)
+    answerer = Answerer(guard, tokenize(guard, texts, 6), 6, 4)
     return SimpleNamespace(
         guard=guard,
         model=model,
@@ -212,7 +212,7 @@ def test_pictures_stay_in_their_ball_of_grey_levels():
     rows = records("vqa", "val", 4)
     levels = np.stack([255 * guard.encoder.levels(row.image) for row in rows])
     levels = np.round(levels).astype(np.uint8)
-    answerer = Answerer(guard, asked(guard, [row.text for row in rows], 4), 4, 4)
+    answerer = Answerer(guard, tokenize(guard, [row.text for row in rows], 4), 4, 4)
     away = [answerer.tokens("kettle")] * 4
     for budget in (
         Budget(np.float32(8 * LEVEL), steps=2),
@@ -227,7 +227,7 @@ def test_pictures_stay_in_their_ball_of_grey_levels():
 def test_an_answers_tokens_are_those_that_the_model_says_and_end():
     guard = Guard.from_pretrained("toy://llava", prompt="short")
     rows = [r for r in records("vqa", "val", 40) if r.category == "kind"][:4]
-    answerer = Answerer(guard, asked(guard, [row.text for row in rows], 4), 4, 4)
+    answerer = Answerer(guard, tokenize(guard, [row.text for row in rows], 4), 4, 4)
     levels = np.stack([255 * guard.encoder.levels(row.image) for row in rows])
     said = answerer.answers(np.round(levels).astype(np.uint8), np.arange(4))
     assert [answerer.tokens(answer.text) for answer in said] == [s.tokens for s in said]
@@ -389,7 +389,7 @@ def test_a_row_keeps_its_worst_and_what_is_lost_is_left_alone():
         (0.2, 1): [0.2, 9.0, 9.0, 9],
     }
     task = Fake(harm)
-    assert isinstance(task, tasks_attack.Task)
+    assert isinstance(task, tasks_attack.PerturbedTask)
     found = measure(task, Attack((0.2, 0.1), aims=2))
     assert found.clean == [1.0, 1.0, 1.0, 0.0]
     assert found.attacked == {0.1: [0.5, 0.0, 0.9, 0.0], 0.2: [0.2, 0.0, 0.4, 0.0]}

@@ -111,8 +111,8 @@ class _Row:
         self.beams = [texts[i] for i in order[:kept]]
         if texts:
             top = order[0]
-            found = bool(scores.success[top]), float(scores.loss[top]), texts[top], edits
-            self.best = max(self.best, found, key=lambda best: best[:2])
+            candidate = bool(scores.success[top]), float(scores.loss[top]), texts[top], edits
+            self.best = max(self.best, candidate, key=lambda best: best[:2])
 
 
 def edit_search(
@@ -161,8 +161,8 @@ def edit_search(
         drawn = _kept(keep, texts, drawn)
         if not any(drawn):
             break
-        found = _scores(score, drawn, next(keys), budget.batch)
-        for row, some, scores in zip(rows, drawn, found, strict=True):
+        all_scores = _scores(score, drawn, next(keys), budget.batch)
+        for row, some, scores in zip(rows, drawn, all_scores, strict=True):
             row.take(some, scores, step, budget.kept)
     final = [row.best[2] for row in rows]
     judged = _scores(score, [[text] for text in final], next(keys), budget.batch)

@@ -135,11 +135,11 @@ def synonym(synonyms: Synonyms) -> Edit:
     of = synonyms if callable(synonyms) else lambda word: synonyms.get(word, ())
 
     def edit(text: str) -> Iterator[str]:
-        for found in re.finditer(r"\w+", text):
-            word = found[0]
+        for match in re.finditer(r"\w+", text):
+            word = match[0]
             for other in of(word.lower()):
                 other = other[:1].upper() + other[1:] if word[0].isupper() else other
-                yield text[: found.start()] + other + text[found.end() :]
+                yield text[: match.start()] + other + text[match.end() :]
 
     return edit
 

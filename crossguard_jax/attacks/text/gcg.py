@@ -70,8 +70,8 @@ def retokenizes(
 
     def keep(candidates: np.ndarray) -> np.ndarray:
         ids = candidates.tolist()
-        again = encode(list(decode(ids)))
-        return np.array([list(a) == b for a, b in zip(again, ids, strict=True)], bool)
+        round_trip = encode(list(decode(ids)))
+        return np.array([list(a) == b for a, b in zip(round_trip, ids, strict=True)], bool)
 
     return keep
 
@@ -113,28 +113,24 @@ def gcg(
     """
     current = np.asarray(ids, np.int32)
     free = _places(places, current)
-    if keep is not None and not np.all(passed := np.asarray(keep(current), bool)):
-        raise UserError(
-            f"gcg: row {int(np.argmin(passed))} of the ids does not pass keep; begin with tokens "
-            "that come back from their text"
-        )
+    _check_start(keep, current)
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
     nothing = np.zeros(len(current), bool)
     best = AttackResult(current, np.full(len(current), -np.inf, np.float32), nothing, nothing)
     for step in range(budget.steps):
-        slope_key, value_key = jax.random.split(jax.random.fold_in(key, step))
-        slopes = gradient(jnp.asarray(current), slope_key)
-        pairs = _promising(slopes, current, free, forbidden, budget.top_k)
+        grad_key, value_key = jax.random.split(jax.random.fold_in(key, step))
+        grads = gradient(jnp.asarray(current), grad_key)
+        pairs = _promising(grads, current, free, forbidden, budget.top_k)
         for row, some in enumerate(pairs):
             order = np.random.default_rng([*seed, step, row]).permutation(len(some))
             pairs[row] = some[order] if not best.success[row] else some[:0]
         candidates = _candidates(current, pairs, keep, budget.candidates)
-        found = _best_of(candidates, evaluate(jnp.asarray(candidates), value_key))
-        best = jax.tree.map(np.asarray, search.better(found, best))
+        result = _best_of(candidates, evaluate(jnp.asarray(candidates), value_key))
+        best = jax.tree.map(np.asarray, search.better(result, best))
         if best.success.all():
             break
         # A search that only ever climbed would end at the first local optimum.
-        current = np.where(best.success[:, None], best.x_adv, found.x_adv)
+        current = np.where(best.success[:, None], best.x_adv, result.x_adv)
     same = np.repeat(best.x_adv[:, None], budget.candidates, axis=1)  # no shape is new to a model
     judged = evaluate(jnp.asarray(same), jax.random.fold_in(key, budget.steps))
     # One of them, not the luckiest.
@@ -150,18 +146,26 @@ def _places(places: Flags | None, ids: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.asarray(places), ids.shape)
 
 
+def _check_start(keep: Filter | None, ids: np.ndarray) -> None:
+    if keep is not None and not np.all(passed := np.asarray(keep(ids), bool)):
+        raise UserError(
+            f"gcg: row {int(np.argmin(passed))} of the ids does not pass keep; begin with tokens "
+            "that come back from their text"
+        )
+
+
 def _promising(
-    slopes: Array, ids: np.ndarray, free: np.ndarray, forbidden: Flags | None, k: int
+    grads: Array, ids: np.ndarray, free: np.ndarray, forbidden: Flags | None, k: int
 ) -> list[np.ndarray]:
     """Each row's substitutions that may be drawn: pairs of place and token, [n, 2]."""
-    n_tokens = slopes.shape[-1]
-    if slopes.shape != (*ids.shape, n_tokens):
-        raise UserError(f"gcg: gradient {list(slopes.shape)} for ids of {list(ids.shape)}")
+    n_tokens = grads.shape[-1]
+    if grads.shape != (*ids.shape, n_tokens):
+        raise UserError(f"gcg: gradient {list(grads.shape)} for ids of {list(ids.shape)}")
     if forbidden is None:
         forbidden = np.zeros(n_tokens, bool)
     if np.shape(forbidden) != (n_tokens,):
         raise UserError(f"gcg: forbidden {list(np.shape(forbidden))} for {n_tokens} tokens")
-    values, tokens = _top(slopes, ids, np.asarray(forbidden), min(k, n_tokens))
+    values, tokens = _top(grads, ids, np.asarray(forbidden), min(k, n_tokens))
     usable = (np.asarray(values) > -np.inf) & free[..., None]
     tokens = np.asarray(tokens)
     return [
@@ -171,10 +175,10 @@ def _promising(
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _top(slopes: Array, ids: Array, forbidden: Array, k: int) -> tuple[Array, Array]:
+def _top(grads: Array, ids: Array, forbidden: Array, k: int) -> tuple[Array, Array]:
     """Of each place the steepest tokens, the one that is there not among them."""
-    there = jnp.arange(slopes.shape[-1]) == ids[..., None]
-    values, tokens = jax.lax.top_k(jnp.where(forbidden | there, -jnp.inf, slopes), k)
+    there = jnp.arange(grads.shape[-1]) == ids[..., None]
+    values, tokens = jax.lax.top_k(jnp.where(forbidden | there, -jnp.inf, grads), k)
     return values, tokens
 
 
@@ -185,9 +189,9 @@ def _candidates(
 
     A row with fewer repeats them; one with none has its ids.
     """
-    made = [ids[:0] for _ in ids]
+    accepted = [ids[:0] for _ in ids]
     while True:
-        drawn = [some[: n - len(done)] for some, done in zip(pairs, made, strict=True)]
+        drawn = [some[: n - len(done)] for some, done in zip(pairs, accepted, strict=True)]
         pairs = [some[len(now) :] for some, now in zip(pairs, drawn, strict=True)]
         rows = np.repeat(np.arange(len(ids)), [len(now) for now in drawn])
         if not rows.size:
@@ -195,13 +199,13 @@ def _candidates(
         trial, changes = ids[rows], np.concatenate(drawn)
         trial[np.arange(len(rows)), changes[:, 0]] = changes[:, 1]
         fine = np.ones(len(rows), bool) if keep is None else np.asarray(keep(trial), bool)
-        made = [
-            np.concatenate([done, trial[fine & (rows == row)]]) for row, done in enumerate(made)
+        accepted = [
+            np.concatenate([done, trial[fine & (rows == row)]]) for row, done in enumerate(accepted)
         ]
     return np.stack(
         [
             np.resize(done if len(done) else own, (n, ids.shape[1]))
-            for done, own in zip(made, ids, strict=True)
+            for done, own in zip(accepted, ids, strict=True)
         ]
     )
 

@@ -40,6 +40,6 @@ def ranked(outcome: Outcome, shape: tuple[int, ...]) -> Ranked:
                 "number a text"
             )
     loss = np.asarray(outcome.loss, np.float32)
-    known = ~np.isnan(loss)
-    success = np.asarray(outcome.success) & known
-    return Ranked(np.where(known, loss, -np.inf), success, np.asarray(outcome.rejected))
+    valid = ~np.isnan(loss)
+    success = np.asarray(outcome.success) & valid
+    return Ranked(np.where(valid, loss, -np.inf), success, np.asarray(outcome.rejected))

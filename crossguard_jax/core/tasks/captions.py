@@ -51,12 +51,12 @@ def caption_words(text: str) -> list[str]:
 
 
 def bleu_counts(
-    said: Sequence[str], references: Sequence[Sequence[str]]
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> Float[np.ndarray, "B 10"]:
     """What corpus BLEU-4 sums over captions.
 
     Args:
-        said: one caption a picture.
+        candidates: one caption a picture.
         references: those of humans, at least one a picture.
 
     Returns:
@@ -67,8 +67,8 @@ def bleu_counts(
     Raises:
         ValueError: a picture has no reference, or there are not as many rows of both.
     """
-    counts = np.zeros((len(said), 2 * ORDERS + 2))
-    for row, (one, others) in enumerate(_split(said, references)):
+    counts = np.zeros((len(candidates), 2 * ORDERS + 2))
+    for row, (one, others) in enumerate(_split(candidates, references)):
         most: Counter[Ngram] = Counter()
         for other in others:
             most |= _ngrams(other)
@@ -92,16 +92,16 @@ def bleu_of(sums: Float[np.ndarray, " 10"]) -> float:
 
 
 def bleu4(
-    said: Sequence[str],
+    candidates: Sequence[str],
     references: Sequence[Sequence[str]],
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Estimate:
     """Corpus BLEU-4, bootstrapped by rows; arguments and errors are those of ``bleu_counts``."""
-    return bootstrap(bleu_counts(said, references), bleu_of, confidence)
+    return bootstrap(bleu_counts(candidates, references), bleu_of, confidence)
 
 
 def cider_scores(
-    said: Sequence[str], references: Sequence[Sequence[str]]
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> Float[np.ndarray, " B"]:
     """CIDEr-D (Vedantam et al., CVPR 2015) of each row, 0 to 10; papers print it times 100.
 
@@ -111,10 +111,10 @@ def cider_scores(
     Raises:
         ValueError: a picture has no reference, or there are not as many rows of both.
     """
-    texts = _split(said, references)
+    texts = _split(candidates, references)
     rows = [(_ngrams(one), [_ngrams(other) for other in others]) for one, others in texts]
-    seen = Counter(gram for _, others in rows for gram in set().union(*others))
-    rarity = {gram: math.log(len(rows) / count) for gram, count in seen.items()}
+    document_frequency = Counter(gram for _, others in rows for gram in set().union(*others))
+    rarity = {gram: math.log(len(rows) / count) for gram, count in document_frequency.items()}
     unseen = math.log(max(len(rows), 1))
 
     def vector(counts: Counter[Ngram]) -> dict[Ngram, float]:
@@ -131,24 +131,24 @@ def cider_scores(
 
 
 def cider(
-    said: Sequence[str],
+    candidates: Sequence[str],
     references: Sequence[Sequence[str]],
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Estimate:
     """The mean of ``cider_scores``, bootstrapped by rows with the document frequencies held."""
-    scores = cider_scores(said, references)
+    scores = cider_scores(candidates, references)
     rows = np.stack([scores, np.ones_like(scores)], axis=1)
     return bootstrap(rows, lambda sums: float(sums[0] / sums[1]), confidence)
 
 
 def _split(
-    said: Sequence[str], references: Sequence[Sequence[str]]
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[tuple[list[str], list[list[str]]]]:
     if not all(references):
         raise ValueError("a picture without a reference caption has no score")
     return [
         (caption_words(one), [caption_words(other) for other in others])
-        for one, others in zip(said, references, strict=True)
+        for one, others in zip(candidates, references, strict=True)
     ]
 
 

@@ -57,11 +57,11 @@ def share(
     is the sum of the wholes.
     """
     total = int(wholes.sum())
-    found = bootstrap(np.stack([parts, wholes], axis=1), _ratio, confidence)
-    low, high = found.low, found.high
-    if found.value in (0.0, 1.0):
-        low, high = wilson_interval(int(found.value) * found.n, found.n, confidence)
-    return Estimate(found.value, low, high, total)
+    estimate = bootstrap(np.stack([parts, wholes], axis=1), _ratio, confidence)
+    low, high = estimate.low, estimate.high
+    if estimate.value in (0.0, 1.0):
+        low, high = wilson_interval(int(estimate.value) * estimate.n, estimate.n, confidence)
+    return Estimate(estimate.value, low, high, total)
 
 
 def _ratio(sums: np.ndarray) -> float:

@@ -68,10 +68,10 @@ def retrieval_recalls(
     of_picture, of_caption = retrieval_ranks(similarity, picture)
     captions = np.bincount(picture, minlength=len(similarity)).astype(np.float64)
 
-    def found(k: int) -> Estimate:
+    def recall(k: int) -> Estimate:
         hits = np.bincount(picture, weights=of_caption < k, minlength=len(similarity))
         return share(hits, captions, confidence)
 
     return Recalls(
-        {k: proportion(of_picture < k, confidence) for k in ks}, {k: found(k) for k in ks}
+        {k: proportion(of_picture < k, confidence) for k in ks}, {k: recall(k) for k in ks}
     )

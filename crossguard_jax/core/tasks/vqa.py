@@ -57,40 +57,42 @@ def normalize_answer(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def vqa_scores(said: Sequence[str], answers: Sequence[Sequence[str]]) -> Float[np.ndarray, " B"]:
+def vqa_scores(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> Float[np.ndarray, " B"]:
     """Each row's accuracy: ``min(matches / 3, 1)``, averaged over leaving out one human each.
 
     Where all humans wrote the very same, the evaluation compares it as written: "Yes" does not
     match ten times "yes".
 
     Args:
-        said: one answer a row.
+        predictions: one answer a row.
         answers: those of the humans, ten in VQA. Of a single one nobody is left: the score is 0.
 
     Raises:
         ValueError: a row has no answers, or there are not as many rows of both.
     """
     return np.array(
-        [_score(one, humans) for one, humans in zip(said, answers, strict=True)], np.float64
+        [_score(one, humans) for one, humans in zip(predictions, answers, strict=True)], np.float64
     )
 
 
 def vqa_accuracy(
-    said: Sequence[str],
+    predictions: Sequence[str],
     answers: Sequence[Sequence[str]],
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Estimate:
     """The mean of ``vqa_scores``, bootstrapped by rows."""
-    scores = vqa_scores(said, answers)
+    scores = vqa_scores(predictions, answers)
     return share(scores, np.ones_like(scores), confidence)
 
 
-def _score(said: str, answers: Sequence[str]) -> float:
+def _score(prediction: str, answers: Sequence[str]) -> float:
     if not answers:
         raise ValueError("a question without answers has no accuracy")
-    said, *humans = (re.sub(r"[\n\t]", " ", text).strip() for text in (said, *answers))
+    prediction, *humans = (re.sub(r"[\n\t]", " ", text).strip() for text in (prediction, *answers))
     if len(set(humans)) > 1:
-        said, *humans = map(normalize_answer, (said, *humans))
-    n, matches = len(humans), humans.count(said)
+        prediction, *humans = map(normalize_answer, (prediction, *humans))
+    n, matches = len(humans), humans.count(prediction)
     # Of n subsets, ``matches`` lack one who agrees.
     return (matches * min((matches - 1) / 3, 1) + (n - matches) * min(matches / 3, 1)) / n

@@ -48,14 +48,14 @@ def main(args: argparse.Namespace) -> int:
     other = None
     if args.surrogate:
         other = load_system(args.surrogate, args.prompt, first.task.labels)
-    found = {
+    results = {
         name: attack_records(config, system, records, folder / "cells" / name, other)
         for name, system in systems.items()
     }
     place = folder / "cells" / main_name / "probe"
     probed = probe(first, records, config, place, _steps(config))
     facts = _facts(records, rows, first, without)
-    sections = [robustness_section(found), Section("What was attacked", (Bullets(facts),))]
+    sections = [robustness_section(results), Section("What was attacked", (Bullets(facts),))]
     if probed.cut is not None:
         sections.append(detection_section(main_name, first, probed, config.batch_size))
     sections.append(pictures_section(main_name, first, probed))
@@ -69,11 +69,11 @@ def main(args: argparse.Namespace) -> int:
             config.seed,
         )
         sections.append(certificate_section(main_name, some))
-    said = ("model", "data", "surrogate", "limit", "certify", "prompt")
-    meta = {name: getattr(args, name) for name in said}
+    options = ("model", "data", "surrogate", "limit", "certify", "prompt")
+    meta = {name: getattr(args, name) for name in options}
     sections += left_out_sections(left_out)
     page = Report("Robustness", sections, meta | {"attack": config.to_dict()}).write(folder)
-    for name, system in found.items():
+    for name, system in results.items():
         _tell(name, system)
     return told(left_out, page, faultless=(NO_PICTURE,))
 
@@ -171,8 +171,8 @@ def _facts(
 
 
 def _tell(name: str, system: Robustness) -> None:
-    found = figures(system)
-    for figure, estimate in found.items():
+    estimates = figures(system)
+    for figure, estimate in estimates.items():
         if figure.endswith((".accuracy", ".robust_accuracy")):
             interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
             print(f"{name} {figure} {estimate.value:.4f} {interval} n={estimate.n}")

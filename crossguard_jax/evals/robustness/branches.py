@@ -39,20 +39,20 @@ def branch_figures(policy: Policy, scores: Mapping[str, Float[np.ndarray, " _"]]
         policy: ARM's.
         scores: S_c by what was done to the rows.
     """
-    found = {}
+    estimates = {}
     for i, branch in enumerate(policy.branches):
-        found[f"{branch_name(policy, i)}.abstention"] = Estimate.exact(branch.do == "reject")
-        found[f"{branch_name(policy, i)}.passes"] = Estimate.exact(branch.passes)
+        estimates[f"{branch_name(policy, i)}.abstention"] = Estimate.exact(branch.do == "reject")
+        estimates[f"{branch_name(policy, i)}.passes"] = Estimate.exact(branch.passes)
     cost = np.array([branch.passes for branch in policy.branches], np.float64)
     for what, some in scores.items():
         taken = np.asarray(policy.decide(jnp.asarray(some, jnp.float32)))
         for i in range(len(policy.branches)):
-            found[f"{branch_name(policy, i)}.share.{what}"] = metrics.proportion(taken == i)
+            estimates[f"{branch_name(policy, i)}.share.{what}"] = metrics.proportion(taken == i)
         rejected = metrics.proportion(policy.rows(taken, "reject"))
-        found[f"arm.all.abstention.{what}"] = rejected
-        found[f"arm.all.flagged.{what}"] = metrics.proportion(policy.rows(taken, "flag"))
-        found[f"arm.all.passes.{what}"] = metrics.mean(cost[taken])
-    return found
+        estimates[f"arm.all.abstention.{what}"] = rejected
+        estimates[f"arm.all.flagged.{what}"] = metrics.proportion(policy.rows(taken, "flag"))
+        estimates[f"arm.all.passes.{what}"] = metrics.mean(cost[taken])
+    return estimates
 
 
 def latencies(system: Immunized, probe: Probe, size: int, runs: int = RUNS) -> Figures:
@@ -78,8 +78,8 @@ def latencies(system: Immunized, probe: Probe, size: int, runs: int = RUNS) -> F
         jax.block_until_ready(s_c(system, system.params, inputs, inputs["pixels"]))
 
     def answer(branch: Branch) -> None:
-        given = (system.params, inputs, scores, keys)
-        jax.block_until_ready(_answer(branch, system.predict, *given))
+        operands = (system.params, inputs, scores, keys)
+        jax.block_until_ready(_answer(branch, system.predict, *operands))
 
     branches = system.policy.branches
     sides: dict[str, Callable[[], None]] = {"check": check}
@@ -88,28 +88,30 @@ def latencies(system: Immunized, probe: Probe, size: int, runs: int = RUNS) -> F
             sides[str(i)] = functools.partial(answer, branch)
     measured = interleave(sides, rounds(runs, "branches"))
     timed = {name: side.seconds for name, side in measured.items()}
-    seen, plain = timed["check"], timed[str(len(branches) - 1)]
-    found = {"arm.check.latency": _median((c + a) / a for c, a in zip(seen, plain, strict=True))}
+    with_check, plain = timed["check"], timed[str(len(branches) - 1)]
+    estimates = {
+        "arm.check.latency": _median((c + a) / a for c, a in zip(with_check, plain, strict=True))
+    }
     for i in range(len(branches)):
         own = timed.get(str(i), (0.0,) * runs)
-        each = zip(seen, own, plain, strict=True)
+        each = zip(with_check, own, plain, strict=True)
         ratio = _median((c + o) / (c + a) for c, o, a in each)
-        found[f"{branch_name(system.policy, i)}.latency"] = ratio
-    return found
+        estimates[f"{branch_name(system.policy, i)}.latency"] = ratio
+    return estimates
 
 
-def branch_table(name: str, policy: Policy, found: Figures, conditions: Iterable[str]) -> Table:
+def branch_table(name: str, policy: Policy, estimates: Figures, conditions: Iterable[str]) -> Table:
     """A row a branch, from the lowest scores up.
 
     Args:
         name: what the figures' names begin with.
         policy: ARM's.
-        found: of `branch_figures` and `latencies`.
+        estimates: of `branch_figures` and `latencies`.
         conditions: what was done to the rows.
     """
     columns: dict[str, tuple[str, Unit]] = {}
     for what in conditions:
-        n = found[f"arm.all.abstention.{what}"].n
+        n = estimates[f"arm.all.abstention.{what}"].n
         columns[f"share.{what}"] = (f"share of {what} (%), n = {n:,}", "percent")
     columns["abstention"] = ("without answer (%)", "percent")
     columns |= {"passes": ("passes a row", "plain"), "latency": ("latency", "plain")}
@@ -118,7 +120,7 @@ def branch_table(name: str, policy: Policy, found: Figures, conditions: Iterable
         here = branch_name(policy, i)
         where = f"S_c below {branch.below:.4g}" if i < len(policy.branches) - 1 else "the rest"
         cells = (
-            Figure(f"{name}.{here}.{what}", found[f"{here}.{what}"], unit)
+            Figure(f"{name}.{here}.{what}", estimates[f"{here}.{what}"], unit)
             for what, (_, unit) in columns.items()
         )
         rows.append((f"{branch.do}: {where}", *cells))
@@ -131,5 +133,5 @@ def branch_table(name: str, policy: Policy, found: Figures, conditions: Iterable
 
 
 def _median(ratios: Iterable[float]) -> Estimate:
-    found = list(ratios)
-    return Estimate.exact(statistics.median(found), len(found))
+    values = list(ratios)
+    return Estimate.exact(statistics.median(values), len(values))

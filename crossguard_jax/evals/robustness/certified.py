@@ -52,7 +52,7 @@ class Certified:
     Attributes:
         sampling: how they were sampled.
         labels: the answers.
-        said: each row's plain answer, by index.
+        answers: each row's plain answer, by index.
         suspicious: whether the plain S_c is below the cut; None without a check.
         events: by event (`ANSWER`: the answer is the plain one; `SUSPICIOUS`: S_c is below the
             cut), ``holds``, ``abstained``, ``radius`` as in `certificate.Certificate`, and
@@ -61,15 +61,17 @@ class Certified:
 
     sampling: Sampling
     labels: tuple[str, ...]
-    said: Int[np.ndarray, " B"]
+    answers: Int[np.ndarray, " B"]
     suspicious: Bool[np.ndarray, " B"] | None
     events: Mapping[str, Mapping[str, np.ndarray]]
 
     def proven(self, event: str, side: Bool[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
         """The radius in which each row provably stays on its side of the event; -1 where smoothing
         abstains or is on the other side."""
-        found = self.events[event]
-        return np.where(found["abstained"] | (found["holds"] != side), -1.0, found["radius"])
+        certificate = self.events[event]
+        return np.where(
+            certificate["abstained"] | (certificate["holds"] != side), -1.0, certificate["radius"]
+        )
 
 
 def certified(
@@ -95,11 +97,11 @@ def certified(
             that cannot be.
     """
     sampling = Sampling(*(config[name] for name in ("sigma", "n0", "n", "alpha", "chunk")))
-    seen = [record for record in records if record.image is not None]
-    if not seen:
+    pictured = [record for record in records if record.image is not None]
+    if not pictured:
         raise UserError(f"certificate: none of {len(records)} rows has a picture")
-    x, rows = system.rows(seen, length)
-    keys = row_keys(jax.random.key(seed), [record.id for record in seen])
+    x, rows = system.rows(pictured, length)
+    keys = row_keys(jax.random.key(seed), [record.id for record in pictured])
     events = functools.partial(_events, system)
     attack = functools.partial(_attacked, system, int(config.steps), int(config.samples))
     facts = f"{digest(system.params)} {digest(rows)} {digest(x)} {sampling} {config} {seed}"
@@ -134,16 +136,16 @@ def _batch(
     system: Immunized, events: Any, attack: Any, inputs: Any, keys: Any, sampling: Sampling
 ) -> dict[str, Any]:
     """One batch: certificates, attacks on them, and the votes after."""
-    said, suspicious = _plain(system, system.params, inputs)
-    inputs = inputs | {"said": said}
-    found = certify(events, system.params, inputs, keys, sampling)
-    part = {"said": np.asarray(said)}
+    answers, suspicious = _plain(system, system.params, inputs)
+    inputs = inputs | {"plain_answer": answers}
+    certificates = certify(events, system.params, inputs, keys, sampling)
+    part = {"said": np.asarray(answers)}
     if suspicious is not None:
         part[SUSPICIOUS] = np.asarray(suspicious)
-    for event, own in found.items():
+    for event, own in certificates.items():
         radius, holds = jnp.asarray(_INSIDE * own.radius, jnp.float32), jnp.asarray(own.holds)
         moved = attack(event, system.params, inputs, keys[0], sampling.sigma, radius, holds)
-        given = (
+        operands = (
             events,
             system.params,
             inputs | {"pixels": moved},
@@ -151,7 +153,7 @@ def _batch(
             jnp.float32(sampling.sigma),
         )
         # Samples that neither chose nor bounded: the certificate did not see them.
-        votes = count(*given, sampling.n0 + sampling.n, sampling.n, sampling.chunk)[event]
+        votes = count(*operands, sampling.n0 + sampling.n, sampling.n, sampling.chunk)[event]
         turned = (2 * votes > sampling.n) != own.holds
         values = (own.holds, own.abstained, own.radius, turned & ~own.abstained)
         part |= {f"{event}_{f}": v for f, v in zip(_ARRAYS, values, strict=True)}
@@ -161,17 +163,17 @@ def _batch(
 @functools.partial(jax.jit, static_argnums=0)
 def _plain(system: Immunized, params: Any, inputs: Any) -> tuple[Array, Array | None]:
     """The answer without noise, and whether S_c is below the cut."""
-    p, lack = _seen(system, params, inputs)
+    p, lack = _outputs(system, params, inputs)
     return p.argmax(axis=1).astype(jnp.int32), None if lack is None else lack > 0
 
 
 def _events(system: Immunized, params: Any, inputs: Any) -> dict[str, Array]:
-    p, lack = _seen(system, params, inputs)
-    found = {ANSWER: p.argmax(axis=1) == inputs["said"]}
-    return found if lack is None else found | {SUSPICIOUS: lack > 0}
+    p, lack = _outputs(system, params, inputs)
+    events = {ANSWER: p.argmax(axis=1) == inputs["plain_answer"]}
+    return events if lack is None else events | {SUSPICIOUS: lack > 0}
 
 
-def _seen(system: Immunized, params: Any, inputs: Any) -> tuple[Array, Array | None]:
+def _outputs(system: Immunized, params: Any, inputs: Any) -> tuple[Array, Array | None]:
     """Probabilities of the answers, [B, K], and how far S_c is below the cut, [B]."""
     pixels, cut = inputs["pixels"], plain_cut(system)
     p = system.predict(params, inputs, jnp.zeros(pixels.shape[0]))
@@ -195,8 +197,8 @@ def _attacked(
 
     def against(x: Array, key: PRNGKeyArray) -> Outcome:
         noise = sigma * jax.random.normal(key, x.shape, x.dtype)
-        p, lack = _seen(system, params, inputs | {"pixels": x + noise})
-        own = jnp.take_along_axis(p, inputs["said"][:, None], axis=1)[:, 0]
+        p, lack = _outputs(system, params, inputs | {"pixels": x + noise})
+        own = jnp.take_along_axis(p, inputs["plain_answer"][:, None], axis=1)[:, 0]
         value = lack if event == SUSPICIOUS else jnp.log(jnp.maximum(own, 1e-12))
         assert value is not None  # no check, no such event
         loss = jnp.where(holds, -value, value)
@@ -206,39 +208,46 @@ def _attacked(
     return pgd(eot(against, samples), inputs["pixels"], key, budget).x_adv
 
 
-def sides(found: Certified) -> dict[str, tuple[str, str, Bool[np.ndarray, " B"], bool]]:
+def sides(certificates: Certified) -> dict[str, tuple[str, str, Bool[np.ndarray, " B"], bool]]:
     """What is certified, by a figure's name: title, event, whose rows, and the event's side."""
-    answers = {"every": ("any answer", np.ones(len(found.said), bool))}
-    if len(found.labels) == 2:
+    answers = {"every": ("any answer", np.ones(len(certificates.answers), bool))}
+    if len(certificates.labels) == 2:
         answers = {
-            re.sub("[^a-z0-9]+", "_", label.lower()): (f"answer: {label}", found.said == i)
-            for i, label in enumerate(found.labels)
+            re.sub("[^a-z0-9]+", "_", label.lower()): (
+                f"answer: {label}",
+                certificates.answers == i,
+            )
+            for i, label in enumerate(certificates.labels)
         }
     rows = {name: (title, ANSWER, those, True) for name, (title, those) in answers.items()}
-    if found.suspicious is not None:
-        rows["below_cut"] = ("S_c below the cut", SUSPICIOUS, found.suspicious, True)
-        rows["above_cut"] = ("S_c from the cut on", SUSPICIOUS, ~found.suspicious, False)
+    if certificates.suspicious is not None:
+        rows["below_cut"] = ("S_c below the cut", SUSPICIOUS, certificates.suspicious, True)
+        rows["above_cut"] = ("S_c from the cut on", SUSPICIOUS, ~certificates.suspicious, False)
     return rows
 
 
-def figures(found: Certified) -> Figures:
+def figures(certificates: Certified) -> Figures:
     """By ``unsafe.certified.0_25`` (the share of the rows that are so plainly, and provably stay so
     in that radius) and ``unsafe.turned`` (the share of the certified that an attack turned)."""
-    out = {}
-    for name, (_, event, those, side) in sides(found).items():
-        radius = found.proven(event, np.full(len(found.said), side))[those]
+    estimates = {}
+    for name, (_, event, those, side) in sides(certificates).items():
+        radius = certificates.proven(event, np.full(len(certificates.answers), side))[those]
         for at in RADII:
-            out[f"{name}.certified.{level('l2', at)}"] = metrics.proportion(radius >= at)
-        turned = found.events[event]["turned"][those]
-        out[f"{name}.turned"] = metrics.proportion(turned[radius > 0])
-    return out
+            estimates[f"{name}.certified.{level('l2', at)}"] = metrics.proportion(radius >= at)
+        turned = certificates.events[event]["turned"][those]
+        estimates[f"{name}.turned"] = metrics.proportion(turned[radius > 0])
+    return estimates
 
 
-def certificate_section(name: str, found: Certified) -> Section:
+def certificate_section(name: str, certificates: Certified) -> Section:
     """The table; its figures are ``NAME.certificate.unsafe.certified.0_25`` and so on."""
-    where, all_figures, sampling = f"{name}.certificate", figures(found), found.sampling
+    where, all_figures, sampling = (
+        f"{name}.certificate",
+        figures(certificates),
+        certificates.sampling,
+    )
     rows: list[tuple[Cell, ...]] = []
-    for own, (title, _, those, _) in sides(found).items():
+    for own, (title, _, those, _) in sides(certificates).items():
         names = (f"{own}.certified.{level('l2', at)}" for at in RADII)
         cells = [Figure(f"{where}.{name}", all_figures[name]) for name in names]
         turned = Figure(f"{where}.{own}.turned", all_figures[f"{own}.turned"], show_n=True)

@@ -52,21 +52,21 @@ def figures(probe: Probe) -> Figures:
     """
     if probe.cut is None:
         raise UserError("detection: the model has no consistency check; immunize it with one")
-    found = {}
+    estimates = {}
     for name, attacked in probe.attacked.items():
         accepted = attacked.fooled & (attacked.s_c >= probe.cut)
-        found[f"{name}.fooled"] = metrics.proportion(attacked.fooled)
-        found[f"{name}.accepted"] = metrics.proportion(accepted)
+        estimates[f"{name}.fooled"] = metrics.proportion(attacked.fooled)
+        estimates[f"{name}.accepted"] = metrics.proportion(accepted)
         for part in PARTS:
             scores = attacked.s_c[attacked.fooled] if part else attacked.s_c
             # The lower S_c, the more suspicious.
             both = -np.concatenate([probe.s_c, scores])
-            told = np.arange(both.size) >= probe.s_c.size
-            found[f"{name}.{part}auroc"] = metrics.auroc(both, told)
+            labels = np.arange(both.size) >= probe.s_c.size
+            estimates[f"{name}.{part}auroc"] = metrics.auroc(both, labels)
             for percent in (1, 5):
-                rate = metrics.recall_at_fpr(both, told, percent / 100)
-                found[f"{name}.{part}tpr_at_{percent}_fpr"] = rate
-    return found
+                rate = metrics.recall_at_fpr(both, labels, percent / 100)
+                estimates[f"{name}.{part}tpr_at_{percent}_fpr"] = rate
+    return estimates
 
 
 def detection_section(name: str, system: Immunized, probe: Probe, batch_size: int) -> Section:
@@ -81,9 +81,9 @@ def detection_section(name: str, system: Immunized, probe: Probe, batch_size: in
     Raises:
         UserError: the system has no check.
     """
-    found, scores = figures(probe), {"clean": probe.s_c}
+    estimates, scores = figures(probe), {"clean": probe.s_c}
     scores |= {attack: attacked.s_c for attack, attacked in probe.attacked.items()}
-    found |= branch_figures(system.policy, scores) | latencies(system, probe, batch_size)
+    estimates |= branch_figures(system.policy, scores) | latencies(system, probe, batch_size)
     where = f"{name}.detection.{probe.norm}.{level(probe.norm, probe.epsilon)}"
     return Section(
         "How well the check tells attacks",
@@ -96,9 +96,9 @@ def detection_section(name: str, system: Immunized, probe: Probe, batch_size: in
                 f"{probe.cut:.4g}, where plain answers begin, and further."
             ),
             Definitions(_TERMS),
-            _table(where, probe, found),
+            _table(where, probe, estimates),
             _histograms(where, system, probe),
-            branch_table(where, system.policy, found, scores),
+            branch_table(where, system.policy, estimates, scores),
             Text(
                 f"The check makes an accepted row {{{where}.arm.check.latency}} times as long as "
                 "the answer alone. Without an answer: "
@@ -106,24 +106,26 @@ def detection_section(name: str, system: Immunized, probe: Probe, batch_size: in
                 + "."
             ),
         ),
-        {f"{where}.{figure}": estimate for figure, estimate in found.items()},
+        {f"{where}.{figure}": estimate for figure, estimate in estimates.items()},
     )
 
 
-def _table(where: str, probe: Probe, found: Figures) -> Table:
+def _table(where: str, probe: Probe, estimates: Figures) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for attack in probe.attacked:
         for part, title in PARTS.items():
             shares: list[Cell] = ["", ""]
             if not part:
                 shares = [
-                    Figure(f"{where}.{attack}.{share}", found[f"{attack}.{share}"], show_n=True)
+                    Figure(f"{where}.{attack}.{share}", estimates[f"{attack}.{share}"], show_n=True)
                     for share in ("fooled", "accepted")
                 ]
             cells = []
             for measure, (_, unit) in _MEASURES.items():
                 figure = f"{attack}.{part}{measure}"
-                cells.append(Figure(f"{where}.{figure}", found[figure], unit, unit == "percent"))
+                cells.append(
+                    Figure(f"{where}.{figure}", estimates[figure], unit, unit == "percent")
+                )
             rows.append((f"{attack}: {title}", *shares, *cells))
     heads = (title for title, _ in _MEASURES.values())
     return Table(

@@ -84,16 +84,16 @@ def share(hits: Bool[np.ndarray, "N B"], among: Bool[np.ndarray, "N B"]) -> Esti
 
 def figures(system: Robustness) -> Figures:
     """Every figure of one system by its dotted name; with several seeds also each seed's."""
-    found = _of_seeds(system, slice(None))
+    estimates = _of_seeds(system, slice(None))
     if len(system.curves) > 1:
         for i, seed in enumerate(system.curves):
             own = _of_seeds(system, slice(i, i + 1))
-            found |= {f"{name}.seed_{seed}": estimate for name, estimate in own.items()}
+            estimates |= {f"{name}.seed_{seed}": estimate for name, estimate in own.items()}
     for what, curves in system.convergence.items():
         for multiple, curve in curves.items():
             asr = share(curve.won[-1:], curve.right[None])
-            found[converged_name(what, multiple, curve)] = asr
-    return found
+            estimates[converged_name(what, multiple, curve)] = asr
+    return estimates
 
 
 def converged_name(what: str, multiple: float, curve: Curve) -> str:
@@ -105,7 +105,7 @@ def converged_name(what: str, multiple: float, curve: Curve) -> str:
 def _of_seeds(system: Robustness, seeds: slice) -> Figures:
     norm, right = system.norm, system.stacked("right")[seeds]
     everyone = np.ones_like(right)
-    found = {
+    estimates = {
         f"{norm}.clean.accuracy": share(right, everyone),
         f"{norm}.clean.rejected": share(system.stacked("clean_rejected")[seeds], everyone),
         f"{norm}.swap.asr": share(system.stacked("swapped")[seeds], right),
@@ -114,18 +114,18 @@ def _of_seeds(system: Robustness, seeds: slice) -> Figures:
     by = system.stacked("by")[seeds]
     for e, epsilon in enumerate(system.any.plan.epsilons):
         where = f"{norm}.{level(norm, epsilon)}"
-        found[f"{where}.robust_accuracy"] = share(arrays["robust"][:, e], everyone)
-        found[f"{where}.asr"] = share(arrays["won"][:, e], right)
+        estimates[f"{where}.robust_accuracy"] = share(arrays["robust"][:, e], everyone)
+        estimates[f"{where}.asr"] = share(arrays["won"][:, e], right)
         if system.any.detects:
-            found[f"{where}.caught"] = share(arrays["caught"][:, e], right)
-            found[f"{where}.denied"] = share(arrays["denied"][:, e], right)
+            estimates[f"{where}.caught"] = share(arrays["caught"][:, e], right)
+            estimates[f"{where}.denied"] = share(arrays["denied"][:, e], right)
         for i, entry in enumerate(system.any.plan.attacks):
             if entry.goal == "fool":
-                found[f"{where}.first.{entry.name}"] = share(by[:, e] == i, right)
+                estimates[f"{where}.first.{entry.name}"] = share(by[:, e] == i, right)
         for name in system.any.each:
             alone = np.stack([curve.each[name][e] for curve in system.curves.values()])[seeds]
-            found[f"{where}.alone.{name}"] = share(alone, right)
-    return found
+            estimates[f"{where}.alone.{name}"] = share(alone, right)
+    return estimates
 
 
 def compare(a: Robustness, b: Robustness) -> Figures:
@@ -139,14 +139,16 @@ def compare(a: Robustness, b: Robustness) -> Figures:
     """
     if (a.any.plan.pictures, a.norm) != (b.any.plan.pictures, b.norm):
         raise UserError("robustness: systems attacked on different rows or in different balls")
-    found = {f"{a.norm}.clean.accuracy_difference": _paired(a.stacked("right"), b.stacked("right"))}
+    estimates = {
+        f"{a.norm}.clean.accuracy_difference": _paired(a.stacked("right"), b.stacked("right"))
+    }
     robust = a.stacked("robust"), b.stacked("robust")
     for epsilon in a.any.plan.epsilons:
         if epsilon in b.any.plan.epsilons:
             hits = [r[:, s.any.at(epsilon)] for r, s in zip(robust, (a, b), strict=True)]
             name = f"{a.norm}.{level(a.norm, epsilon)}.robust_accuracy_difference"
-            found[name] = _paired(*hits)
-    return found
+            estimates[name] = _paired(*hits)
+    return estimates
 
 
 def _paired(a: Bool[np.ndarray, "N B"], b: Bool[np.ndarray, "M B"]) -> Estimate:

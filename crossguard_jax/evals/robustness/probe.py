@@ -99,10 +99,10 @@ def probe(
         UserError: fewer than two records with a picture, a check that nothing cuts, or whatever
             `Suite.run` and `CellFolder` refuse.
     """
-    seen = [record for record in records if record.image is not None]
-    if len(seen) < 2:
-        raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
-    x, rows = system.rows(seen, config.max_length)
+    pictured = [record for record in records if record.image is not None]
+    if len(pictured) < 2:
+        raise UserError(f"attack: {len(pictured)} of {len(records)} rows have a picture; give two")
+    x, rows = system.rows(pictured, config.max_length)
     cut, epsilon = plain_cut(system), float(config.convergence.epsilon)
     budget = Budget(0.0, config.norm, steps)
     attacks = {OBLIVIOUS: NamedAttack(apgd, budget)}
@@ -124,15 +124,15 @@ def probe(
     scored = functools.partial(_scored, system, rows, size)
 
     def attacked(cell: Cell) -> Attacked:
-        made = cell.x_adv
-        if made is None:  # no rows, or radius 0
-            made = np.round(255 * x[cell.rows]).astype(np.uint8)
-        s_c = scored(cell.rows, made.astype(np.float32) / 255)
-        return Attacked(cell.rows, made, s_c, cell.fooled)
+        x_adv = cell.x_adv
+        if x_adv is None:  # no rows, or radius 0
+            x_adv = np.round(255 * x[cell.rows]).astype(np.uint8)
+        s_c = scored(cell.rows, x_adv.astype(np.float32) / 255)
+        return Attacked(cell.rows, x_adv, s_c, cell.fooled)
 
-    found = {name: attacked(_cell(cells, name, curve.plan.epsilons[-1])) for name in attacks}
+    results = {name: attacked(_cell(cells, name, curve.plan.epsilons[-1])) for name in attacks}
     clean = scored(_cell(cells, *CLEAN).rows, x)
-    return Probe(config.norm, epsilon, steps, cut, seen, x, rows, clean, found)
+    return Probe(config.norm, epsilon, steps, cut, pictured, x, rows, clean, results)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -186,10 +186,10 @@ def _scored(
     x: Float[np.ndarray, "R ..."],
 ) -> Float[np.ndarray, " R"]:
     """S_c of pictures with the texts of some rows, in batches of one shape."""
-    found = [np.zeros(0, np.float32)]
+    parts = [np.zeros(0, np.float32)]
     for start in range(0, len(over), size):
         here = np.resize(np.arange(start, min(start + size, len(over))), size)
         those = {name: value[over[here]] for name, value in rows.items()}
         scores = np.asarray(s_c(system, system.params, those, x[here]))
-        found.append(scores[: len(over) - start])
-    return np.concatenate(found)
+        parts.append(scores[: len(over) - start])
+    return np.concatenate(parts)

@@ -34,7 +34,7 @@ class CellFolder:
         folder: str | Path,
         system: str,
         plan: Plan,
-        told: Callable[[str], None] = lambda name: None,
+        report: Callable[[str], None] = lambda name: None,
     ):
         """Opens or makes the folder.
 
@@ -43,9 +43,9 @@ class CellFolder:
             system: what is attacked: a fingerprint of its parameters, so that another's cells are
                 not taken for its own.
             plan: what is run.
-            told: hears of each new cell.
+            report: hears of each new cell.
         """
-        self.folder, self._told = Path(folder), told
+        self.folder, self._report = Path(folder), report
         facts = {"system": system, "plan": plan.as_dict()}
         # Through JSON and back: what is compared is what a file can hold.
         facts = json.loads(json.dumps(facts))
@@ -69,7 +69,7 @@ class CellFolder:
         fields = {name: field for name, field in vars(value).items() if field is not None}
         np.savez(buffer, **fields)
         write_atomic(self._path(cell), buffer.getvalue())
-        self._told(f"{cell[0]} at {cell[1]:.4g}")
+        self._report(f"{cell[0]} at {cell[1]:.4g}")
 
     def _path(self, cell: CellId) -> Path:
         return self.folder / f"{cell[0]}@{cell[1]!r}.npz"
@@ -147,12 +147,12 @@ def converge(
     Returns:
         ``steps`` and ``restarts``, each by multiple.
     """
-    found: dict[str, dict[float, Curve]] = {"steps": {}, "restarts": {}}
-    wanted: Mapping[str, Sequence[float]] = {"steps": steps, "restarts": restarts}
-    for what, multiples in wanted.items():
+    curves: dict[str, dict[float, Curve]] = {"steps": {}, "restarts": {}}
+    budgets: Mapping[str, Sequence[float]] = {"steps": steps, "restarts": restarts}
+    for what, multiples in budgets.items():
         for multiple in sorted(multiples):
             name = "as_it_is" if multiple == 1 else f"{what}_{multiple:g}"
-            found[what][multiple] = measure(
+            curves[what][multiple] = measure(
                 suite,
                 params,
                 x,
@@ -164,7 +164,7 @@ def converge(
                 donors=donors,
                 **{what: float(multiple)},
             )
-    return found
+    return curves
 
 
 def _first_difference(a: Any, b: Any, path: str = "") -> str:

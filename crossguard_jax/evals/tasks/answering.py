@@ -25,14 +25,14 @@ Rows = Int[np.ndarray, " _"]
 """Numbers of rows."""
 
 
-class Said(NamedTuple):
+class Response(NamedTuple):
     """An answer: its text, and its tokens up to and with the one that ends it."""
 
     text: str
     tokens: tuple[int, ...]
 
 
-def asked(model: Guard, texts: Sequence[str], max_new_tokens: int) -> list[Row | UserError]:
+def tokenize(model: Guard, texts: Sequence[str], max_new_tokens: int) -> list[Row | UserError]:
     """Prompts about a picture each, or why a text makes none (it is empty, or too long)."""
     limit = model.settings.max_length - max_new_tokens
     return model.encoder.tokenize_each(texts, [True] * len(texts), False, limit)
@@ -43,7 +43,7 @@ class Answerer:
 
     Args:
         model: a LLaVA folder as `Guard.from_pretrained` loads it, with its prompt.
-        rows: what is asked (see `asked`), one or more.
+        rows: what is asked (see `tokenize`), one or more.
         max_new_tokens: of an answer.
         batch_size: rows at once.
     """
@@ -66,14 +66,14 @@ class Answerer:
             params: Any, batch: Any, levels: Array, key: PRNGKeyArray, budget: Budget
         ) -> Array:
             x = levels.astype(jnp.float32) / 255
-            found = pgd(lambda x, key: objective(params, batch, x, key), x, key, budget)
-            return projections.to_uint8(x, found.x_adv, budget)
+            result = pgd(lambda x, key: objective(params, batch, x, key), x, key, budget)
+            return projections.to_uint8(x, result.x_adv, budget)
 
         self._answer, self._attack = jax.jit(answer), jax.jit(attack)
 
     def answers(
         self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows, what: str = "answering"
-    ) -> list[Said]:
+    ) -> list[Response]:
         """The likeliest answers of some rows, each about its own picture of ``levels``.
 
         Args:
@@ -81,17 +81,17 @@ class Answerer:
             over: the rows.
             what: for the progress line.
         """
-        said: list[Said] = []
+        responses: list[Response] = []
         with Progress(what, len(over)) as progress:
             for part, n in in_batches(len(over), self._batch_size):
                 batch = self._encoder.pad([self._rows[i] for i in over[part]], self._length)
-                done = self._answer(self._params, batch, levels[part])
-                tokens, mask = np.asarray(done.tokens)[:n], np.asarray(done.mask)[:n]
+                sampled = self._answer(self._params, batch, levels[part])
+                tokens, mask = np.asarray(sampled.tokens)[:n], np.asarray(sampled.mask)[:n]
                 texts = self._encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
                 for text, ids, there in zip(texts, tokens, mask, strict=True):
-                    said.append(Said(text.strip(), tuple(int(i) for i in ids[there])))
+                    responses.append(Response(text.strip(), tuple(int(i) for i in ids[there])))
                 progress.update(n)
-        return said
+        return responses
 
     def attack(
         self,
@@ -112,15 +112,15 @@ class Answerer:
         Returns:
             Pictures of grey levels inside the budget.
         """
-        found = []
+        parts = []
         with Progress("attacking answers", len(over)) as progress:
             for i, (part, n) in enumerate(in_batches(len(over), self._batch_size)):
                 batch = self.forced(over[part], [away[p] for p in part])
                 key_of = jax.random.fold_in(key, i)
                 pictures = self._attack(self._params, batch, levels[part], key_of, budget)
-                found.append(np.asarray(pictures)[:n])
+                parts.append(np.asarray(pictures)[:n])
                 progress.update(n)
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
     def tokens(self, answer: str) -> tuple[int, ...]:
         """The tokens of an answer where the prompt ends, closed, and at most as many as are
@@ -135,8 +135,8 @@ class Answerer:
         whole = tokenizer(f"{start} {neutralize(answer, tokenizer.all_special_tokens)}")
         if whole["input_ids"][: len(ids)] != ids:
             raise UserError(f"prompt {prompt.name!r}: end the template on a whole token")
-        said = [*whole["input_ids"][len(ids) :], tokenizer.eos_token_id]
-        return tuple(said[: self._n])
+        answer_ids = [*whole["input_ids"][len(ids) :], tokenizer.eos_token_id]
+        return tuple(answer_ids[: self._n])
 
     def forced(self, over: Rows, answers: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Some rows' prompts, each with an answer's tokens behind it, as
@@ -146,13 +146,13 @@ class Answerer:
             Row([*row.ids, *answer], True, False) for row, answer in zip(rows, answers, strict=True)
         ]
         tokens = np.zeros((len(rows), self._n), np.int32)
-        said = np.zeros((len(rows), self._n), bool)
+        answer_mask = np.zeros((len(rows), self._n), bool)
         for i, answer in enumerate(answers):
             tokens[i, : len(answer)] = answer
-            said[i, : len(answer)] = True
+            answer_mask[i, : len(answer)] = True
         batch = self._encoder.pad(whole, self._length + self._n)
         starts = np.array([len(row.ids) for row in rows], np.int32)
-        return batch | {"start": starts, "tokens": tokens, "said": said}
+        return batch | {"start": starts, "tokens": tokens, "answer_mask": answer_mask}
 
 
 def in_batches(n: int, size: int) -> list[tuple[Int[np.ndarray, " _"], int]]:

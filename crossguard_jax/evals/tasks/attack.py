@@ -15,7 +15,7 @@ from crossguard_jax.evals.robustness.figures import level
 
 
 @runtime_checkable
-class Task(Protocol):
+class PerturbedTask(Protocol):
     """M rows about a picture each, a model that responds, and what its responses are worth.
 
     Attributes:
@@ -35,7 +35,7 @@ class Task(Protocol):
     def respond(self, levels: Any, over: Any) -> list[Any]:
         """A response to each picture, which are those of the rows ``over``."""
 
-    def scores(self, said: Any) -> np.ndarray:
+    def scores(self, responses: Any) -> np.ndarray:
         """What each row's response is worth, [M]; the higher the better."""
 
     def aims(self, clean: Any, most: int) -> list[list[Any]]:
@@ -44,13 +44,13 @@ class Task(Protocol):
     def attack(self, levels: Any, over: Any, aims: Any, key: Any, budget: Any) -> Any:
         """Perturbed pictures of the rows ``over``, one aim each."""
 
-    def figures(self, said: Any) -> Figures:
+    def figures(self, responses: Any) -> Figures:
         """Figures of all rows' responses, by name."""
 
-    def differences(self, said: Any, clean: Any) -> Figures:
+    def differences(self, responses: Any, clean: Any) -> Figures:
         """The same figures less those of the clean responses, paired by row."""
 
-    def shown(self, said: Any) -> str:
+    def shown(self, response: Any) -> str:
         """A response for a reader."""
 
 
@@ -63,7 +63,7 @@ class Attack:
         norm: ``linf`` or ``l2``.
         steps: of PGD.
         restarts: of PGD, each from a random point.
-        aims: of each row; see `Task.aims`.
+        aims: of each row; see `PerturbedTask.aims`.
         seed: of the random points.
 
     Raises:
@@ -99,20 +99,20 @@ class Measured:
         attacked: by radius, the worst responses.
     """
 
-    task: Task
+    task: PerturbedTask
     attack: Attack
     clean: list[Any]
     attacked: dict[float, list[Any]]
 
     def figures(self) -> dict[str, Figures]:
         """By ``clean``, ``linf.8`` and so on: the figures, and NAME_difference less clean."""
-        found: dict[str, Figures] = {"clean": self.task.figures(self.clean)}
-        for epsilon, said in self.attacked.items():
-            differences = self.task.differences(said, self.clean)
-            found[where(self.attack.norm, epsilon)] = self.task.figures(said) | {
+        figures: dict[str, Figures] = {"clean": self.task.figures(self.clean)}
+        for epsilon, responses in self.attacked.items():
+            differences = self.task.differences(responses, self.clean)
+            figures[where(self.attack.norm, epsilon)] = self.task.figures(responses) | {
                 f"{name}_difference": estimate for name, estimate in differences.items()
             }
-        return found
+        return figures
 
 
 def where(norm: str, epsilon: float) -> str:
@@ -120,7 +120,7 @@ def where(norm: str, epsilon: float) -> str:
     return f"{norm}.{level(norm, epsilon)}"
 
 
-def measure(task: Task, attack: Attack) -> Measured:
+def measure(task: PerturbedTask, attack: Attack) -> Measured:
     """Responds clean, then under attack, the smallest radius first.
 
     What an attack found is responded to anew, as rounded to grey levels. A row keeps its worst
@@ -140,7 +140,12 @@ def measure(task: Task, attack: Attack) -> Measured:
 
 
 def _worse(
-    task: Task, worst: list[Any], aims: Sequence[list], j: int, key: PRNGKeyArray, budget: Budget
+    task: PerturbedTask,
+    worst: list[Any],
+    aims: Sequence[list],
+    j: int,
+    key: PRNGKeyArray,
+    budget: Budget,
 ) -> list[Any]:
     """The responses, with those replaced that an attack on aim ``j`` makes worse."""
     before = task.scores(worst)
@@ -148,8 +153,8 @@ def _worse(
     if not over.size:
         return worst
     pictures = task.attack(task.levels[over], over, [aims[r][j] for r in over], key, budget)
-    tried = list(worst)
-    for r, said in zip(over, task.respond(pictures, over), strict=True):
-        tried[r] = said
-    after = task.scores(tried)
-    return [new if after[r] < before[r] else worst[r] for r, new in enumerate(tried)]
+    candidates = list(worst)
+    for r, response in zip(over, task.respond(pictures, over), strict=True):
+        candidates[r] = response
+    after = task.scores(candidates)
+    return [new if after[r] < before[r] else worst[r] for r, new in enumerate(candidates)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.evaluate import left_out_sections, parse_model, told
-from crossguard_jax.evals.tasks.attack import Attack, Measured, Task, measure
+from crossguard_jax.evals.tasks.attack import Attack, Measured, PerturbedTask, measure
 from crossguard_jax.evals.tasks.report import tasks_section
 from crossguard_jax.evals.tasks.retrieval import Retrieval
 from crossguard_jax.evals.tasks.rows import Benchmark, read_benchmarks
@@ -105,7 +105,7 @@ def make_tasks(
     benchmarks: Mapping[str, Benchmark],
     asking: Asking,
     left_out: LeftOut,
-) -> dict[str, Task]:
+) -> dict[str, PerturbedTask]:
     """A model's tasks by benchmark: what it can be asked of each.
 
     Raises:
@@ -122,11 +122,11 @@ def make_tasks(
             for name, rows in benchmarks.items()
         }
     model = Guard.from_pretrained(path, adapter, asking.dtype, prompt=asking.prompt)
-    words: dict[str, tuple[Callable[..., Task], str, int]] = {
+    words: dict[str, tuple[Callable[..., PerturbedTask], str, int]] = {
         "vqa": (Vqa, asking.question, asking.answer_tokens),
         "captions": (Captions, asking.caption, asking.caption_tokens),
     }
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, PerturbedTask] = {}
     for name, rows in benchmarks.items():
         kind, form, most = words[rows.kind]
         tasks[name] = kind(model, rows, form, most, asking.batch_size, left_out)
@@ -157,8 +157,8 @@ def main(args: argparse.Namespace) -> int:
     scale = LEVELS if args.norm == "linf" else 1.0
     radii = tuple(float(epsilon) / scale for epsilon in args.epsilon)
     attack = Attack(radii, args.norm, args.steps, args.restarts, args.aims, args.seed)
-    said = {name: getattr(args, name) for name in ("prompt", "question", "caption")}
-    words = {name: value for name, value in said.items() if value}
+    options = {name: getattr(args, name) for name in ("prompt", "question", "caption")}
+    words = {name: value for name, value in options.items() if value}
     asking = Asking(batch_size=args.batch_size, dtype=args.dtype, **words)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: a whole number above 0")

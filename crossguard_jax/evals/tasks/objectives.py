@@ -37,9 +37,9 @@ def unlikely(
         says something else. (Logits behind the first token that changes are those of an answer
         that is not given, but there the margin is above 0 already.)
     """
-    flat, wanted = logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1)
-    nats = cross_entropy(flat, wanted).reshape(tokens.shape)
-    margins = margin_from(flat, wanted).reshape(tokens.shape)
+    flat, targets = logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1)
+    nats = cross_entropy(flat, targets).reshape(tokens.shape)
+    margins = margin_from(flat, targets).reshape(tokens.shape)
     loss = jnp.where(mask, nats, 0).sum(axis=1)
     return Outcome(loss, jnp.where(mask, margins, -jnp.inf).max(axis=1))
 
@@ -63,13 +63,13 @@ def answer_objective(graphdef: Any, mean: Channels, std: Channels) -> RowObjecti
     """`unlikely` of each row's answer.
 
     Its parameters are the ``(adapters, frozen)`` of `nn.lora.split`, its rows those of
-    `answer_logits` with ``said`` [B, N], which of ``tokens`` are the answer's.
+    `answer_logits` with ``answer_mask`` [B, N], which of ``tokens`` are the answer's.
     """
 
     def objective(params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray) -> Outcome:
         model: Llava = lora.merge(graphdef, *params)
         logits = answer_logits(model, (x - mean) / std, rows)
-        return unlikely(logits, rows["tokens"], rows["said"])
+        return unlikely(logits, rows["tokens"], rows["answer_mask"])
 
     return objective
 

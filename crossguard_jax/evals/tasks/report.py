@@ -43,25 +43,25 @@ def tasks_section(systems: Systems, attack: Attack) -> Section:
         systems: what was measured, all of it under ``attack``.
         attack: the attack.
     """
-    found = {
+    estimates = {
         (system, benchmark): measured.figures()
         for system, benchmarks in systems.items()
         for benchmark, measured in benchmarks.items()
     }
-    blocks: list[Block] = [Text(_how(attack)), _terms(found), _table(found, attack)]
-    blocks.append(Plot.of("tasks", plots.rate_bars(_bars(found, attack), "Percent"), _BARS))
+    blocks: list[Block] = [Text(_how(attack)), _terms(estimates), _table(estimates, attack)]
+    blocks.append(Plot.of("tasks", plots.rate_bars(_bars(estimates, attack), "Percent"), _BARS))
     if attack.epsilons:
         blocks.append(_words(systems, attack))
     everything = {
         f"{system}.{benchmark}.{place}.{name}": estimate
-        for (system, benchmark), places in found.items()
+        for (system, benchmark), places in estimates.items()
         for place, figures in places.items()
         for name, estimate in figures.items()
     }
     return Section("Tasks", tuple(blocks), everything)
 
 
-_Found = Mapping[tuple[str, str], Mapping[str, Mapping[str, Estimate]]]
+_Estimates = Mapping[tuple[str, str], Mapping[str, Mapping[str, Estimate]]]
 _BARS = "The same figures, without CIDEr, which is no share."
 
 
@@ -80,8 +80,8 @@ def _how(attack: Attack) -> str:
     )
 
 
-def _terms(found: _Found) -> Definitions:
-    there = {name.split(".")[0] for places in found.values() for name in places["clean"]}
+def _terms(estimates: _Estimates) -> Definitions:
+    there = {name.split(".")[0] for places in estimates.values() for name in places["clean"]}
     return Definitions(tuple(term for name, term in _TERMS.items() if name in there))
 
 
@@ -96,11 +96,11 @@ def _places(attack: Attack) -> dict[str, str]:
     return {"clean": "clean"} | radii
 
 
-def _table(found: _Found, attack: Attack) -> Table:
+def _table(estimates: _Estimates, attack: Attack) -> Table:
     places = _places(attack)
     last = list(places)[-1]
     rows: list[tuple[Cell, ...]] = []
-    for (system, benchmark), figures in found.items():
+    for (system, benchmark), figures in estimates.items():
         for name, estimate in figures["clean"].items():
             at = f"{system}.{benchmark}"
             cells: list[Cell] = [f"{system}: {benchmark}, {_title(name)}", str(estimate.n)]
@@ -118,11 +118,11 @@ def _table(found: _Found, attack: Attack) -> Table:
     )
 
 
-def _bars(found: _Found, attack: Attack) -> dict[str, dict[str, Estimate]]:
+def _bars(estimates: _Estimates, attack: Attack) -> dict[str, dict[str, Estimate]]:
     return {
         title: {
             f"{system} {benchmark} {_title(name)}": figures[place][name]
-            for (system, benchmark), figures in found.items()
+            for (system, benchmark), figures in estimates.items()
             for name in figures["clean"]
             if name != "cider"
         }
@@ -136,8 +136,8 @@ def _words(systems: Systems, attack: Attack) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for system, benchmarks in systems.items():
         for benchmark, measured in benchmarks.items():
-            task, said = measured.task, measured.attacked[radius]
-            both = zip(measured.clean, said, strict=True)
+            task, responses = measured.task, measured.attacked[radius]
+            both = zip(measured.clean, responses, strict=True)
             shown = [[task.shown(each) for each in pair] for pair in both]
             changed = [r for r, (clean, attacked) in enumerate(shown) if clean != attacked]
             for r in changed[:_SHOWN]:

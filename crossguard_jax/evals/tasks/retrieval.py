@@ -33,7 +33,7 @@ Vector = Float[np.ndarray, " D"]
 
 
 class Retrieval:
-    """Pictures and captions of one benchmark in a CLIP's space (a `tasks_attack.Task`).
+    """Pictures and captions of one benchmark in a CLIP's space (an `attack.PerturbedTask`).
 
     Args:
         clip: both towers.
@@ -70,8 +70,8 @@ class Retrieval:
 
         def attack(params: Any, rows: Any, levels: Array, key: PRNGKeyArray, budget: Budget) -> Any:
             x = levels.astype(jnp.float32) / 255
-            found = pgd(lambda x, key: objective(params, rows, x, key), x, key, budget)
-            return projections.to_uint8(x, found.x_adv, budget)
+            result = pgd(lambda x, key: objective(params, rows, x, key), x, key, budget)
+            return projections.to_uint8(x, result.x_adv, budget)
 
         self._embed, self._attack = jax.jit(embed), jax.jit(attack)
         each = [len(captions) for captions in self.references]
@@ -82,10 +82,10 @@ class Retrieval:
         """Each picture's unit vector."""
         return list(self._vectors(levels))
 
-    def scores(self, said: Sequence[Vector]) -> Float[np.ndarray, " M"]:
+    def scores(self, responses: Sequence[Vector]) -> Float[np.ndarray, " M"]:
         """The best right caption's cosine less the best wrong one's: above 0 where R@1 counts."""
-        own = self._picture == np.arange(len(said))[:, None]
-        return np.asarray(lead(self._similarity(said), own), np.float64)
+        own = self._picture == np.arange(len(responses))[:, None]
+        return np.asarray(lead(self._similarity(responses), own), np.float64)
 
     def aims(self, clean: Sequence[Vector], most: int) -> list[list[Vector]]:
         """Each row's own clean vector alone."""
@@ -100,50 +100,56 @@ class Retrieval:
         budget: Budget,
     ) -> UInt8[np.ndarray, "M 3 X X"]:
         """PGD away from the clean vectors (see `tasks_objectives.retrieval_objective`)."""
-        found, params = [], (self._state, self._captions)
+        parts, params = [], (self._state, self._captions)
         with Progress("attacking pictures", len(over), "picture") as progress:
             for i, (part, n) in enumerate(in_batches(len(over), self._batch_size)):
                 own = self._picture == over[part][:, None]
                 rows = {"clean": np.stack([aims[p] for p in part]), "own": own}
                 key_of = jax.random.fold_in(key, i)
                 pictures = self._attack(params, rows, levels[part], key_of, budget)
-                found.append(np.asarray(pictures)[:n])
+                parts.append(np.asarray(pictures)[:n])
                 progress.update(n)
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
-    def figures(self, said: Sequence[Vector]) -> Figures:
+    def figures(self, responses: Sequence[Vector]) -> Figures:
         """``image_to_text.r1`` and so on, both ways, at 1, 5 and 10."""
-        found = tasks.retrieval_recalls(self._similarity(said), self._picture)
+        both_ways = tasks.retrieval_recalls(self._similarity(responses), self._picture)
         return {
             f"{way}.r{k}": estimate
-            for way, recalls in found._asdict().items()
+            for way, recalls in both_ways._asdict().items()
             for k, estimate in recalls.items()
         }
 
-    def differences(self, said: Sequence[Vector], clean: Sequence[Vector]) -> Figures:
+    def differences(self, responses: Sequence[Vector], clean: Sequence[Vector]) -> Figures:
         """Paired, less the clean ones; captions of one picture are drawn together."""
-        ours, theirs = (
-            tasks.retrieval_ranks(self._similarity(each), self._picture) for each in (said, clean)
+        attacked_ranks, clean_ranks = (
+            tasks.retrieval_ranks(self._similarity(each), self._picture)
+            for each in (responses, clean)
         )
         of_each = np.bincount(self._picture).astype(np.float64)
 
         def way_back(k: int) -> metrics.Estimate:
-            hits = [np.bincount(self._picture, weights=each[1] < k) for each in (ours, theirs)]
+            hits = [
+                np.bincount(self._picture, weights=each[1] < k)
+                for each in (attacked_ranks, clean_ranks)
+            ]
             rows = np.stack([hits[0] - hits[1], of_each], axis=1)
             return tasks.bootstrap(rows, lambda sums: float(sums[0] / sums[1]))
 
-        there = {k: metrics.paired_difference(ours[0] < k, theirs[0] < k) for k in KS}
-        return {f"image_to_text.r{k}": found for k, found in there.items()} | {
+        there = {
+            k: metrics.paired_difference(attacked_ranks[0] < k, clean_ranks[0] < k) for k in KS
+        }
+        return {f"image_to_text.r{k}": estimate for k, estimate in there.items()} | {
             f"text_to_image.r{k}": way_back(k) for k in KS
         }
 
-    def shown(self, said: Vector) -> str:
+    def shown(self, response: Vector) -> str:
         """The caption that a vector is nearest to."""
         captions = [t for own in self.references for t in own]
-        return captions[int(np.argmax(self._captions @ said))]
+        return captions[int(np.argmax(self._captions @ response))]
 
-    def _similarity(self, said: Sequence[Vector]) -> Float[np.ndarray, "M N"]:
-        return np.stack(said) @ self._captions.T
+    def _similarity(self, responses: Sequence[Vector]) -> Float[np.ndarray, "M N"]:
+        return np.stack(responses) @ self._captions.T
 
     def _vectors(self, levels: UInt8[np.ndarray, "M 3 X X"]) -> Float[np.ndarray, "M D"]:
         parts = in_batches(len(levels), self._batch_size)
@@ -154,12 +160,12 @@ class Retrieval:
     def _embedded(self, clip: ClipEncoder, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         graphdef = nnx.split(clip.model, graph=False)[0]
         embed = jax.jit(lambda state, ids, mask: nnx.merge(graphdef, state).embed_texts(ids, mask))
-        found = []
+        parts = []
         for part, n in in_batches(len(texts), self._batch_size):
             arrays = clip.texts([texts[i] for i in part])
             vectors = embed(self._state, arrays["input_ids"], arrays["attention_mask"])
-            found.append(np.asarray(vectors)[:n])
-        return np.concatenate(found)
+            parts.append(np.asarray(vectors)[:n])
+        return np.concatenate(parts)
 
 
 def normalization(clip: ClipEncoder) -> tuple[Channels, Channels]:

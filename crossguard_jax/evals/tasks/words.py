@@ -13,13 +13,13 @@ from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Float, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut, rejection
 from crossguard_jax.evals.benchmarks import Figures
-from crossguard_jax.evals.tasks.answering import Answerer, Rows, Said, asked
+from crossguard_jax.evals.tasks.answering import Answerer, Response, Rows, tokenize
 from crossguard_jax.evals.tasks.rows import Benchmark, Item, usable
 from crossguard_jax.guard.guard import Guard
 
 
 class Words:
-    """Rows that a LLaVA answers in its own words (a `tasks_attack.Task`).
+    """Rows that a LLaVA answers in its own words (an `attack.PerturbedTask`).
 
     Args:
         model: with its prompt.
@@ -49,7 +49,7 @@ class Words:
         texts = [form.replace("{text}", item.record.text) for item in items]
         kept: list[Item] = []
         rows = []
-        for item, row in zip(items, asked(model, texts, max_new_tokens), strict=True):
+        for item, row in zip(items, tokenize(model, texts, max_new_tokens), strict=True):
             if isinstance(row, UserError):
                 left_out.add(rejection(item.record, str(row)))
             else:
@@ -62,22 +62,22 @@ class Words:
         self.levels = np.stack([item.levels for item in kept])
         self._answerer = Answerer(model, rows, max_new_tokens, batch_size)
 
-    def respond(self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows) -> list[Said]:
+    def respond(self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows) -> list[Response]:
         """What is said of each picture, in order."""
         return self._answerer.answers(levels, over)
 
-    def aims(self, clean: Sequence[Said], most: int) -> list[list[tuple[int, ...]]]:
+    def aims(self, clean: Sequence[Response], most: int) -> list[list[tuple[int, ...]]]:
         """Answers to push each row away from: its own first, then what most people said."""
         return [
             list(
                 dict.fromkeys(
                     [
-                        said.tokens,
+                        response.tokens,
                         *(self._answerer.tokens(t) for t, _ in Counter(people).most_common(most)),
                     ]
                 )
             )[:most]
-            for said, people in zip(clean, self.references, strict=True)
+            for response, people in zip(clean, self.references, strict=True)
         ]
 
     def attack(
@@ -91,9 +91,9 @@ class Words:
         """See `Answerer.attack`."""
         return self._answerer.attack(levels, over, aims, key, budget)
 
-    def shown(self, said: Said) -> str:
+    def shown(self, response: Response) -> str:
         """What a reader sees."""
-        return said.text
+        return response.text
 
 
 class Vqa(Words):
@@ -101,22 +101,22 @@ class Vqa(Words):
 
     name = "VQA"
 
-    def scores(self, said: Sequence[Said]) -> Float[np.ndarray, " M"]:
+    def scores(self, responses: Sequence[Response]) -> Float[np.ndarray, " M"]:
         """Each row's accuracy, 0 to 1."""
-        return tasks.vqa_scores(self._plain(said), self.references)
+        return tasks.vqa_scores(self._plain(responses), self.references)
 
-    def figures(self, said: Sequence[Said]) -> Figures:
+    def figures(self, responses: Sequence[Response]) -> Figures:
         """``vqa_accuracy``."""
-        return {"vqa_accuracy": tasks.vqa_accuracy(self._plain(said), self.references)}
+        return {"vqa_accuracy": tasks.vqa_accuracy(self._plain(responses), self.references)}
 
-    def differences(self, said: Sequence[Said], clean: Sequence[Said]) -> Figures:
+    def differences(self, responses: Sequence[Response], clean: Sequence[Response]) -> Figures:
         """Paired, less the clean ones."""
-        return {"vqa_accuracy": mean(self.scores(said) - self.scores(clean))}
+        return {"vqa_accuracy": mean(self.scores(responses) - self.scores(clean))}
 
-    def _plain(self, said: Sequence[Said]) -> list[str]:
+    def _plain(self, responses: Sequence[Response]) -> list[str]:
         # As LLaVA's own evaluation hands its answers in: where all people wrote the very same, the
         # official one compares it as written, and "Yes" would be wrong.
-        return [tasks.normalize_answer(answer.text) for answer in said]
+        return [tasks.normalize_answer(answer.text) for answer in responses]
 
 
 class Captions(Words):
@@ -124,29 +124,31 @@ class Captions(Words):
 
     name = "Captions"
 
-    def scores(self, said: Sequence[Said]) -> Float[np.ndarray, " M"]:
+    def scores(self, responses: Sequence[Response]) -> Float[np.ndarray, " M"]:
         """Each row's CIDEr-D, 0 to 10."""
-        return tasks.cider_scores(self._plain(said), self.references)
+        return tasks.cider_scores(self._plain(responses), self.references)
 
-    def figures(self, said: Sequence[Said]) -> Figures:
+    def figures(self, responses: Sequence[Response]) -> Figures:
         """``cider`` and ``bleu4``."""
-        plain = self._plain(said)
+        plain = self._plain(responses)
         return {
             "cider": tasks.cider(plain, self.references),
             "bleu4": tasks.bleu4(plain, self.references),
         }
 
-    def differences(self, said: Sequence[Said], clean: Sequence[Said]) -> Figures:
+    def differences(self, responses: Sequence[Response], clean: Sequence[Response]) -> Figures:
         """Paired, less the clean ones."""
-        both = [tasks.bleu_counts(self._plain(each), self.references) for each in (said, clean)]
+        both = [
+            tasks.bleu_counts(self._plain(each), self.references) for each in (responses, clean)
+        ]
         half = both[0].shape[1]
         bleu = tasks.bootstrap(
             np.hstack(both), lambda sums: tasks.bleu_of(sums[:half]) - tasks.bleu_of(sums[half:])
         )
-        return {"cider": mean(self.scores(said) - self.scores(clean)), "bleu4": bleu}
+        return {"cider": mean(self.scores(responses) - self.scores(clean)), "bleu4": bleu}
 
-    def _plain(self, said: Sequence[Said]) -> list[str]:
-        return [caption.text for caption in said]
+    def _plain(self, responses: Sequence[Response]) -> list[str]:
+        return [caption.text for caption in responses]
 
 
 def mean(differences: Float[np.ndarray, " M"]) -> Estimate:

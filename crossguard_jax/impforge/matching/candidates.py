@@ -48,14 +48,14 @@ def choose(
     chosen: list[list[Pair]] = [[] for _ in pairs]
     undecided: Sequence[int] = range(len(pairs))
     while undecided:
-        wanted: dict[int, None] = {}
+        pending: dict[int, None] = {}
         waiting = []
         for i in undecided:
             chosen[i], missing = _select(pairs[i], verdicts, limit)
-            wanted.update(dict.fromkeys(missing))
+            pending.update(dict.fromkeys(missing))
             waiting += [i] if missing else []
-        if wanted:
-            ask(list(wanted))
+        if pending:
+            ask(list(pending))
         undecided = waiting
     return chosen
 

@@ -172,7 +172,7 @@ def build_index(
     }
     workers = workers or os.cpu_count() or 1
     with IndexWriter(Path(folder), meta, rebuild) as writer:
-        with Progress("embedding pictures", total, "picture", start=len(writer.known)) as progress:
+        with Progress("embedding pictures", total, "picture", start=len(writer.indexed)) as progress:
             _embed_all(pictures, writer, towers, towers.full_batch(batch_size), workers, progress)
         writer.finish()
     return PictureIndex(folder), writer.counts
@@ -194,11 +194,11 @@ def _embed_all(
     while batch := list(itertools.islice(prepared, batch_size)):
         rows: list[tuple[Picture, IndexedPicture]] = []
         pixels = None
-        for picture, found in batch:
-            if isinstance(found, str):
-                writer.reject(picture, found)
+        for picture, result in batch:
+            if isinstance(result, str):
+                writer.reject(picture, result)
                 continue
-            row, values = found
+            row, values = result
             if pixels is None:
                 pixels = np.zeros((batch_size, *values.shape), np.float32)
             pixels[len(rows)] = values

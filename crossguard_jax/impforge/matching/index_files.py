@@ -76,7 +76,7 @@ class IndexWriter:
     """The one process that adds to an index.
 
     Attributes:
-        known: what the pictures were that are in it, by id; None where one is on its way.
+        indexed: what the pictures were that are in it, by id; None where one is on its way.
         counts: what has been met so far.
     """
 
@@ -86,11 +86,11 @@ class IndexWriter:
         self._vectors = (folder / VECTORS).open("ab")
         try:
             self._claim(rebuild)
-            self.known = self._recover()
+            self.indexed = self._recover()
         except BaseException:
             self._vectors.close()
             raise
-        self._before = len(self.known)
+        self._before = len(self.indexed)
         # Each pass goes through the whole library, and says anew what it could not use.
         (folder / REJECTED).unlink(missing_ok=True)
         self._rejected = jsonl.JsonlWriter(folder / REJECTED)
@@ -124,25 +124,25 @@ class IndexWriter:
         self._vectors.truncate(n * _width(self.meta))
         os.truncate(path, ends[n - 1] if n else 0)
         self._rows_before = n
-        known: dict[str, IndexedPicture | None] = {}
+        indexed: dict[str, IndexedPicture | None] = {}
         for row, value in jsonl.read_jsonl(path):
             if isinstance(value, jsonl.RowError) or "id" not in value:
                 raise UserError(f"{path}, row {row}: damaged; rebuild the index")
-            known[value["id"]] = IndexedPicture(**value)
-        return known
+            indexed[value["id"]] = IndexedPicture(**value)
+        return indexed
 
     def unknown(self, pictures: Iterable[Picture | Rejected]) -> Iterator[Picture]:
         """The pictures that are to be embedded."""
         for picture in pictures:
             if isinstance(picture, Rejected):
                 self.reject(picture, picture.reason)
-            elif picture.id not in self.known:
-                self.known[picture.id] = None
+            elif picture.id not in self.indexed:
+                self.indexed[picture.id] = None
                 yield picture
-            elif (before := self.known[picture.id]) is None or _unchanged(picture, before):
+            elif (before := self.indexed[picture.id]) is None or _unchanged(picture, before):
                 self.counts.kept += 1
             else:
-                self.known[picture.id] = None
+                self.indexed[picture.id] = None
                 self.counts.changed += 1
                 yield picture
 
@@ -205,7 +205,11 @@ def _unchanged(picture: Picture, before: IndexedPicture) -> bool:
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """What `index.json` says; None where there is none."""
+    """What `index.json` says; None where there is none.
+
+    Raises:
+        UserError: the file is something else, or of another format.
+    """
     path = folder / META
     if not path.exists():
         return None
@@ -235,6 +239,7 @@ def _width(meta: dict[str, Any]) -> int:
 
 
 def count_vectors(folder: Path, meta: dict[str, Any]) -> int:
+    """Whole vectors in an index's file; 0 without one."""
     path = folder / VECTORS
     return path.stat().st_size // _width(meta) if path.exists() else 0
 

@@ -107,11 +107,11 @@ class _Concrete:
     min_verb: float
 
     def __call__(self, text: str, /) -> list[Keyword]:
-        found: dict[str, Keyword] = {}
+        keywords: dict[str, Keyword] = {}
         for sentence in self.tagger(text):
             for keyword in self._of_sentence(sentence):
-                found.setdefault(keyword.lemma, keyword)
-        return sorted(found.values(), key=lambda keyword: -keyword.concreteness)
+                keywords.setdefault(keyword.lemma, keyword)
+        return sorted(keywords.values(), key=lambda keyword: -keyword.concreteness)
 
     def _of_sentence(self, tokens: list[_Token]) -> Iterator[Keyword]:
         start = 0
@@ -248,8 +248,8 @@ def _spacy(model: str) -> tuple[_Tagger, str]:
     def tag(text: str) -> Iterator[list[_Token]]:
         yield [_of_spacy(token) for token in pipeline(text) if len(token.text) <= MAX_LETTERS]
 
-    known = pipeline.meta
-    return tag, f"spaCy {spacy.__version__} {known['lang']}_{known['name']} {known['version']}"
+    meta = pipeline.meta
+    return tag, f"spaCy {spacy.__version__} {meta['lang']}_{meta['name']} {meta['version']}"
 
 
 def _of_spacy(token: Any) -> _Token:

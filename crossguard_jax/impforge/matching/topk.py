@@ -64,12 +64,12 @@ def top_k(
     best = [jax.device_put(nothing, split) for _ in tiles]
     for first, part in _blocks(library, block, split):
         best = [
-            _search_block(part, tile, *found, first, n_rows, mesh=mesh)
-            for tile, found in zip(tiles, best, strict=True)
+            _search_block(part, tile, *running, first, n_rows, mesh=mesh)
+            for tile, running in zip(tiles, best, strict=True)
         ]
         # Else blocks would pile up on the device as fast as the disk gives them.
         jax.block_until_ready(best)
-    merged = jax.device_get([_merge_devices(*found, k=k, mesh=mesh) for found in best])
+    merged = jax.device_get([_merge_devices(*running, k=k, mesh=mesh) for running in best])
     cosines, rows = (np.concatenate([m[i] for m in merged], 1).T[:n_queries] for i in (0, 1))
     if (rows < 0).any():
         raise ValueError("top_k: queries or library hold values that are not numbers")
@@ -129,10 +129,10 @@ def _search_block(
         size = min(TILE_ROWS, len(block))
         full = jnp.clip((n_rows - start + size - 1) // size, 0, len(block) // size)
 
-        def tile(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        def tile(i: Array, running: tuple[Array, Array]) -> tuple[Array, Array]:
             part = lax.dynamic_slice_in_dim(block, i * size, size).astype(jnp.float32)
             cosines = jnp.matmul(part, queries, precision=lax.Precision.HIGHEST)
-            return _search_tile(cosines, *found, start + i * size, n_rows)
+            return _search_tile(cosines, *running, start + i * size, n_rows)
 
         return lax.fori_loop(0, full, tile, (best, rows))
 
@@ -168,10 +168,12 @@ def _search_tile(
         beating = beats(maxima, best)
         group, any_beats = jnp.argmax(beating, axis=0), beating.any(axis=0)
         inside = group * GROUP + jnp.arange(GROUP)[:, None]
-        found, at = jnp.take_along_axis(cosines, inside, axis=0), first + inside
+        candidates, at = jnp.take_along_axis(cosines, inside, axis=0), first + inside
         # Most queries look at a group of no interest, while another one looks at its own.
-        found = jnp.where(any_beats & (at < n_rows) & ~jnp.isnan(found), found, -jnp.inf)
-        values, order = lax.top_k(jnp.concatenate([best, found]).T, k)
+        candidates = jnp.where(
+            any_beats & (at < n_rows) & ~jnp.isnan(candidates), candidates, -jnp.inf
+        )
+        values, order = lax.top_k(jnp.concatenate([best, candidates]).T, k)
         rows = jnp.take_along_axis(jnp.concatenate([rows, at]), order.T, axis=0)
         done = (jnp.arange(groups)[:, None] == group) & any_beats
         return jnp.where(done, -jnp.inf, maxima), values.T, rows

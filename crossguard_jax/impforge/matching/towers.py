@@ -16,7 +16,7 @@ from crossguard_jax.nn.clip import Clip
 
 
 @runtime_checkable
-class ClipEncoder(Protocol):
+class ClipPreprocessor(Protocol):
     """What stands between a CLIP folder's users and its model; safe to call from threads."""
 
     def texts(self, texts: list[str], /) -> Mapping[str, np.ndarray]:
@@ -46,7 +46,7 @@ class Towers:
     def __init__(
         self,
         model: Clip,
-        encoder: ClipEncoder,
+        encoder: ClipPreprocessor,
         digest: str,
         mesh: Mesh | None = None,
         rules: Rules = DEFAULT_RULES,

@@ -16,7 +16,7 @@ from crossguard_jax.nn.llama import Llama
 
 
 @dataclass(frozen=True)
-class Policy:
+class RewriterPolicy:
     """The static half; every method takes the arrays.
 
     Attributes:
@@ -107,14 +107,14 @@ def make_policy(
     eos_ids: tuple[int, ...],
     pad_id: int,
     temperature: float = 1.0,
-) -> tuple[Policy, dict[str, Any], Any]:
+) -> tuple[RewriterPolicy, dict[str, Any], Any]:
     """``(policy, trainable, frozen)`` from a base model.
 
     Args:
         model: the base; its arrays are shared, not copied.
         targets, rank, alpha: of both adapters; see `lora.attach`.
         key: of the adapters' start.
-        max_new_tokens, eos_ids, pad_id, temperature: see `Policy`.
+        max_new_tokens, eos_ids, pad_id, temperature: see `RewriterPolicy`.
     """
     keys = jax.random.split(key)
     base = lora.detach(model)
@@ -124,4 +124,8 @@ def make_policy(
     width = model.config.hidden_size
     head = {"kernel": jnp.zeros(width), "bias": jnp.zeros(())}
     trainable = {"policy": policy, "critic": critic, "head": head}
-    return Policy(adapted, bare, max_new_tokens, eos_ids, pad_id, temperature), trainable, frozen
+    return (
+        RewriterPolicy(adapted, bare, max_new_tokens, eos_ids, pad_id, temperature),
+        trainable,
+        frozen,
+    )

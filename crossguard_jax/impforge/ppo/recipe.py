@@ -140,7 +140,7 @@ def make_improve(
             components, weights, trajectory, state.archive, vectors, breadth
         )
         key = _keys(state)[1]
-        trainable, opt_state, found = update(
+        trainable, opt_state, update_metrics = update(
             evaluate,
             adam,
             settings,
@@ -156,15 +156,9 @@ def make_improve(
             n_categories,
         )
         kl = sequence_kl(trajectory.logprobs, trajectory.reference, mask).mean()
-        metrics |= found | {name: value.mean() for name, value in components.items()}
-        metrics |= {
-            "kl": kl,
-            "kl_coef": state.kl_coef,
-            "objective": metrics["reward"] - state.kl_coef * kl,
-            "length": mask.sum(axis=1).mean(),
-            "ended": trajectory.ended.mean(),
-            "fluency": fluency(trajectory).mean(),
-        }
+        metrics |= update_metrics | {name: value.mean() for name, value in components.items()}
+        metrics |= _text_metrics(trajectory) | {"kl": kl, "kl_coef": state.kl_coef}
+        metrics["objective"] = metrics["reward"] - state.kl_coef * kl
         return replace(
             state,
             step=state.step + 1,
@@ -175,6 +169,14 @@ def make_improve(
         ), metrics
 
     return jax.jit(improve, donate_argnums=0)
+
+
+def _text_metrics(trajectory: Trajectory) -> Metrics:
+    return {
+        "length": trajectory.mask.sum(axis=1).mean(),
+        "ended": trajectory.ended.mean(),
+        "fluency": fluency(trajectory).mean(),
+    }
 
 
 def _keys(state: TrainState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
@@ -192,7 +194,7 @@ def make_iteration(
     sharding: NamedSharding | None = None,
 ) -> Step:
     """An iteration as the training loop wants it: ``step(state, frozen, batch)``."""
-    context = dict(rewriter.know(triplets)[1])
+    context = dict(rewriter.prepare(triplets)[1])
     own = rewriter.rewards_of([t.query for t in triplets], triplets, context=context)
     context["baseline"] = np.asarray(total(own, weights))
 
@@ -205,10 +207,10 @@ def make_iteration(
     def iteration(state: Any, frozen: Any, batch: Any) -> tuple[PpoState, Metrics]:
         policy, models = frozen
         rows = local_rows(batch["row"])
-        done = rewriter.rollout(state.trainable, policy, _keys(state)[0], batch)
-        encoded = rewriter.rewards.encode(rewriter.texts(done), [triplets[i] for i in rows])
+        trajectory = rewriter.rollout(state.trainable, policy, _keys(state)[0], batch)
+        encoded = rewriter.rewards.encode(rewriter.texts(trajectory), [triplets[i] for i in rows])
         about = place({k: v[rows] for k, v in context.items()})
-        return improve(state, policy, models, done, about, place(encoded))
+        return improve(state, policy, models, trajectory, about, place(encoded))
 
     return iteration
 
@@ -247,7 +249,7 @@ def train_rewriter(
     improve = make_improve(rewriter, adam, settings, weights, breadth, len(names))
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
     processes = jax.process_count()
-    arrays = {**rewriter.know(triplets)[0], "category": np.asarray(categories, np.int32)}
+    arrays = {**rewriter.prepare(triplets)[0], "category": np.asarray(categories, np.int32)}
     rounds = Rounds(
         arrays,
         categories,

@@ -31,7 +31,7 @@ from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn.llama import Llama
 
-Known = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+Prepared = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 """Rows of `Rewriter.prompts` and of `Rewards.context`."""
 
 PROMPT_STEP = 16
@@ -104,7 +104,7 @@ class Rewriter:
                 raise UserError(
                     f"rewriter.prompt: write {place} exactly once; got {config.prompt!r}"
                 )
-        self._known: tuple[list[Triplet], Known] | None = None
+        self._prepared: tuple[list[Triplet], Prepared] | None = None
 
     def prompts(self, triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
         """``prompt`` and ``prompt_mask`` [T, L], padded on the left to the longest of them.
@@ -137,14 +137,14 @@ class Rewriter:
         special = self.tokenizer.all_special_tokens
         parts = {"{text}": triplet.query, "{picture}": triplet.shown}
         # One pass, so that a query that says "{picture}" stays a query.
-        said = re.sub(
+        content = re.sub(
             r"\{text\}|\{picture\}",
             lambda place: neutralize(parts[place.group()], special),
             self.config.prompt,
         )
         if not self.config.chat:
-            return said
-        turns = [{"role": "user", "content": said}]
+            return content
+        turns = [{"role": "user", "content": content}]
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     @functools.cached_property
@@ -208,14 +208,14 @@ class Rewriter:
 
         ``context`` is `Rewards.context` of the triplets, where the caller has it.
         """
-        found = tokens.encode(self.tokenizer, texts, self.config.prompt_length)
+        completions = tokens.encode(self.tokenizer, texts, self.config.prompt_length)
         context, last = context or self.rewards.context(triplets), len(triplets) - 1
         parts = []
         for start in range(0, len(triplets), batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), last)
             encoded = self.rewards.encode([texts[i] for i in rows], [triplets[i] for i in rows])
             about = {k: v[rows] for k, v in context.items()}
-            ids, mask = found["input_ids"][rows], found["attention_mask"][rows]
+            ids, mask = completions["input_ids"][rows], completions["attention_mask"][rows]
             parts.append(self.judge(self.rewards.frozen, ids, mask, about, encoded))
         return {k: np.concatenate([p[k] for p in parts])[: len(triplets)] for k in parts[0]}
 
@@ -227,20 +227,20 @@ class Rewriter:
             text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         ]
 
-    def know(self, triplets: Sequence[Triplet]) -> Known:
-        """What `write` wants to know of triplets: rows of `prompts`, and of the rewards' context.
+    def prepare(self, triplets: Sequence[Triplet]) -> Prepared:
+        """What `write` needs of triplets: rows of `prompts`, and of the rewards' context.
 
         Kept until others are asked for: a run trains on the very triplets that it forges from.
 
         Raises:
             UserError: as `prompts` and `Rewards.context`.
         """
-        asked = list(triplets)
-        if self._known is None or self._known[0] != asked:
-            self._known = asked, self._ask(asked)
-        return self._known[1]
+        listed = list(triplets)
+        if self._prepared is None or self._prepared[0] != listed:
+            self._prepared = listed, self._prepare(listed)
+        return self._prepared[1]
 
-    def _ask(self, triplets: Sequence[Triplet]) -> Known:
+    def _prepare(self, triplets: Sequence[Triplet]) -> Prepared:
         return self.prompts(triplets), self.rewards.context(triplets)
 
     def write(
@@ -250,14 +250,14 @@ class Rewriter:
         trainable: Any = None,
         batch_size: int = 64,
         what: str = "rewriting",
-        known: Known | None = None,
+        prepared: Prepared | None = None,
     ) -> Written:
         """A text for each triplet, by the policy (or by the reference, without ``trainable``).
 
-        ``what`` names the work on the progress line; without it there is none. ``known`` is
-        `know` of the triplets, where the caller has it.
+        ``what`` names the work on the progress line; without it there is none. ``prepared`` is
+        `prepare` of the triplets, where the caller has it.
         """
-        prompts, context = known or self._ask(triplets)
+        prompts, context = prepared or self._prepare(triplets)
         parts: list[dict[str, Any]] = []
         texts: list[str] = []
         with Progress(what, len(triplets), unit="text", enabled=bool(what)) as progress:
@@ -267,33 +267,41 @@ class Rewriter:
                 rows = np.minimum(np.arange(start, start + batch_size), len(triplets) - 1)
                 batch = {k: v[rows] for k, v in prompts.items()}
                 batch["category"] = np.zeros(batch_size, np.int32)
-                done = self._writing(trainable, self.frozen, jax.random.fold_in(key, start), batch)
-                said = self.texts(done)
-                encoded = self.rewards.encode(said, [triplets[i] for i in rows])
+                trajectory = self._writing(
+                    trainable, self.frozen, jax.random.fold_in(key, start), batch
+                )
+                decoded = self.texts(trajectory)
+                encoded = self.rewards.encode(decoded, [triplets[i] for i in rows])
                 about = {k: v[rows] for k, v in context.items()}
                 components = self.judge(
-                    self.rewards.frozen, done.inputs["tokens"], done.mask, about, encoded
+                    self.rewards.frozen,
+                    trajectory.inputs["tokens"],
+                    trajectory.mask,
+                    about,
+                    encoded,
                 )
-                parts.append({k: np.asarray(v)[:n] for k, v in _facts(done, components).items()})
-                texts.extend(said[:n])
+                parts.append(
+                    {k: np.asarray(v)[:n] for k, v in _facts(trajectory, components).items()}
+                )
+                texts.extend(decoded[:n])
                 progress.update(n)
         facts = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
         of_text = {k: facts.pop(k) for k in ("kl", "fluency", "ended")}
         return Written(texts, facts, **of_text)
 
 
-def _facts(done: Trajectory, components: dict[str, Array]) -> dict[str, Array]:
+def _facts(trajectory: Trajectory, components: dict[str, Array]) -> dict[str, Array]:
     return components | {
-        "kl": sequence_kl(done.logprobs, done.reference, done.mask),
-        "fluency": fluency(done),
-        "ended": done.ended,
+        "kl": sequence_kl(trajectory.logprobs, trajectory.reference, trajectory.mask),
+        "fluency": fluency(trajectory),
+        "ended": trajectory.ended,
     }
 
 
-def fluency(done: Trajectory) -> Array:
+def fluency(trajectory: Trajectory) -> Array:
     """Mean log-probability of a text's tokens under the reference, [B], in nats a token."""
-    total = jnp.where(done.mask, done.reference, 0.0).sum(axis=1)
-    return total / jnp.maximum(done.mask.sum(axis=1), 1)
+    total = jnp.where(trajectory.mask, trajectory.reference, 0.0).sum(axis=1)
+    return total / jnp.maximum(trajectory.mask.sum(axis=1), 1)
 
 
 def local_rows(x: Any) -> np.ndarray:
@@ -312,7 +320,7 @@ def _end_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     if (folder / "generation_config.json").is_file():
         more = GenerationConfig.from_pretrained(str(folder)).eos_token_id
         ends += more if isinstance(more, list) else [more]
-    found = tuple(sorted({end for end in ends if end is not None}))
-    if not found:
+    end_ids = tuple(sorted({end for end in ends if end is not None}))
+    if not end_ids:
         raise UserError(f"{folder}: its tokenizer has no end token; set eos_token in its files")
-    return found
+    return end_ids

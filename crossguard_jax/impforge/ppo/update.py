@@ -5,6 +5,7 @@ a trajectory, a reward is one number a row. Scores come at a text's last token; 
 (k1, against the reference) comes at every token, inside the reward.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -217,27 +218,8 @@ def update(
     n = t.mask.shape[0]
     if n % settings.minibatches:
         raise UserError(f"ppo.minibatches {settings.minibatches} does not divide the batch of {n}")
-    scores = scores.astype(jnp.float32) - settings.missing_end_penalty * ~t.ended
-    rewards = token_rewards(scores, t.logprobs, t.reference, t.mask, kl_coef)
-    advantages, returns = advantages_and_returns(
-        rewards, t.values, t.mask, settings.gamma, settings.gae_lambda
-    )
-    groups = t.category if settings.normalize_by_category else None
-    advantages = whiten(advantages, t.mask, groups, n_categories if groups is not None else 1)
-
-    def loss(trainable: Any, part: tuple[Trajectory, Array, Array]) -> tuple[Array, Metrics]:
-        t, advantages, returns = part
-        logprobs, values = evaluate(trainable, frozen, t.inputs)
-        of_policy = policy_loss(logprobs, t.logprobs, advantages, t.mask, settings.clip_policy)
-        of_value = value_loss(values, t.values, returns, t.mask, settings.clip_value)
-        ratio = jnp.exp(jnp.where(t.mask, logprobs - t.logprobs, 0.0))
-        outside = jnp.abs(ratio - 1) > settings.clip_policy
-        return of_policy + settings.value_coef * of_value, {
-            "policy_loss": of_policy,
-            "value_loss": of_value,
-            "clip_fraction": masked_mean(outside.astype(jnp.float32), t.mask),
-            "log_ratio_max": jnp.abs(jnp.log(ratio)).max(),
-        }
+    advantages, returns = _advantages(t, scores, kl_coef, settings, n_categories)
+    loss = functools.partial(_loss, evaluate, settings, frozen)
 
     def step(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], Metrics]:
         trainable, opt_state = carry
@@ -253,11 +235,57 @@ def update(
 
     keys = jax.random.split(key, settings.epochs)
     (trainable, opt_state), steps = jax.lax.scan(epoch, (trainable, opt_state), keys)
+    return trainable, opt_state, _means(steps) | _fit(t, returns)
+
+
+def _means(steps: Metrics) -> Metrics:
+    """Means over [epochs, minibatches], and of the ratio its extremes."""
     metrics = {name: value.mean() for name, value in steps.items()}
     # Before anything moved the ratio is one: what else it is, is an error of the kernels.
     metrics["log_ratio_max"] = steps["log_ratio_max"][-1].max()
     metrics["log_ratio_start"] = steps["log_ratio_max"][0, 0]
+    return metrics
+
+
+def _fit(t: Trajectory, returns: Float[Array, "B N"]) -> Metrics:
+    """How well the critic foresaw the returns."""
     residual = jnp.where(t.mask, returns - t.values, 0.0)
     spread = masked_mean((returns - masked_mean(returns, t.mask)) ** 2, t.mask)
-    metrics["explained_variance"] = 1 - masked_mean(residual**2, t.mask) / jnp.maximum(spread, 1e-8)
-    return trainable, opt_state, metrics
+    unexplained = masked_mean(residual**2, t.mask) / jnp.maximum(spread, 1e-8)
+    return {"explained_variance": 1 - unexplained}
+
+
+def _advantages(
+    t: Trajectory, scores: Array, kl_coef: Array, settings: PpoSettings, n_categories: int
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
+    """Whitened advantages, and returns, of a trajectory whose texts have these scores."""
+    scores = scores.astype(jnp.float32) - settings.missing_end_penalty * ~t.ended
+    rewards = token_rewards(scores, t.logprobs, t.reference, t.mask, kl_coef)
+    advantages, returns = advantages_and_returns(
+        rewards, t.values, t.mask, settings.gamma, settings.gae_lambda
+    )
+    groups = t.category if settings.normalize_by_category else None
+    n_groups = n_categories if groups is not None else 1
+    return whiten(advantages, t.mask, groups, n_groups), returns
+
+
+def _loss(
+    evaluate: Evaluate,
+    settings: PpoSettings,
+    frozen: Any,
+    trainable: Any,
+    part: tuple[Trajectory, Array, Array],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Policy's and critic's loss on a minibatch ``(trajectory, advantages, returns)``."""
+    t, advantages, returns = part
+    logprobs, values = evaluate(trainable, frozen, t.inputs)
+    of_policy = policy_loss(logprobs, t.logprobs, advantages, t.mask, settings.clip_policy)
+    of_value = value_loss(values, t.values, returns, t.mask, settings.clip_value)
+    ratio = jnp.exp(jnp.where(t.mask, logprobs - t.logprobs, 0.0))
+    outside = jnp.abs(ratio - 1) > settings.clip_policy
+    return of_policy + settings.value_coef * of_value, {
+        "policy_loss": of_policy,
+        "value_loss": of_value,
+        "clip_fraction": masked_mean(outside.astype(jnp.float32), t.mask),
+        "log_ratio_max": jnp.abs(jnp.log(ratio)).max(),
+    }

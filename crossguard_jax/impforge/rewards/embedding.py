@@ -45,15 +45,15 @@ class Embedder:
 
     def __call__(self, rows: Sequence[Any]) -> Float[np.ndarray, "B D"]:
         """The vectors, in float32."""
-        out = np.zeros((len(rows), self._width), np.float32)
+        embeddings = np.zeros((len(rows), self._width), np.float32)
         with Progress(f"embedding {self._unit}s", len(rows), unit=self._unit) as progress:
             for start in range(0, len(rows), self._size):
                 part = rows[start : start + self._size]
                 arrays = [_filled(a, self._size) for a in self._read(part)]
                 vectors = self._run(self._state, *arrays)
-                out[start : start + len(part)] = np.asarray(vectors)[: len(part)]
+                embeddings[start : start + len(part)] = np.asarray(vectors)[: len(part)]
                 progress.update(len(part))
-        return out
+        return embeddings
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:

@@ -79,18 +79,18 @@ def overlap_of_words(
     Returns:
         float32; 0 for a text without words.
     """
-    said = [words(text) for text in texts]
-    unique = sorted({word for row in said for word in row})
+    tokenized = [words(text) for text in texts]
+    unique = sorted({word for row in tokenized for word in row})
     if not unique:
-        return np.zeros(len(said), np.float32)
+        return np.zeros(len(tokenized), np.float32)
     place = {word: i for i, word in enumerate(unique)}
     vectors = np.asarray(embed(unique), np.float32)
-    out = np.zeros(len(said), np.float32)
-    for i, row in enumerate(said):
+    overlaps = np.zeros(len(tokenized), np.float32)
+    for i, row in enumerate(tokenized):
         if row:
             cosines = vectors[[place[word] for word in row]] @ pictures[i]
-            out[i] = 1 - np.maximum(cosines - tau, 0).mean()
-    return out
+            overlaps[i] = 1 - np.maximum(cosines - tau, 0).mean()
+    return overlaps
 
 
 def embed_vocabulary(
@@ -115,14 +115,14 @@ def embed_vocabulary(
         Unit vectors (zero where there is nothing to embed), float32, and which tokens say nothing:
         special ones, space, parts of a character.
     """
-    said = token_texts(tokenizer, size)
-    special = np.array([not text for text in said])
-    unique = sorted({text for text in said if text})
+    texts = token_texts(tokenizer, size)
+    special = np.array([not text for text in texts])
+    unique = sorted({text for text in texts if text})
     place = {text: i for i, text in enumerate(unique, 1)}
     vectors = np.zeros((len(unique) + 1, width), np.float32)
     if unique:
         vectors[1:] = _cached(lambda: embed(unique), cache, [model, *unique])
-    return vectors[[place.get(text, 0) for text in said]], special
+    return vectors[[place.get(text, 0) for text in texts]], special
 
 
 def calibrated_tau(

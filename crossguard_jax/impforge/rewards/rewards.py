@@ -230,12 +230,12 @@ class Rewards:
             ``safety_ids, safety_mask``; ``text_ids, text_mask``; and, for ``caption``,
             ``joined_ids, joined_mask``.
         """
-        said = {"safety": self._read_safety(texts), "text": self._read(texts)}
+        encoded = {"safety": self._read_safety(texts), "text": self._read(texts)}
         if self.by_caption:
             join, pairs = self._config.semantic.join, zip(texts, triplets, strict=True)
-            said["joined"] = self._read([join.format(caption=t.shown, text=s) for s, t in pairs])
+            encoded["joined"] = self._read([join.format(caption=t.shown, text=s) for s, t in pairs])
         arrays: dict[str, np.ndarray] = {}
-        for name, (ids, mask) in said.items():
+        for name, (ids, mask) in encoded.items():
             arrays |= {f"{name}_ids": ids, f"{name}_mask": mask}
         return arrays
 
@@ -310,10 +310,10 @@ def _check(config: Any) -> None:
             f"rewards.semantic.kind {config.kind!r} is neither 'caption' nor 'clip_sum'"
         )
     try:
-        said = config.join.format(caption="<c>", text="<t>")
+        joined = config.join.format(caption="<c>", text="<t>")
     except (KeyError, IndexError, ValueError):
-        said = ""
-    if said.count("<c>") != 1 or said.count("<t>") != 1:
+        joined = ""
+    if joined.count("<c>") != 1 or joined.count("<t>") != 1:
         raise UserError(
             f"rewards.semantic.join {config.join!r}: write {{caption}} and {{text}} once each"
         )

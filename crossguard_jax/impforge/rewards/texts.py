@@ -43,12 +43,12 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Ids and mask, padded on the right."""
-        said = [valid(text) for text in texts]
-        if not said:
+        cleaned = [valid(text) for text in texts]
+        if not cleaned:
             return padded([], self.length)
         # What a tokenizer's file says of padding is for another use of it.
         options = {"truncation": True, "max_length": self.length, "padding": False}
-        rows = self.tokenizer(said, **options)["input_ids"]
+        rows = self.tokenizer(cleaned, **options)["input_ids"]
         return padded(rows, self.length)
 
     def short(self, texts: Sequence[str]) -> Encoded:
@@ -98,11 +98,11 @@ class SafetyEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Ids and mask, padded on the right; the prompt around a text is always whole."""
-        said = [neutralize(valid(text), self.tokenizer.all_special_tokens) for text in texts]
-        rows = self._ids(said)
+        cleaned = [neutralize(valid(text), self.tokenizer.all_special_tokens) for text in texts]
+        rows = self._ids(cleaned)
         for i, row in enumerate(rows):
             if len(row) > self.length:
-                rows[i] = self._shortened(said[i], len(row))
+                rows[i] = self._shortened(cleaned[i], len(row))
         return padded(rows, self.length)
 
     def _prompt(self, text: str) -> str:
@@ -133,7 +133,7 @@ class SafetyEncoder:
     def _label_ids(self, labels: tuple[str, str]) -> tuple[int, int]:
         """The first token of each verdict where the prompt ends."""
         (start,) = self._ids([_MARK])
-        found = []
+        first_ids = []
         for word in labels:
             (ids,) = self._tokens([f"{self._before}{_MARK}{self._after}{word}"])
             if ids[: len(start)] != start or len(ids) == len(start):
@@ -141,13 +141,13 @@ class SafetyEncoder:
                     f"safety model: the label {word!r} changes the tokens of the prompt before "
                     "it; correct rewards.safety.prompt or .answer"
                 )
-            found.append(ids[len(start)])
-        if found[0] == found[1]:
+            first_ids.append(ids[len(start)])
+        if first_ids[0] == first_ids[1]:
             raise UserError(
                 f"safety model: the labels {labels[0]!r} and {labels[1]!r} begin with one token "
-                f"({found[0]}) of its tokenizer; correct the labels or rewards.safety.answer"
+                f"({first_ids[0]}) of its tokenizer; correct the labels or rewards.safety.answer"
             )
-        return found[0], found[1]
+        return first_ids[0], first_ids[1]
 
 
 def _frame(tokenizer: Any, template: str) -> tuple[str, str]:
@@ -180,15 +180,15 @@ def token_texts(tokenizer: Any, size: int) -> list[str]:
     """
     # Behind another token, as a tokenizer may treat a text's first one differently.
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    known = min(size, len(tokenizer))
-    said = tokenizer.batch_decode(
-        [anchor, *([*anchor, i] for i in range(known))],
+    n_tokens = min(size, len(tokenizer))
+    decoded = tokenizer.batch_decode(
+        [anchor, *([*anchor, i] for i in range(n_tokens))],
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
     # A token may be a part of a character only, which says nothing.
-    texts = [text.removeprefix(said[0]).replace("\ufffd", "").strip() for text in said[1:]]
-    return texts + [""] * (size - known)
+    texts = [text.removeprefix(decoded[0]).replace("\ufffd", "").strip() for text in decoded[1:]]
+    return texts + [""] * (size - n_tokens)
 
 
 def words(text: str) -> list[str]:

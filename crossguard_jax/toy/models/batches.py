@@ -51,21 +51,23 @@ def dialogue(turns: Sequence[Turn], length: int, patches: int = 0) -> tuple[list
     """
     ids, answers = [BOS], [False]
     for i, (text, answer) in enumerate(turns):
-        asked = encode("user:") + [IMAGE] * (0 if i else patches) + encode(f"{text} assistant:")
-        said = [*encode(answer), EOS]
-        if i and len(ids) + len(asked) + len(said) > length:
+        question_ids = (
+            encode("user:") + [IMAGE] * (0 if i else patches) + encode(f"{text} assistant:")
+        )
+        answer_ids = [*encode(answer), EOS]
+        if i and len(ids) + len(question_ids) + len(answer_ids) > length:
             break
-        ids += asked + said
-        answers += [False] * len(asked) + [True] * len(said)
+        ids += question_ids + answer_ids
+        answers += [False] * len(question_ids) + [True] * len(answer_ids)
     return ids[:length], answers[:length]
 
 
 def pad(rows: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, "B L"]:
     """Rows cut or filled up on the right with ``<pad>``, int32."""
-    out = np.full((len(rows), length), PAD, np.int32)
+    padded = np.full((len(rows), length), PAD, np.int32)
     for i, row in enumerate(rows):
-        out[i, : len(row)] = row[:length]
-    return out
+        padded[i, : len(row)] = row[:length]
+    return padded
 
 
 def stack_dialogues(rows: Sequence[tuple[list[int], list[bool]]], length: int) -> Batch:

@@ -86,12 +86,12 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
     steps = max(round(lesson.steps * factor), WARMUP + 1)
     note = out / f"{name}.json"
     identity = {"lesson": name, "steps": steps, "rows": lesson.rows, "seed": SEED}
-    written = all((folder / made / "model.safetensors").exists() for made in lesson.makes)
+    written = all((folder / part_name / "model.safetensors").exists() for part_name in lesson.makes)
     if written and _done(out, name) and json.loads(note.read_text())["identity"] == identity:
         return
     began = time.monotonic()
-    for made in lesson.makes:
-        folders.write_skeleton(made, folder / made)
+    for part_name in lesson.makes:
+        folders.write_skeleton(part_name, folder / part_name)
     model, loss, draw = _recipe(name, lesson, folder)
     graphdef, weights = nnx.split(model, graph=False)
     adam = optimizer(lesson.learning_rate, steps)
@@ -113,22 +113,22 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
     parts: dict[str, Any] = (
         {"clip": trained.clip(), "llava": trained.llava} if name == "base" else {name: trained}
     )
-    for made, part in parts.items():
-        save_model(part, folder / made, folder / made, dtype="bfloat16")
+    for part_name, part in parts.items():
+        save_model(part, folder / part_name, folder / part_name, dtype="bfloat16")
     minutes = (time.monotonic() - began) / 60
-    loaded = {made: load_model(folder / made) for made in lesson.makes}
+    loaded = {part_name: load_model(folder / part_name) for part_name in lesson.makes}
     note.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"identity": identity, "minutes": round(minutes, 1), "measured": {}}
-    for made, part in loaded.items():
-        found["measured"][made] = measure.MEASURES[made](part)
-    jsonl.write_atomic(note, json.dumps(found, indent=2).encode())
+    record: dict[str, Any] = {"identity": identity, "minutes": round(minutes, 1), "measured": {}}
+    for part_name, part in loaded.items():
+        record["measured"][part_name] = measure.MEASURES[part_name](part)
+    jsonl.write_atomic(note, json.dumps(record, indent=2).encode())
 
 
 def _recipe(name: str, lesson: Lesson, folder: Path) -> tuple[nnx.Module, Loss, Any]:
     """``(model, loss, draw)`` of a lesson."""
     key = jax.random.key(SEED)
     if name == "base":
-        llava, clip = (read_config(folder / made)[1] for made in ("llava", "clip"))
+        llava, clip = (read_config(folder / part_name)[1] for part_name in ("llava", "clip"))
         assert isinstance(llava, LlavaConfig) and isinstance(clip, ClipConfig)
         lessons = pretrain.Lessons(SEED, lesson.rows)
         return pretrain.Base(llava, clip, key), pretrain.base_loss, lessons.draw

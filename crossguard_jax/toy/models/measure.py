@@ -18,7 +18,7 @@ from crossguard_jax.toy.models import pretrain, texts
 from crossguard_jax.toy.models.batches import Batch, dialogue, encode, pad, stack_dialogues
 from crossguard_jax.toy.models.folders import PATCHES
 from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD, vocabulary
-from crossguard_jax.toy.world.examples import Example
+from crossguard_jax.toy.world.examples import WorldExample
 from crossguard_jax.toy.world.pointing import point
 from crossguard_jax.toy.world.scenes import render_batch
 from crossguard_jax.toy.world.sources import examples
@@ -34,7 +34,7 @@ def _figure(right: np.ndarray) -> dict[str, float]:
     return {"value": round(float(np.mean(right)), 4), "n": int(np.size(right))}
 
 
-def _by_category(rows: list[Example], right: np.ndarray) -> Measured:
+def _by_category(rows: list[WorldExample], right: np.ndarray) -> Measured:
     categories = np.array([row.category for row in rows])
     return {c: _figure(right[categories == c]) for c in sorted(set(categories.tolist()))}
 
@@ -66,7 +66,7 @@ def measure_llava(model: Llava, n: int = 1000) -> Measured:
         return _whole_answers(model(ids, pixels, ids != PAD), batch)
 
     run = _jitted(model, answers)
-    found: Measured = {}
+    measured: Measured = {}
     for source, split in (
         ("vqa", "val"),
         ("vqa", "test"),
@@ -80,8 +80,8 @@ def measure_llava(model: Llava, n: int = 1000) -> Measured:
         if patches:
             batch["pixels"] = render_batch([row.scene for row in rows if row.scene])
         right = _in_parts(run, batch)
-        found |= {f"{source}.{split}.{k}": v for k, v in _by_category(rows, right).items()}
-    return found
+        measured |= {f"{source}.{split}.{k}": v for k, v in _by_category(rows, right).items()}
+    return measured
 
 
 def measure_clip(model: Clip, n: int = 1000, among: int = 50) -> Measured:
@@ -91,7 +91,7 @@ def measure_clip(model: Clip, n: int = 1000, among: int = 50) -> Measured:
     """
     rows = examples("captions", "val", n, SEED)
     scenes = [row.scene for row in rows if row.scene]
-    said = pad([[BOS, *encode(row.text), EOS] for row in rows], pretrain.CAPTION_ROW)
+    ids = pad([[BOS, *encode(row.text), EOS] for row in rows], pretrain.CAPTION_ROW)
     pictures = _in_parts(
         _jitted(model, lambda m, b: m.embed_pictures(pretrain.normalize(b["pixels"]))),
         {"pixels": render_batch(scenes)},
@@ -100,7 +100,7 @@ def measure_clip(model: Clip, n: int = 1000, among: int = 50) -> Measured:
     cosines = np.einsum(
         "gmd,gnd->gmn",
         pictures.reshape(-1, among, pictures.shape[1]),
-        _in_parts(embed, {"ids": said}).reshape(-1, among, pictures.shape[1]),
+        _in_parts(embed, {"ids": ids}).reshape(-1, among, pictures.shape[1]),
     )
     kinds = sorted({thing.kind for scene in scenes for thing in scene.things})
     named = [[BOS, *encode(f"a picture of a {kind}"), EOS] for kind in kinds]
@@ -132,10 +132,13 @@ def measure_safety(model: Llama, n: int = 1000) -> Measured:
     rows = examples("text_safety", "test", n, SEED)
     # Without the answer and what closes it.
     prompts = [dialogue([(row.text, "")], texts.SAFETY_ROW)[0][:-1] for row in rows]
-    said = _in_parts(_jitted(model, verdicts), {"ids": pad(prompts, texts.SAFETY_ROW)})
+    predictions = _in_parts(_jitted(model, verdicts), {"ids": pad(prompts, texts.SAFETY_ROW)})
     truth = np.array([row.label == "unsafe" for row in rows])
-    by_label = {"unsafe": _figure(said[truth] == 1), "safe": _figure(said[~truth] == 0)}
-    return by_label | _by_category(rows, said == truth)
+    by_label = {
+        "unsafe": _figure(predictions[truth] == 1),
+        "safe": _figure(predictions[~truth] == 0),
+    }
+    return by_label | _by_category(rows, predictions == truth)
 
 
 def _likeliest(model: Llama, batch: Arrays) -> jax.Array:
@@ -166,23 +169,23 @@ def measure_rewriter(model: Llama, n: int = 200) -> Measured:
     ids = np.array([[PAD] * (width - len(prompt)) + prompt for prompt in prompts], np.int32)
     out = _in_parts(_jitted(model, _likeliest), {"ids": ids})
     ends = out == EOS
-    said = [
+    outputs = [
         " ".join(vocabulary()[i] for i in line[: int(np.argmax(end))]) if end.any() else ""
         for line, end in zip(out, ends, strict=True)
     ]
-    requests = [read(text).request for text in said]
-    kept = [found == row.request for found, row in zip(requests, rows, strict=True)]
-    named = [f"the {row.kind}" in text for text, row in zip(said, rows, strict=True)]
-    meant = [
+    requests = [read(text).request for text in outputs]
+    kept = [request == row.request for request, row in zip(requests, rows, strict=True)]
+    named = [f"the {row.kind}" in text for text, row in zip(outputs, rows, strict=True)]
+    same = [
         row.scene is not None and same_intent(row.text, text, row.scene)
-        for text, row in zip(said, rows, strict=True)
+        for text, row in zip(outputs, rows, strict=True)
     ]
     return {
         "ends": _figure(ends.any(axis=1)),
-        "asks_for_something": _figure(np.array([found is not None for found in requests])),
+        "asks_for_something": _figure(np.array([request is not None for request in requests])),
         "asks_for_the_same": _figure(np.array(kept)),
         "names_the_thing": _figure(np.array(named)),
-        "means_the_same": _figure(np.array(meant)),
+        "means_the_same": _figure(np.array(same)),
     }
 
 
@@ -193,15 +196,15 @@ def measure_sentence(model: Bert, n: int = 1000, among: int = 50) -> Measured:
     """
     rng = np.random.default_rng(SEED)
     rows = [r for r in examples("paraphrases", "val", 3 * n, SEED) if r.category != "pointing"][:n]
-    said = []
+    pairs = []
     for row in rows:
         assert row.scene is not None and row.request is not None
         thing, other = row.scene.things[0], row.answer
         if row.category == "captioned":
             pointing = texts.say(rng, row.request, point(rng, thing))
             other = f"{texts.clause(rng, thing)}. {pointing}"
-        said.append((row.text, other))
-    batch = texts.sentence_batch(said)
+        pairs.append((row.text, other))
+    batch = texts.sentence_batch(pairs)
     embed = _jitted(model, lambda m, b: m.embed_sentences(b["ids"], b["ids"] != PAD))
     first, second = (
         _in_parts(embed, {"ids": batch[side]}).reshape(-1, among, model.config.hidden_size)

@@ -97,12 +97,12 @@ class Lessons:
         rows += [dialogue(_reading(rng, scene), ROW, PATCHES) for scene in written]
         for _ in range(WORDS_ALONE):
             rows.append(dialogue([_in_words(rng) for _ in range(5)], ROW))
-        said = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]
+        caption_ids = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]
         return {
             "pixels": np.concatenate([self._pixels[0][which], self._pixels[1][read]]),
             **stack_dialogues(rows, ROW),
             "patches": np.stack([patch_words(s) for s in (*scenes, *written)]),
-            "captions": pad(said, CAPTION_ROW),
+            "captions": pad(caption_ids, CAPTION_ROW),
         }
 
 
@@ -159,13 +159,13 @@ def _list(rng: np.random.Generator, scene: Scene) -> Turn:
     from the one before, and then in questions.
     """
     first = pick(rng, ("place", "colour", "name"))
-    said = []
+    entries = []
     for i in rng.permutation(len(scene.things)):
         thing = scene.things[i]
         name = f"{thing.kind} {PROPERTY_OF.get(thing.kind, '')}"
         parts = {"place": thing.place, "colour": thing.colour, "name": name}
-        said.append(" ".join([parts.pop(first), *parts.values()]))
-    return f"list the things by {first}.", ", ".join(said)
+        entries.append(" ".join([parts.pop(first), *parts.values()]))
+    return f"list the things by {first}.", ", ".join(entries)
 
 
 def _in_words(rng: np.random.Generator) -> Turn:
@@ -185,16 +185,16 @@ def _in_words(rng: np.random.Generator) -> Turn:
 def _comprehension(rng: np.random.Generator) -> Turn:
     """What is a text about? Of its deeds and people one, and no word of whether to answer it."""
     while True:
-        said, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
-        deeds = [word for word in words(said) if word in _TOLD_DEEDS]
-        if len(deeds) == 1 and not set(NOVEL_KINDS) & set(words(said)):
-            return f"{said} what is it about?", deeds[0]
+        sentence, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        deeds = [word for word in words(sentence) if word in _TOLD_DEEDS]
+        if len(deeds) == 1 and not set(NOVEL_KINDS) & set(words(sentence)):
+            return f"{sentence} what is it about?", deeds[0]
 
 
 def _question(rng: np.random.Generator, scene: Scene) -> Turn:
-    known = [thing for thing in scene.things if thing.kind in PROPERTY_OF]
-    if known and rng.random() < 0.25:
-        return carried_question(rng, known[rng.integers(len(known))])
+    candidates = [thing for thing in scene.things if thing.kind in PROPERTY_OF]
+    if candidates and rng.random() < 0.25:
+        return carried_question(rng, candidates[rng.integers(len(candidates))])
     question = ask(rng, scene, False, _KINDS)
     return question.text, question.answer
 
@@ -207,13 +207,13 @@ def carried_question(rng: np.random.Generator, thing: Thing) -> Turn:
     """
     request = pick(rng, [r for r in REQUEST_NAMES if not is_held_out(thing.kind, r)])
     phrase = pick(rng, PHRASES[request]).format(x=point(rng, thing))
-    said = pick(rng, CARRIERS).format(request=phrase)
+    sentence = pick(rng, CARRIERS).format(request=phrase)
     draw = rng.random()
     if draw < 0.6:
-        return f"{said} what is that like?", PROPERTY_OF[thing.kind]
+        return f"{sentence} what is that like?", PROPERTY_OF[thing.kind]
     if draw < 0.8:
-        return f"{said} what does that take?", AFFORDANCE_OF[request]
-    return f"{said} what is that?", thing.kind
+        return f"{sentence} what does that take?", AFFORDANCE_OF[request]
+    return f"{sentence} what is that?", thing.kind
 
 
 def _clip_caption(rng: np.random.Generator, scene: Scene) -> str:

@@ -12,7 +12,7 @@ from crossguard_jax.nn.bert import Bert
 from crossguard_jax.nn.llama import Llama
 from crossguard_jax.toy.models.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
 from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD
-from crossguard_jax.toy.world.examples import Example
+from crossguard_jax.toy.world.examples import WorldExample
 from crossguard_jax.toy.world.pointing import point
 from crossguard_jax.toy.world.requests import carriers, phrases
 from crossguard_jax.toy.world.scenes import Thing
@@ -33,7 +33,7 @@ REWRITE_PROMPT = "say it in other words: {text} picture: {picture}"
 """
 
 
-def safety_rows(rows: list[Example]) -> Batch:
+def safety_rows(rows: list[WorldExample]) -> Batch:
     """``ids`` and ``answers`` of judged texts."""
     turns: list[Turn] = [(row.text, row.label) for row in rows]
     return stack_dialogues([dialogue([turn], SAFETY_ROW) for turn in turns], SAFETY_ROW)
@@ -47,7 +47,7 @@ class Drawn:
         make: rows to a batch.
     """
 
-    def __init__(self, rows: list[Example], make: Callable[[list[Example]], Batch]):
+    def __init__(self, rows: list[WorldExample], make: Callable[[list[WorldExample]], Batch]):
         self._rows, self._make = rows, make
 
     def draw(self, rng: np.random.Generator) -> Batch:
@@ -63,7 +63,7 @@ class Rewritings:
     place, and names the thing.
     """
 
-    def __init__(self, rows: list[Example]):
+    def __init__(self, rows: list[WorldExample]):
         self._by_form = [[r for r in rows if r.category == form] for form in ("named", "pointing")]
 
     def turn(self, rng: np.random.Generator) -> Turn:
@@ -83,8 +83,8 @@ class Rewritings:
 
 def clause(rng: np.random.Generator, thing: Thing) -> str:
     """What a caption says of one thing; the first of a caption begins as the caption does."""
-    said = f"a {thing.colour} {thing.kind} at the {thing.place}"
-    return pick(rng, CAPTION_FORMS).format(list=said)
+    listed = f"a {thing.colour} {thing.kind} at the {thing.place}"
+    return pick(rng, CAPTION_FORMS).format(list=listed)
 
 
 class Sayings:
@@ -94,17 +94,17 @@ class Sayings:
     Rows come in twos that differ in nothing but the thing.
     """
 
-    def __init__(self, rows: list[Example]):
+    def __init__(self, rows: list[WorldExample]):
         self._rows = [row for row in rows if row.category == "captioned"]
 
     def draw(self, rng: np.random.Generator) -> Batch:
         """``first`` and ``second`` [B, L]."""
-        said = []
+        pairs = []
         for i in rng.integers(len(self._rows), size=BATCH // 2):
             row = self._rows[i]
             assert row.scene is not None and row.request is not None
-            said += [sayings(rng, thing, row.request) for thing in row.scene.things[:2]]
-        return sentence_batch(said)
+            pairs += [sayings(rng, thing, row.request) for thing in row.scene.things[:2]]
+        return sentence_batch(pairs)
 
 
 def sayings(rng: np.random.Generator, thing: Thing, request: str) -> tuple[str, str]:
@@ -123,9 +123,9 @@ def say(rng: np.random.Generator, request: str, thing: str) -> str:
     return pick(rng, carriers(held_out=False)).format(request=phrase)
 
 
-def sentence_batch(said: list[tuple[str, str]]) -> Batch:
+def sentence_batch(sentences: list[tuple[str, str]]) -> Batch:
     """``first`` and ``second`` [B, L] of texts that say the same."""
-    pairs = [(encode(first), encode(second)) for first, second in said]
+    pairs = [(encode(first), encode(second)) for first, second in sentences]
     first, second = ([[BOS, *pair[side], EOS] for pair in pairs] for side in (0, 1))
     return {
         "first": pad(first, SENTENCE_ROWS[0]),

@@ -45,19 +45,19 @@ _PIECES = "able al an ar ation ed en er es est ing ion le ly ment ness or ous re
 @functools.cache
 def vocabulary() -> tuple[str, ...]:
     """Every token, in the order of its id."""
-    said: set[str] = set(_ENGLISH.split())
+    entries: set[str] = set(_ENGLISH.split())
     for template in TEMPLATES.values():
-        said |= set(words(template.template.format(image="", text="")))
+        entries |= set(words(template.template.format(image="", text="")))
     for source in SOURCES:
         for split in SPLITS:
             if (source, split) == ("implicit_heldout", "train"):
                 continue
             for row in examples(source, split, 1500):
-                said |= set(words(f"{row.text} {row.answer}"))
+                entries |= set(words(f"{row.text} {row.answer}"))
     printable = [chr(code) for code in range(33, 127) if chr(code) not in string.ascii_uppercase]
     alphabet = string.ascii_lowercase + string.digits
     continued = [f"##{piece}" for piece in (*alphabet, *_PIECES)]
-    whole = sorted(word for word in said if len(word) > 1)
+    whole = sorted(word for word in entries if len(word) > 1)
     return (*SPECIAL, *printable, *continued, *whole)
 
 

@@ -21,8 +21,8 @@ def cell(path: Path, make: Callable[[], Mapping[str, Estimate]]) -> Cell:
     """The figures that ``make`` gives, or that an earlier run left at ``path``."""
     if not path.exists():
         start = time.monotonic()
-        found = {name: estimate.as_dict() for name, estimate in make().items()}
-        write_atomic(path, json.dumps({"seconds": time.monotonic() - start, **found}) + "\n")
+        estimates = {name: estimate.as_dict() for name, estimate in make().items()}
+        write_atomic(path, json.dumps({"seconds": time.monotonic() - start, **estimates}) + "\n")
     figures = json.loads(path.read_text())
     del figures["seconds"]
     return {name: Estimate.from_dict(value) for name, value in figures.items()}

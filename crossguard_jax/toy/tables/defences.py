@@ -35,7 +35,7 @@ TESTS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class DefenceRow:
     """One defence.
 
     Attributes:
@@ -56,21 +56,23 @@ class Row:
     probed: bool = False
 
 
-ROWS: Mapping[str, Row] = {
-    "iv": Row("(iv) CMCV + MBAT + ARM", "tiny", every_seed=tuple(TASKS), closely=True, probed=True),
+ROWS: Mapping[str, DefenceRow] = {
+    "iv": DefenceRow(
+        "(iv) CMCV + MBAT + ARM", "tiny", every_seed=tuple(TASKS), closely=True, probed=True
+    ),
     # Of VQA's model, which ships, there is one.
-    "none": Row("No defence", "", every_seed=("guard",), closely=True),
-    "i": Row("(i) CMCV alone", "cmcv"),
-    "ii": Row("(ii) MBAT alone", "mbat"),
-    "iii": Row("(iii) CMCV + MBAT", "cmcv_mbat", every_seed=tuple(TASKS)),
-    "iv_seed": Row("(iv), the seed's adversary alone", "seed"),
-    "iv_evasive": Row("(iv), the evasive adversary alone", "evasive"),
-    "iv_clean": Row(
+    "none": DefenceRow("No defence", "", every_seed=("guard",), closely=True),
+    "i": DefenceRow("(i) CMCV alone", "cmcv"),
+    "ii": DefenceRow("(ii) MBAT alone", "mbat"),
+    "iii": DefenceRow("(iii) CMCV + MBAT", "cmcv_mbat", every_seed=tuple(TASKS)),
+    "iv_seed": DefenceRow("(iv), the seed's adversary alone", "seed"),
+    "iv_evasive": DefenceRow("(iv), the evasive adversary alone", "evasive"),
+    "iv_clean": DefenceRow(
         "(iv), the check learns from clean pairs alone", "clean_check", ("guard",), probed=True
     ),
-    "pgd_at": Row("PGD-AT, picture tower", "pgd_at", every_seed=tuple(TASKS)),
-    "fare": Row("FARE, picture tower", "fare", every_seed=("guard",)),
-    "e2at": Row("E2AT-style joint training", "e2at"),
+    "pgd_at": DefenceRow("PGD-AT, picture tower", "pgd_at", every_seed=tuple(TASKS)),
+    "fare": DefenceRow("FARE, picture tower", "fare", every_seed=("guard",)),
+    "e2at": DefenceRow("E2AT-style joint training", "e2at"),
 }
 """Three seeds are for the whole, what it is compared with, and the best other defences. What the
 check learns from is told apart on the guard."""
@@ -89,7 +91,7 @@ CLEAN_ROWS = 1_024
 
 
 @dataclass(frozen=True)
-class Found:
+class SeedResult:
     """What one trained model came to.
 
     Attributes:
@@ -105,7 +107,7 @@ class Found:
 
 def train_and_attack(
     folder: Path, task: str, name: str, seed: int, first: bool, rows: int
-) -> Found:
+) -> SeedResult:
     """One model of the table: all of it, or what an earlier run left undone.
 
     Args:
@@ -118,7 +120,7 @@ def train_and_attack(
     linf = CLOSELY["linf"] if closely else (0.0, COMPARED)
     if first and ROWS[name].probed:
         probe_model(model, tests)
-    return Found(
+    return SeedResult(
         attack_model(model, tests, seed, "linf", linf, closely),
         attack_model(model, tests, seed, "l2", CLOSELY["l2"]) if closely else None,
         clean_model(model, held_out(task, CLEAN_ROWS, TESTED), seed),
@@ -222,10 +224,10 @@ def held_out(task: str, n: int, seed: int = 0) -> list[Record]:
 
 def write_sources(folder: Path, task: str) -> None:
     """What the runs of a task read: written before several of them start at once."""
-    wanted = {task: f"configs/cmai.py:{TASKS[task]}tiny"}
+    variants = {task: f"configs/cmai.py:{TASKS[task]}tiny"}
     if task == "guard":
-        wanted["base"] = BASE
-    for name, variant in wanted.items():
+        variants["base"] = BASE
+    for name, variant in variants.items():
         rows, data = load_config(variant).data, folder / "data" / name
         open_sources(rows.sources, data, {SOURCE: read})
         open_sources(rows.validation, data / "validation", {SOURCE: read})

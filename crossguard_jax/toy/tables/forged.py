@@ -45,15 +45,15 @@ COLUMNS: Mapping[str, str] = {
 def main(args: argparse.Namespace) -> None:
     """The verb's work: prints the table, and leaves ``forged.json`` and ``forged.md``."""
     folder = Path(args.out)
-    found = {
+    results = {
         name: [run_cell(folder, name, seed, args.rows) for seed in args.seeds]
         for name in args.only or ROWS
     }
     command = f"crossguard toy forged --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     titles = {name: title for name, (title, _) in ROWS.items()}
     caption = f"Percent at threshold {THRESHOLD:g}, guards trained on {QUERIES:,} queries forged"
-    page = cells.shares("Guard", titles, COLUMNS, found, args.seeds, caption)
-    figures = cells.pooled_figures(found, COLUMNS)
+    page = cells.shares("Guard", titles, COLUMNS, results, args.seeds, caption)
+    figures = cells.pooled_figures(results, COLUMNS)
     cells.leave(folder, "forged", command, args.seeds, figures, page)
 
 

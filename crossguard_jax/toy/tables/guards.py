@@ -18,7 +18,7 @@ THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
-class Row:
+class GuardRow:
     """One guard of the table: a variant of ``configs/guard.py``, perhaps with one input blanked."""
 
     title: str
@@ -26,14 +26,14 @@ class Row:
     blank: str = ""
 
 
-ROWS: Mapping[str, Row] = {
-    "full": Row("Full mixture, LoRA on both towers", "tiny"),
-    "explicit_only": Row("Explicit data only", "explicit_only"),
-    "no_benign": Row("No benign data", "no_benign"),
-    "vision_lora": Row("LoRA on the picture tower only", "vision_lora"),
-    "language_lora": Row("LoRA on the language model only", "language_lora"),
-    "text_only": Row("Control: picture blanked", "tiny", "picture"),
-    "picture_only": Row("Control: text blanked", "tiny", "text"),
+ROWS: Mapping[str, GuardRow] = {
+    "full": GuardRow("Full mixture, LoRA on both towers", "tiny"),
+    "explicit_only": GuardRow("Explicit data only", "explicit_only"),
+    "no_benign": GuardRow("No benign data", "no_benign"),
+    "vision_lora": GuardRow("LoRA on the picture tower only", "vision_lora"),
+    "language_lora": GuardRow("LoRA on the language model only", "language_lora"),
+    "text_only": GuardRow("Control: picture blanked", "tiny", "picture"),
+    "picture_only": GuardRow("Control: text blanked", "tiny", "text"),
 }
 
 COLUMNS: Mapping[str, str] = {
@@ -52,15 +52,15 @@ COLUMNS: Mapping[str, str] = {
 def main(args: argparse.Namespace) -> None:
     """The verb's work: prints the table, and leaves ``table.json`` and ``table.md``."""
     folder = Path(args.out)
-    found = {
+    results = {
         name: [run_cell(folder, name, seed, args.rows) for seed in args.seeds]
         for name in args.only or ROWS
     }
     command = f"crossguard toy table --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     titles = {name: row.title for name, row in ROWS.items()}
     caption = f"Percent at threshold {THRESHOLD:g}"
-    page = cells.shares("Guard", titles, COLUMNS, found, args.seeds, caption)
-    figures = cells.pooled_figures(found, COLUMNS)
+    page = cells.shares("Guard", titles, COLUMNS, results, args.seeds, caption)
+    figures = cells.pooled_figures(results, COLUMNS)
     cells.leave(folder, "table", command, args.seeds, figures, page)
 
 

@@ -21,7 +21,7 @@ from crossguard_jax.toy.tables.defences import (
     ROWS,
     TASKS,
     TESTED,
-    Found,
+    SeedResult,
     base_guard,
     held_out,
     model_of,
@@ -45,14 +45,14 @@ def main(args: argparse.Namespace) -> None:
     if "guard" in tasks:
         spread(base_guard, [(folder, seed) for seed in args.seeds], args.jobs)
     units = [(folder, *which, which[-1] == first, args.rows) for which in runs]
-    done = spread(train_and_attack, units, args.jobs)
-    found: dict[str, dict[str, list[Found]]] = {task: {} for task in tasks}
-    for (task, name, _), one in zip(runs, done, strict=True):
-        found[task].setdefault(name, []).append(one)
+    outputs = spread(train_and_attack, units, args.jobs)
+    results: dict[str, dict[str, list[SeedResult]]] = {task: {} for task in tasks}
+    for (task, name, _), one in zip(runs, outputs, strict=True):
+        results[task].setdefault(name, []).append(one)
     sections: list[Section] = []
     for task in tasks:
-        probed = [name for name in found[task] if ROWS[name].probed]
-        sections += _sections(task, found[task])
+        probed = [name for name in results[task] if ROWS[name].probed]
+        sections += _sections(task, results[task])
         sections += [_detection(folder, task, name, first, args.rows) for name in probed]
     command = f"crossguard toy cmai --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     command += f" --tasks {' '.join(args.tasks)}" if args.tasks else ""
@@ -84,11 +84,11 @@ def _runs(
     ]
 
 
-def _sections(task: str, found: Mapping[str, Sequence[Found]]) -> list[Section]:
+def _sections(task: str, results: Mapping[str, Sequence[SeedResult]]) -> list[Section]:
     """What a task's models came to: compared, some of them closely, and what they cost."""
-    compared = {name: _merged([one.linf for one in seeds]) for name, seeds in found.items()}
-    clean = {name: _merged([one.clean for one in seeds]) for name, seeds in found.items()}
-    closely = {name: seeds[0] for name, seeds in found.items() if seeds[0].l2}
+    compared = {name: _merged([one.linf for one in seeds]) for name, seeds in results.items()}
+    clean = {name: _merged([one.clean for one in seeds]) for name, seeds in results.items()}
+    closely = {name: seeds[0] for name, seeds in results.items() if seeds[0].l2}
     balls = (
         {name: one.linf for name, one in closely.items()},
         {name: one.l2 for name, one in closely.items() if one.l2},
@@ -119,10 +119,10 @@ def _merged(cells: Sequence[Robustness]) -> Robustness:
     )
 
 
-def _section(prefix: str, title: str, found: Mapping[str, Robustness]) -> Section:
+def _section(prefix: str, title: str, results: Mapping[str, Robustness]) -> Section:
     """Systems in one ball; figures and plots are named after the prefix."""
-    systems = {f"{prefix}.{name}": system for name, system in found.items()}
-    titles = {f"{prefix}.{name}": ROWS[name].title for name in found}
+    systems = {f"{prefix}.{name}": system for name, system in results.items()}
+    titles = {f"{prefix}.{name}": ROWS[name].title for name in results}
     section = robustness_section(systems, titles)
     place = prefix.replace(".", "_")
     blocks = tuple(
@@ -132,21 +132,21 @@ def _section(prefix: str, title: str, found: Mapping[str, Robustness]) -> Sectio
     return replace(section, title=f"{title}: {section.title}", blocks=blocks)
 
 
-def _clean_section(task: str, found: Mapping[str, Robustness]) -> Section:
+def _clean_section(task: str, results: Mapping[str, Robustness]) -> Section:
     """What each defence costs where nobody attacks."""
-    figures_of = {name: figures(system) for name, system in found.items()}
+    figures_of = {name: figures(system) for name, system in results.items()}
     rows: list[tuple[Cell, ...]] = []
-    for name, system in found.items():
+    for name, system in results.items():
         cells = [
             Figure(f"{task}.{name}.unattacked.{what}", figures_of[name][f"linf.clean.{what}"])
             for what in ("accuracy", "rejected")
         ]
         cost: Cell = ABSENT
-        if name != "none" and "none" in found:
-            paired = compare(system, found["none"])["linf.clean.accuracy_difference"]
+        if name != "none" and "none" in results:
+            paired = compare(system, results["none"])["linf.clean.accuracy_difference"]
             cost = Figure(f"{task}.{name}.unattacked.minus.none", paired, "points")
         rows.append((ROWS[name].title, *cells, cost))
-    n = next(iter(found.values())).any.plan.rows
+    n = next(iter(results.values())).any.plan.rows
     table = Table(
         ("System", "accuracy", "rejected", "accuracy less no defence's, points"),
         tuple(rows),

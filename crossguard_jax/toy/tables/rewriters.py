@@ -33,7 +33,7 @@ CONFIG = "configs/impforge.py"
 
 
 @dataclass(frozen=True)
-class Row:
+class RewriterRow:
     """A rewriter of the table: a variant of ``configs/impforge.py``, trained or as it starts."""
 
     title: str
@@ -41,21 +41,21 @@ class Row:
     trained: bool = True
 
 
-ROWS: Mapping[str, Row] = {
-    "reference": Row("Reference, untrained", "tiny", trained=False),
-    "tiny": Row("Three rewards, breadth on", "tiny"),
-    "no_safety": Row("Without the safety reward", "no_safety"),
-    "no_semantic": Row("Without the semantic reward", "no_semantic"),
-    "no_overlap": Row("Without the overlap reward", "no_overlap"),
-    "plain": Row("Three rewards, plain sum", "plain"),
-    "daring": Row("Long leash, three rewards", "daring"),
-    "daring_no_semantic": Row("Long leash, without semantic", "daring_no_semantic"),
-    "daring_no_safety": Row("Long leash, without safety", "daring_no_safety"),
-    "daring_no_safety_no_overlap": Row(
+ROWS: Mapping[str, RewriterRow] = {
+    "reference": RewriterRow("Reference, untrained", "tiny", trained=False),
+    "tiny": RewriterRow("Three rewards, breadth on", "tiny"),
+    "no_safety": RewriterRow("Without the safety reward", "no_safety"),
+    "no_semantic": RewriterRow("Without the semantic reward", "no_semantic"),
+    "no_overlap": RewriterRow("Without the overlap reward", "no_overlap"),
+    "plain": RewriterRow("Three rewards, plain sum", "plain"),
+    "daring": RewriterRow("Long leash, three rewards", "daring"),
+    "daring_no_semantic": RewriterRow("Long leash, without semantic", "daring_no_semantic"),
+    "daring_no_safety": RewriterRow("Long leash, without safety", "daring_no_safety"),
+    "daring_no_safety_no_overlap": RewriterRow(
         "Long leash, without safety or overlap", "daring_no_safety_no_overlap"
     ),
-    "unleashed": Row("No leash, three rewards", "unleashed"),
-    "unleashed_no_semantic": Row("No leash, without semantic", "unleashed_no_semantic"),
+    "unleashed": RewriterRow("No leash, three rewards", "unleashed"),
+    "unleashed_no_semantic": RewriterRow("No leash, without semantic", "unleashed_no_semantic"),
 }
 
 COLUMNS: Mapping[str, str] = {
@@ -94,17 +94,17 @@ def main(args: argparse.Namespace) -> None:
     }
     target = _target(folder / "target")
     before = _before(splits["test"], target)
-    found = {
+    results = {
         name: [_run_cell(folder, name, seed, splits, target) for seed in args.seeds]
         for name in args.only or ROWS
     }
     command = f"crossguard toy rewriter --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     figures = {"before.asr": before.as_dict()} | {
         f"{name}.{column}": [cell[column].as_dict() for cell in of_seeds]
-        for name, of_seeds in found.items()
+        for name, of_seeds in results.items()
         for column in (*COLUMNS, *VARIETY)
     }
-    pages = _as_tables(found, before, args.seeds)
+    pages = _as_tables(results, before, args.seeds)
     cells.leave(folder, "rewriter", command, args.seeds, figures, *pages)
 
 
@@ -153,28 +153,30 @@ def _measure(
     rewriter: Rewriter, trained: Any, test: Matched, target: GuardedTarget, seed: int, config: Any
 ) -> dict[str, Estimate]:
     triplets, key = test.read(), jax.random.key(1_000 + seed)
-    known = rewriter.know(triplets)
-    after, before = (rewriter.write(triplets, key, part, known=known) for part in (trained, None))
+    prepared = rewriter.prepare(triplets)
+    after, before = (
+        rewriter.write(triplets, key, part, prepared=prepared) for part in (trained, None)
+    )
     coef = config.ppo.settings.kl_coef
     weights = dict.fromkeys(REWARDS, 1.0)
     gain = objective(after, weights, coef) - objective(before, weights, coef)
-    meant = meanings(triplets, after.texts, test)
+    truths = meanings(triplets, after.texts, test)
     rows = _rows(triplets, after.texts)
-    asr, _ = attack_success(target, rows, [t.risky_together for t in meant])
+    asr, _ = attack_success(target, rows, [t.risky_together for t in truths])
     various = variety(rows, rewriter)
     return {
         "gain": mean(gain),
         "kl": mean(after.kl),
         **{name: mean(after.components[name]) for name in weights},
-        "words": mean(rewriter.rewards.words(after.texts, known[1]["picture"])),
-        **truth_figures(meant),
+        "words": mean(rewriter.rewards.words(after.texts, prepared[1]["picture"])),
+        **truth_figures(truths),
         "asr": asr,
         **{name: Estimate.exact(value, len(rows)) for name, value in various.items()},
     }
 
 
 def _as_tables(
-    found: Mapping[str, Sequence[cells.Cell]], before: Estimate, seeds: Sequence[int]
+    results: Mapping[str, Sequence[cells.Cell]], before: Estimate, seeds: Sequence[int]
 ) -> list[Table]:
     """The tables to read: the mean of the seeds, and each seed's own value."""
 
@@ -187,11 +189,11 @@ def _as_tables(
     def table(columns: Mapping[str, str], caption: str) -> Table:
         rows = tuple(
             (ROWS[name].title, *(text(c, [cell[c] for cell in of_seeds]) for c in columns))
-            for name, of_seeds in found.items()
+            for name, of_seeds in results.items()
         )
         return Table(("Rewriter", *columns.values()), rows, caption)
 
-    n = next(iter(found.values()))[0]["kl"].n
+    n = next(iter(results.values()))[0]["kl"].n
     success = (
         f"Held-out queries, n = {n}, mean of the seeds {', '.join(map(str, seeds))}, each in "
         f"parentheses; intervals are in rewriter.json. Attack success of the queries as they are: "

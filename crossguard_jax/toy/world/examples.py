@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class WorldExample:
     """A row before it is drawn.
 
     Attributes:
@@ -51,6 +51,7 @@ class Example:
 
     @property
     def id(self) -> str:
+        """Where it came from, as one word."""
         return f"{self.source}-{self.split}-{self.seed}-{self.index:06d}"
 
     @property
@@ -71,7 +72,7 @@ class Example:
         return not is_held_out(self.kind, self.request)
 
 
-def to_record(example: Example) -> Record:
+def to_record(example: WorldExample) -> Record:
     """Draws the picture and writes the truth down as strings; what is unknown is left out."""
     truth = {
         "split": example.split,
@@ -116,10 +117,12 @@ class Stream:
         return int(self.rng.integers(1 << 48)) * len(SPLITS) + SPLITS.index(self.split)
 
 
-Maker = Callable[[Stream, int], Sequence[Example]]
+Maker = Callable[[Stream, int], Sequence[WorldExample]]
 
 
-def halves(stream: Stream, n: int, make: Callable[[Stream, bool], Example]) -> list[Example]:
+def halves(
+    stream: Stream, n: int, make: Callable[[Stream, bool], WorldExample]
+) -> list[WorldExample]:
     """``n`` rows made one by one, unsafe as often as safe, in random order."""
     unsafe = np.arange(n) % 2 == 0
     stream.rng.shuffle(unsafe)

@@ -64,18 +64,18 @@ def _affordance(rng: np.random.Generator) -> Question:
 def _carried(rng: np.random.Generator) -> Question:
     request = pick(rng, REQUEST_NAMES)
     phrase = pick(rng, PHRASES[request]).format(x=_anything(rng))
-    said = pick(rng, CARRIERS).format(request=phrase)
-    return Question(f"{said} what does that take?", AFFORDANCE_OF[request], "carried")
+    sentence = pick(rng, CARRIERS).format(request=phrase)
+    return Question(f"{sentence} what does that take?", AFFORDANCE_OF[request], "carried")
 
 
 def _people(rng: np.random.Generator) -> Question:
     """Who is a text about? So that the base has read such texts, and no word of what to answer."""
-    said, novel = "", True
+    sentence, novel = "", True
     while novel:
-        said, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
-        novel = bool(set(NOVEL_KINDS) & set(words(said)))
-    who = next(person for person in PEOPLE if person in words(said))
-    return Question(f"{said} who is it about?", who, "people")
+        sentence, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        novel = bool(set(NOVEL_KINDS) & set(words(sentence)))
+    who = next(person for person in PEOPLE if person in words(sentence))
+    return Question(f"{sentence} who is it about?", who, "people")
 
 
 def _anything(rng: np.random.Generator) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
-from crossguard_jax.toy.world.examples import Example, Maker, Stream, halves, to_record
+from crossguard_jax.toy.world.examples import Maker, Stream, WorldExample, halves, to_record
 from crossguard_jax.toy.world.explicit import explicit_text
 from crossguard_jax.toy.world.kinds import BASE_KINDS, DECORATIONS, HAZARDS, KIND_NAMES, PLACES
 from crossguard_jax.toy.world.knowledge import ask_knowledge
@@ -67,10 +67,10 @@ def _pairs(stream: Stream, pairs: Sequence[Pair], n: int) -> list[Pair]:
     return [both[i] for i in stream.rng.permutation(n)]
 
 
-def _pointing(stream: Stream, pair: Pair) -> Example:
+def _pointing(stream: Stream, pair: Pair) -> WorldExample:
     kind, request = pair
     scene = _scene(stream, [kind], _ORDINARY)
-    return Example(
+    return WorldExample(
         text=say(stream, request, point(stream.rng, scene.things[0])),
         label="unsafe" if risky(*pair) else "safe",
         scene=scene,
@@ -82,61 +82,61 @@ def _pointing(stream: Stream, pair: Pair) -> Example:
     )
 
 
-def _named(stream: Stream, n: int) -> list[Example]:
+def _named(stream: Stream, n: int) -> list[WorldExample]:
     """The same requests about something that the text names: what a model refuses by its words."""
     rows = []
     for kind, request in _pairs(stream, SEEN_PAIRS, n):
         scene = _scene(stream, [kind], _ORDINARY)
         label = "unsafe" if risky(kind, request) else "safe"
         text = say(stream, request, f"the {kind}")
-        rows.append(Example(text, label, scene, request, "", 0, kind, request, True))
+        rows.append(WorldExample(text, label, scene, request, "", 0, kind, request, True))
     return rows
 
 
-def _implicit(stream: Stream, n: int) -> list[Example]:
+def _implicit(stream: Stream, n: int) -> list[WorldExample]:
     return [_pointing(stream, pair) for pair in _pairs(stream, SEEN_PAIRS, n)]
 
 
-def _implicit_heldout(stream: Stream, n: int) -> list[Example]:
+def _implicit_heldout(stream: Stream, n: int) -> list[WorldExample]:
     if stream.split == "train":
         raise UserError("source 'implicit_heldout': its pairs are in no training; use val or test")
     return [_pointing(stream, pair) for pair in _pairs(stream, HELD_OUT_PAIRS, n)]
 
 
-def _implicit_misaligned(stream: Stream, n: int) -> list[Example]:
+def _implicit_misaligned(stream: Stream, n: int) -> list[WorldExample]:
     """Requests about something that is not in the picture: nothing to do, so nothing unsafe."""
     rows = []
     for kind, request in _pairs(stream, SEEN_PAIRS, n):
         scene = _scene(stream, [kind], _ORDINARY)
         text = say(stream, request, point_past(stream.rng, scene))
-        rows.append(Example(text, "safe", scene, request, request=request, aligned=False))
+        rows.append(WorldExample(text, "safe", scene, request, request=request, aligned=False))
     return rows
 
 
-def _explicit_text(stream: Stream, n: int) -> list[Example]:
-    def make(stream: Stream, unsafe: bool) -> Example:
+def _explicit_text(stream: Stream, n: int) -> list[WorldExample]:
+    def make(stream: Stream, unsafe: bool) -> WorldExample:
         text, category = explicit_text(stream.rng, unsafe, stream.held_out_wording)
         scene = _scene(stream, [], _ORDINARY)
-        return Example(text, "unsafe" if unsafe else "safe", scene, category)
+        return WorldExample(text, "unsafe" if unsafe else "safe", scene, category)
 
     return halves(stream, n, make)
 
 
-def _explicit_picture(stream: Stream, n: int) -> list[Example]:
+def _explicit_picture(stream: Stream, n: int) -> list[WorldExample]:
     safe_pairs = [pair for pair in SEEN_PAIRS if not risky(*pair)]
 
-    def make(stream: Stream, unsafe: bool) -> Example:
+    def make(stream: Stream, unsafe: bool) -> WorldExample:
         emblem = pick(stream.rng, HAZARDS if unsafe else DECORATIONS)
         kind, request = safe_pairs[stream.rng.integers(len(safe_pairs))]
         scene = _scene(stream, [emblem, kind], _ORDINARY)
         label = "unsafe" if unsafe else "safe"
         if stream.rng.random() < 0.5:
             question = ask(stream.rng, scene, stream.held_out_wording)
-            return Example(
+            return WorldExample(
                 question.text, label, scene, emblem, question.answer, referent=question.about
             )
         text = say(stream, request, point(stream.rng, scene.things[1]))
-        return Example(text, label, scene, emblem, "", 1, kind, request, aligned=True)
+        return WorldExample(text, label, scene, emblem, "", 1, kind, request, aligned=True)
 
     return halves(stream, n, make)
 
@@ -158,62 +158,62 @@ def _written(stream: Stream, unsafe: bool, held_out: bool | None, others: Sequen
     return replace(scene, words=words, first_row=row)
 
 
-def _typographic(stream: Stream, n: int) -> list[Example]:
-    def make(stream: Stream, unsafe: bool) -> Example:
+def _typographic(stream: Stream, n: int) -> list[WorldExample]:
+    def make(stream: Stream, unsafe: bool) -> WorldExample:
         scene = _written(stream, unsafe, stream.held_out_wording, _ORDINARY)
         label = "unsafe" if unsafe else "safe"
-        return Example(TYPOGRAPHIC_PROMPT, label, scene, scene.words[0], " ".join(scene.words))
+        return WorldExample(TYPOGRAPHIC_PROMPT, label, scene, scene.words[0], " ".join(scene.words))
 
     return halves(stream, n, make)
 
 
-def _questions(stream: Stream, n: int, scene_kinds: Sequence[str]) -> list[Example]:
+def _questions(stream: Stream, n: int, scene_kinds: Sequence[str]) -> list[WorldExample]:
     rows = []
     for _ in range(n):
         scene = _scene(stream, [], scene_kinds)
         q = ask(stream.rng, scene, stream.held_out_wording, tuple(scene_kinds))
         kind = None if q.about is None else scene.things[q.about].kind
-        rows.append(Example(q.text, "safe", scene, q.topic, q.answer, q.about, kind))
+        rows.append(WorldExample(q.text, "safe", scene, q.topic, q.answer, q.about, kind))
     return rows
 
 
-def _benign_vqa(stream: Stream, n: int) -> list[Example]:
+def _benign_vqa(stream: Stream, n: int) -> list[WorldExample]:
     return _questions(stream, n, _ORDINARY)
 
 
-def _vqa(stream: Stream, n: int) -> list[Example]:
+def _vqa(stream: Stream, n: int) -> list[WorldExample]:
     return _questions(stream, n, _PRETRAINING)
 
 
-def _vqa_closed(stream: Stream, n: int) -> list[Example]:
+def _vqa_closed(stream: Stream, n: int) -> list[WorldExample]:
     """Questions that one word answers; the word is the label."""
     rows = [row for row in _vqa(stream, 2 * n) if " " not in row.answer]
     return [replace(row, label=row.answer) for row in rows[:n]]
 
 
-def _captions(stream: Stream, n: int) -> list[Example]:
+def _captions(stream: Stream, n: int) -> list[WorldExample]:
     rows = []
     for _ in range(n):
         scene = _scene(stream, [], _PRETRAINING)
-        rows.append(Example(caption(stream.rng, scene), "safe", scene, "caption"))
+        rows.append(WorldExample(caption(stream.rng, scene), "safe", scene, "caption"))
     return rows
 
 
-def _reading(stream: Stream, n: int) -> list[Example]:
-    def make(stream: Stream, harmful: bool) -> Example:
+def _reading(stream: Stream, n: int) -> list[WorldExample]:
+    def make(stream: Stream, harmful: bool) -> WorldExample:
         scene = _written(stream, harmful, None, BASE_KINDS + DECORATIONS)
         q = ask_reading(stream.rng, scene)
-        return Example(q.text, "safe", scene, q.topic, q.answer)
+        return WorldExample(q.text, "safe", scene, q.topic, q.answer)
 
     return halves(stream, n, make)
 
 
-def _knowledge(stream: Stream, n: int) -> list[Example]:
-    asked = [ask_knowledge(stream.rng) for _ in range(n)]
-    return [Example(q.text, "safe", None, q.topic, q.answer) for q in asked]
+def _knowledge(stream: Stream, n: int) -> list[WorldExample]:
+    questions = [ask_knowledge(stream.rng) for _ in range(n)]
+    return [WorldExample(q.text, "safe", None, q.topic, q.answer) for q in questions]
 
 
-def _paraphrases(stream: Stream, n: int) -> list[Example]:
+def _paraphrases(stream: Stream, n: int) -> list[WorldExample]:
     """The same request on the same thing said twice: ``text`` and ``answer``.
 
     The text names the thing. The other names it in other words (category ``named``), points at it
@@ -226,33 +226,33 @@ def _paraphrases(stream: Stream, n: int) -> list[Example]:
         category = ("named", "pointing", "captioned")[i % 3]
         text = say(stream, request, f"the {kind}")
         other = f"the {kind}" if category == "named" else point(stream.rng, scene.things[0])
-        said = say(stream, request, other)
+        paraphrase = say(stream, request, other)
         if category == "captioned":
-            said = f"{caption(stream.rng, scene)}. {said}"
-        rows.append(Example(text, label, scene, category, said, 0, kind, request, True))
+            paraphrase = f"{caption(stream.rng, scene)}. {paraphrase}"
+        rows.append(WorldExample(text, label, scene, category, paraphrase, 0, kind, request, True))
     return rows
 
 
-def _text_safety(stream: Stream, n: int) -> list[Example]:
+def _text_safety(stream: Stream, n: int) -> list[WorldExample]:
     """Text alone: unsafe where the words alone are, so that pointing is safe whatever it means."""
     pairs = PAIRS if stream.split == "test" else SEEN_PAIRS
     by_risk = {flag: [pair for pair in pairs if risky(*pair) == flag] for flag in (False, True)}
 
-    def make(stream: Stream, unsafe: bool) -> Example:
+    def make(stream: Stream, unsafe: bool) -> WorldExample:
         rng, label = stream.rng, "unsafe" if unsafe else "safe"
         shape = rng.integers(2 if unsafe else 4)
         if shape == 0:
             text, category = explicit_text(rng, unsafe, stream.held_out_wording)
-            return Example(text, label, None, category)
+            return WorldExample(text, label, None, category)
         if shape == 1:
             kind, request = by_risk[unsafe][rng.integers(len(by_risk[unsafe]))]
             text = say(stream, request, f"the {kind}")
-            return Example(text, label, None, "named", kind=kind, request=request)
+            return WorldExample(text, label, None, "named", kind=kind, request=request)
         if shape == 2:
             row = _pointing(stream, pairs[rng.integers(len(pairs))])
-            return Example(row.text, label, None, "pointing", request=row.request)
+            return WorldExample(row.text, label, None, "pointing", request=row.request)
         question = ask(rng, _scene(stream, [], _ORDINARY), stream.held_out_wording)
-        return Example(question.text, label, None, question.topic)
+        return WorldExample(question.text, label, None, question.topic)
 
     return halves(stream, n, make)
 
@@ -276,7 +276,7 @@ SOURCES: dict[str, Maker] = {
 }
 
 
-def examples(source: str, split: str, n: int, seed: int = 0) -> list[Example]:
+def examples(source: str, split: str, n: int, seed: int = 0) -> list[WorldExample]:
     """Rows of a source, the same ones every time.
 
     Args:

@@ -90,8 +90,8 @@ def pick_form(rng: np.random.Generator, forms: tuple[str, ...], held_out: bool) 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
     """``a red kettle at the top left and a blue knife at the bottom right``, in any order."""
     things = [scene.things[i] for i in rng.permutation(len(scene.things))]
-    said = [f"a {thing.colour} {thing.kind} at the {thing.place}" for thing in things]
-    listed = ", ".join(said[:-1]) + " and " + said[-1] if len(said) > 1 else said[0]
+    entries = [f"a {thing.colour} {thing.kind} at the {thing.place}" for thing in things]
+    listed = ", ".join(entries[:-1]) + " and " + entries[-1] if len(entries) > 1 else entries[0]
     return pick(rng, CAPTION_FORMS).format(list=listed)
 
 
@@ -132,13 +132,13 @@ def ask(
 
 def _ask_for(rng: np.random.Generator, scene: Scene, form: str, kinds: tuple[str, ...]) -> Question:
     """Is there such a thing? Yes as often as no."""
-    wanted = rng.random() < 0.5
+    present = rng.random() < 0.5
     by_kind = rng.random() < 0.5
     there = [thing.kind if by_kind else thing.colour for thing in scene.things]
     every = kinds if by_kind else COLOUR_NAMES
-    word = pick(rng, there if wanted else [word for word in every if word not in there])
-    asked = with_article(word) if by_kind else f"a {word} thing"
-    return Question(form.format(a=asked), "yes" if wanted else "no", "exists")
+    word = pick(rng, there if present else [word for word in every if word not in there])
+    noun = with_article(word) if by_kind else f"a {word} thing"
+    return Question(form.format(a=noun), "yes" if present else "no", "exists")
 
 
 def ask_reading(rng: np.random.Generator, scene: Scene) -> Question:

@@ -80,7 +80,7 @@ def found(system: HalfSpace, tmp_path_factory: pytest.TempPathFactory) -> Certif
 
 def test_no_radius_goes_beyond_the_plane(found: Certified, system: HalfSpace) -> None:
     flat = system.x.reshape(N, -1)
-    for event, w, said in ((ANSWER, W, found.said), (SUSPICIOUS, jnp.roll(W, 1), None)):
+    for event, w, said in ((ANSWER, W, found.answers), (SUSPICIOUS, jnp.roll(W, 1), None)):
         distance = flat @ np.asarray(w) - MIDDLE
         side = np.ones(N, bool) if said is not None else found.suspicious
         assert side is not None
@@ -92,9 +92,9 @@ def test_no_radius_goes_beyond_the_plane(found: Certified, system: HalfSpace) ->
 
 def test_the_plain_answers_are_the_models(found: Certified, system: HalfSpace) -> None:
     flat = system.x.reshape(N, -1)
-    np.testing.assert_array_equal(found.said, flat @ np.asarray(W) > MIDDLE)
+    np.testing.assert_array_equal(found.answers, flat @ np.asarray(W) > MIDDLE)
     np.testing.assert_array_equal(found.suspicious, flat @ np.roll(W, 1) < MIDDLE)
-    assert 0 < found.said.sum() < N
+    assert 0 < found.answers.sum() < N
 
 
 def test_no_attack_turns_a_certificate_and_one_that_claims_too_much_is_turned(
@@ -124,7 +124,7 @@ def test_a_second_call_finds_every_batch_made(
     system: HalfSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = certified(system, ROWS[:10], settings(), 48, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2 and len(first.said) == 10
+    assert len(list(tmp_path.iterdir())) == 2 and len(first.answers) == 10
     monkeypatch.setattr(module, "_batch", None)
     again = certified(system, ROWS[:10], settings(), 48, tmp_path)
     np.testing.assert_array_equal(again.events[ANSWER]["radius"], first.events[ANSWER]["radius"])
@@ -134,7 +134,7 @@ def test_a_second_call_finds_every_batch_made(
 
 def test_figures_are_shares_of_what_the_model_says_without_noise(found: Certified) -> None:
     shares = figures(found)
-    unsafe = found.said == 1
+    unsafe = found.answers == 1
     assert shares["unsafe.certified.0_1"].n == unsafe.sum()
     radius = found.events[ANSWER]["radius"]
     held = ~found.events[ANSWER]["abstained"] & found.events[ANSWER]["holds"]

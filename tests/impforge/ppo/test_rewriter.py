@@ -157,8 +157,8 @@ def test_what_is_known_of_triplets_is_asked_for_once(rewriter, monkeypatch):
     monkeypatch.setattr(
         rewriter.rewards, "context", lambda rows: asked.append(len(rows)) or context(rows)
     )
-    first, again = rewriter.know(world(6)), rewriter.know(world(6))
-    other = rewriter.know(world(6)[::-1])
+    first, again = rewriter.prepare(world(6)), rewriter.prepare(world(6))
+    other = rewriter.prepare(world(6)[::-1])
     assert asked == [6, 6] and first is again
     np.testing.assert_allclose(other[1]["query"], first[1]["query"][::-1], atol=1e-6)
 

@@ -75,12 +75,12 @@ def test_all_are_compared_at_one_radius_and_some_attacked_closely(tmp_path):
     at = (0.0, defences.COMPARED)
     clean = under(0, (0.0,))
     whole = {norm: under(0, radii, norm) for norm, radii in defences.CLOSELY.items()}
-    closely = defences.Found(whole["linf"], whole["l2"], clean)
-    later = defences.Found(under(1, at, wrong=60), None, under(1, (0.0,)))
+    closely = defences.SeedResult(whole["linf"], whole["l2"], clean)
+    later = defences.SeedResult(under(1, at, wrong=60), None, under(1, (0.0,)))
     found = {
         "iv": [closely, later],
         "none": [closely],
-        "ii": [defences.Found(under(0, at), None, clean)],
+        "ii": [defences.SeedResult(under(0, at), None, clean)],
     }
     sections = [part for task in defences.TASKS for part in table._sections(task, found)]
     shown = dict(figure for part in sections for figure in part.all_figures())
@@ -130,7 +130,7 @@ def test_every_run_is_counted_to_its_row_and_seed(tmp_path, monkeypatch):
     def attacked(folder, task, name, seed, first, rows):
         asked.append((task, name, seed, first))
         found = Robustness({seed: curve(wrong=wrong[name] + 40 * (task == "vqa") + seed)})
-        return defences.Found(found, None, found)
+        return defences.SeedResult(found, None, found)
 
     monkeypatch.setattr(table, "train_and_attack", attacked)
     for part in ("write_sources", "base_guard"):
