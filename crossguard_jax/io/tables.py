@@ -28,7 +28,7 @@ def read_csv(path: str | Path, delimiter: str = ",") -> Iterator[Row]:
     Raises:
       UserError: the file cannot be opened, or its header is missing or names a column twice.
     """
-    rows = _Lines(lines(path))
+    rows = _NumberedLines(lines(path))
     first = next(rows, None)
     header = _fields(rows, first, delimiter) if first else []
     if isinstance(header, RowError):
@@ -43,13 +43,13 @@ def read_csv(path: str | Path, delimiter: str = ",") -> Iterator[Row]:
             yield line[0], dict(zip(header, fields, strict=True))
 
 
-class _Lines:
+class _NumberedLines:
     """Numbered lines, of which some may be put back."""
 
     def __init__(self, rows: Iterator[_Line]):
         self._rows, self._back = rows, deque[_Line]()
 
-    def __iter__(self) -> "_Lines":
+    def __iter__(self) -> "_NumberedLines":
         return self
 
     def __next__(self) -> _Line:
@@ -60,7 +60,7 @@ class _Lines:
 
 
 def _fields(
-    rows: _Lines, first: _Line, delimiter: str, wanted: int | None = None
+    rows: _NumberedLines, first: _Line, delimiter: str, wanted: int | None = None
 ) -> list[str] | RowError:
     """The fields of the row that begins with a line; none of a blank one.
 

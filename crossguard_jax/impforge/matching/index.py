@@ -172,7 +172,9 @@ def build_index(
     }
     workers = workers or os.cpu_count() or 1
     with IndexWriter(Path(folder), meta, rebuild) as writer:
-        with Progress("embedding pictures", total, "picture", start=len(writer.indexed)) as progress:
+        with Progress(
+            "embedding pictures", total, "picture", start=len(writer.indexed)
+        ) as progress:
             _embed_all(pictures, writer, towers, towers.full_batch(batch_size), workers, progress)
         writer.finish()
     return PictureIndex(folder), writer.counts
