@@ -47,7 +47,7 @@ def score_benchmarks(
                 for record in window:
                     if record.label not in words:
                         wanted = " or ".join(map(repr, words))
-                        reason = f"label {short(record.label)!r} is not {wanted}; mend it"
+                        reason = f"label {short(repr(record.label))} is not {wanted}; mend it"
                         _leave_out(record, UserError(reason), name, left_out)
                 verdicts = guard.score_each(
                     [record.image for record in labelled],

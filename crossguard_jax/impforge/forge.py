@@ -101,7 +101,7 @@ def forge(
     every = [*triplets, *twins]
     ids = Counter(triplet.id for triplet in every)
     if repeated := [id for id, n in ids.items() if n > 1]:
-        raise UserError(f"forge: two triplets are called {short(repeated[0])!r}; rename one")
+        raise UserError(f"forge: two triplets are called {short(repr(repeated[0]))}; rename one")
     labels = {t.id: "unsafe" for t in triplets} | {t.id: "safe" for t in twins}
     claim = {"identity": {**identity, "seed": settings.seed, "samples": settings.samples}}
     _claim(folder / "forge.json", claim)

@@ -88,7 +88,9 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
         try:
             cosine = float(known["cosine"] or "nan")
         except (TypeError, ValueError):
-            raise UserError(f"field 'cosine' is no number but {short(known['cosine'])!r}") from None
+            raise UserError(
+                f"field 'cosine' is no number but {short(repr(known['cosine']))}"
+            ) from None
         id = str(value.get("id") or f"{path.stem}-{row}")
         if id in seen:
             raise UserError(f"an earlier row has the same id ({short(id)}); rename one of them")

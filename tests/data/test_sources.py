@@ -109,7 +109,7 @@ def test_every_kind_of_bad_row_is_rejected_with_its_number_and_the_rest_goes_on(
         "cut.png: the PNG data is damaged": {"image": "cut.png", "text": "a"},
         "text.png: not a picture .it holds text": {"image": "text.png", "text": "a"},
         "none.png: the picture does not exist": {"image": "none.png", "text": "a"},
-        "is no picture path but '5'": {"image": 5, "text": "a"},
+        "is no picture path but 5": {"image": 5, "text": "a"},
         "is no picture path but 'nul": {"image": "nul\0.png", "text": "a"},
         "no field 'image'": {"text": "a"},
         "no field 'text' .there are image": {"image": "p.png"},

@@ -29,7 +29,8 @@ def coco(root: Path, captions: Path | None, language: str) -> Iterator[Picture |
         except UserError as error:
             yield Rejected(str(file), 1, str(error))
             continue
-        times = Counter(number for _, number, _ in named)
+        # The same picture may stand there twice; two pictures may not share an id.
+        times = Counter(number for number, _ in {(number, name) for _, number, name in named})
         for position, number, name in named:
             if times[number] > 1:
                 reason = f"image id {number} is {times[number]} pictures', so no caption is sure"

@@ -48,8 +48,12 @@ def coco_captions(
     content = read_json(file, object_hook=_shrink)
     written, named = rows_of(content, "annotations", file), rows_of(content, "images", file)
     folder = first_folder(root, split, f"images/{split}", "images")
-    ids = (value.get("id") for _, value in named if isinstance(value, dict))
-    numbers = Counter(number for number in ids if isinstance(number, int))
+    pairs = {
+        (value.get("id"), str(value.get("file_name")))
+        for _, value in named
+        if isinstance(value, dict) and isinstance(value.get("id"), int)
+    }
+    numbers = Counter(number for number, _ in pairs)
     texts: dict[int, list[tuple[int, str]]] = defaultdict(list)
 
     def keep(row: int, value: dict[str, Any]) -> list[Record]:
@@ -123,7 +127,7 @@ def rows_of(content: Any, name: str, file: Path) -> list[Row]:
 def _number(row: Mapping[str, Any], name: str) -> int:
     value = required(row, name)
     if not isinstance(value, int):
-        raise UserError(f"field {name!r} is {short(value)!r}; give a number")
+        raise UserError(f"field {name!r} is {short(repr(value))}; give a number")
     return value
 
 

@@ -58,7 +58,7 @@ def picture_name(row: Mapping[str, Any], name: str) -> str:
     """The row's picture path, as written."""
     value = required(row, name)
     if not isinstance(value, str) or not value or "\0" in value:
-        raise UserError(f"field {name!r} is no picture path but {short(value)!r}")
+        raise UserError(f"field {name!r} is no picture path but {short(repr(value))}")
     return value
 
 

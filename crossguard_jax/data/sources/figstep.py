@@ -65,7 +65,7 @@ def split_of(task_id: str) -> str:
     try:
         return "train" if int(task_id) % 2 else "test"
     except ValueError:
-        raise UserError(f"task_id {short(task_id)!r} is not a number; mend the row") from None
+        raise UserError(f"task_id {short(repr(task_id))} is not a number; mend the row") from None
 
 
 def _of_split(rows: Iterator[Row], split: str) -> Iterator[Row]:

@@ -58,7 +58,7 @@ def karpathy(
     def make(row: int, value: dict[str, Any]) -> list[Record]:
         part = required(value, "split")
         if part not in SPLITS:
-            raise UserError(f"field 'split' is {short(part)!r}; choose of {', '.join(SPLITS)}")
+            raise UserError(f"field 'split' is {short(repr(part))}; choose of {', '.join(SPLITS)}")
         if part not in wanted:
             return []
         image = picture_name(value, "filename")

@@ -35,7 +35,9 @@ def nlvr(
         identifier, folder = required(value, "identifier"), required(value, "directory")
         label = str(required(value, "label"))
         if label not in ("true", "false"):
-            raise UserError(f"label {short(label)!r} is neither 'true' nor 'false'; mend the row")
+            raise UserError(
+                f"label {short(repr(label))} is neither 'true' nor 'false'; mend the row"
+            )
         image = file.parent / "images" / str(folder) / f"{split}-{identifier}-0.png"
         return [
             Record(

@@ -51,11 +51,13 @@ def nlvr2(
         parts = identifier.split("-") if isinstance(identifier, str) else []
         if len(parts) != 4:
             raise UserError(
-                f"identifier {short(identifier)!r} is not split-set-pair-sentence; mend it"
+                f"identifier {short(repr(identifier))} is not split-set-pair-sentence; mend it"
             )
         label = str(required(value, "label")).lower()
         if label not in ("true", "false"):
-            raise UserError(f"label {short(label)!r} is neither 'True' nor 'False'; mend the row")
+            raise UserError(
+                f"label {short(repr(label))} is neither 'True' nor 'False'; mend the row"
+            )
         folders = [root / "images" / parts[0], root / parts[0], root / "images"]
         if pictures is not None:
             folders = [Path(pictures)]

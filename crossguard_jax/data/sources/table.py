@@ -92,11 +92,11 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, (str, int, float)):
-        raise UserError(f"expected a word or a number, found {short(value)!r}")
+        raise UserError(f"expected a word or a number, found {short(repr(value))}")
     return str(value).strip()
 
 
 def _mapped(label: str, labels: Mapping[str, str]) -> str:
     if label not in labels:
-        raise UserError(f"label {short(label)!r} is none of {', '.join(map(repr, labels))}")
+        raise UserError(f"label {short(repr(label))} is none of {', '.join(map(repr, labels))}")
     return labels[label]

@@ -60,9 +60,8 @@ def vqav2(
     def make(row: int, value: dict[str, Any]) -> list[Record]:
         number, image = required(value, "question_id"), required(value, "image_id")
         if not isinstance(number, int) or not isinstance(image, int):
-            raise UserError(
-                f"question_id {short(number)!r}, image_id {short(image)!r}: expected two numbers"
-            )
+            ids = f"question_id {short(repr(number))}, image_id {short(repr(image))}"
+            raise UserError(f"{ids}: expected two numbers")
         name = f"COCO_{release}_{image:012d}.jpg"
         return [
             Record(

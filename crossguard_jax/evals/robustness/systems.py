@@ -79,7 +79,7 @@ def attackable(records: Sequence[Record], labels: Sequence[str], left_out: LeftO
         if record.image is None:
             left_out.add(rejection(record, NO_PICTURE))
         elif record.label not in labels:
-            reason = f"label {short(record.label)!r} is no answer of the model's; mend it"
+            reason = f"label {short(repr(record.label))} is no answer of the model's; mend it"
             left_out.add(rejection(record, reason))
         else:
             kept.append(record)
