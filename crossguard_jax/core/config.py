@@ -147,15 +147,15 @@ def _check_settable(config: ConfigDict, key: str, value: str | None) -> None:
         raise UserError(f"--config.{key}: needs a value, write --config.{key}=VALUE")
 
 
-def _nearest(asked: str, known: Iterable[str]) -> str:
-    """The name most like `asked`; the last part weighs as much as the whole path, so that a right
-    name in the wrong place (``learning_rate`` for ``optim.learning_rate``) is found too."""
+def _nearest(mistyped: str, names: Iterable[str]) -> str:
+    """The name most like `mistyped`; the last part weighs as much as the whole path, so that a
+    right name in the wrong place (``learning_rate`` for ``optim.learning_rate``) is found too."""
 
     def likeness(name: str) -> float:
-        ends = (asked.rpartition(".")[2], name.rpartition(".")[2])
-        return sum(SequenceMatcher(None, *pair).ratio() for pair in ((asked, name), ends))
+        ends = (mistyped.rpartition(".")[2], name.rpartition(".")[2])
+        return sum(SequenceMatcher(None, *pair).ratio() for pair in ((mistyped, name), ends))
 
-    return max(known, key=likeness)
+    return max(names, key=likeness)
 
 
 def _apply(config: ConfigDict, spec: str, overrides: Sequence[str]) -> ConfigDict:

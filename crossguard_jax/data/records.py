@@ -268,7 +268,7 @@ def _file_name(record_id: str) -> str:
     """The id with what is not ``A-Za-z0-9._-`` as %XX: distinct ids keep distinct names."""
     quoted = re.sub(
         rb"[^A-Za-z0-9._-]",
-        lambda found: b"%%%02X" % found.group()[0],
+        lambda match: b"%%%02X" % match.group()[0],
         record_id.encode("utf-8", errors="surrogatepass"),
     ).decode("ascii")
     if len(quoted) > 200:  # most file systems stop at 255 bytes

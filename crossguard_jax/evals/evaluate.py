@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
             if (figure := figures.get(f"all.{measure}")) is not None and figure.n:
                 interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
                 print(f"{name} {measure} {figure.value:.4f} {interval} n={figure.n}")
-    return told(left_out, page)
+    return print_summary(left_out, page)
 
 
 def _score(
@@ -76,7 +76,7 @@ def left_out_sections(left_out: LeftOut) -> list[Section]:
     return [Section("Rows left out", (table,))]
 
 
-def told(left_out: LeftOut, page: Path, faultless: Collection[str] = ()) -> int:
+def print_summary(left_out: LeftOut, page: Path, faultless: Collection[str] = ()) -> int:
     """Prints what was left out and where the report is; returns the exit code.
 
     Args:

@@ -46,8 +46,8 @@ def score_benchmarks(
                 labelled = [record for record in window if record.label in words]
                 for record in window:
                     if record.label not in words:
-                        wanted = " or ".join(map(repr, words))
-                        reason = f"label {short(repr(record.label))} is not {wanted}; mend it"
+                        expected = " or ".join(map(repr, words))
+                        reason = f"label {short(repr(record.label))} is not {expected}; mend it"
                         _leave_out(record, UserError(reason), name, left_out)
                 verdicts = guard.score_each(
                     [record.image for record in labelled],

@@ -113,8 +113,8 @@ def _size(n: int) -> str:
 
 def _device_computes() -> Finding:
     x = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) % 7
-    found = np.asarray(jax.jit(lambda x: x @ x.T)(x))
-    good = np.array_equal(found, x @ x.T)
+    product = np.asarray(jax.jit(lambda x: x @ x.T)(x))
+    good = np.array_equal(product, x @ x.T)
     detail = "a matrix product is right" if good else "a matrix product comes out wrong"
     return Finding(OK if good else FAILED, "arithmetic", detail)
 
@@ -168,12 +168,12 @@ def examine(guard: Guard, dtype: str = "float32") -> Iterator[Finding]:
     named = ", ".join(f"{word} = {token}" for word, token in what["labels"].items())
     yield Finding(OK, "label tokens", f"they differ: {named}")
     images, texts = varied_rows()
-    found = guard.score_each(images, texts, batch_size=8, truncate=True)
-    errors = [str(verdict) for verdict in found if isinstance(verdict, UserError)]
+    verdicts = guard.score_each(images, texts, batch_size=8, truncate=True)
+    errors = [str(verdict) for verdict in verdicts if isinstance(verdict, UserError)]
     if errors:
-        yield Finding(FAILED, "scores", f"{len(errors)} of {len(found)} rows: {errors[0]}")
+        yield Finding(FAILED, "scores", f"{len(errors)} of {len(verdicts)} rows: {errors[0]}")
         return
-    scores = np.array([v.p_unsafe for v in found if not isinstance(v, UserError)])
+    scores = np.array([v.p_unsafe for v in verdicts if not isinstance(v, UserError)])
     by_text = scores.reshape(len(TEXTS), -1)
     yield from _spread(by_text)
     yield _adapter(guard, images, texts)

@@ -120,7 +120,7 @@ class Encoder:
         """
         prompt = self.settings.prompt
         start = self._tokens(prompt.render("a text", has_image=False))
-        found: dict[int, str] = {}
+        word_of: dict[int, str] = {}
         for word in words:
             ids = self._tokens(prompt.render("a text", has_image=False) + " " + word)
             if ids[: len(start)] != start or len(ids) == len(start):
@@ -129,13 +129,13 @@ class Encoder:
                     "end the template on a whole token, without a space"
                 )
             first = ids[len(start)]
-            if first in found:
+            if first in word_of:
                 raise UserError(
-                    f"prompt {prompt.name!r}: {found[first]!r} and {word!r} begin with one token "
+                    f"prompt {prompt.name!r}: {word_of[first]!r} and {word!r} begin with one token "
                     f"({first}) of this tokenizer; choose other label words"
                 )
-            found[first] = word
-        return tuple(found)
+            word_of[first] = word
+        return tuple(word_of)
 
     def _tokens(self, text: str) -> list[int]:
         return open_ended(self.tokenizer, [text])[0]

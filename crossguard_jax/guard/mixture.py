@@ -40,11 +40,11 @@ def open_sources(
         UserError: a reader's own, or a source without one good row.
     """
     folder = Path(folder)
-    wanted = {name: spec for name, spec in specs.items() if spec.weight > 0}
+    weighted = {name: spec for name, spec in specs.items() if spec.weight > 0}
     if jax.process_index() == 0:
-        for name, spec in wanted.items():
+        for name, spec in weighted.items():
             _write(name, spec, folder, readers)
-    return {name: _wait_and_open(name, wanted[name], folder) for name in wanted}
+    return {name: _wait_and_open(name, weighted[name], folder) for name in weighted}
 
 
 def _settings(spec: ConfigDict) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def _write(name: str, spec: ConfigDict, folder: Path, readers: Readers) -> None:
 def _rows(spec: ConfigDict, readers: Readers) -> Iterator[Record | Rejected]:
     if spec.reader in readers:
         # Twice the limit, since a filter on labels may drop half.
-        wanted = spec.limit * (2 if spec.labels else 1)
-        return iter(readers[spec.reader](spec.path, split=spec.split, limit=wanted))
+        limit = spec.limit * (2 if spec.labels else 1)
+        return iter(readers[spec.reader](spec.path, split=spec.split, limit=limit))
     splits = sources.has_option(spec.reader, "split")
     options = {"split": spec.split} if splits else {}
     return sources.read(spec.reader, spec.path, **options)

@@ -145,10 +145,10 @@ def run_identity(config: Any, guard: Guard, rows: Mapping[str, int]) -> dict[str
 def _kept(folder: Path, state: TrainState, keep_best: bool) -> tuple[int, Any]:
     if keep_best:
         checkpoints = Checkpoints(folder, {})
-        found = checkpoints.restore_best(state.trainable)
+        best = checkpoints.restore_best(state.trainable)
         checkpoints.close()
-        if found is not None:
-            return found
+        if best is not None:
+            return best
     return int(state.step), state.trainable
 
 

@@ -251,11 +251,11 @@ def _keep_lines(path: Path, count: int) -> None:
 def _refuse_other(output: Path, before: Any, now: Any) -> None:
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
-        what = "; ".join(f"{n}: {_told(before.get(n))}, now {_told(now[n])}" for n in changed)
+        what = "; ".join(f"{n}: {_as_text(before.get(n))}, now {_as_text(now[n])}" for n in changed)
         raise UserError(
             f"{output}: holds verdicts of another run ({what}); give another output, or --restart"
         )
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return short(value if isinstance(value, str) else json.dumps(value), 60)

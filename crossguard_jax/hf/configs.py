@@ -117,10 +117,10 @@ def _check_pooling(path: Path) -> None:
 
 
 def _check(options: dict[str, Any]) -> None:
-    known = {"remat": list(REMAT_POLICIES), "attention": ["auto", *IMPLEMENTATIONS]}
+    choices = {"remat": list(REMAT_POLICIES), "attention": ["auto", *IMPLEMENTATIONS]}
     for name, value in options.items():
-        if value not in known[name]:
-            raise UserError(f"{name} {value!r} is none of {', '.join(known[name])}")
+        if value not in choices[name]:
+            raise UserError(f"{name} {value!r} is none of {', '.join(choices[name])}")
 
 
 def from_hub(hub: Any, where: str = "config", **options: Any) -> tuple[str, Config]:
@@ -128,8 +128,8 @@ def from_hub(hub: Any, where: str = "config", **options: Any) -> tuple[str, Conf
     readers: dict[str, Callable[[Any, dict[str, Any]], Config]]
     readers = {"llava": _llava, "llama": _llama, "clip": _clip, "bert": _bert}
     if hub.model_type not in readers:
-        known = ", ".join(readers)
-        raise UserError(f"{where}: model_type {hub.model_type!r} is none of {known}")
+        families = ", ".join(readers)
+        raise UserError(f"{where}: model_type {hub.model_type!r} is none of {families}")
     try:
         config = readers[hub.model_type](hub, options)
         check_config(config)
@@ -233,10 +233,10 @@ def _llama(hub: Any, options: dict[str, Any], tied: bool | None = None) -> llama
     if kind not in ("default", "linear", "llama3"):
         raise UserError(f"rope_type {kind!r} is none of default, linear, llama3")
     given = {"rope_theta": 10000.0} | rope
-    wanted = {"default": (), "linear": ("factor",), "llama3": tuple(_LLAMA3)}[kind]
-    for name in ("rope_theta", *wanted):
+    fields = {"default": (), "linear": ("factor",), "llama3": tuple(_LLAMA3)}[kind]
+    for name in ("rope_theta", *fields):
         check_number(f"rope_parameters.{name}", given.get(name), 0, above=True)
-    scaling = {name: _LLAMA3[name](given[name]) for name in wanted}
+    scaling = {name: _LLAMA3[name](given[name]) for name in fields}
     return llama.LlamaConfig(
         **_tower(hub, options),
         vocab_size=hub.vocab_size,

@@ -61,12 +61,12 @@ def check_number(
     kind = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if kind and math.isfinite(value) and least <= value <= most and not (above and value == least):
         return
-    wanted = "a whole number" if whole else "a number"
+    expected = "a whole number" if whole else "a number"
     if math.isfinite(most):
-        wanted += f" from {least:g} to {most:g}"
+        expected += f" from {least:g} to {most:g}"
     elif math.isfinite(least):
-        wanted += f" above {least:g}" if above else f" of at least {least:g}"
-    raise UserError(f"{name} {value!r} is not {wanted}; mend it")
+        expected += f" above {least:g}" if above else f" of at least {least:g}"
+    raise UserError(f"{name} {value!r} is not {expected}; mend it")
 
 
 def weights_name(folder: Path) -> str | None:

@@ -51,8 +51,8 @@ def resolve_folder(path: str | Path) -> Path:
     if name.startswith(SHIPPED):
         folder = _CHECKPOINTS / name.removeprefix(SHIPPED)
         if not (folder / "config.json").is_file():
-            found = sorted(_CHECKPOINTS.glob("*/config.json"))
-            there = ", ".join(SHIPPED + p.parent.name for p in found)
+            shipped = sorted(_CHECKPOINTS.glob("*/config.json"))
+            there = ", ".join(SHIPPED + p.parent.name for p in shipped)
             raise UserError(f"{name}: no such shipped model (there are: {there or 'none'})")
         return folder
     if not Path(path).is_dir():
@@ -246,7 +246,7 @@ def _plan(
         layer_shape = variable.shape[1:] if hub.stacked else variable.shape
         # Shapes on the Hub's side, without touching data: write() of an empty view.
         expected = hub.transform.write(np.broadcast_to(np.int8(0), layer_shape), channels).shape
-        found = []
+        keys = []
         for key in hub.keys:
             actual = spelled.pop(key, None)
             if actual is None:
@@ -255,8 +255,8 @@ def _plan(
             if tensors.shape(actual) != expected:
                 got = list(tensors.shape(actual))
                 problems.append(f"{actual}: shape {got}, the config says {list(expected)}")
-            found.append(actual)
-        plan[name] = (hub, found)
+            keys.append(actual)
+        plan[name] = (hub, keys)
     tied = {head for head, _ in _TIED.values()}
     problems += [
         f"{key}: maps to no parameter of this model"

@@ -157,9 +157,9 @@ def _config(settings: dict[str, Any], options: dict[str, Any]) -> ClipConfig:
     )
 
 
-def _check(section: str, settings: dict[str, Any], known: tuple[str, ...]) -> None:
+def _check(section: str, settings: dict[str, Any], supported: tuple[str, ...]) -> None:
     for name, value in settings.items():
-        harmless = name in known or name in _WITHOUT_EFFECT or not value
+        harmless = name in supported or name in _WITHOUT_EFFECT or not value
         if not harmless and value not in _MEANT.get(name, ()):
             raise UserError(f"{section}.{name} {value!r}: such a model is not run here")
     if not isinstance(settings["layers"], int):
@@ -199,9 +199,9 @@ def _preprocess(settings: dict[str, Any], size: int) -> Preprocess:
         "mode": ("RGB",),
     }
     given = {k: v for k, v in settings.items() if v is not None}
-    for name, known in choices.items():
-        if given.get(name, known[0]) not in known:
-            raise UserError(f"preprocess_cfg.{name} {given[name]!r} is none of {', '.join(known)}")
+    for name, values in choices.items():
+        if given.get(name, values[0]) not in values:
+            raise UserError(f"preprocess_cfg.{name} {given[name]!r} is none of {', '.join(values)}")
     colours: dict[str, Any] = {}
     for name in ("mean", "std"):
         if name in given:

@@ -115,7 +115,7 @@ class Processor:
         self.unit_range = math.isclose(factor, 1 / 255, rel_tol=1e-6)
         self._square = self._padded_to()
         try:
-            made = list(self._pixels(Image.new("RGB", (2 * size, size + 3))).shape)
+            made = list(self(Image.new("RGB", (2 * size, size + 3))).shape)
         except Exception as error:
             raise UserError(f"{self.file}: transformers cannot use it: {_line(error)}") from error
         if made != [3, size, size]:
@@ -149,9 +149,6 @@ class Processor:
 
     def __call__(self, picture: Image.Image) -> Float[np.ndarray, "C X X"]:
         """Normalized pixels of one RGB picture, float32, as transformers makes them."""
-        return self._pixels(picture)
-
-    def _pixels(self, picture: Image.Image) -> np.ndarray:
         settings = {}
         if self._square:
             picture = padded_square(picture, self._square, self._background, self._hub.resample)

@@ -53,9 +53,9 @@ def encode(tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, np.nda
     """
     rows: list[list[int]] = []
     if texts:
-        said = [valid(text) for text in texts]
+        valid_texts = [valid(text) for text in texts]
         # What a tokenizer's file says of padding and cutting is for another use of it.
-        rows = tokenizer(said, truncation=True, max_length=limit)["input_ids"]
+        rows = tokenizer(valid_texts, truncation=True, max_length=limit)["input_ids"]
     longest = max([1, *map(len, rows)])
     length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
     ids, mask = padded(rows, length)

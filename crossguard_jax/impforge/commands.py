@@ -175,7 +175,7 @@ def forge_files(
             "policy": digest(trained["policy"]),
             "base": identity["base"],
             "triplets": identity["triplets"],
-            **{f"reward.{name}": found for name, found in identity["rewards"].items()},
+            **{f"reward.{name}": reward_hash for name, reward_hash in identity["rewards"].items()},
         },
         config.ppo.batch_size,
     )

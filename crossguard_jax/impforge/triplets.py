@@ -12,6 +12,7 @@ from crossguard_jax.data.sources.common import named_picture, records_of, text_f
 from crossguard_jax.io.jsonl import read_rows
 
 _BREAKS = re.compile(r"[,;]|[.!?](?:\s|$)|\band\b")  # between the things that a caption names
+_FIELDS = ("keyword", "caption", "cosine")  # beside a row's own, or in its provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class Triplet:
         """
         word = re.compile(rf"\b{re.escape(self.keyword)}\b", re.IGNORECASE)
         parts = _BREAKS.split(self.caption) if self.keyword else []
-        found = next((part for part in parts if word.search(part)), self.caption)
-        return found.strip(" .") or self.keyword
+        clause = next((part for part in parts if word.search(part)), self.caption)
+        return clause.strip(" .") or self.keyword
 
 
 def write_triplets(triplets: Iterable[Triplet], folder: str | Path, name: str = "triplets") -> int:
@@ -82,14 +83,14 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
         if not isinstance(more, dict):
             raise UserError(f"field 'provenance' is a {type(more).__name__}; give an object")
         provenance = {str(k): str(v) for k, v in more.items()}
-        known = {k: provenance.pop(k, value.get(k) or "") for k in ("keyword", "caption", "cosine")}
-        if not known["keyword"] and not known["caption"]:
+        fields = {k: provenance.pop(k, value.get(k) or "") for k in _FIELDS}
+        if not fields["keyword"] and not fields["caption"]:
             raise UserError("neither 'keyword' nor 'caption'; give one, to say what is shown")
         try:
-            cosine = float(known["cosine"] or "nan")
+            cosine = float(fields["cosine"] or "nan")
         except (TypeError, ValueError):
             raise UserError(
-                f"field 'cosine' is no number but {short(repr(known['cosine']))}"
+                f"field 'cosine' is no number but {short(repr(fields['cosine']))}"
             ) from None
         id = str(value.get("id") or f"{path.stem}-{row}")
         if id in seen:
@@ -99,9 +100,9 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
             Triplet(
                 id=id,
                 query=text_field(value, "text"),
-                keyword=str(known["keyword"]),
+                keyword=str(fields["keyword"]),
                 image=named_picture(value, "image", path.parent, check=True),
-                caption=str(known["caption"]),
+                caption=str(fields["caption"]),
                 category=str(value.get("category") or ""),
                 cosine=cosine,
                 provenance=provenance,
@@ -112,7 +113,7 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
 
 
 def _as_record(triplet: Triplet) -> Record:
-    known = {
+    fields = {
         "keyword": triplet.keyword,
         "caption": triplet.caption,
         "cosine": f"{triplet.cosine:.6f}",
@@ -123,5 +124,5 @@ def _as_record(triplet: Triplet) -> Record:
         text=triplet.query,
         category=triplet.category,
         source="triplets",
-        provenance=known | dict(triplet.provenance),
+        provenance=fields | dict(triplet.provenance),
     )

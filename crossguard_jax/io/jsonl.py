@@ -238,7 +238,7 @@ def _last_line_start(file: Any, block: int = 2**16) -> int:
     while end > 0:
         start = max(0, end - block)
         file.seek(start)
-        if (found := file.read(end - start).rfind(b"\n")) >= 0:
-            return start + found + 1
+        if (newline := file.read(end - start).rfind(b"\n")) >= 0:
+            return start + newline + 1
         end = start
     return 0

@@ -60,7 +60,7 @@ class _NumberedLines:
 
 
 def _fields(
-    rows: _NumberedLines, first: _Line, delimiter: str, wanted: int | None = None
+    rows: _NumberedLines, first: _Line, delimiter: str, n_fields: int | None = None
 ) -> list[str] | RowError:
     """The fields of the row that begins with a line; none of a blank one.
 
@@ -82,7 +82,7 @@ def _fields(
 
     try:
         fields = next(csv.reader(texts(), delimiter=delimiter, strict=True), [])
-        reason = _fault(fields, wanted)
+        reason = _fault(fields, n_fields)
     except csv.Error as error:
         reason = f"not CSV ({error})"
         if more or "unexpected end" in str(error):
@@ -93,9 +93,9 @@ def _fields(
     return fields
 
 
-def _fault(fields: list[str], wanted: int | None) -> str:
-    if wanted is not None and fields and len(fields) != wanted:
-        return f"{len(fields)} fields where the header has {wanted}"
+def _fault(fields: list[str], n_fields: int | None) -> str:
+    if n_fields is not None and fields and len(fields) != n_fields:
+        return f"{len(fields)} fields where the header has {n_fields}"
     if any("\0" in field for field in fields):
         return "the row holds NUL bytes"
     if any("\udc80" <= character <= "\udcff" for field in fields for character in field):

@@ -203,11 +203,11 @@ def test_attack_counts_rows_without_a_picture_and_those_whose_label_is_no_answer
         ("t.jsonl", "label 'red' is no answer of the model's"): 1,
     }
     # Text alone is no fault of a row's, another label is.
-    assert evaluate.told(left_out, Path("r"), faultless=(NO_PICTURE,)) == 1
+    assert evaluate.print_summary(left_out, Path("r"), faultless=(NO_PICTURE,)) == 1
     blind = LeftOut(tmp_path / "blind.jsonl")
     attackable(records[:2], ("safe",), blind)
-    assert evaluate.told(blind, Path("r"), faultless=(NO_PICTURE,)) == 0
-    assert evaluate.told(blind, Path("r")) == 1
+    assert evaluate.print_summary(blind, Path("r"), faultless=(NO_PICTURE,)) == 0
+    assert evaluate.print_summary(blind, Path("r")) == 1
 
 
 # ---- What is read again ------------------------------------------------------------------------

@@ -62,9 +62,10 @@ def pictures(
     for there in (root, given):
         if there and not there.exists():
             raise UserError(f"{there}: no such file or folder; correct the path")
-    found = layout_of(root) if layout == "auto" else layout
-    rows = LAYOUTS[found](root, given, language)
-    return _unique(_some(rows, root, found), index, count)
+    if layout == "auto":
+        layout = layout_of(root)
+    rows = LAYOUTS[layout](root, given, language)
+    return _unique(_some(rows, root, layout), index, count)
 
 
 def layout_of(root: Path) -> str:

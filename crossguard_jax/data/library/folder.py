@@ -31,9 +31,9 @@ def folder(root: Path, captions: Path | None, language: str) -> Iterator[Picture
     """
     if captions is None:
         captions = next((root / name for name in TABLES if (root / name).is_file()), None)
-    known: dict[str, tuple[int, list[str]]] = {}
+    captions_of: dict[str, tuple[int, list[str]]] = {}
     if captions is not None:
-        yield from _read_captions(captions, known)
+        yield from _read_captions(captions, captions_of)
     for file in _walk(root, frozenset()):
         if isinstance(file, Rejected):
             yield file
@@ -41,13 +41,16 @@ def folder(root: Path, captions: Path | None, language: str) -> Iterator[Picture
         name = below(file, root)
         provenance = {"library": "folder", "file": str(file)}
         read = functools.partial(images.read_picture, file)
-        texts = known.pop(name, (0, []))[1]
+        texts = captions_of.pop(name, (0, []))[1]
         yield captioned(name, read, texts, provenance, stamp(file))
-    for name, (row, _) in known.items():
+    for name, (row, _) in captions_of.items():
         yield Rejected(str(captions), row, f"there is no picture {name} in {root}")
 
 
-def _read_captions(table: Path, known: dict[str, tuple[int, list[str]]]) -> Iterator[Rejected]:
+def _read_captions(
+    table: Path, captions_of: dict[str, tuple[int, list[str]]]
+) -> Iterator[Rejected]:
+    """Adds to each picture's name the first row that has it, and its captions."""
     for row, value in read_rows(table):
         if isinstance(value, RowError):
             yield Rejected(str(table), row, value.reason)
@@ -58,7 +61,7 @@ def _read_captions(table: Path, known: dict[str, tuple[int, list[str]]]) -> Iter
         except UserError as error:
             yield Rejected(str(table), row, str(error))
             continue
-        known.setdefault(str(PurePosixPath(name)), (row, []))[1].append(text)
+        captions_of.setdefault(str(PurePosixPath(name)), (row, []))[1].append(text)
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | Rejected]:

@@ -59,8 +59,8 @@ def _columns(names: list[str]) -> tuple[str, list[str]]:
     image = next((name for name in IMAGE_COLUMNS if name in names), None)
     if image is None:
         raise UserError(f"no column of pictures ({' or '.join(IMAGE_COLUMNS)}) in {names}")
-    wanted = (image, *ID_COLUMNS, *CAPTION_COLUMNS, "wit_features")
-    return image, [name for name in wanted if name in names]
+    columns = (image, *ID_COLUMNS, *CAPTION_COLUMNS, "wit_features")
+    return image, [name for name in columns if name in names]
 
 
 def _picture(

@@ -40,20 +40,20 @@ def wit(root: Path, captions: Path | None, language: str) -> Iterator[Picture | 
     """
     tables = _captions(captions or (root if root.is_dir() else root.parent))
     # A temporary database of SQLite's own: on disk where it grows, and gone when closed.
-    with contextlib.closing(sqlite3.connect("", check_same_thread=False)) as known:
-        known.execute("CREATE TABLE known (url TEXT PRIMARY KEY, caption TEXT) WITHOUT ROWID")
+    with contextlib.closing(sqlite3.connect("", check_same_thread=False)) as database:
+        database.execute("CREATE TABLE captions (url TEXT PRIMARY KEY, caption TEXT) WITHOUT ROWID")
         for table in tables:
-            yield from _learn(known, table, language)
+            yield from _learn(database, table, language)
         for shard in pixel_shards(root):
-            yield from _pictures(shard, known)
+            yield from _pictures(shard, database)
 
 
 def pixel_shards(root: Path) -> list[Path]:
     """The files with pixels in a folder, or the file itself."""
     if root.is_file():
         return [root] if ".csv" in root.suffixes else []
-    found = (sorted(root.glob(pattern)) for pattern in SHARDS)
-    return next((files for files in found if files), [])
+    shards = (sorted(root.glob(pattern)) for pattern in SHARDS)
+    return next((files for files in shards if files), [])
 
 
 def caption_of(row: Mapping[str, Any], language: str) -> str:
@@ -69,7 +69,7 @@ def _captions(path: Path) -> list[Path]:
     return sorted(file for pattern in CAPTIONS for file in path.glob(pattern))
 
 
-def _learn(known: sqlite3.Connection, table: Path, language: str) -> Iterator[Rejected]:
+def _learn(database: sqlite3.Connection, table: Path, language: str) -> Iterator[Rejected]:
     """Takes up a table's captions; of several for one picture, the first stays."""
     with Progress(f"captions of {table.name}") as progress:
         try:
@@ -82,12 +82,12 @@ def _learn(known: sqlite3.Connection, table: Path, language: str) -> Iterator[Re
                     return
                 elif caption := caption_of(value, language):
                     pair = (value["image_url"], caption)
-                    known.execute("INSERT OR IGNORE INTO known VALUES (?, ?)", pair)
+                    database.execute("INSERT OR IGNORE INTO captions VALUES (?, ?)", pair)
         except UserError as error:
             yield Rejected(str(table), 1, str(error))
 
 
-def _pictures(shard: Path, known: sqlite3.Connection) -> Iterator[Picture | Rejected]:
+def _pictures(shard: Path, database: sqlite3.Connection) -> Iterator[Picture | Rejected]:
     try:
         for row, line in lines(shard, MAX_LINE_BYTES):
             if isinstance(line, RowError):
@@ -99,12 +99,13 @@ def _pictures(shard: Path, known: sqlite3.Connection) -> Iterator[Picture | Reje
                 reason = "expected picture address, base64, page address, between tabs"
                 yield Rejected(str(shard), row, reason)
                 continue
-            known_as = known.execute("SELECT caption FROM known WHERE url = ?", (url,)).fetchone()
+            query = "SELECT caption FROM captions WHERE url = ?"
+            texts = database.execute(query, (url,)).fetchone()
             provenance = {"library": "wit", "file": str(shard), "row": str(row)}
             if len(rest) == 2:
                 provenance["page"] = rest[1].decode("utf-8", errors="replace")
             read = functools.partial(_decoded, rest[0], f"{shard}, row {row}")
-            yield captioned(url, read, list(known_as or ()), provenance)
+            yield captioned(url, read, list(texts or ()), provenance)
     except UserError as error:
         yield Rejected(str(shard), 1, str(error))
 

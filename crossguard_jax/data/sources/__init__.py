@@ -44,10 +44,10 @@ def read(name: str, path: str | Path, **options: Any) -> Iterator[Record | Rejec
     """
     if name not in SOURCES:
         raise UserError(f"source {name!r}: unknown{_nearest(name, list(SOURCES))}")
-    known = list(inspect.signature(SOURCES[name]).parameters)[1:]
+    names = list(inspect.signature(SOURCES[name]).parameters)[1:]
     for option in options:
-        if option not in known:
-            raise UserError(f"source {name!r}: no option {option!r}{_nearest(option, known)}")
+        if option not in names:
+            raise UserError(f"source {name!r}: no option {option!r}{_nearest(option, names)}")
     return SOURCES[name](path, **options)
 
 
@@ -56,8 +56,8 @@ def has_option(name: str, option: str) -> bool:
     return name in SOURCES and option in inspect.signature(SOURCES[name]).parameters
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    if not known:
+def _nearest(word: str, names: list[str]) -> str:
+    if not names:
         return "; it has none"
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
-    return f"; did you mean {match!r}? (there are {', '.join(known)})"
+    match = difflib.get_close_matches(word, names, n=1, cutoff=0.0)[0]
+    return f"; did you mean {match!r}? (there are {', '.join(names)})"

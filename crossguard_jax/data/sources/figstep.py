@@ -72,9 +72,9 @@ def _of_split(rows: Iterator[Row], split: str) -> Iterator[Row]:
     for row, value in rows:
         if not isinstance(value, RowError):
             try:
-                found = split_of(required(value, "task_id"))
+                row_split = split_of(required(value, "task_id"))
             except UserError as error:
-                value, found = RowError(str(error)), split
-            if split not in (found, "all"):
+                value, row_split = RowError(str(error)), split
+            if split not in (row_split, "all"):
                 continue
         yield row, value

@@ -46,8 +46,8 @@ def karpathy(
     Raises:
       UserError: the JSON is missing or is none of Karpathy's, or there is no such split.
     """
-    wanted = split.split("+")
-    if unknown := [name for name in wanted if name not in SPLITS]:
+    parts = split.split("+")
+    if unknown := [name for name in parts if name not in SPLITS]:
         raise UserError(f"karpathy: no split {unknown[0]!r}; choose of {', '.join(SPLITS)}")
     file = _file(Path(path))
     content = read_json(file, object_hook=_shrink)
@@ -59,7 +59,7 @@ def karpathy(
         part = required(value, "split")
         if part not in SPLITS:
             raise UserError(f"field 'split' is {short(repr(part))}; choose of {', '.join(SPLITS)}")
-        if part not in wanted:
+        if part not in parts:
             return []
         image = picture_name(value, "filename")
         places = [root / folder / str(value.get("filepath", "")) / image for folder in FOLDERS]

@@ -45,11 +45,11 @@ def vlguard(
         entries = required(value, "instr-resp")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError("field 'instr-resp' is no list of objects; download the file again")
-        found = [(name, entry) for entry in entries for name in INSTRUCTIONS if name in entry]
-        if not found:
+        texts = [(name, entry) for entry in entries for name in INSTRUCTIONS if name in entry]
+        if not texts:
             raise UserError("field 'instr-resp' has no instruction; download the file again")
         records = []
-        for name, entry in found:
+        for name, entry in texts:
             label, subset = INSTRUCTIONS[name]
             provenance = {"file": str(file), "row": str(row), "subset": subset}
             if value.get("harmful_subcategory"):

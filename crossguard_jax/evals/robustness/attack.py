@@ -10,7 +10,12 @@ import numpy as np
 from crossguard_jax.cmai.immunized import FILE, Immunized
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut, Record
-from crossguard_jax.evals.evaluate import left_out_sections, parse_model, read_benchmarks, told
+from crossguard_jax.evals.evaluate import (
+    left_out_sections,
+    parse_model,
+    print_summary,
+    read_benchmarks,
+)
 from crossguard_jax.evals.robustness.certified import certificate_section, certified
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, figures
@@ -75,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     page = Report("Robustness", sections, meta | {"attack": config.to_dict()}).write(folder)
     for name, system in results.items():
         _tell(name, system)
-    return told(left_out, page, faultless=(NO_PICTURE,))
+    return print_summary(left_out, page, faultless=(NO_PICTURE,))
 
 
 def suite_config(config: Any, surrogate: bool) -> tuple[Any, list[str]]:

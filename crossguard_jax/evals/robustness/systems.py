@@ -120,10 +120,10 @@ def attack_records(
     folder = Path(folder)
     place, radii = folder / "curve", list(config.epsilons)
     curve = measure(suite, params, x, rows, radii, key, place, name, alone=config.alone)
-    found: dict[str, Any] = {}
+    convergence_curves: dict[str, Any] = {}
     if convergence:
         n = min(config.convergence.rows, len(x))
-        found = converge(
+        convergence_curves = converge(
             suite,
             params,
             x[:n],
@@ -135,13 +135,13 @@ def attack_records(
             steps=(1.0, 2.0),
             restarts=(1.0, 2.0),
         )
-    return Robustness({seed: curve}, found)
+    return Robustness({seed: curve}, convergence_curves)
 
 
 def _fingerprint(config: Any, system: Immunized, params: Any) -> str:
     """What the cells of a suite are of: numbers, cuts, and what each attack climbs."""
-    said = f"{system.policy} {system.regime} {system.task.labels} {config.attacks.to_json()}"
-    return f"{digest(params)} {hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    settings = f"{system.policy} {system.regime} {system.task.labels} {config.attacks.to_json()}"
+    return f"{digest(params)} {hashlib.sha256(settings.encode()).hexdigest()[:16]}"
 
 
 def _judge(system: Immunized) -> RowObjective:
@@ -155,10 +155,10 @@ def _named(
     name: str, spec: dict[str, Any], norm: str, system: Immunized, other: Immunized | None
 ) -> NamedAttack:
     search, climb = spec.get("search", ""), spec.get("climb", "margin")
-    for field, value, known in (("search", search, SEARCHES), ("climb", climb, CLIMBS)):
-        if value not in known:
+    for field, value, choices in (("search", search, SEARCHES), ("climb", climb, CLIMBS)):
+        if value not in choices:
             raise UserError(
-                f"attack.attacks.{name}.{field} {value!r} is none of {', '.join(known)}"
+                f"attack.attacks.{name}.{field} {value!r} is none of {', '.join(choices)}"
             )
     moved, whose = (other, "other") if spec.get("transfer") else (system, "own")
     if moved is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut
-from crossguard_jax.evals.evaluate import left_out_sections, parse_model, told
+from crossguard_jax.evals.evaluate import left_out_sections, parse_model, print_summary
 from crossguard_jax.evals.tasks.attack import Attack, Measured, PerturbedTask, measure
 from crossguard_jax.evals.tasks.report import tasks_section
 from crossguard_jax.evals.tasks.retrieval import Retrieval
@@ -175,4 +175,4 @@ def main(args: argparse.Namespace) -> int:
     for name, figure in section.figures.items():
         interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
         print(f"{name} {figure.value:.4f} {interval} n={figure.n}")
-    return told(left_out, page)
+    return print_summary(left_out, page)

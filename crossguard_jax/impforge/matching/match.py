@@ -155,24 +155,18 @@ def match(
             summary.rejected[kind(row.reason)] += 1
             writer.append(asdict(row) | {"id": id})
 
-        found = list(_with_words(queries, extractor, summary, reject))
-        dtype, batch_size = settings.dtype, settings.batch_size
-        pictures, summary.library = build_index(
-            place, library(), towers, dtype=dtype, batch_size=batch_size, rebuild=rebuild
-        )
-        summary.indexed = pictures.pictures
-        if not summary.indexed:
-            raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
-        near = _nearest(found, pictures, towers, settings)
-        pairs = _all_pairs((words for _, words in found), near, settings.deal)
+        worded = list(_with_words(queries, extractor, summary, reject))
+        pictures = _indexed(library, towers, settings, place, rebuild, summary)
+        near = _nearest(worded, pictures, towers, settings)
+        pairs = _all_pairs((words for _, words in worded), near, settings.deal)
         rows = (close.row for of_word in near.values() for close in of_word)
         candidates = Candidates(pictures, library, rows)
         verdicts = candidates.verdicts
         chosen = choose(pairs, verdicts, settings.per_query, candidates.ask(judge))
-        for (query, _), mine, those in zip(found, chosen, pairs, strict=True):
+        for (query, _), mine, those in zip(worded, chosen, pairs, strict=True):
             if not mine:
                 reject(_unmatched(query, [verdicts[pair.row] for pair in those]), query.id)
-        triplets = _triplets(found, chosen, candidates, extractor, towers, settings)
+        triplets = _triplets(worded, chosen, candidates, extractor, towers, settings)
         summary.triplets = write_triplets(triplets, folder)
     scratch.replace(folder / REJECTED)
     summary.matched, summary.words = sum(map(bool, chosen)), len(near)
@@ -195,11 +189,11 @@ class _Close:
 
     row: int
     cosine: float
-    said: bool
+    in_caption: bool
 
     def rank(self) -> tuple[bool, float]:
         """Sorts the nearest first."""
-        return not self.said, -self.cosine
+        return not self.in_caption, -self.cosine
 
 
 _Near = Mapping[str, list[_Close]]  # a word's lemma to its pictures, nearest first
@@ -234,26 +228,45 @@ def _with_words(
                 reject(rejection(query, reason), query.id)
 
 
+def _indexed(
+    library: Library,
+    towers: Towers,
+    settings: MatchSettings,
+    place: Path,
+    rebuild: bool,
+    summary: MatchSummary,
+) -> PictureIndex:
+    """The library's pictures as CLIP sees them, one or more; the summary counts them."""
+    dtype, batch_size = settings.dtype, settings.batch_size
+    pictures, summary.library = build_index(
+        place, library(), towers, dtype=dtype, batch_size=batch_size, rebuild=rebuild
+    )
+    summary.indexed = pictures.pictures
+    if not summary.indexed:
+        raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
+    return pictures
+
+
 def _nearest(
-    found: Iterable[tuple[Record, _Words]],
+    queries: Iterable[tuple[Record, _Words]],
     pictures: PictureIndex,
     towers: Towers,
     settings: MatchSettings,
 ) -> _Near:
     """The pictures nearest to each different word."""
-    lemmas = list(dict.fromkeys(word.lemma for _, words in found for word in words))
+    lemmas = list(dict.fromkeys(word.lemma for _, words in queries for word in words))
     prompts = [settings.prompt.replace("{}", lemma) for lemma in lemmas]
     vectors = towers.embed_texts(prompts, settings.batch_size)
     cosines, rows = pictures.search(vectors, settings.candidates, towers.mesh)
-    saying = pictures.captioned(lemmas) if settings.by_caption else {}
+    rows_of = pictures.captioned(lemmas) if settings.by_caption else {}
     near = {}
-    for lemma, vector, values, found_rows in zip(lemmas, vectors, cosines, rows, strict=True):
-        by_row = dict(zip(found_rows.tolist(), values.tolist(), strict=True))
-        said = saying.get(lemma, [])
-        by_clip = np.asarray(pictures.embeddings[said], np.float32) @ vector
-        by_row |= zip(said, by_clip.tolist(), strict=True)
-        saying_it = set(said)
-        close = [_Close(row, cosine, row in saying_it) for row, cosine in by_row.items()]
+    for lemma, vector, values, nearest in zip(lemmas, vectors, cosines, rows, strict=True):
+        by_row = dict(zip(nearest.tolist(), values.tolist(), strict=True))
+        captioned = rows_of.get(lemma, [])
+        by_clip = np.asarray(pictures.embeddings[captioned], np.float32) @ vector
+        by_row |= zip(captioned, by_clip.tolist(), strict=True)
+        in_caption = set(captioned)
+        close = [_Close(row, cosine, row in in_caption) for row, cosine in by_row.items()]
         near[lemma] = sorted(close, key=_Close.rank)[: settings.candidates]
     return near
 
@@ -287,14 +300,14 @@ def _unmatched(query: Record, verdicts: Sequence[Judgement]) -> Rejected:
 
 
 def _triplets(
-    found: Sequence[tuple[Record, _Words]],
+    queries: Sequence[tuple[Record, _Words]],
     chosen: Sequence[Sequence[Pair]],
     candidates: Candidates,
     extractor: Extractor,
     towers: Towers,
     settings: MatchSettings,
 ) -> Iterator[Triplet]:
-    for (query, _), pairs in zip(found, chosen, strict=True):
+    for (query, _), pairs in zip(queries, chosen, strict=True):
         for number, pair in enumerate(pairs):
             picture, verdict = candidates.indexed[pair.row], candidates.verdicts[pair.row]
             came_from = candidates.provenance(pair.row)
