@@ -47,7 +47,7 @@ from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.io.progress import rounds
 from crossguard_jax.nn import lora
 from crossguard_jax.nn.llava import Llava
-from crossguard_jax.train.step import Metrics, init_state, make_step
+from crossguard_jax.train.step import Metrics, Step, init_state, make_step
 
 TEXT_WIDTH = 512  # of the texts' features, which the attack does not move
 SAME = 1e-4  # relative; of losses and gradients
@@ -70,35 +70,14 @@ def step_costs(model: Llava, size: int, ks: Sequence[int], runs: int) -> dict[st
     check_graphdef, check = nnx.split(_check(model), graph=False)
     frozen, batch = {"model": base, "check": check}, _batch(model, size)
     adam, width = optax.adamw(LEARNING_RATE), model.config.text.hidden_size
-
-    def answer(trainable: Any, frozen: Any, batch: Any, inputs: Inputs) -> Answers:
-        pixels, shift = inputs
-        model = lora.merge(graphdef, trainable, frozen["model"])
-        states = model.see(normalized(pixels))
-        x = model.place(batch["input_ids"], model.project(states)) + shift
-        logits = model.read(x, batch["attention_mask"] > 0, jnp.asarray(LABELS))
-        s_c = nnx.merge(check_graphdef, frozen["check"])(pooled(states), batch["h_t"])
-        labels = batch["labels"]
-        return Answers(cross_entropy(logits, labels), margin_from(logits, labels), s_c)
-
-    def clean_loss(
-        trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray
-    ) -> tuple[Array, Metrics]:
-        still = jnp.zeros((*batch["text_mask"].shape, width), jnp.float32)
-        answers = answer(trainable, frozen, batch, (batch["pixels"], still))
-        return answers.loss.mean(), {}
-
     start = init_state(adapters, adam, 0)
     beta, epsilon, share = (Knob(value, value) for value in (0.1, EPSILON, 0.5))
     controller = Controller(0.0, beta, epsilon, share)
     state = CmaiState(**vars(start), arm=controller.start())
-    programs = {"clean": make_step(clean_loss, adam)}
-    for k in ks:
-        settings = MbatSettings(steps=k)
-        programs[f"k{k}"] = make_immunize_step(answer, settings, controller, adam, width)
+    steps = _steps((graphdef, check_graphdef), adam, width, controller, ks)
     sides: dict[str, Callable[[], Any]] = {}
     compile_seconds = {}
-    for name, step in programs.items():
+    for name, step in steps.items():
         first = start if name == "clean" else state
         program, compile_seconds[name] = compiled(step, first, frozen, batch)
         sides[name] = _repeatedly(program, first, frozen, batch)
@@ -152,6 +131,40 @@ def shown(figures: dict[str, Any]) -> str:
         f"{clean}. An inner step costs {figures['inner_step']:.2f} clean steps and the rest "
         f"{figures['the_rest']:.2f}; by FLOPs, 1 and 2.",
     )
+
+
+def _steps(
+    graphdefs: tuple[Any, Any],
+    adam: optax.GradientTransformation,
+    width: int,
+    controller: Controller,
+    ks: Sequence[int],
+) -> dict[str, Step]:
+    """The clean step, and MBAT's by its number of inner steps; ``graphdefs`` of model and check."""
+    graphdef, check_graphdef = graphdefs
+
+    def answer(trainable: Any, frozen: Any, batch: Any, inputs: Inputs) -> Answers:
+        pixels, shift = inputs
+        model = lora.merge(graphdef, trainable, frozen["model"])
+        states = model.see(normalized(pixels))
+        x = model.place(batch["input_ids"], model.project(states)) + shift
+        logits = model.read(x, batch["attention_mask"] > 0, jnp.asarray(LABELS))
+        s_c = nnx.merge(check_graphdef, frozen["check"])(pooled(states), batch["h_t"])
+        labels = batch["labels"]
+        return Answers(cross_entropy(logits, labels), margin_from(logits, labels), s_c)
+
+    def clean_loss(
+        trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray
+    ) -> tuple[Array, Metrics]:
+        still = jnp.zeros((*batch["text_mask"].shape, width), jnp.float32)
+        answers = answer(trainable, frozen, batch, (batch["pixels"], still))
+        return answers.loss.mean(), {}
+
+    immunize = {
+        f"k{k}": make_immunize_step(answer, MbatSettings(steps=k), controller, adam, width)
+        for k in ks
+    }
+    return {"clean": make_step(clean_loss, adam)} | immunize
 
 
 def _check(model: Llava) -> Any:

@@ -86,15 +86,7 @@ def against_trl(scratch: Path, python: str, batch: int, threads: int, runs: int)
         UserError: TRL's process fails, or the two sides do not do the same.
     """
     folder = _make_folder(scratch / "llama")
-    config = load_config(
-        CONFIG,
-        [
-            *(f"--config.rewriter.path={folder}", f"--config.ppo.batch_size={batch}"),
-            *(f"--config.optim.learning_rate={LEARNING_RATE}", "--config.optim.clip_norm=0.0"),
-            *("--config.optim.schedule=constant", "--config.optim.warmup_steps=0"),
-            *("--config.breadth.quota=false", "--config.breadth.normalize_by_category=false"),
-        ],
-    )
+    config = _config(folder, batch)
     rewriter = Rewriter(config.rewriter, StubRewards(), config.ppo.seed)
     vocabulary = len(rewriter.tokenizer)
     shape = 4 * batch, config.rewriter.prompt_length
@@ -137,6 +129,19 @@ def shown(figures: dict[str, Any]) -> str:
     floor = figures["floor_seconds"], gflop_text(figures["gflop"])
     row = "PPO iteration", "TRL", seconds["trl"], seconds["jax"], figures["ratio"], *floor
     return table([Comparison(*row)])
+
+
+def _config(folder: Path, batch: int) -> Any:
+    """Ours without what TRL does not have."""
+    return load_config(
+        CONFIG,
+        [
+            *(f"--config.rewriter.path={folder}", f"--config.ppo.batch_size={batch}"),
+            *(f"--config.optim.learning_rate={LEARNING_RATE}", "--config.optim.clip_norm=0.0"),
+            *("--config.optim.schedule=constant", "--config.optim.warmup_steps=0"),
+            *("--config.breadth.quota=false", "--config.breadth.normalize_by_category=false"),
+        ],
+    )
 
 
 def _make_folder(folder: Path) -> Path:

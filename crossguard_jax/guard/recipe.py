@@ -25,7 +25,7 @@ from crossguard_jax.guard.mixture import Readers, open_sources
 from crossguard_jax.hf.load import folder_hash
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.checkpoint import Checkpoints
-from crossguard_jax.train.loop import Hook, Schedule, train
+from crossguard_jax.train.loop import BatchIterator, Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import Loss, TrainState, init_state, make_step
 
@@ -96,22 +96,12 @@ def train_guard(
     parts = (graphdef, frozen)
     validate = _Validation(guard, parts, held, config.train.batch_size, transform)
     hooks = [Hook(config.train.eval_every, validate, config.train.keep_best)] if held else []
-    processes = jax.process_count()
-    batches = pipeline.mixture(
-        opened,
-        {name: config.data.sources[name].weight for name in opened},
-        seed=config.train.seed,
-        batch_size=config.train.batch_size // processes,
-        transform=transform,
-        process_index=jax.process_index(),
-        process_count=processes,
-    )
     rows = {name: len(source) for name, source in opened.items()}
     state = train(
         init_state(adapters, adam, config.train.seed, mesh, rules),
         make_step(guard_loss(graphdef, guard.label_ids), adam, config.optim.accumulate),
         frozen,
-        batches,
+        _batches(config, opened, transform),
         Schedule(config.train.steps, config.train.save_every),
         folder,
         identity=run_identity(config, guard, rows),
@@ -133,6 +123,22 @@ def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
         prompt=config.data.prompt or None,
         rules=rules,
         remat=config.model.remat,
+    )
+
+
+def _batches(
+    config: Any, opened: Mapping[str, RecordSource], transform: pipeline.Transform
+) -> BatchIterator:
+    """This process's share of the weighted mixture."""
+    processes = jax.process_count()
+    return pipeline.mixture(
+        opened,
+        {name: config.data.sources[name].weight for name in opened},
+        seed=config.train.seed,
+        batch_size=config.train.batch_size // processes,
+        transform=transform,
+        process_index=jax.process_index(),
+        process_count=processes,
     )
 
 

@@ -99,14 +99,9 @@ def train(
     """
     folder = Path(folder)
     checkpoints = Checkpoints(folder, identity)
-    best: dict[str, float] = {}
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state, place, meta = restored
-        batches.set_state(place)
-        best = dict(meta["best"])
+    state, best = _resumed(checkpoints, state, batches)
     first = int(state.step)
-    last: tuple[int, Any, Metrics] | None = None
+    last: _Done | None = None
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(_Log(folder, first)))
@@ -114,6 +109,7 @@ def train(
         progress = stack.enter_context(
             Progress(name, schedule.steps, unit="step", start=first, enabled=chief)
         )
+        recorder = _Recorder(folder, schedule, hooks, batches, checkpoints, best, log, progress)
         for n in range(first, schedule.steps):
             batch = next(batches)
             state, metrics = step(state, frozen, _place(batch, batch_sharding))
@@ -121,22 +117,24 @@ def train(
             if last is not None:
                 _check(last, folder)
             last = (n + 1, batch, metrics)
-            done, ends = n + 1, n + 1 == schedule.steps
-            if done % schedule.log_every == 0 or ends:
-                _check(last, folder)
-                values = {k: float(v) for k, v in metrics.items()}
-                log.write(done, values)
-                progress.update(0, note=f"loss {values['loss']:.4f}")
-            for hook in hooks:
-                if hook.every and (done % hook.every == 0 or ends):
-                    _check(last, folder)
-                    _measure(hook, state, done, log, best, checkpoints)
-            if done % schedule.save_every == 0 or ends:
-                _check(last, folder)
-                log.sync()  # no checkpoint is ahead of its log
-                checkpoints.save(done, state, batches.get_state(), {"best": best})
+            recorder.record(last, state)
             progress.update()
     return state
+
+
+_Done = tuple[int, Any, Metrics]  # steps done with it, its batch, its metrics
+
+
+def _resumed(
+    checkpoints: Checkpoints, state: TrainState, batches: BatchIterator
+) -> tuple[TrainState, dict[str, float]]:
+    """Where the run goes on, and its best metrics up to there; sets the batches to their place."""
+    restored = checkpoints.restore(state)
+    if restored is None:
+        return state, {}
+    state, place, meta = restored
+    batches.set_state(place)
+    return state, dict(meta["best"])
 
 
 def _place(batch: Any, sharding: NamedSharding | None) -> Any:
@@ -145,7 +143,7 @@ def _place(batch: Any, sharding: NamedSharding | None) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def _check(last: tuple[int, Any, Metrics], folder: Path) -> None:
+def _check(last: _Done, folder: Path) -> None:
     """Stops on a loss that is no number, and keeps the batch that made it."""
     n, batch, metrics = last
     loss = float(metrics["loss"])
@@ -160,25 +158,49 @@ def _check(last: tuple[int, Any, Metrics], folder: Path) -> None:
         )
 
 
-def _measure(
-    hook: Hook,
-    state: TrainState,
-    n: int,
-    log: "_Log",
-    best: dict[str, float],
-    checkpoints: Checkpoints,
-) -> None:
-    values = dict(hook.measure(state))
-    log.write(n, {f"eval/{k}": v for k, v in values.items()})
-    if not hook.keep_best:
-        return
-    metric = hook.keep_best.lstrip("-")
-    if metric not in values:
-        raise UserError(f"keep_best {metric!r} is none of {', '.join(values)}")
-    value = -values[metric] if hook.keep_best.startswith("-") else values[metric]
-    if value > best.get(hook.keep_best, -math.inf):
-        best[hook.keep_best] = value
-        checkpoints.save_best(n, state.trainable)
+@dataclass(frozen=True)
+class _Recorder:
+    """What a run writes between its steps: logs, evaluations, checkpoints."""
+
+    folder: Path
+    schedule: Schedule
+    hooks: Sequence[Hook]
+    batches: BatchIterator
+    checkpoints: Checkpoints
+    best: dict[str, float]
+    log: "_Log"
+    progress: Progress
+
+    def record(self, last: _Done, state: TrainState) -> None:
+        """Writes what is due after a step; waits for the device only where something is."""
+        n, _, metrics = last
+        ends = n == self.schedule.steps
+        if n % self.schedule.log_every == 0 or ends:
+            _check(last, self.folder)
+            values = {k: float(v) for k, v in metrics.items()}
+            self.log.write(n, values)
+            self.progress.update(0, note=f"loss {values['loss']:.4f}")
+        for hook in self.hooks:
+            if hook.every and (n % hook.every == 0 or ends):
+                _check(last, self.folder)
+                self._measure(hook, state, n)
+        if n % self.schedule.save_every == 0 or ends:
+            _check(last, self.folder)
+            self.log.sync()  # no checkpoint is ahead of its log
+            self.checkpoints.save(n, state, self.batches.get_state(), {"best": self.best})
+
+    def _measure(self, hook: Hook, state: TrainState, n: int) -> None:
+        values = dict(hook.measure(state))
+        self.log.write(n, {f"eval/{k}": v for k, v in values.items()})
+        if not hook.keep_best:
+            return
+        metric = hook.keep_best.lstrip("-")
+        if metric not in values:
+            raise UserError(f"keep_best {metric!r} is none of {', '.join(values)}")
+        value = -values[metric] if hook.keep_best.startswith("-") else values[metric]
+        if value > self.best.get(hook.keep_best, -math.inf):
+            self.best[hook.keep_best] = value
+            self.checkpoints.save_best(n, state.trainable)
 
 
 class _Log:

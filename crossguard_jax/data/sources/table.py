@@ -54,11 +54,7 @@ def table(
 
     def make(row: int, value: dict[str, Any]) -> list[Record]:
         words = text_field(value, text)
-        if image is not None and image not in value:
-            raise UserError(f"no field {image!r}; give a picture's path, or null for text alone")
-        data = None
-        if image is not None and value[image] not in (None, ""):
-            data = named_picture(value, image, root, check_pictures)
+        data = None if image is None else _picture(value, image, root, check_pictures)
         word = _word(value.get(label)) or default_label
         return [
             Record(
@@ -83,6 +79,13 @@ def _the_table(path: Path) -> Path:
         names = ", ".join(table.name for table in tables) or "none"
         raise UserError(f"{path}: expected one table ({', '.join(TABLE_ENDINGS)}), found {names}")
     return tables[0]
+
+
+def _picture(value: Mapping[str, Any], image: str, root: Path, check: bool) -> bytes | None:
+    """The picture of a row; None of a row of text alone."""
+    if image not in value:
+        raise UserError(f"no field {image!r}; give a picture's path, or null for text alone")
+    return None if value[image] in (None, "") else named_picture(value, image, root, check)
 
 
 def _word(value: Any) -> str:
