@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.impforge.forge import Forged
@@ -14,7 +14,7 @@ from crossguard_jax.impforge.rewards.rewards import REWARDS
 from crossguard_jax.io import images
 from crossguard_jax.report import drawing, plots
 from crossguard_jax.report.blocks import Block, Plot, Section, Text
-from crossguard_jax.report.tables import Figure, Table
+from crossguard_jax.report.tables import Metric, Table
 
 _INTRO = (
     "Each query names a thing and plainly means harm. A harmless picture of the thing was matched "
@@ -64,15 +64,15 @@ def forge_section(
             "nothing was trained on."
         )
         names = {name: name.replace("_", " ") for name in truth}
-        rows = tuple((names[k], Figure(f"forge.truth.{k}", v)) for k, v in truth.items())
+        rows = tuple((names[k], Metric(f"forge.truth.{k}", v)) for k, v in truth.items())
         blocks.append(Table(("Of the rows labelled unsafe", "%"), rows, caption))
     blocks += [_curves(learned), _kl(learned)]
     blocks.append(Plot.of("forge_examples", grid(shown), "Forged rows, drawn at random."))
     return Section("How the implicit rows were forged", tuple(blocks))
 
 
-def _count(name: str, n: int) -> Figure:
-    return Figure(f"forge.{name}", Estimate.exact(n, n), "plain")
+def _count(name: str, n: int) -> Metric:
+    return Metric(f"forge.{name}", Estimate.exact(n, n), "plain")
 
 
 def _counts(forged: Forged) -> Table:
@@ -93,7 +93,7 @@ def _counts(forged: Forged) -> Table:
 def _variety(forged: Forged) -> Table:
     n = forged.kept.get("unsafe", 0)
     rows = tuple(
-        (_VARIETY[k], Figure(f"forge.{k}", Estimate.exact(v, n), "plain"))
+        (_VARIETY[k], Metric(f"forge.{k}", Estimate.exact(v, n), "plain"))
         for k, v in forged.diversity.items()
     )
     return Table(
@@ -125,7 +125,7 @@ def _kl(learned: Sequence[Mapping[str, Any]]) -> Plot:
 
 
 @drawing.styled
-def grid(shown: Sequence[Rewrite], columns: int = 4) -> Drawing:
+def grid(shown: Sequence[Rewrite], columns: int = 4) -> Figure:
     """Pictures with the query above and the rewrite below."""
     columns = max(1, min(columns, len(shown)))
     rows = max(1, -(-len(shown) // columns))

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.report import drawing
 from crossguard_jax.report.examples import Example
-from crossguard_jax.report.tables import Figure, Table, Unit
+from crossguard_jax.report.tables import Metric, Table, Unit
 
 _UNITS: dict[str, Unit] = {"%": "percent", "pp": "points", "": "plain", "f": "fraction"}
 _REFERENCE = re.compile(r"\{([a-z0-9_]+(?:\.[a-z0-9_]+)+)(?::(%|pp|f))?\}")
@@ -57,7 +57,7 @@ class Plot:
     caption: str
 
     @classmethod
-    def of(cls, name: str, figure: Drawing, caption: str) -> "Plot":
+    def of(cls, name: str, figure: Figure, caption: str) -> "Plot":
         """The block for a figure that ``plots`` drew."""
         return cls(name, drawing.png(figure), drawing.pdf(figure), caption)
 
@@ -108,8 +108,8 @@ def resolve(text: str, figures: Mapping[str, Estimate]) -> str:
         if name not in figures:
             raise ValueError(f"a text of the report cites {name!r}, which no section measures")
         sign = "%" if unit == "%" else ""
-        figure = Figure(name, figures[name], _UNITS[unit])
-        interval = figure.interval_text()
-        return f"{figure.value_text()}{sign}" + (f" [{interval}]" if interval else "")
+        metric = Metric(name, figures[name], _UNITS[unit])
+        interval = metric.interval_text()
+        return f"{metric.value_text()}{sign}" + (f" [{interval}]" if interval else "")
 
     return _REFERENCE.sub(shown, text)

@@ -1,4 +1,4 @@
-"""Tables of systems against benchmarks, whose cells are figures and not yet text.
+"""Tables of systems against benchmarks, whose cells are metrics and not yet text.
 
 A cell keeps its dotted name and its estimate, so that the Markdown, the HTML and the JSON of a
 report show one number and not three copies of it.
@@ -22,7 +22,7 @@ LONG = 15
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """A number in a report: its dotted name, its estimate, and how it is written.
 
     Units: ``percent`` of a share; ``points``, a signed difference of shares in percentage points;
@@ -56,7 +56,7 @@ class Figure:
         return " ".join(part for part in parts if part)
 
 
-Cell = str | Figure
+Cell = str | Metric
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Table:
         return f"{len(self.folded):,} more rows of {len(self.rows):,}"
 
     def figures(self) -> dict[str, Estimate]:
-        """Every figure in the table by its dotted name."""
+        """Every metric in the table by its dotted name."""
         cells = (cell for row in self.rows for cell in row)
-        return {cell.name: cell.estimate for cell in cells if isinstance(cell, Figure)}
+        return {cell.name: cell.estimate for cell in cells if isinstance(cell, Metric)}
 
 
 def number_text(value: float, unit: Unit) -> str:
@@ -177,10 +177,10 @@ def ranking_table(results: Results, titles: Mapping[str, str] | None = None) -> 
             (
                 f"{titles.get(system, system)}: {titles.get(name, name)}",
                 *(
-                    _figure(system, figures, f"{name}.{measure}", unit)
+                    _metric(system, figures, f"{name}.{measure}", unit)
                     for measure, (_, unit) in columns.items()
                 ),
-                _figure(system, figures, "all.fpr", "percent"),
+                _metric(system, figures, "all.fpr", "percent"),
             )
             for name in [*benchmarks_with(figures, "auroc"), "all"]
         ]
@@ -234,7 +234,7 @@ def category_table(
         (
             f"{titles.get(benchmark, benchmark)}: {category.replace('_', ' ')}",
             *(
-                _figure(
+                _metric(
                     system,
                     figures,
                     f"{benchmark}.category.{category}.{measure}",
@@ -287,19 +287,19 @@ def _systems_by(
     rows = tuple(
         (
             titles.get(system, system),
-            *(_figure(system, figures, name, unit, show_n=not shared[name]) for name in names),
+            *(_metric(system, figures, name, unit, show_n=not shared[name]) for name in names),
         )
         for system, figures in results.items()
     )
     return Table(tuple(headings), rows, caption)
 
 
-def _figure(
+def _metric(
     system: str, figures: Mapping[str, Estimate], name: str, unit: Unit, show_n: bool = False
 ) -> Cell:
     if name not in figures:
         return ABSENT
-    return Figure(f"{system}.{name}", figures[name], unit, show_n)
+    return Metric(f"{system}.{name}", figures[name], unit, show_n)
 
 
 def _heading(name: str, titles: Mapping[str, str]) -> str:
@@ -318,5 +318,5 @@ def _union(results: Results, measure: str) -> list[str]:
 
 
 def _cell_text(cell: Cell) -> str:
-    # A figure's brackets are ours, and no link: they need no escape.
-    return cell.text() if isinstance(cell, Figure) else escape_markdown(cell)
+    # A metric's brackets are ours, and no link: they need no escape.
+    return cell.text() if isinstance(cell, Metric) else escape_markdown(cell)

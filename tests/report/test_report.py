@@ -14,7 +14,7 @@ from crossguard_jax.evals.guard_report import Judged, guard_sections, overview
 from crossguard_jax.report.blocks import Bullets, Code, Definitions, Examples, Plot, Section, Text
 from crossguard_jax.report.examples import Example
 from crossguard_jax.report.report import Report
-from crossguard_jax.report.tables import Figure, Table
+from crossguard_jax.report.tables import Metric, Table
 from tests.evals import scored
 
 SHARE = Estimate(0.0359, 0.0166, 0.0762, 167)
@@ -80,7 +80,7 @@ def test_every_number_in_a_table_is_in_the_json_the_markdown_and_the_html(report
     seen = 0
     tables = [b for section in report.sections for b in section.blocks if isinstance(b, Table)]
     for cell in (cell for table in tables for row in table.rows for cell in row):
-        if isinstance(cell, Figure):
+        if isinstance(cell, Metric):
             assert entries[cell.name] == cell.estimate.as_dict()
             assert cell.text() in markdown
             assert f'<td title="{cell.name}">{cell.value_text()}' in page
@@ -122,7 +122,7 @@ def test_a_report_without_benign_rows_warns_its_reader(benign):
 
 
 def test_a_long_table_is_folded_in_the_page_with_every_row_in_it():
-    rows = tuple((f"row {i}", Figure(f"x.r{i}", SHARE)) for i in range(30))
+    rows = tuple((f"row {i}", Metric(f"x.r{i}", SHARE)) for i in range(30))
     section = Section("s", (Table(("name", "%"), rows, "caption", 4),))
     page = Page(Report("r", [section]).to_html())
     seen, folded = page.text.split("26 more rows of 30")

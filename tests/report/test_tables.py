@@ -8,7 +8,7 @@ import pytest
 from crossguard_jax.core.metrics import Estimate, proportion
 from crossguard_jax.evals.benchmarks import compare, evaluate
 from crossguard_jax.report import tables
-from crossguard_jax.report.tables import Figure, Table
+from crossguard_jax.report.tables import Metric, Table
 from tests.evals import scored
 
 SYSTEMS = {"guard.full": scored.scores(3.0), "guard.explicit_only": scored.scores(0.2)}
@@ -80,7 +80,7 @@ def test_a_long_table_shows_its_first_rows_and_folds_the_rest(rows):
 def test_recall_never_stands_without_the_benign_fpr_in_its_row():
     table = tables.ranking_table(RESULTS)
     for row in table.rows:
-        names = [cell.name.rsplit(".", 1)[1] for cell in row if isinstance(cell, Figure)]
+        names = [cell.name.rsplit(".", 1)[1] for cell in row if isinstance(cell, Metric)]
         assert "recall_at_1_fpr" in names and names[-1] == "fpr"
 
 
@@ -115,7 +115,7 @@ def test_n_moves_into_the_cells_where_systems_saw_different_rows():
     ],
 )
 def test_a_figure_is_written_in_its_unit(estimate, unit, text):
-    assert Figure("a.b", estimate, unit).text() == text
+    assert Metric("a.b", estimate, unit).text() == text
 
 
 def test_markdown_cells_cannot_break_the_table():

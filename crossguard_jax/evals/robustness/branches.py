@@ -19,7 +19,7 @@ from crossguard_jax.core.typing import Float
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.robustness.probe import Probe, s_c
 from crossguard_jax.io.progress import rounds
-from crossguard_jax.report.tables import Cell, Figure, Table, Unit
+from crossguard_jax.report.tables import Cell, Metric, Table, Unit
 
 RUNS = 5
 """Times that a branch is timed."""
@@ -120,7 +120,7 @@ def branch_table(name: str, policy: Policy, estimates: Figures, conditions: Iter
         here = branch_name(policy, i)
         where = f"S_c below {branch.below:.4g}" if i < len(policy.branches) - 1 else "the rest"
         cells = (
-            Figure(f"{name}.{here}.{what}", estimates[f"{here}.{what}"], unit)
+            Metric(f"{name}.{here}.{what}", estimates[f"{here}.{what}"], unit)
             for what, (_, unit) in columns.items()
         )
         rows.append((f"{branch.do}: {where}", *cells))

@@ -35,7 +35,7 @@ from crossguard_jax.evals.robustness.probe import plain_cut
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.report.blocks import Section, Text
-from crossguard_jax.report.tables import Cell, Figure, Table
+from crossguard_jax.report.tables import Cell, Metric, Table
 
 ANSWER, SUSPICIOUS = "answer", "suspicious"
 RADII = (0.0, 0.1, 0.25, 0.5)
@@ -249,8 +249,8 @@ def certificate_section(name: str, certificates: Certified) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for own, (title, _, those, _) in sides(certificates).items():
         names = (f"{own}.certified.{level('l2', at)}" for at in RADII)
-        cells = [Figure(f"{where}.{name}", all_figures[name]) for name in names]
-        turned = Figure(f"{where}.{own}.turned", all_figures[f"{own}.turned"], show_n=True)
+        cells = [Metric(f"{where}.{name}", all_figures[name]) for name in names]
+        turned = Metric(f"{where}.{own}.turned", all_figures[f"{own}.turned"], show_n=True)
         rows.append((f"{title} (n = {those.sum():,})", *cells, turned))
     heads = (f"L2 {at:g}" if at else "any radius" for at in RADII)
     table = Table(

@@ -13,7 +13,7 @@ from crossguard_jax.evals.robustness.branches import branch_figures, branch_tabl
 from crossguard_jax.evals.robustness.figures import level, level_title
 from crossguard_jax.evals.robustness.probe import Probe
 from crossguard_jax.report.blocks import Definitions, Plot, Section, Text
-from crossguard_jax.report.tables import Cell, Figure, Table, Unit
+from crossguard_jax.report.tables import Cell, Metric, Table, Unit
 
 PARTS = {"": "all rows attacked", "fooling.": "those that fool the model"}
 """Of an attack's rows, by what their figures' names begin with."""
@@ -117,14 +117,14 @@ def _table(where: str, probe: Probe, estimates: Figures) -> Table:
             shares: list[Cell] = ["", ""]
             if not part:
                 shares = [
-                    Figure(f"{where}.{attack}.{share}", estimates[f"{attack}.{share}"], show_n=True)
+                    Metric(f"{where}.{attack}.{share}", estimates[f"{attack}.{share}"], show_n=True)
                     for share in ("fooled", "accepted")
                 ]
             cells = []
             for measure, (_, unit) in _MEASURES.items():
                 figure = f"{attack}.{part}{measure}"
                 cells.append(
-                    Figure(f"{where}.{figure}", estimates[figure], unit, unit == "percent")
+                    Metric(f"{where}.{figure}", estimates[figure], unit, unit == "percent")
                 )
             rows.append((f"{attack}: {title}", *shares, *cells))
     heads = (title for title, _ in _MEASURES.values())

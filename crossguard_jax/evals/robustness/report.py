@@ -15,7 +15,7 @@ from crossguard_jax.evals.robustness.figures import (
 )
 from crossguard_jax.evals.robustness.lint import Limits, missing, stamp, unequal
 from crossguard_jax.report.blocks import Block, Definitions, Plot, Section, Text
-from crossguard_jax.report.tables import ABSENT, Cell, Figure, Table, Unit
+from crossguard_jax.report.tables import ABSENT, Cell, Metric, Table, Unit
 
 _TITLES = {"linf": "L∞", "l2": "L2"}
 _TERMS = (
@@ -101,7 +101,7 @@ def _how(systems: Mapping[str, Robustness]) -> str:
 
 
 def _cell(name: str, metrics: Mapping[str, Estimate], figure: str, unit: Unit = "percent") -> Cell:
-    return Figure(f"{name}.{figure}", metrics[figure], unit, True) if figure in metrics else ABSENT
+    return Metric(f"{name}.{figure}", metrics[figure], unit, True) if figure in metrics else ABSENT
 
 
 def _radii(systems: Mapping[str, Robustness]) -> list[float]:

@@ -7,7 +7,7 @@ from crossguard_jax.evals.robustness.figures import level_title
 from crossguard_jax.evals.tasks.attack import Attack, Measured, where
 from crossguard_jax.report import plots
 from crossguard_jax.report.blocks import Block, Definitions, Plot, Section, Text
-from crossguard_jax.report.tables import ABSENT, Cell, Figure, Table
+from crossguard_jax.report.tables import ABSENT, Cell, Metric, Table
 
 Systems = Mapping[str, Mapping[str, Measured]]
 """By system's dotted name, then by benchmark's."""
@@ -105,10 +105,10 @@ def _table(estimates: _Estimates, attack: Attack) -> Table:
             at = f"{system}.{benchmark}"
             cells: list[Cell] = [f"{system}: {benchmark}, {_title(name)}", str(estimate.n)]
             for place in places:
-                cells.append(Figure(f"{at}.{place}.{name}", figures[place][name]))
+                cells.append(Metric(f"{at}.{place}.{name}", figures[place][name]))
             if attack.epsilons:
                 change = f"{name}_difference"
-                cells.append(Figure(f"{at}.{last}.{change}", figures[last][change], "points"))
+                cells.append(Metric(f"{at}.{last}.{change}", figures[last][change], "points"))
             rows.append(tuple(cells))
     changes = (f"{places[last]} less clean",) if attack.epsilons else ()
     return Table(

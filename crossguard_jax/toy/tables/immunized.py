@@ -15,7 +15,7 @@ from crossguard_jax.evals.robustness.figures import Robustness, compare, figures
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.report.blocks import Plot, Section
 from crossguard_jax.report.report import Report
-from crossguard_jax.report.tables import ABSENT, Cell, Figure, Table
+from crossguard_jax.report.tables import ABSENT, Cell, Metric, Table
 from crossguard_jax.toy.tables.defences import (
     COMPARED,
     ROWS,
@@ -138,13 +138,13 @@ def _clean_section(task: str, results: Mapping[str, Robustness]) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for name, system in results.items():
         cells = [
-            Figure(f"{task}.{name}.unattacked.{what}", figures_of[name][f"linf.clean.{what}"])
+            Metric(f"{task}.{name}.unattacked.{what}", figures_of[name][f"linf.clean.{what}"])
             for what in ("accuracy", "rejected")
         ]
         cost: Cell = ABSENT
         if name != "none" and "none" in results:
             paired = compare(system, results["none"])["linf.clean.accuracy_difference"]
-            cost = Figure(f"{task}.{name}.unattacked.minus.none", paired, "points")
+            cost = Metric(f"{task}.{name}.unattacked.minus.none", paired, "points")
         rows.append((ROWS[name].title, *cells, cost))
     n = next(iter(results.values())).any.plan.rows
     table = Table(
