@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.metrics import Estimate
@@ -11,6 +14,8 @@ from crossguard_jax.data.records import blanked
 from crossguard_jax.evals.benchmarks import evaluate
 from crossguard_jax.evals.systems import score_benchmarks
 from crossguard_jax.guard.recipe import train_guard
+from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.report import drawing, plots
 from crossguard_jax.toy.study import SOURCE, benchmarks, read
 from crossguard_jax.toy.tables import cells
 
@@ -48,9 +53,25 @@ COLUMNS: Mapping[str, str] = {
 }
 """Figures of ``evals.benchmarks`` that the table shows, with their headings (all in percent)."""
 
+DRAWN: Mapping[str, str] = {
+    "full": "full mixture",
+    "explicit_only": "no implicit rows",
+    "no_benign": "no safe rows",
+}
+"""Rows that the picture shows, by what they learned from."""
+
+BARS: Mapping[str, str] = {
+    "implicit.asr": "harm missed: known pairs",
+    "implicit_heldout.asr": "harm missed: new pairs",
+    "implicit.fpr": "false alarms: known pairs",
+    "implicit_heldout.fpr": "false alarms: new pairs",
+}
+"""Figures that it shows, by what they are called there."""
+
 
 def main(args: argparse.Namespace) -> None:
-    """The verb's work: prints the table, and leaves ``table.json`` and ``table.md``."""
+    """The verb's work: prints the table, and leaves ``table.json`` and ``table.md``, and
+    ``table.png`` where the rows that it shows were made."""
     folder = Path(args.out)
     results = {
         name: [run_cell(folder, name, seed, args.rows) for seed in args.seeds]
@@ -62,6 +83,19 @@ def main(args: argparse.Namespace) -> None:
     page = cells.shares("Guard", titles, COLUMNS, results, args.seeds, caption)
     figures = cells.pooled_figures(results, COLUMNS)
     cells.leave(folder, "table", command, args.seeds, figures, page)
+    if DRAWN.keys() <= results.keys():
+        write_atomic(folder / "table.png", drawing.png(picture(figures)))
+
+
+def picture(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """What three guards get wrong, from the figures of ``table.json``."""
+    return plots.rate_bars(
+        {
+            title: {bar: Estimate.from_dict(figures[f"{row}.{name}"]) for name, bar in BARS.items()}
+            for row, title in DRAWN.items()
+        },
+        "Wrong verdicts (%)",
+    )
 
 
 def run_cell(folder: Path, name: str, seed: int, rows: int) -> cells.Cell:

@@ -22,7 +22,8 @@ def test_pooling_seeds_is_counting_their_rows():
 
 def test_finished_cells_are_read_and_written_into_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "train_guard", lambda *_: pytest.fail("trained a finished cell"))
-    for name in ("full", "explicit_only"):
+    only = ["full", "explicit_only", "no_benign"]
+    for name in only:
         for seed in (0, 1):
             cell = tmp_path / "cells" / f"{name}-{seed}"
             cell.mkdir(parents=True)
@@ -30,10 +31,10 @@ def test_finished_cells_are_read_and_written_into_the_table(tmp_path, monkeypatc
             figures = {column: share(hits, 1000).as_dict() for column in table.COLUMNS}
             text = json.dumps({"seconds": 1.0, **figures})
             (cell / "figures-2000.json").write_text(text)
-    only = ["full", "explicit_only"]
     table.main(argparse.Namespace(out=tmp_path, only=only, seeds=[0, 1], rows=2000))
     found = json.loads((tmp_path / "table.json").read_text())
     assert found["figures"]["full.implicit.asr"]["value"] == 20 / 2000
     assert found["figures"]["full.implicit.asr"]["seeds"] == [0.005, 0.015]
     page = (tmp_path / "table.md").read_text()
     assert r"1.0 \[0.6, 1.5\] (0.5, 1.5)" in page and "Explicit data only" in page
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
