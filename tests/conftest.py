@@ -24,6 +24,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+GROUPS = {
+    "parity": "more random models and inputs beside transformers, PEFT, torchattacks and others",
+    "training": "whole trainings: learned, killed, resumed",
+    "devices": "the same on eight devices as on one",
+    "tables": "the small world's models and tables made anew",
+    "benches": "the benches run",
+    "install": "a wheel in an environment of its own, every command of README",
+    "mutations": "code broken on purpose: the default set goes red",
+}
+"""What takes minutes, by what it proves: ``launch/run.sh test -m parity``, ``-m slow`` for all."""
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository under test."""
@@ -91,13 +103,20 @@ def _room_for_programs() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs that are run once or twice are compiled quickly; long proofs as users' are."""
+    config.addinivalue_line("markers", "slow: set on the tests of every group; left out by default")
+    for group, what in GROUPS.items():
+        config.addinivalue_line("markers", f"{group}: {what} (slow: ask for it with -m {group})")
     if "not slow" in config.option.markexpr:
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file goes first: no process is left alone with it. Tests marked ``gpu`` that were
-    asked for are skipped where there is no GPU."""
+    """A test of a group is slow. The longest file goes first: no process is left alone with it.
+    Tests marked ``gpu`` that were asked for are skipped where there is no GPU."""
+    for item in items:
+        if any(item.get_closest_marker(group) for group in GROUPS):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name != "test_quickstart.py")
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
@@ -107,3 +126,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if jax.default_backend() != "gpu":
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the machine does: without it, a suite's time says nothing."""
+    code = """
+        import time, jax
+        x = jax.random.normal(jax.random.key(0), (2048, 2048))
+        product = jax.jit(lambda x: x @ x)
+        seconds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            product(x).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        print(f"{2 * 2048**3 / min(seconds) / 1e9:.0f}")
+    """
+    environ = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environ, capture_output=True, text=True
+    )
+    rate = done.stdout.strip() or "an unknown number of"
+    terminalreporter.write_line(f"a float32 matrix product runs at {rate} GFLOP/s on this machine")
