@@ -202,7 +202,8 @@ def attack() -> dict[str, object]:
         "batch_size": 16,
         # Evaluations that a judge takes the mean of, where the system is random.
         "draws": 4,
-        "max_length": 48,
+        # Of the prompts, in tokens; 0 is as long as the longest row needs.
+        "max_length": 0,
         "seed": 0,
         "attacks": {
             # Oblivious of what checks; aware of it; through all the policy's branches and noise;
@@ -253,7 +254,6 @@ def nlvr() -> ConfigDict:
     config.data.update({"prompt": "true_false", "max_length": 96})
     config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="train")}
     config.data.validation = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
-    config.attack.max_length = 96
     return config
 
 

@@ -27,6 +27,7 @@ from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard.encoding import bucket
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io.jsonl import read_json, write_atomic
@@ -89,9 +90,10 @@ class Immunized:
 
         Args:
             records: with labels.
-            length: of the padded prompts in tokens; 0 is the model's limit.
+            length: of the padded prompts in tokens, longer texts are cut; 0 is as long as the
+                longest needs.
         """
-        length = length or self.task.guard.settings.max_length
+        length = length or self._longest(records)
         parts = []
         for start in range(0, len(records), 256):
             part = self.task.batch(records[start : start + 256], length)
@@ -105,6 +107,12 @@ class Immunized:
             if name not in _READER
         }
         return arrays.pop("pixels"), arrays
+
+    def _longest(self, records: Sequence[Record]) -> int:
+        guard = self.task.guard
+        has_picture = [record.image is not None for record in records]
+        encoded = guard.encoder.tokenize([r.text for r in records], has_picture, truncate=True)
+        return bucket(max(len(row.ids) for row in encoded), guard.settings.max_length)
 
     def outcome(
         self, params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray
