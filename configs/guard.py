@@ -135,7 +135,7 @@ def llava_7b() -> ConfigDict:
     # 576 picture tokens, the prompt's own words, and the text.
     config.data.max_length = 1_024
     config.data.sources = {
-        "implicit": source("table", "data/impforge", weight=0.4),
+        "implicit": source("table", "data/impforge/train.jsonl", weight=0.4),
         "vlguard": source("vlguard", "data/VLGuard", weight=0.25),
         "figstep": source("figstep", "data/FigStep", weight=0.1),
         "vqav2": source("vqav2", "data/VQAv2", weight=0.25, limit=20_000),

@@ -31,7 +31,7 @@ from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import Readers, open_sources
+from crossguard_jax.guard.mixture import Readers, answered, open_sources
 from crossguard_jax.guard.recipe import load_base, run_identity
 from crossguard_jax.nn import lora
 from crossguard_jax.train.loop import Schedule, train
@@ -111,6 +111,8 @@ def immunize(
     sources = open_sources(config.data.sources, data, readers or {})
     held = open_sources(config.data.validation, data / "validation", readers or {})
     task, trainable = _start(config, answers_of(config, sources), mesh, rules)
+    sources = answered(sources, data, task.labels)
+    held = answered(held, data / "validation", task.labels)
     run = _Run(config, folder, task, task.frozen_parts, sources, held, mesh, rules)
     tau = tau_c = 0.0
     if config.cmcv.on:

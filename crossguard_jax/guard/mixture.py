@@ -1,16 +1,18 @@
 """A configuration's sources as ArrayRecord datasets: read once, then opened at random."""
 
 import json
+import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 from ml_collections import ConfigDict
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data import sources
 from crossguard_jax.data.builders import RecordSource, open_dataset, write_dataset
 from crossguard_jax.data.records import LeftOut, Record, Rejected
@@ -36,6 +38,7 @@ def open_sources(
         specs: the configuration's sources.
         folder: of the datasets.
         readers: beside `data.sources`' own, by the name that a source may use.
+
     Raises:
         UserError: a reader's own, or a source without one good row.
     """
@@ -45,6 +48,51 @@ def open_sources(
         for name, spec in weighted.items():
             _write(name, spec, folder, readers)
     return {name: _wait_and_open(name, weighted[name], folder) for name in weighted}
+
+
+def answered(
+    opened: Mapping[str, RecordSource], folder: str | Path, answers: Collection[str]
+) -> dict[str, RecordSource]:
+    """What `open_sources` opened in ``folder``, without rows whose label is none of ``answers``.
+
+    How many those are is said.
+
+    Raises:
+        UserError: a source that has no other.
+    """
+    return {name: _answered(name, opened[name], Path(folder), answers) for name in opened}
+
+
+class Selected:
+    """Some records of a source, in its order."""
+
+    def __init__(self, source: RecordSource, rows: Sequence[int]):
+        """``rows``: positions in ``source``."""
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        """The record at ``index`` of those selected."""
+        return self._source[self._rows[operator.index(index)]]
+
+
+def _answered(
+    name: str, source: RecordSource, folder: Path, answers: Collection[str]
+) -> RecordSource:
+    labels = json.loads((folder / f"{name}.settings.json").read_text())["labels"]
+    rows = [i for i, label in enumerate(labels) if label in answers]
+    if len(rows) == len(source):
+        return source
+    others = Counter(label for label in labels if label not in answers)
+    shown = ", ".join(f"{n:,} {short(repr(label))}" for label, n in others.most_common(5))
+    what = f"{len(source) - len(rows):,} rows have a label that is no answer ({shown})"
+    if not rows:
+        raise UserError(f"{name}: all {what}; the answers are {', '.join(answers)}")
+    if jax.process_index() == 0:
+        print(f"{name}: {what}; they are left out")
+    return Selected(source, rows)
 
 
 def _settings(spec: ConfigDict) -> dict[str, Any]:
@@ -71,11 +119,19 @@ def _write(name: str, spec: ConfigDict, folder: Path, readers: Readers) -> None:
                 rows = left_out.accepted(_rows(spec, readers))
                 kept = (row for row in rows if not spec.labels or row.label in spec.labels)
                 limited = islice(kept, spec.limit) if spec.limit else kept
-                write_dataset({spec.split: limited}, folder, name)
-            made = {"settings": settings, "files": files}
+                labels: list[str] = []
+                write_dataset({spec.split: _listing(limited, labels)}, folder, name)
+            made = {"settings": settings, "files": files, "labels": labels}
             jsonl.write_atomic(note, json.dumps(made, indent=1))
     for line in left_out.lines():
         print(line if line.startswith(" ") else f"{name}: {line}")
+
+
+def _listing(records: Iterable[Record], labels: list[str]) -> Iterator[Record]:
+    """Passes records on; their labels go into ``labels``."""
+    for record in records:
+        labels.append(record.label)
+        yield record
 
 
 def _rows(spec: ConfigDict, readers: Readers) -> Iterator[Record | Rejected]:

@@ -21,7 +21,7 @@ from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import Readers, open_sources
+from crossguard_jax.guard.mixture import Readers, answered, open_sources
 from crossguard_jax.hf.load import folder_hash
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.checkpoint import Checkpoints
@@ -83,8 +83,11 @@ def train_guard(
     model = lora.attach(guard.model, config.lora.targets, config.lora.rank, config.lora.alpha, key)
     graphdef, adapters, frozen = lora.split(model)
     data = Path(data or folder / "data")
-    opened = open_sources(config.data.sources, data, readers or {})
+    words = guard.settings.prompt
+    answers = (words.negative, words.positive)
+    opened = answered(open_sources(config.data.sources, data, readers or {}), data, answers)
     held = open_sources(config.data.validation, data / "validation", readers or {})
+    held = answered(held, data / "validation", answers)
     sharding = batch_sharding(mesh, rules, config.train.batch_size)
     adam = optimizer(config.optim, config.train.steps)
     blank = config.data.blank

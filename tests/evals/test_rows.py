@@ -22,7 +22,7 @@ from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
 from crossguard_jax.evals.systems import score_benchmarks
 from crossguard_jax.guard import scoring
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import open_sources
+from crossguard_jax.guard.mixture import answered, open_sources
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io import images
 
@@ -307,6 +307,19 @@ def write_format(name: str, folder: Path) -> tuple[Path, str]:
     flags = {category: category == CATEGORIES[0] for category in CATEGORIES}
     put("t.jsonl", {"prompt": "t", "category": flags})
     return folder / "t.jsonl", ""
+
+
+def test_training_leaves_out_rows_whose_label_is_no_answer(tmp_path, capsys):
+    labels = ("safe", "maybe", "unsafe", "", "safe")
+    rows = [{"id": f"r{i}", "text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row | {"image": None}) + "\n" for row in rows))
+    opened = open_sources(source_of(path, "table", "train"), tmp_path / "data", {})
+    source = answered(opened, tmp_path / "data", ("safe", "unsafe"))["s"]
+    assert [source[i].id for i in range(len(source))] == ["r0", "r2", "r4"]
+    assert "2 rows have a label that is no answer (1 'maybe', 1 '')" in capsys.readouterr().out
+    with pytest.raises(UserError, match="all 5 rows .*; the answers are true, false"):
+        answered(opened, tmp_path / "data", ("true", "false"))
 
 
 @pytest.mark.parametrize("verb", ["score", "evaluate", "train"])

@@ -291,7 +291,7 @@ def first_state(
 
 
 def run_identity(config: Any, rewriter: Rewriter, triplets: Sequence[Triplet]) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be this run's."""
+    """What must be the same for a checkpoint to be this run's: all but what other steps read."""
     h = hashlib.sha256()
     for t in triplets:
         h.update(json.dumps([t.id, t.query, t.shown, t.category]).encode())
@@ -300,8 +300,14 @@ def run_identity(config: Any, rewriter: Rewriter, triplets: Sequence[Triplet]) -
         "base": folder_hash(rewriter.folder),
         "rewards": rewriter.rewards.hashes,
         "triplets": h.hexdigest(),
-        "config": json.loads(config.to_json()),
+        "config": settings_of_ppo(config),
     }
+
+
+def settings_of_ppo(config: Any) -> dict[str, Any]:
+    """What of a configuration decides how the rewriter is trained: not how it forges then."""
+    settings = json.loads(config.to_json())
+    return {name: value for name, value in settings.items() if name not in ("match", "forge")}
 
 
 def objective(written: Written, weights: Mapping[str, float], kl_coef: float) -> np.ndarray:
