@@ -27,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 GROUPS = {
     "parity": "more random models and inputs beside transformers, PEFT, torchattacks and others",
     "training": "whole trainings: learned, killed, resumed",
+    "robustness": "attacks on whole systems, and the reports of them",
     "devices": "the same on eight devices as on one",
     "tables": "the small world's models and tables made anew",
     "benches": "the benches run",
@@ -115,6 +116,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test of a group is slow. The longest file goes first: no process is left alone with it.
     Tests marked ``gpu`` that were asked for are skipped where there is no GPU."""
     for item in items:
+        if item.get_closest_marker("slow"):
+            raise pytest.UsageError(f"{item.nodeid}: mark it with its group, not as slow")
         if any(item.get_closest_marker(group) for group in GROUPS):
             item.add_marker("slow")
     items.sort(key=lambda item: item.path.name != "test_quickstart.py")

@@ -1,4 +1,4 @@
-"""Random configurations: a few in every run, the others among the slow proofs."""
+"""Random configurations: a few in every run, the others in a group of slow ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def few(values: Sequence[Any], n: int) -> list[Any]:
-    """The values as parameters, all after the first ``n`` marked slow: each compiles programs of
-    its own."""
-    rest = (pytest.param(value, marks=pytest.mark.slow) for value in values[n:])
+    """The values as parameters, those after the first ``n`` in the group ``parity``: each compiles
+    programs of its own."""
+    rest = (pytest.param(value, marks=pytest.mark.parity) for value in values[n:])
     return [*values[:n], *rest]

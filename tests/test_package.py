@@ -85,7 +85,7 @@ def start(installed: Path, tmp_path: Path) -> Run:
     return start
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_a_wheel_scores_and_trains_in_an_empty_folder(start: Run, installed: Path) -> None:
     process = start("score", "--model", "toy://llava", "--text", "is this safe?")
     assert '"p_unsafe"' in process.communicate()[0] and process.returncode == 0
@@ -102,7 +102,7 @@ def test_a_wheel_scores_and_trains_in_an_empty_folder(start: Run, installed: Pat
     assert lines[-1] == "adapter of step 2: runs/train/adapter"
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_a_wheels_quickstart_matches_and_begins_to_learn(start: Run, tmp_path: Path) -> None:
     process, log = start("quickstart", "--rows", "16"), "forge/forged/rewriter/metrics.jsonl"
     deadline = time.monotonic() + 900

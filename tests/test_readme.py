@@ -283,7 +283,7 @@ def in_clone(clone: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_the_clone_is_what_runs(clone: Path) -> None:
     code = "import crossguard_jax; print(crossguard_jax.__file__)"
     assert Path(in_clone(clone, sys.executable, "-c", code)).is_relative_to(clone)
@@ -296,7 +296,7 @@ RUN = sorted(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.install
 @pytest.mark.parametrize("command", RUN)
 def test_a_command_runs_as_printed(clone: Path, judge: str, command: str) -> None:
     appended: list[str] = []
@@ -308,7 +308,7 @@ def test_a_command_runs_as_printed(clone: Path, judge: str, command: str) -> Non
     in_clone(clone, "bash", "-c", f"{command} {shlex.join(appended)}")
 
 
-@pytest.mark.slow
+@pytest.mark.install
 @pytest.mark.parametrize("block", [block for page in PAGES for block in fenced(page, "python")])
 def test_a_python_block_runs_as_printed(clone: Path, block: str) -> None:
     in_clone(clone, sys.executable, "-c", block)

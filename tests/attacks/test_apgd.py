@@ -84,11 +84,11 @@ def test_windows_shrink_as_in_the_paper(steps: int, expected: dict[int, int]) ->
     [
         ("linf", "cross_entropy", "ce"),
         ("l2", "cross_entropy", "ce"),
-        pytest.param("linf", "dlr", "dlr", marks=pytest.mark.slow),
+        pytest.param("linf", "dlr", "dlr", marks=pytest.mark.parity),
         ("linf", "margin", "dlr"),
     ],
 )
-@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.parity)])
 def test_apgd_is_as_strong_as_torchattacks(norm: str, ours: str, theirs: str, n: int) -> None:
     left = robust(apgd, ours, Budget(RADII[norm], norm, steps=20), n)
     their_norm = THEIR_NORM[norm]

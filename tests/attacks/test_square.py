@@ -26,7 +26,7 @@ def theirs(model: object = None, norm: str = "linf", **options: object) -> objec
 
 
 @norms
-@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.parity)])
 def test_square_is_as_strong_as_torchattacks(norm: str, n: int) -> None:
     left = robust(square, "margin", Budget(RADII[norm], norm, steps=200), n)
     left_by_theirs = robust_against(lambda model: theirs(model, norm, n_queries=200), n)

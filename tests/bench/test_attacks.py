@@ -20,7 +20,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.load import load_model
 
 # They compile several minutes' worth of programs to guard a measurement that is made by hand.
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.benches
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ for n, line in enumerate(sys.stdin, 1):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.benches
 def test_the_bench_runs_and_says_what_it_left_out(tmp_path, capsys):
     sizes = ["--runs", "1", "--batch", "4", "--threads", "1", "--vectors", "3000", "--queries", "9"]
     assert cli.main(["bench", "forge", *sizes, "--out", str(tmp_path)]) == 0

@@ -8,7 +8,7 @@ import pytest
 from crossguard_jax.bench import guard
 
 
-@pytest.mark.slow
+@pytest.mark.benches
 def test_the_bench_measures_a_step_and_scoring_on_both_sides(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(guard, "make_folder", lambda scratch: folder)
     guard.main(argparse.Namespace(batch=2, runs=1, threads=1, out=str(tmp_path)))

@@ -98,7 +98,7 @@ def test_what_attacks_see_is_what_users_get(trained, rejecting, guard):
     assert np.isnan(decided.decisions.answers[~answered]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.robustness
 def test_it_is_so_through_noise_and_every_branch(trained, noisy, monkeypatch):
     _, x, rows, _ = trained
     # The only difference between the two is whose noise a row gets: give it the same.
@@ -170,7 +170,7 @@ def test_what_is_flagged_is_in_the_queue(trained, tmp_path):
 # The regime
 
 
-@pytest.mark.slow
+@pytest.mark.robustness
 def test_the_regime_is_where_nothing_is_suspicious(trained, plain, guard):
     system, x, rows, _ = trained
     images, texts = [r.image for r in RECORDS], [r.text for r in RECORDS]

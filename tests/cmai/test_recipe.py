@@ -140,7 +140,7 @@ def test_another_attack_later_needs_no_other_training(whole, data):
         assert digest(again.trainable[part]) == digest(system.trainable[part]), part
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_run_killed_amid_mbat_ends_bit_for_bit_as_one_that_was_not(
     whole, data, tmp_path, repository, monkeypatch
 ):
@@ -179,7 +179,7 @@ def test_the_check_alone_learns_and_leaves_the_model_as_it_is(data, tmp_path):
     assert system.policy.branches[0].below == system.threshold.tau
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_mbat_alone_has_nothing_that_checks(data, tmp_path, base):
     config = short("mbat", steps=2)
     system = immunize(config, tmp_path, READERS, data)
@@ -193,7 +193,7 @@ def test_mbat_alone_has_nothing_that_checks(data, tmp_path, base):
     assert (line["epsilon"], line["lambda"]) == pytest.approx(hardest)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_fare_brings_attacked_features_back_to_the_bases(data, tmp_path):
     config = short("fare", steps=20)
     config.optim.learning_rate = 1e-2

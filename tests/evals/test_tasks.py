@@ -206,7 +206,7 @@ def test_vqa_falls_under_attack_and_bad_rows_are_named(vqav2, tmp_path):
     assert len(found) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.robustness
 def test_pictures_stay_in_their_ball_of_grey_levels():
     guard = Guard.from_pretrained("toy://llava", prompt="short")
     rows = records("vqa", "val", 4)
@@ -277,7 +277,7 @@ def karpathy(tmp_path_factory, captioned) -> Path:
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.robustness
 def test_captions_of_a_coco_folder_are_good_and_fall_under_attack(coco, tmp_path):
     attack, data = Attack((16 * LEVEL,), steps=3, aims=1), [f"coco_captions:{coco}:val2017"]
     section = evaluate_tasks(
@@ -473,7 +473,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, vqav2, karpathy):
 # ---- The verb ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.robustness
 def test_the_verb_writes_a_report_of_every_figure(karpathy, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     arguments.tasks(parser)

@@ -118,7 +118,7 @@ def test_a_guard_that_does_not_see_the_picture_is_refused(examine, changed):
     assert code == 1 and "no picture changes a score" in picture
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_an_adapter_is_measured_on_against_off(examine, llava_folder, adapters):
     code, report = examine(llava_folder, "--adapter", adapters["trained"])
     (line,) = [line for line in lines(report, "ok") if line.startswith("adapter")]

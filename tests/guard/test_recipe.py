@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from ml_collections import ConfigDict
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
@@ -53,7 +55,9 @@ def config(llava_folder) -> ConfigDict:
     return config
 
 
-def test_training_teaches_the_adapter_and_leaves_the_base_alone(config, llava_folder, tmp_path):
+def test_training_teaches_the_adapter_leaves_the_base_alone_and_is_exported(
+    compiled_as_users_do, config, llava_folder, tmp_path
+):
     done = train_guard(config, tmp_path, {"bright": bright})
     assert done.rows == {"bright": 250}
     log = read_metrics(tmp_path)
@@ -66,11 +70,19 @@ def test_training_teaches_the_adapter_and_leaves_the_base_alone(config, llava_fo
     verdicts = done.guard.score([r.image for r in held], [r.text for r in held])
     right = [v.label == r.label for v, r in zip(verdicts, held, strict=True)]
     assert np.mean(right) > 0.85
+    done.guard.save_pretrained(tmp_path / "merged")
+    encoded = done.guard.encode([r.image for r in held[:4]], [r.text for r in held[:4]])
+    with torch.no_grad():
+        merged = LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
+        outputs = merged(**{name: torch.from_numpy(x) for name, x in encoded.items()})
+    logits = outputs.logits[:, -1, list(done.guard.label_ids)]
+    p_unsafe = torch.softmax(logits.float(), dim=-1)[:, 1].tolist()
+    assert p_unsafe == pytest.approx([v.p_unsafe for v in verdicts[:4]], abs=1e-4)
     rejected = (tmp_path / "data" / "bright.rejected.jsonl").read_text().splitlines()
     assert len(rejected) == 6 and json.loads(rejected[0])["reason"] == "made bad for the test"
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_finished_run_started_again_gives_the_same_adapter(config, tmp_path):
     config.train.update({"steps": 4, "eval_every": 0, "save_every": 2})
     config.optim.warmup_steps = 1

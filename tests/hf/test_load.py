@@ -272,7 +272,7 @@ def narrow_7b(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 def test_the_7b_layout_loads_trains_exports_and_scores_alike(narrow_7b, tmp_path):
     settings = load_config("configs/guard.py:llava_7b")
     base = load_model(narrow_7b, remat=settings.model.remat)

@@ -349,7 +349,7 @@ print(json.dumps([on(one), on(make_mesh(data=8)), on(make_mesh(data=2, fsdp=2, t
 """
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 def test_eight_devices_sample_the_tokens_of_one(run_with_devices):
     one, *many = json.loads(run_with_devices(8, MESH).splitlines()[-1])
     assert len({token for row in one["tokens"] for token in row}) > 20

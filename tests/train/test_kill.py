@@ -58,7 +58,7 @@ def kill(folder, repository, after, delay):
     return len(drawn(folder))
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_run_killed_five_times_ends_bit_for_bit_as_an_uninterrupted_one(repository, tmp_path):
     rng = random.Random(SEED)
     plan = [(rng.randint(1, LONGEST), rng.uniform(0, 0.1)) for _ in range(KILLS)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow  # a process of its own that compiles everything twice
+pytestmark = pytest.mark.devices  # a process of its own that compiles everything twice
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The optimizer step: what it moves, what it leaves alone, its randomness, its schedule."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,12 +94,9 @@ def test_microbatches_draw_apart_and_their_metrics_are_averaged():
 def test_a_state_on_a_mesh_of_one_is_the_state():
     adam = optax.adamw(1e-2)
     mesh = make_mesh(devices=jax.devices()[:1])
-    for a, b in zip(
-        jax.tree.leaves(init_state(jnp.ones(2), adam, 3)),
-        jax.tree.leaves(init_state(jnp.ones(2), adam, 3, mesh)),
-        strict=True,
-    ):
-        assert np.array_equal(a, b) and b.sharding.mesh == mesh
+    placed = init_state(jnp.ones(2), adam, 3, mesh)
+    chex.assert_trees_all_equal(init_state(jnp.ones(2), adam, 3), placed)
+    assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(placed))
 
 
 def settings(**changes):

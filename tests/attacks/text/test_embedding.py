@@ -142,7 +142,7 @@ def picture_and_text():
     return objective, (pixels, embeddings), seen & ~here[..., 0]
 
 
-@pytest.mark.slow
+@pytest.mark.robustness
 def test_picture_and_text_are_attacked_together_each_in_its_ball():
     objective, inputs, mask = picture_and_text()
     picture = Part(Budget(0.05, steps=6))

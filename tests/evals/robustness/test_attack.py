@@ -82,7 +82,7 @@ def test_a_report_judges_every_model_and_looks_into_the_first(
     assert "ours linf.8.robust_accuracy" in said and f"report: {out / 'report.html'}" in said
 
 
-@pytest.mark.slow
+@pytest.mark.robustness
 def test_the_main_models_answers_are_certified_when_asked(args: argparse.Namespace) -> None:
     args.model, args.certify, args.limit = args.model[:1], 3, 4
     small = {"n0": 10, "n": 50, "rows": 4, "chunk": 10, "steps": 2, "samples": 2}

@@ -120,7 +120,7 @@ def test_a_second_call_finds_every_cell_made(run, rejecting, plain):
         attack_records(config, plain, RECORDS, folder, plain, convergence=False)
 
 
-@pytest.mark.slow
+@pytest.mark.robustness
 def test_convergence_doubles_what_the_curve_spent(plain, tmp_path):
     config = only(attack(epsilons=(0.0, 8 / 255)), "apgd")
     config.attacks.apgd.update({"search": "pgd", "steps": 1})

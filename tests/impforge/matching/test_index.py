@@ -240,7 +240,7 @@ KILLED = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_killed_build_goes_on_and_is_as_if_it_had_not_been_killed(
     tmp_path: Path, run_with_devices: Callable[..., str]
 ) -> None:

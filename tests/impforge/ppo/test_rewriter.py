@@ -199,7 +199,7 @@ def test_texts_that_earn_just_their_baseline_move_nothing(rewriter, config, roll
     assert norms[0] <= 1e-6 < 1e-3 < norms[1]
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_another_runs_folder_is_refused(config, tmp_path):
     recipe.train_rewriter(config, world(16), tmp_path)
     with pytest.raises(UserError, match="triplets"):
@@ -252,7 +252,7 @@ def run(folder: Path, **more: object) -> subprocess.Popen:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole")
     expected, _ = whole.communicate(timeout=300)

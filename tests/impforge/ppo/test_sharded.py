@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 # Two minutes of compilation for eight devices.
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.devices
 
 
 @pytest.fixture(scope="module")

@@ -201,7 +201,7 @@ def test_the_forge_takes_the_small_clips_own_tau():
     assert config.rewards.overlap.tau == MANIFEST["measured"]["clip"]["overlap_tau"]["value"]
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @pytest.mark.timeout(3 * 3600)
 def test_a_rebuild_reaches_the_figures_of_the_manifest(tmp_path):
     build.main(argparse.Namespace(out=str(tmp_path), models=None, only=None, steps=1.0))
@@ -211,7 +211,7 @@ def test_a_rebuild_reaches_the_figures_of_the_manifest(tmp_path):
         _assert_reached(rebuilt["measured"][name], claimed, name)
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 def test_a_build_that_was_stopped_goes_on(tmp_path, monkeypatch):
     short = build.Lesson(("safety",), 120, 5e-3, 300)
     monkeypatch.setattr(build, "LESSONS", {"safety": short})

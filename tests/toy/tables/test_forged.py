@@ -20,7 +20,7 @@ def short(monkeypatch):
     monkeypatch.setattr(forged, "QUERIES", 48)
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 def test_guards_with_and_without_twins_are_judged_on_the_same_rewritten_rows(short, tmp_path):
     args = argparse.Namespace(out=str(tmp_path), seeds=[3], rows=32, only=["forged", "no_twins"])
     forged.main(args)

@@ -22,7 +22,7 @@ def short(monkeypatch):
     monkeypatch.setattr(rewriters, "load_config", load)
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 def test_the_table_has_every_figure_and_goes_on_where_it_was_stopped(short, tmp_path, capsys):
     args = argparse.Namespace(out=str(tmp_path), seeds=[0], rows=16, only=["reference", "tiny"])
     rewriters.main(args)
