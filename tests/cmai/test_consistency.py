@@ -178,6 +178,7 @@ def trained(kind, draw, steps, d_v, d_t):
     return nnx.merge(graphdef, state.trainable), metrics
 
 
+@pytest.mark.training
 @KINDS
 def test_training_tells_aligned_from_misaligned_pairs_it_has_not_seen(kind):
     world = np.random.default_rng(1)
@@ -198,6 +199,7 @@ def test_training_tells_aligned_from_misaligned_pairs_it_has_not_seen(kind):
         assert (aligned > 0.5).mean() > 0.8 and (misaligned < 0.5).mean() > 0.8
 
 
+@pytest.mark.training
 def test_the_verifiers_probability_is_the_true_one():
     """A text names one of four classes, a picture shows it with 70%: all odds are known."""
     codes = np.random.default_rng(0).normal(size=(4, 6))

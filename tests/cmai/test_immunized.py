@@ -113,6 +113,7 @@ def test_it_is_so_through_noise_and_every_branch(trained, noisy, monkeypatch):
     np.testing.assert_allclose(np.exp(-outcome["loss"])[answered], p[answered], atol=1e-5)
 
 
+@pytest.mark.robustness
 def test_an_attack_held_to_the_last_branch_has_the_plain_answer(trained, noisy):
     _, x, rows, _ = trained
     found = jax.jit(noisy.accepted)(noisy.params, rows, jnp.asarray(x), KEY)

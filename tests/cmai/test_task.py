@@ -224,6 +224,7 @@ def test_attacked_pictures_are_beside_their_own_when_asked(system, batch):
     assert "attacked_v" not in alone
 
 
+@pytest.mark.robustness
 def test_pictures_that_were_seen_are_not_seen_again(system, batch):
     attacked = jnp.clip(batch["pixels"] + 0.05, 0, 1)
     parts, shift = (system.trainable, system.frozen), jnp.zeros((1, 1, system.task.width))

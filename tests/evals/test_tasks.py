@@ -185,6 +185,7 @@ def vqav2(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.robustness
 def test_vqa_falls_under_attack_and_bad_rows_are_named(vqav2, tmp_path):
     attack = Attack((4 * LEVEL, 16 * LEVEL), steps=5)
     data = [f"kinds=vqav2:{vqav2}:val"]

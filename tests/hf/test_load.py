@@ -118,6 +118,7 @@ SHARDED = """
 """
 
 
+@pytest.mark.devices
 def test_a_model_loaded_onto_a_mesh_is_split_and_bit_for_bit_the_one_device_load(
     tmp_path, run_with_devices
 ):
@@ -149,6 +150,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("n_devices", few([8, 1], 1))
 def test_the_host_holds_shards_of_one_parameter_and_never_the_model(
     n_devices, tmp_path, run_with_devices

@@ -42,7 +42,7 @@ def close(ours: jax.Array, theirs: torch.Tensor, mask: np.ndarray | None = None)
     assert np.abs(a - b).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("seed", few(seeds(24), 3))
+@pytest.mark.parametrize("seed", few(seeds(24), 1))
 def test_llava_logits_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_llava(rng)
@@ -79,7 +79,7 @@ def test_llava_logits_equal_transformers(seed, tmp_path):
     close(last, theirs[torch.arange(3), torch.tensor(ends)])
 
 
-@pytest.mark.parametrize("seed", few(seeds(8), 2))
+@pytest.mark.parametrize("seed", few(seeds(8), 1))
 def test_llama_logits_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_causal(rng)
@@ -91,7 +91,7 @@ def test_llama_logits_equal_transformers(seed, tmp_path):
     close(jax.jit(type(ours).__call__)(ours, ids, mask.astype(bool)), theirs, mask)
 
 
-@pytest.mark.parametrize("seed", few(seeds(8), 2))
+@pytest.mark.parametrize("seed", few(seeds(8), 1))
 def test_clip_similarities_and_states_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_clip(rng)
@@ -119,7 +119,7 @@ def test_clip_similarities_and_states_equal_transformers(seed, tmp_path):
     close(ours.vision_model(jnp.asarray(pixels.numpy())), model.vision_model(pixels).pooler_output)
 
 
-@pytest.mark.parametrize("seed", few(seeds(8), 2))
+@pytest.mark.parametrize("seed", few(seeds(8), 1))
 def test_bert_states_and_sentence_vectors_equal_transformers(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_bert(rng)

@@ -104,6 +104,7 @@ def test_gradients_are_the_slopes_of_the_loop(causal, side):
         assert got == pytest.approx(slope, rel=1e-4)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("side", MASKS)
 def test_splash_is_the_plain_one_forward_and_backward(causal, side):

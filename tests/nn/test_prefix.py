@@ -86,6 +86,7 @@ def test_a_picture_is_read_once_for_all_continuations():
     assert np.abs(logits - wanted(model, -pixels)).max() > 0.1, "the pictures are seen"
 
 
+@pytest.mark.parity
 def test_one_hot_gradients_behind_a_cached_prompt_equal_those_of_the_full_forward(small):
     prompt, mask, ids, last = draw(5)
     ids, rows = ids[:, 0], jnp.arange(B)

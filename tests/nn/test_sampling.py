@@ -125,7 +125,7 @@ def test_the_last_columns_alone_have_the_full_models_states_and_gradients(small,
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("seed", few(range(4), 2))
+@pytest.mark.parametrize("seed", few(range(4), 1))
 def test_greedy_tokens_equal_transformers_and_rows_end_as_there(seed, tmp_path):
     rng = random.Random(seed)
     model = hub_models.draw_causal(rng)
@@ -181,7 +181,7 @@ def test_greedy_tokens_about_pictures_equal_transformers(seed, tmp_path):
     assert np.abs(found.logprobs - other.logprobs)[:, 0].max() > 1e-2, "the pictures are seen"
 
 
-@pytest.mark.parametrize("seed", few(range(4), 2))
+@pytest.mark.parametrize("seed", few(range(4), 1))
 def test_cached_logprobs_equal_the_full_forward_with_the_adapter_on(seed, tmp_path):
     rng = random.Random(100 + seed)
     hub_models.draw_causal(rng).save_pretrained(tmp_path)
@@ -211,6 +211,7 @@ def test_cached_logprobs_equal_the_full_forward_with_the_adapter_on(seed, tmp_pa
     assert np.abs(off - again)[real].max() > 0.05, "the adapter takes part"
 
 
+@pytest.mark.parity
 def test_each_row_takes_its_own_adapter_scale(small):
     model, key = with_adapter(small), jax.random.key(3)
     ids, mask = prompts(0)

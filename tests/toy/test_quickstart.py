@@ -171,6 +171,7 @@ def test_every_model_loads_in_transformers_and_scores_as_we_do(folder):
     }
 
 
+@pytest.mark.training
 def test_a_second_run_finds_everything_done(folder):
     before = (folder / "report.json").read_text()
     done = sorted((folder / "train").rglob("_CHECKPOINT_METADATA"))

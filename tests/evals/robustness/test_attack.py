@@ -60,6 +60,7 @@ def args(immunized: Path, tmp_path: Path) -> argparse.Namespace:
     )
 
 
+@pytest.mark.robustness
 @pytest.mark.parametrize("levels", few([0, 8], 1))  # nothing is compiled to search a point
 def test_a_report_judges_every_model_and_looks_into_the_first(
     levels: int, args: argparse.Namespace, capsys: pytest.CaptureFixture[str]

@@ -147,6 +147,7 @@ def said(system: Immunized, params: Any, inputs: Any) -> tuple[Any, Any]:
     return p.argmax(axis=1), system.s_c(params, inputs, x)
 
 
+@pytest.mark.robustness
 def test_both_attacks_see_every_row_that_is_answered_rightly(
     system: Immunized, probed: Probe
 ) -> None:
@@ -160,6 +161,7 @@ def test_both_attacks_see_every_row_that_is_answered_rightly(
         np.testing.assert_array_equal(attacked.rows, right)
 
 
+@pytest.mark.robustness
 def test_scores_and_answers_are_those_of_the_pictures_that_were_kept(
     system: Immunized, probed: Probe
 ) -> None:
@@ -206,6 +208,7 @@ def test_without_branches_the_threshold_is_the_cut(system: Immunized, tmp_path: 
     assert probe(cut, ROWS, POINT, tmp_path).cut == 0.25
 
 
+@pytest.mark.robustness
 def test_a_rejected_row_costs_less_than_an_accepted_one_and_a_smoothed_one_more(
     system: Immunized, probed: Probe
 ) -> None:
@@ -215,6 +218,7 @@ def test_a_rejected_row_costs_less_than_an_accepted_one_and_a_smoothed_one_more(
     assert found["arm.check.latency"].value > 1 and found["arm.check.latency"].n == 3
 
 
+@pytest.mark.robustness
 def test_the_section_has_tables_a_plot_and_every_figure(
     system: Immunized, probed: Probe, tmp_path: Path
 ) -> None:
@@ -233,6 +237,7 @@ def test_the_section_has_tables_a_plot_and_every_figure(
 # Rows to look at
 
 
+@pytest.mark.robustness
 def test_verdicts_are_what_the_system_decides_of_the_same_pictures(
     system: Immunized, probed: Probe
 ) -> None:
@@ -272,6 +277,7 @@ def same(row: Any, picture: np.ndarray) -> bool:
     return np.array_equal(row.pictures[1], np.moveaxis(picture, 0, -1))
 
 
+@pytest.mark.robustness
 def test_a_model_without_a_check_is_probed_by_the_oblivious_attack_alone(tmp_path: Path) -> None:
     plain = Immunized.of(base())
     found = probe(plain, ROWS, POINT, tmp_path)

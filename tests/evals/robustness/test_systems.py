@@ -78,6 +78,7 @@ def run(rejecting, plain, tmp_path_factory):
     ), folder
 
 
+@pytest.mark.robustness
 def test_a_configurations_suite_runs_on_the_rows_with_a_picture(run, rejecting):
     found, _ = run
     whole = found.any

@@ -334,6 +334,7 @@ EIGHT_DEVICES = """
 """
 
 
+@pytest.mark.devices
 def test_eight_devices_embed_as_one_does_and_find_what_sorting_finds(
     tmp_path: Path, run_with_devices: Callable[..., str]
 ) -> None:

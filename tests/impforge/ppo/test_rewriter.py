@@ -132,6 +132,7 @@ def test_a_run_learns_logs_and_says_what_it_did(config, tmp_path):
     assert digest(trained["policy"]) != digest(start["policy"])
 
 
+@pytest.mark.training
 def test_a_text_earns_the_same_whoever_wrote_it(rewriter):
     triplets = world(10)
     written = rewriter.write(triplets, jax.random.key(5), batch_size=8)
@@ -163,6 +164,7 @@ def test_what_is_known_of_triplets_is_asked_for_once(rewriter, monkeypatch):
     np.testing.assert_allclose(other[1]["query"], first[1]["query"][::-1], atol=1e-6)
 
 
+@pytest.mark.training
 def test_a_text_is_measured_against_its_own_query(rewriter, config):
     triplets, rows = world(8), np.array([5, 1, 1, 0, 7, 2, 6, 3])
     weights = {"safety": 1.0, "semantic": 2.0, "overlap": 0.5}
@@ -182,6 +184,7 @@ def test_a_text_is_measured_against_its_own_query(rewriter, config):
     assert np.ptp(expected) > 0.1
 
 
+@pytest.mark.training
 def test_texts_that_earn_just_their_baseline_move_nothing(rewriter, config, rollout):
     triplets, weights = world(8), dict(config.rewards.weights)
     settings = PpoSettings(**config.ppo.settings.to_dict() | {"missing_end_penalty": 0.0})

@@ -189,6 +189,7 @@ def _assert_reached(measured, claimed, where):
         assert found["value"] >= p - 4 * error, f"{where}: {figure}"
 
 
+@pytest.mark.tables
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_model_does_what_the_manifest_says(name):
     n = 100 if name == "rewriter" else 500

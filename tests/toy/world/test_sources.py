@@ -236,6 +236,7 @@ def test_test_rows_use_unseen_carriers():
     assert all(fits(row.text, HELD_OUT_CARRIERS) for row in examples("implicit", "test", 200))
 
 
+@pytest.mark.tables
 def test_unseen_wording_has_no_word_that_training_lacks():
     def vocabulary(splits):
         return {
@@ -251,6 +252,7 @@ def test_unseen_wording_has_no_word_that_training_lacks():
     assert len(trained) < 400
 
 
+@pytest.mark.tables
 def test_the_base_model_has_read_every_word_of_the_guards_training():
     read = {
         word
