@@ -132,7 +132,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the machine does: without it, a suite's time says nothing."""
+    """What the machine does: without it, the time of a whole set says nothing."""
+    if len(terminalreporter.getreports("passed")) < 500:
+        return
     code = """
         import time, jax
         x = jax.random.normal(jax.random.key(0), (2048, 2048))

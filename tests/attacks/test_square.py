@@ -18,6 +18,7 @@ from tests.draws import few
 pytestmark = pytest.mark.usefixtures("compiled_as_users_do")
 
 RADII = {"linf": 12 / 255, "l2": 1.8}  # without gradients it takes more to turn half
+SHAPES = [(2, 1, 9, 23), (3, 3, 16, 16), (2, 2, 24, 7), (1, 3, 4, 4)]
 norms = pytest.mark.parametrize("norm", RADII)
 
 
