@@ -1,5 +1,6 @@
 """What an example is, why a row is not one, and the plain files that both are kept in."""
 
+import filecmp
 import functools
 import hashlib
 import os
@@ -186,7 +187,8 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
 
     A line has ``id, image, text, label, category, source`` (``image`` relative to ``folder``, or
     null) and ``provenance`` where there is one. PNG bytes are kept as they are, other pictures are
-    rewritten as PNG. The ``.jsonl`` appears only when all of it is written.
+    rewritten as PNG. The ``.jsonl`` appears only when all of it is written; one that says the same
+    is left as it is.
 
     Returns:
       The number of records written.
@@ -220,7 +222,10 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
             if record.provenance:
                 row["provenance"] = dict(record.provenance)
             writer.append(row)
-    os.replace(scratch, table)
+    if table.exists() and filecmp.cmp(scratch, table, shallow=False):
+        scratch.unlink()  # what was made of this table goes by its time
+    else:
+        os.replace(scratch, table)
     return len(seen)
 
 

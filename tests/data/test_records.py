@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def test_any_id_is_a_file_name_of_its_own_inside_the_folder(tmp_path):
     assert len(list((tmp_path / "data" / "train").iterdir())) == len(ids)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
     assert [record.id for record in read_jsonl(tmp_path / "data", "train")] == ids
+
+
+def test_a_table_that_says_the_same_is_left_as_it_is(tmp_path):
+    table = tmp_path / "train.jsonl"
+    write_jsonl([Record("a", PNG, "t")], tmp_path, "train")
+    os.utime(table, ns=(1, 1))
+    write_jsonl([Record("a", PNG, "t")], tmp_path, "train")
+    assert table.stat().st_mtime_ns == 1
+    write_jsonl([Record("a", PNG, "u")], tmp_path, "train")
+    assert table.stat().st_mtime_ns != 1
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def test_two_records_of_one_id_are_refused_and_the_older_file_stays(tmp_path):
