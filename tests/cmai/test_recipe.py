@@ -92,6 +92,7 @@ def held_out(system, length=48):
     return np.asarray(jax.jit(system.s_c)(system.params, arrays, jnp.asarray(x)))
 
 
+@pytest.mark.training
 def test_the_adapter_learns_and_the_base_and_the_reader_do_not(whole, base):
     system, _ = whole
     assert moved(system)
@@ -99,15 +100,18 @@ def test_the_adapter_learns_and_the_base_and_the_reader_do_not(whole, base):
     assert digest(system.frozen["reader"]) == digest(load_clip("toy://clip").model.text_model)
 
 
+@pytest.mark.training
 def test_mbats_first_step_compiles_for_all_since_its_state_is_placed(whole, steps):
     assert [committed for committed, _ in steps] == [True] * STEPS
 
 
+@pytest.mark.training
 def test_the_evasive_adversary_and_arm_are_told_what_clean_pairs_score(whole, steps):
     ((tau, tau_c),) = {(float(arm.tau), float(arm.tau_c)) for _, arm in steps}
     assert 0.0 != tau < tau_c  # what most of them are above, and what all are below
 
 
+@pytest.mark.training
 def test_the_policy_cuts_where_the_held_out_scores_say(whole):
     system, _ = whole
     scores = held_out(system)
@@ -120,6 +124,7 @@ def test_the_policy_cuts_where_the_held_out_scores_say(whole):
     assert system.threshold.n == 28
 
 
+@pytest.mark.training
 def test_arm_hardens_while_it_takes_alarm(whole):
     _, folder = whole
     config = short()
@@ -131,6 +136,7 @@ def test_arm_hardens_while_it_takes_alarm(whole):
     assert {"info_nce", "ranked", "told", "adversarial_s_c", "clean_loss"} <= set(line)
 
 
+@pytest.mark.training
 def test_another_attack_later_needs_no_other_training(whole, data):
     system, folder = whole
     config = short()
