@@ -52,7 +52,7 @@ class Preprocess:
     resize_mode: str = "shortest"
     fill_color: int = 0
 
-    def __call__(self, picture: Image.Image) -> Float[np.ndarray, "C X X"]:
+    def __call__(self, picture: Image.Image) -> Float[np.ndarray, "C X Y"]:
         """Normalized pixels of one RGB picture, float32."""
         square = self._square(picture)
         mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
@@ -147,7 +147,7 @@ class Processor:
         size = hub.size
         return (size.width or size.shortest_edge, size.height or size.shortest_edge)
 
-    def __call__(self, picture: Image.Image) -> Float[np.ndarray, "C X X"]:
+    def __call__(self, picture: Image.Image) -> Float[np.ndarray, "C X Y"]:
         """Normalized pixels of one RGB picture, float32, as transformers makes them."""
         settings = {}
         if self._square:

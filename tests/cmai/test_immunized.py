@@ -82,6 +82,7 @@ def agree(outcome, decided, rows):
     return np.array(right)[answered]
 
 
+@pytest.mark.robustness
 def test_what_attacks_see_is_what_users_get(trained, rejecting, guard):
     _, x, rows, s_c = trained
     decided = rejecting.decide(RECORDS, length=LENGTH)
@@ -136,6 +137,7 @@ def test_without_branches_nothing_detects(plain):
 # Requests
 
 
+@pytest.mark.robustness
 def test_no_label_is_looked_at_and_no_neighbour(noisy):
     whole = noisy.decide(RECORDS, length=LENGTH)
     asked = [replace(r, label=word) for r, word in zip(RECORDS, ["", "perhaps"] * 4, strict=True)]

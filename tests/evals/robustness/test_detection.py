@@ -176,6 +176,7 @@ def test_scores_and_answers_are_those_of_the_pictures_that_were_kept(
         np.testing.assert_array_equal(attacked.fooled, wrong)
 
 
+@pytest.mark.robustness
 def test_the_adaptive_attack_agrees_with_the_text_where_the_other_does_not_care(
     probed: Probe,
 ) -> None:
@@ -185,6 +186,7 @@ def test_the_adaptive_attack_agrees_with_the_text_where_the_other_does_not_care(
     assert adaptive.s_c[both].mean() > oblivious.s_c[both].mean() + 0.02
 
 
+@pytest.mark.robustness
 def test_a_probe_goes_on_where_it_stopped(system: Immunized, probed: Probe, folder: Path) -> None:
     def written() -> Mapping[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -261,6 +263,7 @@ def test_verdicts_are_what_the_system_decides_of_the_same_pictures(
                 assert row.verdicts[side] == decided.words[i]
 
 
+@pytest.mark.robustness
 def test_rows_are_taken_in_turn_from_what_came_of_them(system: Immunized, probed: Probe) -> None:
     attacked = probed.attacked["adaptive"]
     n = len(attacked.rows)

@@ -99,6 +99,7 @@ def test_a_configurations_suite_runs_on_the_rows_with_a_picture(run, rejecting):
     assert not whole.won[0].any(), "radius 0 is clean"
 
 
+@pytest.mark.robustness
 def test_the_lint_names_what_is_missing_and_nothing_else(run):
     lines = missing(run[0])
     assert sum("convergence" in line for line in lines) == 2

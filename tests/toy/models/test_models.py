@@ -48,6 +48,7 @@ def test_the_manifest_has_the_hash_of_every_shipped_file_and_they_are_small():
     assert {p.parent.name for p in SHIPPED.glob("*/model.safetensors")} == set(NAMES)
 
 
+@pytest.mark.tables
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_loads_every_shipped_folder_without_a_missing_key(name):
     config = transformers.AutoConfig.from_pretrained(SHIPPED / name)
