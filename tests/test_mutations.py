@@ -30,7 +30,7 @@ MUTATIONS = {
         "impforge/rewards/overlap.py",
         "jnp.where(n > 0, 1 - excess",
         "jnp.where(n > 0, 1 + excess",
-        "tests/impforge/rewards",
+        "tests/impforge/rewards/test_rewards.py",
     ),
     "the projection to the ball": (
         "attacks/projections.py",
@@ -40,15 +40,21 @@ MUTATIONS = {
     ),
     "Wilson's z": (
         "core/metrics.py",
-        "z2 = _normal_quantile(confidence) ** 2",
-        "z2 = _normal_quantile(confidence)",
+        "    z2 = _normal_quantile(confidence) ** 2\n    rate =",
+        "    z2 = _normal_quantile(confidence)\n    rate =",
         "tests/core/test_metrics.py",
     ),
     "padding": (
         "guard/encoding.py",
         "mask[i, : len(row.ids)] = 1",
         "mask[i, :] = 1",
-        "tests/guard",
+        "tests/guard/test_guard.py",
+    ),
+    "the weight file's choice": (
+        "hf/folder.py",
+        "for name in (WEIGHTS, INDEX) if",
+        "for name in (INDEX, WEIGHTS) if",
+        "tests/hf/test_folder.py",
     ),
 }
 """What is broken: the file, its text, the text put there, the tests that must fail."""
