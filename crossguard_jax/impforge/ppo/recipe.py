@@ -268,7 +268,7 @@ def train_rewriter(
         identity=run_identity(config, rewriter, triplets),
         batch_sharding=sharding,
         hooks=[_measure(rewriter, config, held_out)] if held_out else [],
-        name=f"rewriter {Path(folder).name}",
+        name=f"training {Path(folder).name}",
     )
     return rewriter, state.trainable
 
