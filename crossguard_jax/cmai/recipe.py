@@ -52,6 +52,7 @@ class _Run:
     frozen: Any
     sources: Mapping[str, RecordSource]
     held: Mapping[str, RecordSource]
+    data: Path
     mesh: Any
     rules: Rules
 
@@ -66,8 +67,7 @@ class _Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        rows = {source: len(records) for source, records in self.sources.items()}
-        identity = run_identity(self.config, self.task.guard, rows)
+        identity = run_identity(self.config, self.task.guard, self.sources, self.data)
         del identity["config"]["attack"]  # what judges it later is no part of what it learns
         return train(
             state,
@@ -113,7 +113,7 @@ def immunize(
     task, trainable = _start(config, answers_of(config, sources), mesh, rules)
     sources = answered(sources, data, task.labels)
     held = answered(held, data / "validation", task.labels)
-    run = _Run(config, folder, task, task.frozen_parts, sources, held, mesh, rules)
+    run = _Run(config, folder, task, task.frozen_parts, sources, held, data, mesh, rules)
     tau = tau_c = 0.0
     if config.cmcv.on:
         trainable = _learn_to_check(run, trainable)

@@ -1,5 +1,6 @@
 """A configuration's sources as ArrayRecord datasets: read once, then opened at random."""
 
+import hashlib
 import json
 import operator
 import time
@@ -18,6 +19,7 @@ from crossguard_jax.data.builders import RecordSource, open_dataset, write_datas
 from crossguard_jax.data.records import LeftOut, Record, Rejected
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.files import noting, unchanged
+from crossguard_jax.io.jsonl import read_json
 
 Reader = Callable[..., Iterable[Record | Rejected]]
 Readers = Mapping[str, Reader]
@@ -102,10 +104,12 @@ def _settings(spec: ConfigDict) -> dict[str, Any]:
 
 def _current(note: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a dataset is what its settings and its files would give now."""
-    if not note.exists():
+    try:
+        made = read_json(note) if note.exists() else {}
+    except UserError:  # a failing disk's; it is written anew
         return False
-    made = json.loads(note.read_text())
-    return made.get("settings") == settings and unchanged(made["files"])
+    whole = isinstance(made, dict) and made.keys() >= {"settings", "files", "labels", "contents"}
+    return whole and made["settings"] == settings and unchanged(made["files"])
 
 
 def _write(name: str, spec: ConfigDict, folder: Path, readers: Readers) -> None:
@@ -120,18 +124,27 @@ def _write(name: str, spec: ConfigDict, folder: Path, readers: Readers) -> None:
                 kept = (row for row in rows if not spec.labels or row.label in spec.labels)
                 limited = islice(kept, spec.limit) if spec.limit else kept
                 labels: list[str] = []
-                write_dataset({spec.split: _listing(limited, labels)}, folder, name)
+                contents = hashlib.sha256()
+                write_dataset({spec.split: _listing(limited, labels, contents)}, folder, name)
             made = {"settings": settings, "files": files, "labels": labels}
+            made["contents"] = contents.hexdigest()
             jsonl.write_atomic(note, json.dumps(made, indent=1))
     for line in left_out.lines():
         print(line if line.startswith(" ") else f"{name}: {line}")
 
 
-def _listing(records: Iterable[Record], labels: list[str]) -> Iterator[Record]:
-    """Passes records on; their labels go into ``labels``."""
+def _listing(records: Iterable[Record], labels: list[str], contents: Any) -> Iterator[Record]:
+    """Passes records on; their labels go into ``labels``, all that is learned from into a hash."""
     for record in records:
         labels.append(record.label)
+        picture = hashlib.sha256(record.image).hexdigest() if record.image else None
+        contents.update(json.dumps([record.id, record.text, record.label, picture]).encode())
         yield record
+
+
+def contents_hash(folder: str | Path, name: str) -> str:
+    """SHA-256 over the records of a source that `open_sources` opened in ``folder``."""
+    return json.loads((Path(folder) / f"{name}.settings.json").read_text())["contents"]
 
 
 def _rows(spec: ConfigDict, readers: Readers) -> Iterator[Record | Rejected]:

@@ -21,8 +21,8 @@ from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import Readers, answered, open_sources
-from crossguard_jax.hf.load import folder_hash
+from crossguard_jax.guard.mixture import Readers, answered, contents_hash, open_sources
+from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.checkpoint import Checkpoints
 from crossguard_jax.train.loop import BatchIterator, Hook, Schedule, train
@@ -107,7 +107,7 @@ def train_guard(
         _batches(config, opened, transform),
         Schedule(config.train.steps, config.train.save_every),
         folder,
-        identity=run_identity(config, guard, rows),
+        identity=run_identity(config, guard, opened, data),
         batch_sharding=sharding,
         hooks=hooks,
         name=f"training {folder.name}",
@@ -145,10 +145,17 @@ def _batches(
     )
 
 
-def run_identity(config: Any, guard: Guard, rows: Mapping[str, int]) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be this run's."""
-    flat = {"base": folder_hash(guard.folder), "rows": dict(rows)}
-    return flat | {"config": json.loads(config.to_json())}
+def run_identity(
+    config: Any, guard: Guard, opened: Mapping[str, RecordSource], data: Path
+) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be this run's; ``data`` is where ``opened`` lie."""
+    return {
+        "base": folder_hash(guard.folder),
+        "encoding": encoding_hash(guard.folder),
+        "rows": {name: len(source) for name, source in opened.items()},
+        "contents": {name: contents_hash(data, name) for name in opened},
+        "config": json.loads(config.to_json()),
+    }
 
 
 def _kept(folder: Path, state: TrainState, keep_best: bool) -> tuple[int, Any]:

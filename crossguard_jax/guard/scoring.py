@@ -22,7 +22,7 @@ from crossguard_jax.data.records import KINDS_SHOWN, Record, Rejected, kind
 from crossguard_jax.data.sources.common import text_field
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.results import Item, Results, row_of, row_out
-from crossguard_jax.hf.load import folder_hash
+from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn import lora
@@ -222,6 +222,7 @@ def run_identity(guard: Guard, dtype: str, truncate: bool) -> dict[str, Any]:
     return {
         "model": str(guard.folder.resolve()),
         "weights": folder_hash(guard.folder),
+        "encoding": encoding_hash(guard.folder),
         "adapter": f"{tree.digest(adapters)} {json.dumps(alphas)}" if alphas else "",
         "dtype": dtype,
         "prompt": _prompt_identity(guard.settings.prompt),

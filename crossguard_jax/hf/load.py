@@ -36,6 +36,12 @@ _TIED = {
 }
 """The head's key, and the key of what it is where embeddings are tied."""
 
+_ENCODING = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("preprocessor_config.json", "processor_config.json", "config_sentence_transformers.json"),
+)
+"""Files that decide what a model is given, and not what it makes of it."""
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 _CHECKPOINTS = Path(__file__).parents[1] / "toy" / "checkpoints"
@@ -146,6 +152,14 @@ def folder_hash(folder: str | Path) -> str:
         h.update(name.encode())
         with (Path(folder) / name).open("rb") as handle:
             h.update(hashlib.file_digest(handle, "sha256").digest())
+    return h.hexdigest()
+
+
+def encoding_hash(folder: str | Path) -> str:
+    """SHA-256 over the files that say how a folder's model takes texts and pictures."""
+    h = hashlib.sha256()
+    for path in sorted(p for pattern in _ENCODING for p in Path(folder).glob(pattern)):
+        h.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return h.hexdigest()
 
 

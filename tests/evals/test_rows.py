@@ -22,7 +22,7 @@ from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
 from crossguard_jax.evals.systems import score_benchmarks
 from crossguard_jax.guard import scoring
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import answered, open_sources
+from crossguard_jax.guard.mixture import answered, contents_hash, open_sources
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io import images
 
@@ -307,6 +307,20 @@ def write_format(name: str, folder: Path) -> tuple[Path, str]:
     flags = {category: category == CATEGORIES[0] for category in CATEGORIES}
     put("t.jsonl", {"prompt": "t", "category": flags})
     return folder / "t.jsonl", ""
+
+
+def test_a_source_is_another_when_anything_that_is_learned_from_is(tmp_path):
+    def contents(text: str, label: str, shade: int) -> str:
+        (tmp_path / "0.png").write_bytes(png(shade))
+        rows = [{"id": "a", "image": "0.png", "text": text, "label": label}]
+        open_sources(source_of(table(tmp_path, rows), "table", "train"), tmp_path / "data", {})
+        return contents_hash(tmp_path / "data", "s")
+
+    first = contents("t", "safe", 0)
+    others = [contents("u", "safe", 0), contents("t", "unsafe", 0), contents("t", "safe", 3)]
+    assert len({first, *others}) == 4
+    (tmp_path / "data" / "s.settings.json").write_text("{")  # a disk that failed
+    assert contents("t", "safe", 0) == first
 
 
 def test_training_leaves_out_rows_whose_label_is_no_answer(tmp_path, capsys):

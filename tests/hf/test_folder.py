@@ -19,7 +19,7 @@ from crossguard_jax.core.tree import digest
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.export import save_model
 from crossguard_jax.hf.folder import check_number, weight_files
-from crossguard_jax.hf.load import folder_hash, load_model, resolve_folder
+from crossguard_jax.hf.load import encoding_hash, folder_hash, load_model, resolve_folder
 from crossguard_jax.hf.sentence import load_sentence
 from crossguard_jax.hf.tokens import load_tokenizer, open_ended
 from tests.hf import hub_models
@@ -367,3 +367,13 @@ def end_with_eos(folder):
         "special_tokens": special,
     }
     path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"]
+)
+def test_a_folder_whose_texts_or_pictures_are_read_otherwise_is_another(tmp_path, name):
+    folder = shutil.copytree(resolve_folder("toy://llava"), tmp_path / "m")
+    weights, encoding = folder_hash(folder), encoding_hash(folder)
+    (folder / name).write_text((folder / name).read_text() + " ")
+    assert folder_hash(folder) == weights and encoding_hash(folder) != encoding

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, PRNGKeyArray
-from crossguard_jax.hf.load import folder_hash
+from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.impforge.ppo.archive import Archive, crowd, insert, nearest
 from crossguard_jax.impforge.ppo.rewriter import Rewriter, Written, fluency, local_rows
 from crossguard_jax.impforge.ppo.rounds import Rounds
@@ -298,6 +298,7 @@ def run_identity(config: Any, rewriter: Rewriter, triplets: Sequence[Triplet]) -
         h.update(hashlib.sha256(t.image).digest())
     return {
         "base": folder_hash(rewriter.folder),
+        "encoding": encoding_hash(rewriter.folder),
         "rewards": rewriter.rewards.hashes,
         "triplets": h.hexdigest(),
         "config": settings_of_ppo(config),
