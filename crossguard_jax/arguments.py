@@ -183,7 +183,12 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     )
     _out_argument(parser, "runs/evaluate")
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="default: 0.5")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="least p_unsafe for unsafe, for all models (default: the main one's own)",
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
     parser.add_argument("--dtype", default="float32", help="default: float32")
     parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")

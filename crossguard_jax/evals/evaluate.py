@@ -24,14 +24,17 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         1 if a row was left out, otherwise 0.
     """
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        args.usage_error(f"--threshold {args.threshold} is no probability; give 0 to 1")
     folder = Path(args.out)
     with LeftOut(folder / "rejected.jsonl") as left_out:
         tests = read_benchmarks(args.data, left_out)
         tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
-        systems = _score(args, tests, left_out)
-    judged = Judged(systems, float(args.threshold))
+        systems, own = _score(args, tests, left_out)
+    threshold = _threshold(args.threshold, own)
+    judged = Judged(systems, threshold)
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
-    meta = {"models": args.model, "data": args.data, "threshold": args.threshold}
+    meta = {"models": args.model, "data": args.data, "threshold": threshold}
     sections = guard_sections(judged, lambda b, i: texts[b, i]) + left_out_sections(left_out)
     page = Report("Guards compared", sections, meta).write(folder)
     for name, figures in judged.results.items():
@@ -44,9 +47,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _score(
     args: argparse.Namespace, tests: Mapping[str, Sequence[Record]], left_out: LeftOut
-) -> dict[str, ScoredRows]:
-    """Every model's scores of the rows that all of them can score."""
+) -> tuple[dict[str, ScoredRows], dict[str, float]]:
+    """Every model's scores of the rows that all of them can score, and its own threshold."""
     systems: dict[str, ScoredRows] = {}
+    thresholds: dict[str, float] = {}
     for spec in args.model:
         name, path, adapter = parse_model(spec)
         if name in systems:
@@ -60,11 +64,28 @@ def _score(
             benchmark: [record for record in rows if (benchmark, record.id) in keys]
             for benchmark, rows in tests.items()
         }
-        systems[name] = scores
-    return {
+        systems[name], thresholds[name] = scores, guard.settings.threshold
+    common = {
         name: scores.take(np.array([key in keys for key in scores.keys()]))
         for name, scores in systems.items()
     }
+    return common, thresholds
+
+
+def _threshold(given: float | None, own: Mapping[str, float]) -> float:
+    """What all systems are judged at: what was given, or else the first one's own.
+
+    Prints which one it is where the systems' folders differ and none was given.
+    """
+    if given is not None:
+        return given
+    main, threshold = next(iter(own.items()))
+    if others := [f"{name} has {value:g}" for name, value in own.items() if value != threshold]:
+        print(
+            f"threshold {threshold:g}, {main}'s own, for all ({', '.join(others)}); "
+            "--threshold sets another"
+        )
+    return threshold
 
 
 def left_out_sections(left_out: LeftOut) -> list[Section]:

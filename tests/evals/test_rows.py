@@ -40,9 +40,10 @@ def redness(image: Any) -> float:
 class StubGuard(Guard):
     """Scores a row by the redness of its picture; refuses texts over a length."""
 
-    def __init__(self, limit: int = 300, prompt: str = "short"):
+    def __init__(self, limit: int = 300, prompt: str = "short", threshold: float = 0.5):
         self.limit = limit
-        self.settings = SimpleNamespace(prompt=get_template(prompt), threshold=0.5, max_length=0)
+        template = get_template(prompt)
+        self.settings = SimpleNamespace(prompt=template, threshold=threshold, max_length=0)
         self.folder = Path("stub")
 
     def score_each(
@@ -113,9 +114,11 @@ WHY = {
 }
 
 
-def run_evaluate(folder: Path, data: Sequence[str], models: Sequence[str] = ("one",)) -> int:
+def run_evaluate(
+    folder: Path, data: Sequence[str], models: Sequence[str] = ("one",), *more: str
+) -> int:
     words = [f"--model {model}" for model in models] + [f"--data {each}" for each in data]
-    return cli.main(f"evaluate {' '.join(words)} --out {folder / 'e'}".split())
+    return cli.main(f"evaluate {' '.join(words)} --out {folder / 'e'}".split() + [*more])
 
 
 def test_evaluate_names_every_row_that_it_leaves_out_and_goes_on(tmp_path, stub, capsys):
@@ -157,6 +160,36 @@ def test_systems_are_compared_on_the_rows_that_all_of_them_can_score(tmp_path, s
     lines = (tmp_path / "e" / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == [*range(21, 31), *range(11, 21)]
     assert '"one: 21 tokens' in lines[0] and '"two: 11 tokens' in lines[10]
+
+
+@pytest.mark.parametrize(
+    ("given", "used", "line"),
+    [
+        ([], 0.2, "threshold 0.2, one's own, for all (two has 0.6)"),
+        (["--threshold", "0.3"], 0.3, ""),
+    ],
+)
+def test_systems_are_judged_at_the_main_ones_threshold_unless_another_is_given(
+    tmp_path, stub, capsys, given, used, line
+):
+    stub(one=StubGuard(threshold=0.2), two=StubGuard(threshold=0.6))
+    rows = [
+        {"id": n, "image": None, "text": "t", "label": ("safe", "unsafe")[n % 2]} for n in range(4)
+    ]
+    data = [str(table(tmp_path, rows))]
+    assert run_evaluate(tmp_path, data, ["one", "two"], *given) == 0
+    out = capsys.readouterr().out
+    assert line in out and ("for all" in out) == bool(line)
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    # Without a picture p_unsafe is 0.25.
+    assert report["one.all.fpr"]["value"] == report["two.all.fpr"]["value"] == (used < 0.25)
+    assert report["meta"]["threshold"] == used
+    assert f"At the threshold {used}" in (tmp_path / "e" / "report.md").read_text()
+
+
+def test_a_threshold_that_is_no_probability_is_a_usage_error(tmp_path, capsys):
+    assert run_evaluate(tmp_path, ["d.jsonl"], ["one"], "--threshold", "2") == 2
+    assert "--threshold 2.0 is no probability" in capsys.readouterr().err
 
 
 def test_scores_and_shown_pictures_are_their_own_rows(tmp_path):
