@@ -161,7 +161,7 @@ class Encoder:
 
     def tokenize_each(
         self,
-        texts: Sequence[str],
+        texts: Sequence[object],
         has_picture: Sequence[bool],
         truncate: bool = False,
         limit: int = 0,
@@ -169,10 +169,14 @@ class Encoder:
         """As `tokenize`, with the error of each row that has one in its place."""
         limit = limit or self.settings.max_length
         refused = [_text_error(text) for text in texts]
-        rows = self._ids(["" if e else t for t, e in zip(texts, refused, strict=True)], has_picture)
+        fit = [
+            text if isinstance(text, str) and not error else ""
+            for text, error in zip(texts, refused, strict=True)
+        ]
+        rows = self._ids(fit, has_picture)
         return [
             error or self._fitted(ids, text, picture, truncate, limit)
-            for error, ids, text, picture in zip(refused, rows, texts, has_picture, strict=True)
+            for error, ids, text, picture in zip(refused, rows, fit, has_picture, strict=True)
         ]
 
     def _fitted(
@@ -309,8 +313,10 @@ def _image_token(tokenizer: Any, image_token_id: int, folder: Path) -> str:
     return token
 
 
-def _text_error(text: str) -> UserError | None:
+def _text_error(text: object) -> UserError | None:
     """Why a text cannot be put to a tokenizer."""
+    if not isinstance(text, str):
+        return UserError(f"the text is a {type(text).__name__}; give a str")
     if not text.strip():
         return UserError("the text is empty")
     if any("\ud800" <= character <= "\udfff" for character in text):

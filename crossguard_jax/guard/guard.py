@@ -135,7 +135,8 @@ class Guard:
             (left out when M is 0).
 
         Raises:
-            UserError: lengths differ, an empty or too long text, a picture that does not decode.
+            UserError: no lists, lengths differ, a text that is no str, is empty or too long, a
+                picture that does not decode.
         """
         _same_length(images, texts)
         rows = self.encoder.tokenize(texts, [p is not None for p in images], truncate)
@@ -195,7 +196,7 @@ class Guard:
     def score_each(
         self,
         images: Sequence[Picture],
-        texts: Sequence[str],
+        texts: Sequence[object],
         *,
         batch_size: int = 16,
         threshold: float | None = None,
@@ -209,7 +210,7 @@ class Guard:
     def _verdicts(
         self,
         images: Sequence[Picture],
-        texts: Sequence[str],
+        texts: Sequence[object],
         batch_size: int,
         threshold: float | None,
         truncate: bool,
@@ -357,7 +358,12 @@ def _logits(graphdef: Any, states: Any, ids: Array, slots: Array | None, mask: A
     return lora.merge(graphdef, *states)(ids, slots, mask)
 
 
-def _same_length(images: Sequence[Any], texts: Sequence[Any]) -> None:
+def _same_length(images: Any, texts: Any) -> None:
+    for name, rows in (("images", images), ("texts", texts)):
+        if isinstance(rows, str | bytes | Path) or not hasattr(rows, "__len__"):
+            raise UserError(
+                f"{name} is a {type(rows).__name__}; give lists, an image and a text a row"
+            )
     if len(images) != len(texts):
         raise UserError(
             f"{len(images)} images but {len(texts)} texts; give one image a text, None for a row "

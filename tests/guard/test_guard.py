@@ -134,6 +134,9 @@ def test_a_text_cannot_forge_a_picture(guard):
 def test_wrong_calls_are_told_what_is_wrong(guard, llava_folder):
     with pytest.raises(UserError, match="2 images but 1 texts"):
         guard.score([None, None], ["a"])
+    for images, texts, name in (("p.png", "text", "images"), ([None] * 4, "text", "texts")):
+        with pytest.raises(UserError, match=f"{name} is a str; give lists"):
+            guard.score(images, texts)
     with pytest.raises(UserError, match="text is empty"):
         guard.score([None], ["  "])
     batch = guard.encode(*rows(3))
@@ -173,6 +176,13 @@ def test_one_bad_row_costs_itself_alone(guard):
         assert isinstance(found[i], UserError)
         with pytest.raises(UserError, match=f"row 1: .*{words}"):
             guard.score([None, images[i]], ["can i ?", texts[i]])
+
+
+def test_a_text_that_is_no_str_costs_its_own_row_alone(guard):
+    missing, verdict, number = guard.score_each([None] * 3, [None, "can i touch it ?", 7])
+    assert str(missing) == "the text is a NoneType; give a str"
+    assert str(number) == "the text is a int; give a str"
+    assert verdict == guard.score([None], ["can i touch it ?"])[0]
 
 
 def test_a_score_that_is_not_a_number_is_no_verdict(guard, monkeypatch):
