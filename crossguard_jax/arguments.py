@@ -5,6 +5,13 @@ from collections.abc import Sequence
 
 PLACES = ("mesh", "axis_rules")
 """What every configuration of a computation says of devices."""
+GUARDS = {"toy://llava": "the small world's LLaVA, a guard without training"}
+TASK_MODELS = {
+    "toy://llava": "the small world's LLaVA, for questions and captions",
+    "toy://clip": "the small world's CLIP, for retrieval",
+}
+"""The models that come with the package, for ``--model``; a verb lists its own where that is
+missing."""
 
 
 def config_argument(parser: argparse.ArgumentParser, file: str, fields: Sequence[str]) -> None:
@@ -53,6 +60,7 @@ def immunize(parser: argparse.ArgumentParser) -> None:
 
 
 def attack(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(shipped_models=GUARDS)
     parser.add_argument(
         "--model",
         action="append",
@@ -85,6 +93,7 @@ def attack(parser: argparse.ArgumentParser) -> None:
 
 
 def tasks(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(shipped_models=TASK_MODELS)
     add = parser.add_argument
     add(
         "--model",
@@ -167,12 +176,14 @@ def forge(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(shipped_models=GUARDS)
     parser.add_argument(
         "--model",
         action="append",
         required=True,
         metavar="[NAME=]FOLDER[+ADAPTER]",
-        help="a guard to score with; give several to compare them, the main one first",
+        help="a guard to score with, or toy://llava, which comes with us; give several to compare "
+        "them, the main one first",
     )
     parser.add_argument(
         "--data",
@@ -198,6 +209,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def model(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.set_defaults(shipped_models=GUARDS)
     parser.add_argument(
         "--model",
         required=required,
@@ -256,6 +268,7 @@ def doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def export(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(shipped_models=GUARDS)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="a LLaVA folder")
     parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
     parser.add_argument("--format", choices=("merged", "peft"), default="merged")

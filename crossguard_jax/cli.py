@@ -118,9 +118,10 @@ def _run(argv: list[str], ours: bool) -> int:
     several = verb.uses_jax and initialize_if_several()
     if ours and verb.uses_models:
         _leave_torch_out()
-    if verb.uses_jax and not (several and importlib.import_module("jax").process_index()):
+    if not (several and importlib.import_module("jax").process_index()):
         if words := [*_first_line(args)]:
-            print("; ".join(words), flush=True)
+            # The others' stdout is for a program to read.
+            print("; ".join(words), file=sys.stdout if verb.uses_jax else sys.stderr, flush=True)
     code = _import(verb.handler)(args)
     return OK if code is None else code
 
@@ -180,10 +181,13 @@ def _leave_torch_out() -> None:
 
 class _Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are one line that says where the help is; one about the
-    configuration is followed by those that there are."""
+    model or the configuration is followed by those that there are."""
 
     def error(self, message: str) -> NoReturn:
         lines = [f"{self.prog}: {message} (see {self.prog} --help)"]
+        if "--model" in message and (models := self.get_default("shipped_models")):
+            width = max(map(len, models))
+            lines += [f"  {name:{width}}  {what}" for name, what in models.items()]
         if "--config" in message and (file := self.get_default("config_file")):
             lines += _variants(file)
         self.exit(USAGE, "".join(f"{line}\n" for line in lines))

@@ -12,6 +12,7 @@ import pytest
 
 from crossguard_jax import arguments, cli, verbs
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.impforge import commands
 
 Main = Callable[..., tuple[int, str, str]]
@@ -206,8 +207,24 @@ def test_a_verb_without_a_configuration_lists_those_that_there_are(
     first, *listed = err.splitlines()
     assert out == "" and "--config" in first
     described = dict(line.strip().split(maxsplit=1) for line in listed)
+    described = {name: what for name, what in described.items() if "toy://" not in name}
     assert all(name.startswith("configs/") for name in described)
     assert ["small world" in what for name, what in described.items() if ":tiny" in name] == [True]
+
+
+@pytest.mark.parametrize("verb", ["attack", "tasks", "evaluate", "score", "export"])
+@pytest.mark.parametrize("argv", [[], ["--model"]])
+def test_a_verb_without_a_model_lists_those_that_come_with_the_package(
+    verb: str, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, *argv]) == 2
+    out, err = capsys.readouterr()
+    first, *listed = err.splitlines()
+    assert out == "" and "--model" in first
+    models = [line.split(maxsplit=1) for line in listed if "toy://" in line]
+    wanted = {"toy://llava", "toy://clip"} if verb == "tasks" else {"toy://llava"}
+    assert {name for name, _ in models} == wanted
+    assert all("small world" in what and resolve_folder(name).is_dir() for name, what in models)
 
 
 def test_the_users_own_configurations_are_listed_too(
@@ -257,6 +274,15 @@ def test_a_model_of_the_small_world_on_the_command_line_is_told_too(
     monkeypatch.setattr(cli, "_import", lambda name: nothing)
     assert cli.main(["tasks", "--model", "a=toy://clip", "--model", "b", "--data", "x"]) == 0
     assert capsys.readouterr().out == "the small world's models: toy://clip\n"
+
+
+@pytest.mark.parametrize("request_", [["--text", "t"], ["--input", "i", "--output", "o"]])
+def test_score_tells_it_beside_the_verdicts_and_not_among_them(
+    request_: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_import", lambda name: lambda args: print("{}"))
+    assert cli.main(["score", "--model", "toy://llava", *request_]) == 0
+    assert capsys.readouterr() == ("{}\n", "the small world's models: toy://llava\n")
 
 
 @pytest.mark.parametrize(("kind", "told"), [("none", True), ("guard", False)])
