@@ -1,8 +1,9 @@
 """Hub folders in: safetensors streamed tensor by tensor into (sharded) arrays.
 
-Every problem of a folder is collected first and raised as one error: keys that are missing, have
-another shape or map to nothing, and files that do not open. Each device's shard is then read by
-itself and handed over, so the host holds about one shard of one stacked parameter at a time.
+Every problem of a folder is collected first and raised as one error: files that do not open, or
+else keys that are missing, have another shape, differ from their copy or map to nothing. Each
+device's shard is then read by itself and handed over, so the host holds about one shard of one
+stacked parameter at a time.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,8 @@ def build_model(
         dtype, mesh, rules: as in `load_model`.
 
     Raises:
-        UserError: keys missing, of another shape or unknown, and the source's own problems.
+        UserError: the source's own problems, or else keys missing, of another shape, at odds with
+            their copy or unknown.
     """
     abstract = jax.eval_shape(lambda: configs.MODELS[family](config, jax.random.key(0)))
     graphdef, state = nnx.split(abstract, graph=False)
@@ -253,8 +255,10 @@ def _plan(
     family: str, state: Any, tensors: Source, channels: int, folder: str
 ) -> dict[str, tuple[names.HubTensor, list[str]]]:
     """For each parameter its Hub tensors and the keys this folder has them under."""
-    spelled = {names.canonical(family, key): key for key in tensors}
-    problems, plan = list(tensors.problems), {}
+    if tensors.problems:  # the keys that a file lacks for them would only hide them
+        _refuse(folder, tensors.problems)
+    spelled, problems = spellings(family, tensors)
+    plan = {}
     for name, variable in named_leaves(state):
         hub = names.hub_tensor(family, name, variable.shape)
         layer_shape = variable.shape[1:] if hub.stacked else variable.shape
@@ -278,11 +282,33 @@ def _plan(
         if not names.IGNORED.match(canonical) and canonical not in tied
     ]
     if problems:
-        shown = "; ".join(problems[:40]) + (
-            f"; and {len(problems) - 40} more" * (len(problems) > 40)
-        )
-        raise UserError(f"{folder}: {len(problems)} problem(s): {shown}")
+        _refuse(folder, problems)
     return plan
+
+
+def spellings(family: str, tensors: Source, prefix: str = "") -> tuple[dict[str, str], list[str]]:
+    """The source's key of each tensor by the table's spelling, ``prefix`` taken off.
+
+    Two generations of one key may both be there: copies of each other are one tensor.
+
+    Returns:
+        The keys, and a problem for each pair of keys of which only one could be read.
+    """
+    spelled: dict[str, str] = {}
+    problems = []
+    for key in tensors:
+        canonical = names.canonical(family, key.removeprefix(prefix))
+        other = spelled.setdefault(canonical, key)
+        if other == key or names.IGNORED.match(canonical):
+            continue
+        if not np.array_equal(tensors.read(other), tensors.read(key), equal_nan=True):
+            problems.append(f"{other} and {key}: one tensor, with different values; take one out")
+    return spelled, problems
+
+
+def _refuse(folder: str, problems: list[str]) -> NoReturn:
+    shown = "; ".join(problems[:40]) + f"; and {len(problems) - 40} more" * (len(problems) > 40)
+    raise UserError(f"{folder}: {len(problems)} problem(s): {shown}")
 
 
 def _read(

@@ -19,7 +19,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf import names
 from crossguard_jax.hf.export import ModelCard, family_of
 from crossguard_jax.hf.folder import check_number, read_object
-from crossguard_jax.hf.load import Tensors, open_tensors
+from crossguard_jax.hf.load import Tensors, open_tensors, spellings
 from crossguard_jax.nn import lora
 
 _PREFIX = "base_model.model."
@@ -200,9 +200,9 @@ class _Factors:
 
     def __init__(self, tensors: Tensors, family: str, config: dict[str, Any]):
         self._tensors, self._family = tensors, family
-        self.keys = {names.canonical(family, key.removeprefix(_PREFIX)): key for key in tensors}
+        self.keys, conflicts = spellings(family, tensors, _PREFIX)
         self._targets = _Targets(config, self.keys)
-        self.problems = list(tensors.problems)
+        self.problems = [*tensors.problems, *conflicts]
         if not self.keys and not self.problems:
             self.problems.append(
                 "no tensor in it, as where DeepSpeed ZeRO-3 saved without gathering its shards; "

@@ -192,6 +192,43 @@ def test_a_head_in_the_file_is_read_as_transformers_reads_it(reader, differs, tm
         assert text.config.tie_word_embeddings != differs
 
 
+@pytest.mark.parametrize("reader", ["llava", "sentence"])
+def test_a_tensor_under_two_spellings_is_read_once_or_refused_by_both(reader, tmp_path):
+    name, load = READERS[reader]
+    folder = shipped(name, tmp_path / "m")
+    before, tensors = digest(load(folder)), load_torch(folder / ONE)
+    prefix = {"llava": "model.", "sentence": "bert."}[reader]
+    key = next(key for key in tensors if key.startswith(("vision_tower.", "encoder.")))
+    copy = tensors[key].clone()
+    save_torch(tensors | {prefix + key: copy}, folder / ONE, {"format": "pt"})
+    assert digest(load(folder)) == before
+    copy.view(-1)[-1] += 1
+    save_torch(tensors | {prefix + key: copy}, folder / ONE, {"format": "pt"})
+    with pytest.raises(UserError, match=r" 1 problem\(s\): .*different values; take one") as caught:
+        load(folder)
+    assert f" {key}" in str(caught.value) and f" {prefix}{key}" in str(caught.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("what", ["truncated", "a shard gone", "the config's file gone"])
+def test_a_file_that_does_not_open_is_all_that_is_said(reader, what, tmp_path):
+    name, load = READERS[reader]
+    folder = shipped(name, tmp_path / "m")
+    file = ONE
+    if what == "truncated":
+        (folder / ONE).write_bytes((folder / ONE).read_bytes()[:-100])
+    elif what == "a shard gone":
+        file = TWO[1]
+        (folder / ONE).rename(folder / TWO[0])
+        (folder / INDEX).write_text(index_of(*TWO))
+    else:
+        file = "ema.safetensors"
+        set_field(folder, "transformers_weights", file)
+    problem = "truncated or not" if what == "truncated" else "missing; download it too"
+    with pytest.raises(UserError, match=rf" 1 problem\(s\): {file}: {problem}[^;]*$"):
+        load(folder)
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("how", ["float8", "float8 with scales", "int8", "config", "older config"])
 def test_quantized_weights_are_refused_in_one_line(reader, how, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.tree import digest
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.peft import _HARMLESS, load_adapter, read_adapter_config
 from crossguard_jax.nn import lora
@@ -255,6 +256,20 @@ def test_damaged_factors_are_refused(what, message, targets, bases, tmp_path):
     save_file(change(load_file(folder / FACTORS), what), folder / FACTORS)
     with pytest.raises(UserError, match=message):
         load_adapter(model, folder)
+
+
+def test_a_factor_under_two_spellings_is_read_once_or_refused_by_both(bases, tmp_path):
+    base, model = bases["llava"]
+    folder = adapter(base, tmp_path / "a", target_modules=["q_proj"])
+    before, tensors = digest(load_adapter(model, folder)), load_file(folder / FACTORS)
+    key = next(key for key in tensors if "model.vision_tower." in key)
+    older = key.replace("model.vision_tower.", "vision_tower.vision_model.")
+    save_file(tensors | {older: tensors[key].clone()}, folder / FACTORS)
+    assert digest(load_adapter(model, folder)) == before
+    save_file(tensors | {older: tensors[key] + 1}, folder / FACTORS)
+    with pytest.raises(UserError, match=" 1 problem.* with different values; take one") as caught:
+        load_adapter(model, folder)
+    assert key in str(caught.value) and older in str(caught.value)
 
 
 @pytest.mark.parametrize(
