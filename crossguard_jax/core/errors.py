@@ -20,6 +20,11 @@ def short(value: object, most: int = 120) -> str:
     return text if len(text) <= most else _elided(text, most)
 
 
+def reason(error: Exception, most: int = 200) -> str:
+    """What an error says, on one line; its type where it says nothing, as a `MemoryError`."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def _elided(text: str, most: int) -> str:
     end = most // 3
     return f"{text[: most - end - 3]}...{text[-end:]}"

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, reason
 from crossguard_jax.hf.folder import CONFIG, check_number, read_json, read_object
 from crossguard_jax.nn import bert, clip, llama, llava
 from crossguard_jax.nn.attention import IMPLEMENTATIONS
@@ -47,8 +47,7 @@ def read_config(folder: str | Path, **options: Any) -> tuple[str, Config]:
     try:
         hub: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever its own checks of the fields raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: transformers cannot read it: {reason}") from error
+        raise UserError(f"{path}: transformers cannot read it: {reason(error)}") from error
     family, config = from_hub(hub, str(path), **options)
     if isinstance(config, bert.BertConfig):
         config = replace(config, normalize=read_normalize(folder))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, reason
 from crossguard_jax.core.typing import Float
 from crossguard_jax.hf.folder import check_number, read_objects
 
@@ -106,7 +106,7 @@ class Processor:
             )
         except Exception as error:  # whatever a processor's own checks raise
             raise UserError(
-                f"{folder}: no picture processor that transformers can load ({_line(error)}); put "
+                f"{folder}: no picture processor that transformers can load ({reason(error)}); put "
                 "the model's preprocessor_config.json there"
             ) from error
         self.mean, self.std = self._colours()
@@ -117,7 +117,7 @@ class Processor:
         try:
             made = list(self(Image.new("RGB", (2 * size, size + 3))).shape)
         except Exception as error:
-            raise UserError(f"{self.file}: transformers cannot use it: {_line(error)}") from error
+            raise UserError(f"{self.file}: transformers cannot use it: {reason(error)}") from error
         if made != [3, size, size]:
             raise UserError(
                 f"{self.file}: makes pictures of {made}, the model wants {[3, size, size]}; put "
@@ -183,7 +183,3 @@ def padded_square(
         wide.paste(part, (left, 0))
         narrow.paste(wide.resize((width, part.height), how), (0, top + start))
     return narrow.resize((width, height), how)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

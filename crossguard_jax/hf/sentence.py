@@ -63,8 +63,11 @@ def load_sentence(
     longest = model.config.max_position_embeddings
     path = folder / "sentence_bert_config.json"
     settings = read_objects(folder, path.name)
-    limit = settings.get("max_seq_length") or min(tokenizer.model_max_length, longest)
-    check_number(f"{path}: max_seq_length", limit, 3, whole=True)  # two of them are special
+    limit, named = settings.get("max_seq_length"), f"{path}: max_seq_length"
+    if not limit:
+        limit = min(tokenizer.model_max_length, longest)
+        named = f"{folder}/tokenizer_config.json: model_max_length"
+    check_number(named, limit, 3, whole=True)  # two of them are special
     for field in ("processing_kwargs", "query_length", "document_length", "query_expansion"):
         if settings.get(field):
             raise UserError(f"{path}: {field} is not known here; choose another sentence encoder")

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, reason
 from crossguard_jax.core.typing import Bool, Int
-from crossguard_jax.hf.folder import read_objects
+from crossguard_jax.hf.folder import check_number, read_objects
+
+_CONFIG = "tokenizer_config.json"
 
 LENGTH_STEP = 16
 """Rows are padded to a multiple of it: few lengths, so few compilations."""
@@ -29,14 +31,17 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    read_objects(folder, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    settings = read_objects(folder, _CONFIG)
+    for field in ("model_max_length", "max_len"):  # its name, and its older one
+        if settings.get(field) is not None:
+            check_number(f"{folder}/{_CONFIG}: {field}", settings[field], 1)
+    read_objects(folder, "special_tokens_map.json", "added_tokens.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the tokenizers library raises Exception itself
         read_objects(folder, "tokenizer.json")
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder}: no tokenizer that transformers can load ({reason}); put the model's "
+            f"{folder}: no tokenizer that transformers can load ({reason(error)}); put the model's "
             "tokenizer.json and tokenizer_config.json there"
         ) from error
     if vocab_size is not None:

@@ -358,6 +358,41 @@ def test_a_number_is_checked_and_named(value, options, message):
             check_number("n", value, **options)
 
 
+@pytest.mark.parametrize("field", ["model_max_length", "max_len"])
+@pytest.mark.parametrize("value", ["big", -1, 0, float("nan"), True, [1], 10**30, None])
+def test_a_tokenizers_length_is_a_number_or_refused_by_its_field(field, value, tmp_path):
+    folder = shipped("sentence", tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("model_max_length")
+    path.write_text(json.dumps(settings | {field: value}))
+    if value in (10**30, None):
+        assert load_tokenizer(folder).model_max_length >= 10**30
+        return
+    message = rf"tokenizer_config\.json: {field} .* is not a number of at least 1; mend it$"
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("value", [2, 64.5])
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("tokenizer_config.json", "model_max_length"),
+        ("sentence_bert_config.json", "max_seq_length"),
+    ],
+)
+def test_a_length_that_no_sentence_fits_into_is_refused_where_it_stands(
+    file, field, value, tmp_path
+):
+    folder = shipped("sentence", tmp_path / "m")
+    settings = json.loads((folder / file).read_text()) | {field: value}
+    (folder / "sentence_bert_config.json").write_text("{}")
+    (folder / file).write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=rf"/{file}: {field} {value} is not a whole number"):
+        load_sentence(folder)
+
+
 def add_tokens(folder, *ids):
     """More words in a tokenizer, with these ids."""
     path = folder / "tokenizer.json"

@@ -94,6 +94,7 @@ def test_a_number_stands_for_all_channels(value, tmp_path):
         ({"image_std": [0.2, 0, 0.2]}, "image_std 0 is not a number above 0"),
         ({"rescale_factor": "x"}, "rescale_factor 'x' is not"),
         ({"size": {"height": -1, "width": -1}}, "cannot use it|no picture processor"),
+        ({"size": {"shortest_edge": 10**9}}, r"preprocessor_config\.json: .*it: MemoryError$"),
         ({"image_processor_type": "NoSuchProcessor"}, "no picture processor"),
     ],
 )
