@@ -1,15 +1,20 @@
 """Every variant of every configuration file loads, locked, and says what its name says."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
+from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import config_files, describe_variants, load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import get_template
+from crossguard_jax.guard.recipe import train_guard
+from crossguard_jax.impforge.commands import forge_files, match_files
+from crossguard_jax.impforge.ppo.recipe import train_rewriter
 from crossguard_jax.nn.clip import VisionConfig
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import Llava, LlavaConfig
@@ -101,6 +106,41 @@ def test_adapters_sit_on_the_towers_the_variant_names(variant: str, towers: set[
     matched = [path for path in layer_paths() if re.fullmatch(targets, path)]
     assert {path.split(".")[0] for path in matched} == towers
     assert len(matched) == 4 * ("vision_tower" in towers) + 7 * ("language_model" in towers)
+
+
+START: dict[str, Callable[[ConfigDict, Path], object]] = {
+    "guard": train_guard,
+    "cmai": immunize,
+    "impforge": lambda config, folder: train_rewriter(config, [], folder),
+    "forge": lambda config, folder: forge_files(config, "", folder),
+    "match": lambda config, folder: match_files(config, "", "", folder),
+}
+COUNTS = {
+    "guard": ["train.steps", "train.batch_size", "train.save_every", "lora.rank"]
+    + ["optim.accumulate", "data.max_length"],
+    "cmai": ["train.steps", "train.batch_size", "train.save_every", "lora.rank"]
+    + [f"cmcv.train.{name}" for name in ("steps", "batch_size", "save_every")]
+    + ["cmcv.shared_width", "cmcv.hidden_width", "data.max_length"],
+    "impforge": ["ppo.iterations", "ppo.batch_size", "ppo.save_every", "ppo.settings.epochs"]
+    + ["ppo.settings.minibatches", "rewriter.lora.rank", "rewriter.prompt_length"]
+    + ["rewriter.max_new_tokens", "breadth.archive_size"],
+    "forge": ["forge.samples", "forge.keep"],
+    "match": ["match.settings.batch_size", "match.judge.batch_size"],
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field"), [(recipe, field) for recipe in COUNTS for field in COUNTS[recipe]]
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_recipe_names_a_count_below_one_before_it_does_anything(
+    recipe: str, field: str, value: int, tmp_path: Path
+) -> None:
+    file = {"forge": "impforge", "match": "impforge"}.get(recipe, recipe)
+    config = load_config(f"configs/{file}.py:tiny", [f"--config.{field}={value}"])
+    with pytest.raises(UserError, match=f"^{field} {value}: give a whole number above 0"):
+        START[recipe](config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_variants_do_not_share_state() -> None:

@@ -24,6 +24,7 @@ from crossguard_jax.cmai.mbat import CmaiState, MbatSettings, make_immunize_step
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.task import Reader, Task
 from crossguard_jax.cmai.threshold import choose_threshold
+from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
@@ -104,6 +105,10 @@ def immunize(
         UserError: see `Guard.from_pretrained`, `guard.mixture`, `train.loop`, and whatever is
             wrong with the configuration, by the field's name.
     """
+    for stage in ("train", "cmcv.train"):
+        check_positive(config, *(f"{stage}.{k}" for k in ("steps", "batch_size", "save_every")))
+    check_positive(config, "cmcv.shared_width", "cmcv.hidden_width")
+    check_positive(config, "lora.rank", "data.max_length")
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
@@ -194,7 +199,7 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
         batch = task.read(everything, frozen, batch)
         return of_pairs(everything, frozen, batch, key)
 
-    adam = optimizer(config.cmcv.optim, config.cmcv.train.steps)
+    adam = optimizer(config.cmcv.optim, config.cmcv.train.steps, "cmcv.optim", "cmcv.train.steps")
     state = init_state(trainable["check"], adam, config.train.seed, run.mesh, run.rules)
     fixed = trainable["adapters"], run.frozen
     learned = run.train(state, make_step(loss, adam), fixed, config.cmcv.train, "check")

@@ -74,6 +74,16 @@ def find_config(path: str) -> Path:
     )
 
 
+def check_positive(config: ConfigDict, *fields: str) -> None:
+    """Raises a `UserError` that names the first of the dotted ``fields`` that is below 1."""
+    for field in fields:
+        value = config
+        for name in field.split("."):
+            value = value[name]
+        if value < 1:
+            raise UserError(f"{field} {value}: give a whole number above 0, --config.{field}=N")
+
+
 def config_files() -> list[str]:
     """The ``configs/*.py`` of the working folder and of the installation, as a user names them."""
     files = [*Path("configs").glob("*.py"), *INSTALLED.glob("*.py")]

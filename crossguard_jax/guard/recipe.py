@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossguard_jax.core import metrics
+from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data import pipeline
@@ -73,8 +74,11 @@ def train_guard(
             ``folder/data`` by default.
 
     Raises:
-        UserError: see `Guard.from_pretrained`, `guard.mixture` and `train.loop`.
+        UserError: see `Guard.from_pretrained`, `guard.mixture` and `train.loop`; or a number of the
+            configuration that has to be above 0 is not.
     """
+    check_positive(config, *(f"train.{name}" for name in ("steps", "batch_size", "save_every")))
+    check_positive(config, "lora.rank", "optim.accumulate", "data.max_length")
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import digest
@@ -80,6 +81,7 @@ def match_files(
     Raises:
         UserError: see `matching.match`.
     """
+    check_positive(config, "match.settings.batch_size", "match.judge.batch_size")
     settings, folder = config.match, Path(folder)
     rules = {**DEFAULT_RULES, **config.axis_rules}
     mesh = make_mesh(**config.mesh)
@@ -154,6 +156,7 @@ def forge_files(
     Raises:
         UserError: see `train_rewriter` and `forge.forge`.
     """
+    check_positive(config, "forge.samples", "forge.keep")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = _read(triplets, folder / "rejected.jsonl")

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax.core.config import config_files, describe_variants, find_config, load_config
+from crossguard_jax.core.config import (
+    check_positive,
+    config_files,
+    describe_variants,
+    find_config,
+    load_config,
+)
 from crossguard_jax.core.errors import UserError
 
 FILE = """
@@ -64,6 +70,16 @@ def test_an_override_sets_its_field(spec: str, override: str, field: str, value:
         found = found[name]
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(("width", "steps"), [(0, 1), (-1, 1), (8, 0)])
+def test_a_number_that_has_to_be_above_zero_is_named_with_the_mend(
+    spec: str, width: int, steps: int
+) -> None:
+    overrides = [f"--config.width={width}", f"--config.optim.warmup_steps={steps}"]
+    name, value = ("width", width) if width < 1 else ("optim.warmup_steps", steps)
+    with pytest.raises(UserError, match=f"^{name} {value}: .* above 0, --config.{name}=N$"):
+        check_positive(load_config(spec, overrides), "width", "optim.warmup_steps")
 
 
 def test_the_last_of_two_overrides_wins(spec: str) -> None:

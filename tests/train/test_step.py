@@ -128,6 +128,9 @@ def test_a_schedule_that_cannot_be_is_refused():
         learning_rate(settings(schedule="cosin"), 24)
     with pytest.raises(UserError, match="optim.warmup_steps 24: must be from 0 to below"):
         learning_rate(settings(warmup_steps=24), 24)
+    named = "cmcv.optim.warmup_steps 24: must be from 0 to below cmcv.train.steps 24$"
+    with pytest.raises(UserError, match=named):
+        optimizer(settings(warmup_steps=24), 24, "cmcv.optim", "cmcv.train.steps")
 
 
 def test_the_optimizer_clips_by_the_global_norm_and_decays_weights():

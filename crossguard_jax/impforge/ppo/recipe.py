@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf.load import encoding_hash, folder_hash
@@ -215,6 +216,10 @@ def make_iteration(
     return iteration
 
 
+_UPDATES = "ppo.iterations times ppo.settings.epochs times ppo.settings.minibatches,"
+"""The optimizer's steps, as errors call them."""
+
+
 def train_rewriter(
     config: Any,
     triplets: Sequence[Triplet],
@@ -233,8 +238,15 @@ def train_rewriter(
         The rewriter, and its trained part (to pass to `Rewriter.write`).
 
     Raises:
-        UserError: see `Rewriter`, `Rewards` and `train.loop`.
+        UserError: see `Rewriter`, `Rewards` and `train.loop`; or a number of the configuration that
+            has to be above 0 is not.
     """
+    check_positive(config, *(f"ppo.{name}" for name in ("iterations", "batch_size", "save_every")))
+    check_positive(config, "ppo.settings.epochs", "ppo.settings.minibatches")
+    check_positive(
+        config, "rewriter.lora.rank", "rewriter.prompt_length", "rewriter.max_new_tokens"
+    )
+    check_positive(config, "breadth.archive_size")
     mesh, rules = make_mesh(**config.mesh), {**DEFAULT_RULES, **config.axis_rules}
     rewriter = load_rewriter(config, mesh, rules)
     breadth = Breadth(**config.breadth)
@@ -244,8 +256,8 @@ def train_rewriter(
     weights = dict(config.rewards.weights)
     names = sorted({t.category for t in triplets})
     categories = [names.index(t.category) for t in triplets]
-    updates = settings.epochs * settings.minibatches
-    adam = optimizer(config.optim, config.ppo.iterations * updates)
+    updates = config.ppo.iterations * settings.epochs * settings.minibatches
+    adam = optimizer(config.optim, updates, "optim", _UPDATES)
     improve = make_improve(rewriter, adam, settings, weights, breadth, len(names))
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
     processes = jax.process_count()

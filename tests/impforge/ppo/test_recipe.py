@@ -1,6 +1,12 @@
-"""A run of PPO: what makes it the same run."""
+"""A run of PPO: what makes it the same run, and what is refused before it starts."""
+
+from pathlib import Path
+
+import pytest
 
 from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.ppo.recipe import settings_of_ppo
 
 
@@ -10,3 +16,17 @@ def test_a_trained_rewriter_forges_again_under_other_settings() -> None:
 
     assert settings("--config.forge.samples=9", "--config.match.judge.kind=none") == settings()
     assert settings("--config.optim.learning_rate=1e-5") != settings()
+
+
+def test_a_warm_up_that_is_too_long_is_refused_by_the_fields_that_make_the_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(recipe, "load_rewriter", lambda *_: None)  # no model is wanted for it
+    overrides = ["--config.ppo.iterations=1", "--config.ppo.settings.epochs=2"]
+    config = load_config(
+        "configs/impforge.py:tiny",
+        [*overrides, "--config.ppo.settings.minibatches=4", "--config.optim.warmup_steps=8"],
+    )
+    message = "optim.warmup_steps 8: .* below ppo.iterations times .*epochs times .*minibatches, 8$"
+    with pytest.raises(UserError, match=message):
+        recipe.train_rewriter(config, [], tmp_path)
