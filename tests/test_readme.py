@@ -1,7 +1,7 @@
 """What README and the pages of results say is so: their commands, links, figures and length.
 
 Every command is checked against the command line's own parser. Those of the README also run as
-printed (``-m slow``), in order, in a copy of the repository: real-scale ones on folders in the
+printed (``-m install``), in order, in a copy of the repository: real-scale ones on folders in the
 published layouts with next to nothing in them (`tests.published`).
 """
 
