@@ -246,18 +246,24 @@ class Tensors:
 
 @contextlib.contextmanager
 def open_tensors(folder: str | Path, files: Sequence[str] | None = None) -> Iterator[Tensors]:
-    """A folder's weights, or the safetensors named, open while the context lasts."""
+    """A folder's weights, or the safetensors named, open while the context lasts.
+
+    Raises:
+        UserError: a file is missing or truncated; the keys that it would have held are not listed.
+    """
     with contextlib.ExitStack() as stack:
-        yield Tensors(Path(folder), stack, files)
+        tensors = Tensors(Path(folder), stack, files)
+        if tensors.problems:
+            _refuse(str(folder), tensors.problems)
+        yield tensors
 
 
 def _plan(
     family: str, state: Any, tensors: Source, channels: int, folder: str
 ) -> dict[str, tuple[names.HubTensor, list[str]]]:
     """For each parameter its Hub tensors and the keys this folder has them under."""
-    if tensors.problems:  # the keys that a file lacks for them would only hide them
-        _refuse(folder, tensors.problems)
     spelled, problems = spellings(family, tensors)
+    problems = [*tensors.problems, *problems]
     plan = {}
     for name, variable in named_leaves(state):
         hub = names.hub_tensor(family, name, variable.shape)
