@@ -6,6 +6,7 @@ A LLaVA with a CLIP ViT d=256 x 8 at 224 px and a Llama d=512 x 8, with random w
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,23 @@ N_TEXT = 64
 BEFORE = 4
 """Text tokens before the picture."""
 
+VISION: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "image_size": 224,
+    "patch_size": 14,
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 32_064,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 512,
+}
+
 
 def make_folder(scratch: Path) -> Path:
     """The model with random weights, as transformers saves it."""
@@ -30,22 +48,7 @@ def make_folder(scratch: Path) -> Path:
         LlavaForConditionalGeneration,
     )
 
-    vision = CLIPVisionConfig(
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        image_size=224,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        vocab_size=32_064,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        max_position_embeddings=512,
-    )
+    vision, text = CLIPVisionConfig(**VISION), LlamaConfig(**TEXT)
     torch.manual_seed(0)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32_000)
     LlavaForConditionalGeneration(config).save_pretrained(scratch / "base")

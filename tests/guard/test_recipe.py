@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,14 @@ def test_training_teaches_the_adapter_leaves_the_base_alone_and_is_exported(
     logits = outputs.logits[:, -1, list(done.guard.label_ids)]
     p_unsafe = torch.softmax(logits.float(), dim=-1)[:, 1].tolist()
     assert p_unsafe == pytest.approx([v.p_unsafe for v in verdicts[:4]], abs=1e-4)
+
+    def turned(path: str, split: str, limit: int):
+        for row in bright(path, split, limit):
+            label = {"safe": "unsafe", "unsafe": "safe"}
+            yield replace(row, label=label[row.label]) if isinstance(row, Record) else row
+
+    with pytest.raises(UserError, match=r"another run \(contents\.bright"):
+        train_guard(config, tmp_path, {"bright": turned}, data=tmp_path / "turned")
     rejected = (tmp_path / "data" / "bright.rejected.jsonl").read_text().splitlines()
     assert len(rejected) == 6 and json.loads(rejected[0])["reason"] == "made bad for the test"
 

@@ -344,7 +344,7 @@ def test_a_run_killed_as_it_takes_over_earlier_rows_loses_none(tmp_path, stop):
     assert taken_over(out, "Abcd") == ["c"]
 
 
-def test_another_run_does_not_mix_with_an_output(tmp_path, score):
+def test_another_run_does_not_mix_with_an_output(tmp_path, score, llava_folder):
     out = tmp_path / "o.jsonl"
     arguments = ("--input", small_table(tmp_path), "--output", out)
     score(*arguments, "--threshold", 0.3)
@@ -353,6 +353,14 @@ def test_another_run_does_not_mix_with_an_output(tmp_path, score):
     assert code == 1 and err.count("\n") == 1 and "threshold: 0.3, now 0.7" in err
     code, _, err = score(*arguments, "--threshold", 0.3, "--prompt", "true_false")
     assert code == 1 and "prompt: short" in err
+    file = llava_folder / "preprocessor_config.json"
+    settings = file.read_text()
+    try:
+        file.write_text(json.dumps(json.loads(settings) | {"image_mean": [0, 0, 0]}))
+        code, _, err = score(*arguments, "--threshold", 0.3)
+    finally:
+        file.write_text(settings)
+    assert code == 1 and "encoding: " in err
     assert out.read_bytes() == before
     code, _, _ = score(*arguments, "--threshold", 0.7, "--restart")
     assert code == 0 and [row["threshold"] for row in read(out)] == [0.7] * 5

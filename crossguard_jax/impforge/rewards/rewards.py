@@ -26,7 +26,7 @@ from crossguard_jax.core.typing import Array, Bool, Float, Int
 from crossguard_jax.hf import tokens
 from crossguard_jax.hf.clip import ClipEncoder, load_clip
 from crossguard_jax.hf.configs import read_config
-from crossguard_jax.hf.load import folder_hash, load_model, resolve_folder
+from crossguard_jax.hf.load import encoding_hash, folder_hash, load_model, resolve_folder
 from crossguard_jax.hf.sentence import load_sentence
 from crossguard_jax.impforge.rewards import overlap
 from crossguard_jax.impforge.rewards.embedding import Embedder
@@ -159,15 +159,15 @@ class Rewards:
         clip = load_clip(config.overlap.path, *placed)
         safety, self._read_safety = _load_safety(config.safety, *placed)
         self.label_ids = self._read_safety.label_ids
-        self.hashes = {"overlap": clip.digest}
-        self.hashes["safety"] = folder_hash(resolve_folder(config.safety.path))
+        self.hashes = {"overlap": f"{clip.digest} {encoding_hash(clip.folder)}"}
+        self.hashes["safety"] = _hash(resolve_folder(config.safety.path))
         judge: Bert | Clip = clip.model
         tokenizer, room, self.width = clip.tokenizer, clip.context, clip.dimension
         if self.by_caption:
             sentence = load_sentence(config.semantic.path, *placed)
             judge, tokenizer, room = sentence.model, sentence.tokenizer, sentence.max_length
             self.width = sentence.model.config.hidden_size
-            self.hashes["semantic"] = folder_hash(sentence.folder)
+            self.hashes["semantic"] = _hash(sentence.folder)
         length = _fitting("rewards.semantic.max_length", config.semantic.max_length, room)
         self._read = TextEncoder(tokenizer, length)
         self._texts = Embedder(judge, _vectors, self._read.short, self.width, "text", mesh)
@@ -302,6 +302,11 @@ class Rewards:
             picture: the ``picture`` of each text's own `context`.
         """
         return overlap.overlap_of_words(texts, picture, self._words, self._tau)
+
+
+def _hash(folder: Path) -> str:
+    """What a folder's model is, and how it reads."""
+    return f"{folder_hash(folder)} {encoding_hash(folder)}"
 
 
 def _check(config: Any) -> None:
