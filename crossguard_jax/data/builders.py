@@ -32,7 +32,7 @@ def write_dataset(
 ) -> dict[str, int]:
     """Writes a source, all its splits at once, in the order given; an older one is replaced.
 
-    Plain TFDS opens the result too: ``tfds.builder_from_directory(folder/crossguard/NAME/1.0.0)``.
+    Plain TFDS opens the result too: ``tfds.builder_from_directory(folder/crossguard/NAME/2.0.0)``.
 
     Args:
       splits: the records of each split, such as ``train`` and ``test``; read once, one by one.
@@ -110,7 +110,7 @@ class ArrayRecordSource:
         row = self._rows[index]
         return Record(
             id=row["id"].decode(),
-            image=row["image"] or None,
+            images=tuple(filter(None, (row["image"], *row.get("more_images", ())))),
             text=row["text"].decode(),
             label=row["label"].decode(),
             category=row["category"].decode(),

@@ -23,15 +23,20 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example: a picture, a text, or both, and what is said of them together."""
+    """One example: pictures, a text, or both, and what is said of them together."""
 
     id: str
-    image: bytes | None  # the encoded file (PNG, JPEG, ...), not pixels; None: text alone
-    text: str
+    images: tuple[bytes, ...]  # encoded files (PNG, JPEG, ...), not pixels; (): text alone
+    text: str  # "": pictures alone
     label: str = ""  # a label word, such as "safe" or "unsafe"; "" when nobody has judged it
     category: str = ""
     source: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def image(self) -> bytes | None:
+        """The first picture, for whoever takes one; None of a text alone."""
+        return self.images[0] if self.images else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +97,8 @@ def blanked(record: Record, what: str) -> Record:
     """
     if what not in BLANKS:
         raise UserError(f"blank {what!r}: give 'picture', 'text', or '' for neither")
-    if what == "picture" and record.image is not None:
-        return replace(record, image=_grey_square())
+    if what == "picture":
+        return replace(record, images=(_grey_square(),) * len(record.images))
     return replace(record, text=".") if what == "text" else record
 
 
@@ -185,9 +190,9 @@ class LeftOut:
 def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> int:
     """Writes ``folder/SPLIT.jsonl`` with each picture beside it in ``folder/SPLIT/ID.png``.
 
-    A line has ``id, image, text, label, category, source`` (``image`` relative to ``folder``, or
-    null) and ``provenance`` where there is one. PNG bytes are kept as they are, other pictures are
-    rewritten as PNG. The ``.jsonl`` appears only when all of it is written; one that says the same
+    A line has ``id, image, text, label, category, source`` (``image`` relative to ``folder``, null,
+    or a list where there are several, ``ID.0.png`` and so on) and ``provenance`` where there is
+    one. PNG bytes are kept as they are, other pictures are rewritten as PNG. The ``.jsonl`` appears only when all of it is written; one that says the same
     is left as it is.
 
     Returns:
@@ -206,14 +211,15 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
             if record.id in seen:
                 raise UserError(f"{folder}/{split}.jsonl: two records are called {record.id!r}")
             seen.add(record.id)
-            picture = None
-            if record.image is not None:
-                picture = f"{split}/{_file_name(record.id)}.png"
-                (folder / picture).parent.mkdir(exist_ok=True)
-                _write_picture(folder / picture, _as_png(record.image, record.id), table)
+            pictures = []
+            for i, image in enumerate(record.images):
+                number = f".{i}" if len(record.images) > 1 else ""
+                pictures.append(f"{split}/{_file_name(record.id)}{number}.png")
+                (folder / split).mkdir(exist_ok=True)
+                _write_picture(folder / pictures[-1], _as_png(image, record.id), table)
             row: dict[str, Any] = {
                 "id": record.id,
-                "image": picture,
+                "image": pictures if len(pictures) > 1 else next(iter(pictures), None),
                 "text": record.text,
                 "label": record.label,
                 "category": record.category,
@@ -251,10 +257,11 @@ def read_jsonl(folder: str | Path, split: str) -> Iterator[Record]:
         if isinstance(value, jsonl.RowError):
             raise UserError(f"{path}, row {row}: {value.reason}; write the split again")
         try:
-            picture = value["image"]
             yield Record(
                 id=value["id"],
-                image=None if picture is None else images.read_picture(path.parent / picture),
+                images=tuple(
+                    images.read_picture(path.parent / name) for name in listed(value["image"])
+                ),
                 text=value["text"],
                 label=value["label"],
                 category=value["category"],
@@ -263,6 +270,13 @@ def read_jsonl(folder: str | Path, split: str) -> Iterator[Record]:
             )
         except KeyError as error:
             raise UserError(f"{path}, row {row}: no field {error}; write the split again") from None
+
+
+def listed(value: Any) -> list[Any]:
+    """What a row's field for pictures holds, as a list: none (null or ""), one, or several."""
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _as_png(image: bytes, name: str) -> bytes:

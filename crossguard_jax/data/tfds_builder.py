@@ -19,11 +19,12 @@ DESCRIPTIONS = {
 class Crossguard(tfds.core.GeneratorBasedBuilder):
     """Writes records that are handed in, one TFDS configuration per source.
 
-    A picture is stored as the encoded bytes it came in, so that no TensorFlow is needed to write
-    it and none of its bits change; a record without one stores no bytes.
+    Pictures are stored as the encoded bytes they came in, so that no TensorFlow is needed to write
+    them and none of their bits change; a record without one stores no bytes.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"2.0.0": "Several pictures a record."}
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name, description=text) for name, text in DESCRIPTIONS.items()
     ]
@@ -39,6 +40,8 @@ class Crossguard(tfds.core.GeneratorBasedBuilder):
             {
                 "id": text(),
                 "image": tfds.features.Image(),
+                # Without TensorFlow, bytes in a sequence are read as they are only from a text.
+                "more_images": tfds.features.Sequence(text()),
                 "text": text(),
                 "label": text(),
                 "category": text(),
@@ -59,6 +62,7 @@ class Crossguard(tfds.core.GeneratorBasedBuilder):
                 {
                     "id": record.id,
                     "image": record.image or b"",
+                    "more_images": list(record.images[1:]),
                     "text": record.text,
                     "label": record.label,
                     "category": record.category,

@@ -137,8 +137,8 @@ def _listing(records: Iterable[Record], labels: list[str], contents: Any) -> Ite
     """Passes records on; their labels go into ``labels``, all that is learned from into a hash."""
     for record in records:
         labels.append(record.label)
-        picture = hashlib.sha256(record.image).hexdigest() if record.image else None
-        contents.update(json.dumps([record.id, record.text, record.label, picture]).encode())
+        pictures = [hashlib.sha256(image).hexdigest() for image in record.images]
+        contents.update(json.dumps([record.id, record.text, record.label, pictures]).encode())
         yield record
 
 

@@ -36,11 +36,10 @@ def row_of(item: Item) -> int:
 def digest_of(record: Record) -> str:
     """Tells a record from what it was before something of it was changed."""
     text, label = (each.encode(errors="surrogatepass") for each in (record.text, record.label))
-    parts = (record.image, text, label)
     h = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        h.update(b"-" if part is None else b"%d " % len(part))
-        h.update(part or b"")
+    for part in (*record.images, text, label):
+        h.update(b"%d " % len(part))
+        h.update(part)
     return h.hexdigest()
 
 

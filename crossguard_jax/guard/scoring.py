@@ -305,7 +305,7 @@ def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
     size = 0
     for item in items:
         window.append(item)
-        size += 0 if isinstance(item, Rejected) else len(item.image or b"") + len(item.text)
+        size += 0 if isinstance(item, Rejected) else sum(map(len, item.images)) + len(item.text)
         if len(window) >= rows or size >= WINDOW_BYTES:
             began = time.monotonic()
             yield window

@@ -240,7 +240,7 @@ def _record(row: dict[str, Any], triplet: Triplet, label: str) -> Record:
     rewards = {f"reward.{k}": f"{v:.4f}" for k, v in row["rewards"].items()}
     return Record(
         id=triplet.id,
-        image=triplet.image,
+        images=(triplet.image,),
         text=row["text"],
         label=label,
         category=triplet.category,

@@ -120,7 +120,7 @@ def _as_record(triplet: Triplet) -> Record:
     }
     return Record(
         id=triplet.id,
-        image=triplet.image,
+        images=(triplet.image,),
         text=triplet.query,
         category=triplet.category,
         source="triplets",

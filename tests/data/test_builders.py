@@ -22,10 +22,11 @@ def picture(seed: int, format: str = "PNG") -> bytes:
 
 
 RECORDS = [
-    Record("a", picture(0), "naïve \U0001f600", "unsafe", "hot", "toy", {"keyword": "kettle"}),
-    Record("b", None, "text alone", "safe"),
-    Record("c/d", picture(1, "JPEG"), "", "", "", ""),
-    *(Record(f"r{n}", picture(n), f"question {n}", "safe", "c", "s") for n in range(97)),
+    Record("a", (picture(0),), "naïve \U0001f600", "unsafe", "hot", "toy", {"keyword": "kettle"}),
+    Record("b", (), "text alone", "safe"),
+    Record("c/d", (picture(1, "JPEG"),), "", "", "", ""),
+    Record("pair", (picture(1), picture(2, "JPEG")), "which is hot?", "safe"),
+    *(Record(f"r{n}", (picture(n),), f"question {n}", "safe", "c", "s") for n in range(96)),
 ]
 
 
@@ -87,7 +88,7 @@ def test_writing_prints_nothing_and_needs_no_tensorflow(tmp_path):
         "from crossguard_jax.data import builders, pipeline\n"
         "from crossguard_jax.data.records import Record\n"
         "assert not {'grain', 'tensorflow_datasets'} & set(sys.modules), 'imported too early'\n"
-        "builders.write_dataset({'train': [Record('a', b'1', 't')]}, sys.argv[1], 'implicit')\n"
+        "builders.write_dataset({'train': [Record('a', (b'1',), 't')]}, sys.argv[1], 'implicit')\n"
         "assert builders.open_dataset(sys.argv[1], 'implicit', 'train')[0].image == b'1'\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

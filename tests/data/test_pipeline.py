@@ -15,7 +15,7 @@ from crossguard_jax.data.records import Record
 
 
 def records(source: str, n: int) -> list[Record]:
-    return [Record(f"{source}{i}", None, "t", source=source) for i in range(n)]
+    return [Record(f"{source}{i}", (), "t", source=source) for i in range(n)]
 
 
 SOURCES = {"a": records("a", 101), "b": records("b", 40), "c": records("c", 7)}

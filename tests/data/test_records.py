@@ -17,15 +17,16 @@ PNG, OTHER = (images.encode_png(Image.new("RGB", (3, 2), c)) for c in ("red", "b
 
 def test_records_come_back_as_they_were_written(tmp_path):
     records = [
-        Record("a", PNG, "is it hot?", "safe", "kitchen", "toy"),
-        Record("b", None, "naïve \U0001f600", "unsafe", "", "toy", {"keyword": "kettle"}),
+        Record("a", (PNG,), "is it hot?", "safe", "kitchen", "toy"),
+        Record("pair", (OTHER, PNG), "", "safe"),
+        Record("b", (), "naïve \U0001f600", "unsafe", "", "toy", {"keyword": "kettle"}),
     ]
-    assert write_jsonl(iter(records), tmp_path, "train") == 2
+    assert write_jsonl(iter(records), tmp_path, "train") == len(records)
     assert list(read_jsonl(tmp_path, "train")) == records
 
 
 def test_a_line_has_the_agreed_fields_and_the_picture_lies_beside_it(tmp_path):
-    write_jsonl([Record("a", PNG, "t", "safe", "c", "s")], tmp_path, "test")
+    write_jsonl([Record("a", (PNG,), "t", "safe", "c", "s")], tmp_path, "test")
     row = json.loads((tmp_path / "test.jsonl").read_text())
     assert list(row) == ["id", "image", "text", "label", "category", "source"]
     assert row["image"] == "test/a.png" and (tmp_path / row["image"]).read_bytes() == PNG
@@ -35,7 +36,7 @@ def test_other_formats_are_rewritten_as_png_with_the_same_pixels(tmp_path):
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG")
-    write_jsonl([Record("a", buffer.getvalue(), "t")], tmp_path, "train")
+    write_jsonl([Record("a", (buffer.getvalue(),), "t")], tmp_path, "train")
     picture = Image.open(tmp_path / "train" / "a.png")
     assert picture.format == "PNG"
     np.testing.assert_array_equal(np.asarray(picture), Image.open(buffer))
@@ -43,7 +44,7 @@ def test_other_formats_are_rewritten_as_png_with_the_same_pixels(tmp_path):
 
 def test_any_id_is_a_file_name_of_its_own_inside_the_folder(tmp_path):
     ids = ["../../up", "a/b", "a%2Fb", "..", ".", "é", "e\u0301", "nul\0", "x" * 300, "x" * 301]
-    write_jsonl([Record(name, PNG, "t") for name in ids], tmp_path / "data", "train")
+    write_jsonl([Record(name, (PNG,), "t") for name in ids], tmp_path / "data", "train")
     assert len(list((tmp_path / "data" / "train").iterdir())) == len(ids)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
     assert [record.id for record in read_jsonl(tmp_path / "data", "train")] == ids
@@ -51,24 +52,24 @@ def test_any_id_is_a_file_name_of_its_own_inside_the_folder(tmp_path):
 
 def test_a_table_that_says_the_same_is_left_as_it_is(tmp_path):
     table = tmp_path / "train.jsonl"
-    write_jsonl([Record("a", PNG, "t")], tmp_path, "train")
+    write_jsonl([Record("a", (PNG,), "t")], tmp_path, "train")
     os.utime(table, ns=(1, 1))
-    write_jsonl([Record("a", PNG, "t")], tmp_path, "train")
+    write_jsonl([Record("a", (PNG,), "t")], tmp_path, "train")
     assert table.stat().st_mtime_ns == 1
-    write_jsonl([Record("a", PNG, "u")], tmp_path, "train")
+    write_jsonl([Record("a", (PNG,), "u")], tmp_path, "train")
     assert table.stat().st_mtime_ns != 1
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def test_two_records_of_one_id_are_refused_and_the_older_file_stays(tmp_path):
-    write_jsonl([Record("old", None, "t")], tmp_path, "train")
+    write_jsonl([Record("old", (), "t")], tmp_path, "train")
     with pytest.raises(UserError, match="two records are called 'a'"):
-        write_jsonl([Record("a", None, "t"), Record("a", None, "u")], tmp_path, "train")
+        write_jsonl([Record("a", (), "t"), Record("a", (), "u")], tmp_path, "train")
     assert [record.id for record in read_jsonl(tmp_path, "train")] == ["old"]
 
 
 def test_a_damaged_split_is_an_error_that_names_the_row(tmp_path):
-    write_jsonl([Record("a", None, "t")], tmp_path, "train")
+    write_jsonl([Record("a", (), "t")], tmp_path, "train")
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"id": "b"}\n')
     with pytest.raises(UserError, match="train.jsonl, row 2: no field 'image'"):
@@ -77,14 +78,14 @@ def test_a_damaged_split_is_an_error_that_names_the_row(tmp_path):
 
 def test_a_kill_leaves_no_older_table_beside_another_rows_pictures(tmp_path):
     def killed():
-        yield Record("a", OTHER, "new")
+        yield Record("a", (OTHER,), "new")
         raise KeyboardInterrupt
 
-    write_jsonl([Record("a", PNG, "old")], tmp_path, "train")
+    write_jsonl([Record("a", (PNG,), "old")], tmp_path, "train")
     with pytest.raises(KeyboardInterrupt):
         write_jsonl(killed(), tmp_path, "train")
     assert not (tmp_path / "train.jsonl").exists()
-    write_jsonl([Record("a", OTHER, "new")], tmp_path, "train")
+    write_jsonl([Record("a", (OTHER,), "new")], tmp_path, "train")
     # The same pictures again: nothing is wrong with the table that is there.
     with pytest.raises(KeyboardInterrupt):
         write_jsonl(killed(), tmp_path, "train")
@@ -92,7 +93,7 @@ def test_a_kill_leaves_no_older_table_beside_another_rows_pictures(tmp_path):
 
 
 def test_rows_that_are_left_out_are_written_down_and_counted_and_the_rest_goes_on(tmp_path):
-    rows = [Record(id, None, "t", source="s", provenance={"row": "4"}) for id in "aba"]
+    rows = [Record(id, (), "t", source="s", provenance={"row": "4"}) for id in "aba"]
     bad = [Rejected("rows.csv", n, f"p{n}.png: the picture does not exist; x") for n in (3, 9)]
     with LeftOut(tmp_path / "rejected.jsonl") as left_out:
         assert list(left_out.lines()) == []

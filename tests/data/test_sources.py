@@ -52,10 +52,32 @@ def test_a_table_gives_its_rows_in_order(tmp_path):
     records, rejected = sorted_out(sources.read("table", path, default_label="safe"))
     assert not rejected
     assert records[0] == Record(
-        "7", PNG, "one", "unsafe", "hot", "mine", {"file": str(path), "row": "1"}
+        "7", (PNG,), "one", "unsafe", "hot", "mine", {"file": str(path), "row": "1"}
     )
     assert records[1].image is None and records[1].id == "mine-2" and records[1].label == "safe"
     assert records[2].image == PNG and records[2].label == "true"
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_a_row_may_have_several_pictures_and_pictures_need_no_text(tmp_path, column):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(PNG + name.encode())
+    given = [["a.png", "b.png"], ["b.png"], "a.png", []]
+    rows = [{column: value, "text": "which ?"} for value in given]
+    rows += [{column: "a.png", "text": text} for text in ("", " ", None)]
+    path = lines(tmp_path / "t.jsonl", rows)
+    records, rejected = sorted_out(sources.read("table", path))
+    assert not rejected
+    a, b = PNG + b"a.png", PNG + b"b.png"
+    assert [r.images for r in records] == [(a, b), (b,), (a,), (), *[(a,)] * 3]
+    assert [r.text.strip() for r in records] == [*["which ?"] * 4, "", "", ""]
+
+
+def test_one_missing_picture_of_several_rejects_the_row(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    path = lines(tmp_path / "t.jsonl", [{"image": ["a.png", "b.png"], "text": "which ?"}])
+    _, (rejected,) = sorted_out(sources.read("table", path))
+    assert "b.png: the picture does not exist" in rejected.reason
 
 
 def test_csv_and_json_array_tables_read_alike(tmp_path):
@@ -113,7 +135,7 @@ def test_every_kind_of_bad_row_is_rejected_with_its_number_and_the_rest_goes_on(
         "is no picture path but 'nul": {"image": "nul\0.png", "text": "a"},
         "no field 'image'": {"text": "a"},
         "no field 'text' .there are image": {"image": "p.png"},
-        "field 'text' is empty": {"image": "p.png", "text": " \n"},
+        "field 'text' is empty": {"image": None, "text": " \n"},
         "field 'text' is a int": {"image": "p.png", "text": 5},
         "field 'text' holds NUL bytes": {"image": "p.png", "text": "a\0b"},
         "half a surrogate pair": {"image": "p.png", "text": "\ud800"},
@@ -165,7 +187,7 @@ def test_a_folder_with_one_table_is_enough_and_with_two_is_an_error(tmp_path):
 
 
 def test_an_exported_split_reads_as_a_table(tmp_path):
-    records = [Record("a", PNG, "one", "safe", "c", "s"), Record("b", None, "two", "unsafe")]
+    records = [Record("a", (PNG,), "one", "safe", "c", "s"), Record("b", (), "two", "unsafe")]
     write_jsonl(records, tmp_path, "train")
     again, _ = sorted_out(sources.read("table", tmp_path / "train.jsonl"))
     assert [(r.id, r.image, r.text, r.label) for r in again] == [

@@ -215,7 +215,7 @@ def test_rows_of_one_id_in_two_benchmarks_are_told_apart(tmp_path):
 
 
 def test_without_a_place_for_it_a_bad_row_is_an_error_that_names_file_and_row():
-    record = Record("q", None, LONG, "safe", provenance={"file": "t.jsonl", "row": "3"})
+    record = Record("q", (), LONG, "safe", provenance={"file": "t.jsonl", "row": "3"})
     with pytest.raises(UserError, match=r"^t.jsonl, row 3 \(q\): 630 tokens"):
         score_benchmarks(StubGuard(), {"b": [record]})
 
@@ -223,10 +223,10 @@ def test_without_a_place_for_it_a_bad_row_is_an_error_that_names_file_and_row():
 def test_attack_counts_rows_without_a_picture_and_those_whose_label_is_no_answer(tmp_path):
     at = {"file": "t.jsonl"}
     records = [
-        Record("a", png(0), "t", "safe"),
-        Record("b", None, "t", "safe", provenance=at | {"row": "2"}),
-        Record("c", png(1), "t", "red", provenance=at | {"row": "3"}),
-        Record("d", png(2), "t", "unsafe"),
+        Record("a", (png(0),), "t", "safe"),
+        Record("b", (), "t", "safe", provenance=at | {"row": "2"}),
+        Record("c", (png(1),), "t", "red", provenance=at | {"row": "3"}),
+        Record("d", (png(2),), "t", "unsafe"),
     ]
     with LeftOut(tmp_path / "rejected.jsonl") as left_out:
         kept = attackable(records, ("safe", "unsafe"), left_out)

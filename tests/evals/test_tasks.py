@@ -413,10 +413,10 @@ def test_rows_that_lack_something_are_named_and_the_rest_is_asked(tmp_path):
     good = [kind, replace(count, provenance={"answers": "\n".join([digit] * 10)})]
     answer = {"answer": "kettle"}
     bad = [
-        Record("blind", None, "what is it?", provenance=answer),
-        Record("torn", b"no picture", "what is it?", provenance=answer | {"row": "7"}),
-        Record("unanswered", good[0].image, "what is it?"),
-        Record("silent", good[0].image, "  ", provenance=answer),
+        Record("blind", (), "what is it?", provenance=answer),
+        Record("torn", (b"no picture",), "what is it?", provenance=answer | {"row": "7"}),
+        Record("unanswered", (good[0].image,), "what is it?"),
+        Record("silent", (good[0].image,), "  ", provenance=answer),
     ]
     data = {"kinds": Benchmark("vqa", [bad[0], good[0], *bad[1:], good[1]])}
     section = evaluate_tasks(["toy://llava"], data, LeftOut(tmp_path / "bad.jsonl"), asking=ASKING)

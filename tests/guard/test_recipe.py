@@ -36,7 +36,9 @@ def bright(path: str, split: str, limit: int):
             continue
         shade = int(rng.integers(256))
         label = "unsafe" if shade > 127 else "safe"
-        yield Record(f"{split}-{i}", png(shade), "can i touch the red one ?", label, "shade", path)
+        yield Record(
+            f"{split}-{i}", (png(shade),), "can i touch the red one ?", label, "shade", path
+        )
 
 
 @pytest.fixture

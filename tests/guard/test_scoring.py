@@ -318,7 +318,7 @@ def test_what_was_mended_or_changed_is_scored_again_and_nothing_else(
 
 def taken_over(out: Path, texts: str, stop: int | None = None) -> list[str]:
     """Writes a row for each text as `score_items` does; returns those that had to be made."""
-    items = [Record(str(i), None, text, provenance={"row": str(i)}) for i, text in enumerate(texts)]
+    items = [Record(str(i), (), text, provenance={"row": str(i)}) for i, text in enumerate(texts)]
     made = []
     with Results(out, {}) as results:
         for n, item in enumerate(results.remaining(iter(items), lambda row: None)):
@@ -523,7 +523,7 @@ def test_the_formats_are_the_readers(capsys):
 
 def test_a_window_is_bounded_in_rows_and_in_bytes(monkeypatch):
     monkeypatch.setattr(scoring, "WINDOW_BYTES", 1_000)
-    large = [Record(str(i), b"x" * 300, "a") for i in range(20)]
+    large = [Record(str(i), (b"x" * 300,), "a") for i in range(20)]
     assert {len(w) for w in scoring._windows(iter(large), 16)} == {4}
     small = [Rejected("f", i, "") for i in range(5_000)]
     sizes = [len(w) for w in scoring._windows(iter(small), 16)]

@@ -31,7 +31,7 @@ def rewriter():
 def run(rewriter, folder: Path, settings: ForgeSettings, **more):
     rows = world(12)
     harmless = [
-        (Record(f"h{i}", None, f"is the {t.keyword} nice?", category=t.category), [t.keyword])
+        (Record(f"h{i}", (), f"is the {t.keyword} nice?", category=t.category), [t.keyword])
         for i, t in enumerate(rows[:9])
     ]
     twins = pair_twins(rows, harmless, seed=0)
@@ -151,7 +151,7 @@ def test_twins_share_the_keyword_and_take_turns() -> None:
     kinds = {t.keyword for t in rows}
     known = sorted(kinds)[:5]
     harmless = [
-        (Record(f"{kind}-{i}", None, f"what is the {kind}?"), [kind, "what"])
+        (Record(f"{kind}-{i}", (), f"what is the {kind}?"), [kind, "what"])
         for kind in known
         for i in range(2)
     ]

@@ -65,7 +65,7 @@ def test_a_llava_answers_what_it_was_taught_with_and_without_a_picture():
     asked = [r for r in examples("vqa", "val", 80) if r.category == "kind"][:20]
     known = examples("knowledge", "val", 12)
     drawn = {r.id: r for r in records("vqa", "val", 80)}
-    rows = [drawn[r.id] for r in asked] + [Record(r.id, None, r.text) for r in known]
+    rows = [drawn[r.id] for r in asked] + [Record(r.id, (), r.text) for r in known]
     right = [
         said == row.answer for said, row in zip(target.answers(rows), [*asked, *known], strict=True)
     ]
@@ -100,7 +100,7 @@ def test_only_harm_that_is_not_refused_gets_through():
         def refuses(self, rows):
             return np.array([True, True, False, False])
 
-    rows = [Record(str(i), None, "t") for i in range(4)]
+    rows = [Record(str(i), (), "t") for i in range(4)]
     rate, through = attack_success(Fixed(), rows, [True, False, True, False])
     assert through.tolist() == [False, False, True, False]
     assert (rate.value, rate.n) == (0.25, 4)

@@ -28,7 +28,7 @@ CONFIG, IDENTITY = llava_config(), {"run": "killed"}
 
 
 def records(name, n, label):
-    return [Record(id=f"{name}-{i}", image=None, text=str(i), label=label) for i in range(n)]
+    return [Record(id=f"{name}-{i}", images=(), text=str(i), label=label) for i in range(n)]
 
 
 def encode(rows):

@@ -100,7 +100,7 @@ def _record(file: Path, prompt: _Prompt, category: str) -> Record:
     return Record(
         # Of the text, so that the 30k and the 330k release call a prompt the same.
         id=f"beavertails-{hashlib.sha256(prompt.text.encode()).hexdigest()[:16]}",
-        image=None,
+        images=(),
         text=prompt.text,
         category=category,
         source="beavertails",

@@ -99,7 +99,7 @@ def captioned(
         raise UserError("the picture has no caption; add one or drop it")
     return Record(
         id=id,
-        image=image,
+        images=(image,),
         text=captions[0],
         label="safe",
         category="benign",

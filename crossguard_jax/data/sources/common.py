@@ -32,12 +32,14 @@ def records_of(
             yield from made
 
 
-def text_field(row: Mapping[str, Any], name: str) -> str:
-    """The row's text called ``name``, not empty and fit for a tokenizer."""
+def text_field(row: Mapping[str, Any], name: str, blank: bool = False) -> str:
+    """The row's text called ``name``, fit for a tokenizer; empty or null only if ``blank``."""
     text = required(row, name)
+    if blank and text is None:
+        return ""
     if not isinstance(text, str):
         raise UserError(f"field {name!r} is a {type(text).__name__}; give text")
-    if not text.strip():
+    if not text.strip() and not blank:
         raise UserError(f"field {name!r} is empty; give a text")
     if "\0" in text:
         raise UserError(f"field {name!r} holds NUL bytes; remove them")

@@ -44,7 +44,7 @@ def figstep(
         return [
             Record(
                 id=f"figstep-{category}-{task}",
-                image=picture(image, check_pictures),
+                images=(picture(image, check_pictures),),
                 text=prompt,
                 label="unsafe",
                 category=required(value, "category_name"),

@@ -42,7 +42,7 @@ def nlvr(
         return [
             Record(
                 id=f"nlvr-{split}-{identifier}",
-                image=picture(image, check_pictures),
+                images=(picture(image, check_pictures),),
                 text=text_field(value, "sentence"),
                 label=label,
                 category="nlvr",

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.data.sources.common import first_file, records_of, required, text_field
-from crossguard_jax.io import images
+from crossguard_jax.data.sources.common import (
+    first_file,
+    picture,
+    records_of,
+    required,
+    text_field,
+)
 from crossguard_jax.io.jsonl import read_jsonl
 
 
@@ -18,12 +21,11 @@ def nlvr2(
     *,
     split: str | None = None,
     pictures: str | Path | None = None,
-    height: int = 448,
+    check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads ``path/SPLIT.json`` (or ``path/data/SPLIT.json``) and the two pictures of each row.
 
-    A record has one picture: the left and the right one side by side, scaled down to the height of
-    the lower one, as PNG. This is how models of one picture are evaluated on pairs. Row
+    A record has two pictures, the left one first. Row
     ``SPLIT-SET-PAIR-SENTENCE`` has the pictures ``SPLIT-SET-PAIR-img0.png`` and ``-img1.png``, in
     the folder ``images/SPLIT/``, ``SPLIT/`` or ``images/``, or in one of its folders by the number
     that is the row's ``directory``. Labels are ``true`` and ``false``.
@@ -32,16 +34,14 @@ def nlvr2(
       path: the folder of the download, or one split's JSON file itself.
       split: train, dev or test1; the file's own name when ``path`` is a file.
       pictures: the folder of the pictures, if another one.
-      height: of the joined picture in pixels, at most.
+      check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
-      UserError: the JSON cannot be opened, no split is given, or the height is not positive.
+      UserError: the JSON cannot be opened, or no split is given.
     """
     path = Path(path)
     if split is None and path.is_dir():
         raise UserError(f"{path}: say which split to read, such as split=dev")
-    if height < 1:
-        raise UserError(f"nlvr2: height {height} leaves no picture; give 1 or more")
     root = path if path.is_dir() else path.parent
     places = [root / f"{split}.json", root / "data" / f"{split}.json"]
     file = next(filter(Path.is_file, places), places[0]) if path.is_dir() else path
@@ -62,12 +62,13 @@ def nlvr2(
         if pictures is not None:
             folders = [Path(pictures)]
         stem, directory = "-".join(parts[:3]), str(value.get("directory", "."))
-        left = _picture(folders, directory, f"{stem}-img0.png")
-        right = _picture(folders, directory, f"{stem}-img1.png")
         return [
             Record(
                 id=f"nlvr2-{identifier}",
-                image=images.encode_png(side_by_side(left, right, height)),
+                images=tuple(
+                    picture(_file(folders, directory, f"{stem}-img{n}.png"), check_pictures)
+                    for n in (0, 1)
+                ),
                 text=text_field(value, "sentence"),
                 label=label,
                 category="nlvr2",
@@ -79,17 +80,5 @@ def nlvr2(
     return records_of(file, read_jsonl(file), make)
 
 
-def side_by_side(left: Image.Image, right: Image.Image, height: int) -> Image.Image:
-    """Both pictures in one, at the height of the lower one, or ``height`` if that is less."""
-    height = min(left.height, right.height, height)
-    widths = [max(1, round(side.width * height / side.height)) for side in (left, right)]
-    joined = Image.new("RGB", (sum(widths), height))
-    for side, width, start in zip((left, right), widths, (0, widths[0]), strict=True):
-        scaled = side.resize((width, height), Image.Resampling.BICUBIC)
-        joined.paste(scaled, (start, 0))
-    return joined
-
-
-def _picture(folders: list[Path], directory: str, name: str) -> Image.Image:
-    places = [folder / inner / name for folder in folders for inner in (directory, ".")]
-    return images.rgb(first_file(places))
+def _file(folders: list[Path], directory: str, name: str) -> Path:
+    return first_file([folder / inner / name for folder in folders for inner in (directory, ".")])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
-from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.records import Record, Rejected, listed
 from crossguard_jax.data.sources.common import named_picture, records_of, text_field
 from crossguard_jax.io.jsonl import read_rows
 
@@ -26,16 +26,18 @@ def table(
     source: str | None = None,
     check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
-    """Reads rows that name their picture, in the order of the file.
+    """Reads rows that name their pictures, in the order of the file.
 
-    A row needs the text and the picture, a path or a ``data:`` URL; a picture given as null (in
-    CSV: left empty) makes it a row of text alone.
+    A row needs the text and the picture, a path, a ``data:`` URL, or (in JSON) a list of several;
+    a picture given as null (in CSV: left empty) makes it a row of text alone, and a text given as
+    null or "" one of pictures alone.
 
     Args:
       path: the table, or a folder that holds exactly one.
       pictures: the folder that picture paths are relative to; the table's own unless given.
       id: the column that names the row; a row without it is called STEM-ROW.
-      image: the column of the picture's path; None for a table of texts alone.
+      image: the column of the picture's path (``images`` does too where there is no ``image``);
+        None for a table of texts alone.
       text: the column of the text.
       label: the column of the label, which may be missing.
       category: the column of the category, which may be missing.
@@ -53,13 +55,13 @@ def table(
     source = path.stem if source is None else source
 
     def make(row: int, value: dict[str, Any]) -> list[Record]:
-        words = text_field(value, text)
-        data = None if image is None else _picture(value, image, root, check_pictures)
+        pictures = () if image is None else _pictures(value, image, root, check_pictures)
+        words = text_field(value, text, blank=bool(pictures))
         word = _word(value.get(label)) or default_label
         return [
             Record(
                 id=_word(value.get(id)) or f"{path.stem}-{row}",
-                image=data,
+                images=pictures,
                 text=words,
                 label=word if labels is None else _mapped(word, labels),
                 category=_word(value.get(category)),
@@ -81,11 +83,13 @@ def _the_table(path: Path) -> Path:
     return tables[0]
 
 
-def _picture(value: Mapping[str, Any], image: str, root: Path, check: bool) -> bytes | None:
-    """The picture of a row; None of a row of text alone."""
+def _pictures(value: Mapping[str, Any], image: str, root: Path, check: bool) -> tuple[bytes, ...]:
+    """The pictures of a row; none of a row of text alone."""
+    if image == "image" and image not in value:
+        image = "images" if "images" in value else image
     if image not in value:
         raise UserError(f"no field {image!r}; give a picture's path, or null for text alone")
-    return None if value[image] in (None, "") else named_picture(value, image, root, check)
+    return tuple(named_picture({image: name}, image, root, check) for name in listed(value[image]))
 
 
 def _word(value: Any) -> str:

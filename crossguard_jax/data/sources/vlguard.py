@@ -57,7 +57,7 @@ def vlguard(
             records.append(
                 Record(
                     id=f"vlguard-{split}-{value.get('id', row)}-{subset}",
-                    image=image,
+                    images=(image,),
                     text=text_field(entry, name),
                     label=label,
                     category=str(value.get("harmful_category") or subset),

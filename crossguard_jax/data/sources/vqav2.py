@@ -66,7 +66,7 @@ def vqav2(
         return [
             Record(
                 id=f"vqav2-{split}-{number}",
-                image=picture(pictures / name, check_pictures),
+                images=(picture(pictures / name, check_pictures),),
                 text=text_field(value, "question"),
                 label="safe",
                 category="benign",

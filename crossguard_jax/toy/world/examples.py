@@ -88,7 +88,7 @@ def to_record(example: WorldExample) -> Record:
     }
     return Record(
         id=example.id,
-        image=None if example.scene is None else to_png(example.scene),
+        images=() if example.scene is None else (to_png(example.scene),),
         text=example.text,
         label=example.label,
         category=example.category,

@@ -110,7 +110,7 @@ def write_library(folder: str | Path, n: int, seed: int, split: str) -> Path:
                 scene = draw_scene(stream.rng, [kind], others, count, stream.scene_seed())
                 name = f"{LIBRARY}-{split}-{seed}-{i:06d}"
                 scenes[name] = asdict(scene)
-                yield Record(name, to_png(scene), caption(stream.rng, scene), source=LIBRARY)
+                yield Record(name, (to_png(scene),), caption(stream.rng, scene), source=LIBRARY)
                 progress.update()
 
     write_jsonl(pictures(), folder, LIBRARY)

@@ -11,7 +11,6 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import vqa_scores
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.data.sources.nlvr2 import side_by_side
 from crossguard_jax.io import images
 
 GOOD = {"sentence": "Both are cups.", "label": "True", "identifier": "dev-850-2-1"}
@@ -34,7 +33,7 @@ def tree(root: Path, rows: list, pictures: str = "images/dev", json_at: str = ".
 
 @pytest.mark.parametrize("pictures", ["images/dev", "images/dev/45", "dev", "dev/45", "images"])
 @pytest.mark.parametrize("json_at", [".", "data"])
-def test_nlvr2_joins_the_left_and_the_right_picture(tmp_path, pictures, json_at):
+def test_nlvr2_gives_the_left_and_the_right_picture(tmp_path, pictures, json_at):
     row = GOOD | {"directory": 45, "left_url": "http://a", "right_url": "http://b"}
     path = tree(tmp_path, [row, row | {"label": "False", "identifier": "dev-850-2-0"}], pictures)
     tree(tmp_path, [row, row | {"label": "False", "identifier": "dev-850-2-0"}], pictures, json_at)
@@ -43,30 +42,14 @@ def test_nlvr2_joins_the_left_and_the_right_picture(tmp_path, pictures, json_at)
         ("nlvr2-dev-850-2-1", "true", GOOD["sentence"]),
         ("nlvr2-dev-850-2-0", "false", GOOD["sentence"]),
     ]
-    assert rows[0].image.startswith(b"\x89PNG")
-    joined = np.asarray(images.decode(rows[0].image, "joined"))
-    right = images.decode((tmp_path / pictures / "dev-850-2-img1.png").read_bytes(), "right")
-    np.testing.assert_array_equal(joined[:, :30], np.asarray(noise(30, 20)))
-    np.testing.assert_array_equal(joined[:, 30:], np.asarray(right))
+    files = [tmp_path / pictures / f"dev-850-2-img{n}.png" for n in (0, 1)]
+    assert rows[0].images == tuple(file.read_bytes() for file in files)
 
 
 def test_a_split_file_and_another_picture_folder_may_be_named(tmp_path):
     path = tree(tmp_path, [GOOD], "elsewhere")
     (record,) = sources.read("nlvr2", path / "dev.json", pictures=tmp_path / "elsewhere")
     assert isinstance(record, Record) and record.provenance["row"] == "1"
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_pictures_side_by_side_keep_their_shapes_and_are_never_scaled_up(seed):
-    rng = np.random.default_rng(seed)
-    (w0, h0), (w1, h1) = rng.integers(5, 60, (2, 2)).tolist()
-    limit = int(rng.integers(5, 80))
-    joined = side_by_side(noise(w0, h0), noise(w1, h1), limit)
-    height = min(h0, h1, limit)
-    assert joined.height == height
-    assert joined.width == round(w0 * height / h0) + round(w1 * height / h1)
-    if h0 == height:
-        np.testing.assert_array_equal(np.asarray(joined)[:, :w0], np.asarray(noise(w0, h0)))
 
 
 def test_nlvr2_rejects_bad_rows_and_missing_pictures_and_goes_on(tmp_path):
@@ -92,8 +75,6 @@ def test_nlvr2_says_what_is_missing(tmp_path):
         sources.read("nlvr2", tmp_path)
     with pytest.raises(UserError, match="dev.json: cannot be read"):
         list(sources.read("nlvr2", tmp_path, split="dev"))
-    with pytest.raises(UserError, match="height 0"):
-        sources.read("nlvr2", tmp_path, split="dev", height=0)
 
 
 def test_the_ten_answers_of_vqav2_stay_ten_whatever_is_in_them(tmp_path):

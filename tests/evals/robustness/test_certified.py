@@ -148,7 +148,7 @@ def test_figures_are_shares_of_what_the_model_says_without_noise(found: Certifie
 
 
 def test_what_cannot_be_certified(system: HalfSpace, tmp_path: Path) -> None:
-    blind = [replace(ROWS[0], image=None)]
+    blind = [replace(ROWS[0], images=())]
     for rows, changes, words in (
         (blind, {}, "none of 1 rows has a picture"),
         (ROWS[:1] * 2, {}, "occurs twice"),

@@ -205,7 +205,7 @@ def test_without_branches_the_threshold_is_the_cut(system: Immunized, tmp_path: 
     with pytest.raises(UserError, match="no threshold"):
         probe(bare, ROWS, CONFIG, tmp_path)
     with pytest.raises(UserError, match="0 of 1 rows have a picture"):
-        probe(bare, [replace(ROWS[0], image=None)], CONFIG, tmp_path)
+        probe(bare, [replace(ROWS[0], images=())], CONFIG, tmp_path)
     cut = replace(bare, threshold=Threshold(0.25, 0.9, 0.9, 40))
     assert probe(cut, ROWS, POINT, tmp_path).cut == 0.25
 
@@ -250,7 +250,7 @@ def test_verdicts_are_what_the_system_decides_of_the_same_pictures(
         requests = []
         for i, row in enumerate(shown):
             png = images.encode_png(Image.fromarray(row.pictures[side]))
-            requests.append(replace(asked[row.text], id=str(i), image=png))
+            requests.append(replace(asked[row.text], id=str(i), images=(png,)))
         decided = system.decide(requests, batch_size=4, length=LENGTH)
         for i, row in enumerate(shown):
             assert row.s_c[side] == pytest.approx(float(decided.s_c[i]), abs=1e-4)
