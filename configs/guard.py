@@ -57,6 +57,9 @@ def tiny() -> ConfigDict:
         "save_every": 125,
         # The checkpoint kept beside the latest: the one with the best validation figure.
         "keep_best": "auroc",
+        # -log p(label) over the whole "vocabulary", so that the guard answers by itself, or over
+        # the two "labels" alone (the paper's binary cross-entropy).
+        "loss": "vocabulary",
         "seed": 0,
     }
     # Devices along each axis of the mesh, -1 for all that are left.

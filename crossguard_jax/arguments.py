@@ -202,7 +202,6 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
     parser.add_argument("--dtype", default="float32", help="default: float32")
-    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     parser.add_argument(
         "--blank", choices=("", "picture", "text"), default="", help="score a control"
     )
@@ -229,13 +228,13 @@ def model(parser: argparse.ArgumentParser, required: bool) -> None:
 def score(parser: argparse.ArgumentParser) -> None:
     model(parser, required=True)
     parser.add_argument("--threshold", type=float, metavar="P", help="least p_unsafe for unsafe")
-    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     one = parser.add_argument_group("one request, its verdict on stdout as JSON")
     one.add_argument("--text", help="the request")
-    one.add_argument("--image", metavar="FILE", help="its picture, if it has one")
+    one.add_argument("--image", metavar="FILE", nargs="+", help="its pictures, if it has any")
     many = parser.add_argument_group(
         "many requests, their verdicts in a file in the order of the input",
-        "OUT.jsonl has id, p_unsafe, unsafe, threshold, label, truncated, row and, where the\n"
+        "OUT.jsonl has id, p_unsafe, unsafe, threshold, label, rejected, s_c, branch,\n"
+        "windows, row and, where the\n"
         "input has one, true_label. A row that cannot be scored goes to rejected.jsonl beside it\n"
         "(file, row, reason). Started again after a kill, it goes on. Exit code: 0 if every row\n"
         "has a verdict, 1 if one was rejected.",

@@ -27,7 +27,7 @@ from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.encoding import bucket
+from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.export import ModelCard
 from crossguard_jax.io.jsonl import read_json, write_atomic
@@ -110,9 +110,8 @@ class Immunized:
 
     def _longest(self, records: Sequence[Record]) -> int:
         guard = self.task.guard
-        has_picture = [record.image is not None for record in records]
-        encoded = guard.encoder.tokenize([r.text for r in records], has_picture, truncate=True)
-        return bucket(max(len(row.ids) for row in encoded), guard.settings.max_length)
+        rows, _ = guard.encoder.training_rows(records, guard.settings.max_length)
+        return bucket(max(len(row.ids) for row in rows), guard.settings.max_length)
 
     def outcome(
         self, params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray

@@ -117,25 +117,25 @@ class Task:
         """Records as arrays.
 
         Returns:
-            ``input_ids``, ``attention_mask`` [B, length]; ``text_mask`` [B, length], which tokens
-            an attack on the text may move; ``pixels`` float32 [B, 3, X, X] in [0, 1] and
-            ``has_picture`` [B]; ``labels`` int32 [B]; with a reader, its arrays.
+            ``input_ids``, ``attention_mask`` [B, length]; ``text_mask`` [B, length], the user's own
+            tokens, which an attack on the text may move; ``pixels`` float32 [B, 3, X, X] in [0, 1]
+            and ``has_picture`` [B]; ``labels`` int32 [B]; with a reader, its arrays.
 
         Raises:
             UserError: a label that is no answer, or a row that cannot be encoded.
         """
         encoder = self.guard.encoder
         has_picture = np.array([record.image is not None for record in records])
-        rows = encoder.tokenize([r.text for r in records], has_picture.tolist(), True, length)
+        rows, length = encoder.training_rows(records, length)
         side = encoder.image_size
         pixels = np.zeros((len(rows), 3, side, side), np.float32)
         for i, record in enumerate(records):
             if record.image is not None:
                 pixels[i] = encoder.levels(record.image, record.id)
         arrays = encoder.pad(rows, length)
-        text = (arrays["attention_mask"] > 0) & ~np.isin(
-            arrays["input_ids"], [self.guard.model.config.image_token_id]
-        )
+        text = np.zeros(arrays["input_ids"].shape, bool)
+        for mask, row in zip(text, rows, strict=True):
+            mask[slice(*row.user)] = True
         arrays |= {"text_mask": text, "pixels": pixels, "has_picture": has_picture}
         arrays["labels"] = np.array([self._label(record) for record in records], np.int32)
         if self.reader is not None:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,6 +11,9 @@ from crossguard_jax.core.errors import UserError
 
 # Never taken from a user's text, whatever the tokenizer: the usual names of special tokens.
 SPECIAL_TOKENS = ("<image>", "<s>", "</s>", "<unk>", "<pad>", "<mask>", "<eos>", "<bos>")
+_ROLE = re.compile(r"\b[A-Z]{2,}:")
+# What NFKD makes a colon of.
+_COLONS = frozenset(":\uff1a\ufe55\ufe13\u2a74")
 _CHAT_MARKERS = r"<\|[^<>\n]{0,40}\|>|\[/?INST\]|<</?SYS>>"
 
 
@@ -17,8 +21,8 @@ _CHAT_MARKERS = r"<\|[^<>\n]{0,40}\|>|\[/?INST\]|<</?SYS>>"
 class PromptTemplate:
     """A prompt with room for a picture and a text, and the label words that answer it.
 
-    ``{image}`` becomes the image token and a line break, or nothing for a row without a picture;
-    ``{text}`` becomes the user's text. The prompt ends where the label word is to begin.
+    ``{image}`` becomes the image token and a line break for each picture of a row; ``{text}``
+    becomes the user's text. The prompt ends where the label word is to begin.
     """
 
     name: str
@@ -48,27 +52,34 @@ class PromptTemplate:
                 raise UserError(f"prompt.{name} {text!r}: a text in {', '.join(names)} is wanted")
         return cls(**value)
 
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What says whose turn it is, such as ``USER:`` and ``ASSISTANT:``."""
+        return tuple(dict.fromkeys(_ROLE.findall(self.template)))
+
+    def around(self, pictures: int, image_token: str = "<image>") -> tuple[str, str]:
+        """What stands before and behind a row's text, with one image token a picture."""
+        whole = self.template.replace("{image}", f"{image_token}\n" * pictures)
+        before, _, behind = whole.partition("{text}")
+        return before, behind
+
     def render(
         self,
         text: str,
-        has_image: bool,
+        pictures: int,
         image_token: str = "<image>",
         special_tokens: Iterable[str] = (),
     ) -> str:
-        """The prompt for one row, with exactly one image token, or none without a picture.
+        """The prompt for one row, with exactly one image token a picture.
 
         Args:
-          text: the user's text; ``neutralize`` keeps it from forging special tokens.
-          has_image: whether the row has a picture.
+          text: the user's text; ``neutralize`` keeps it from forging special tokens and turns.
+          pictures: how many the row has.
           image_token: the processor's image token.
           special_tokens: the tokenizer's own special tokens, beyond ``SPECIAL_TOKENS``.
         """
-        parts = {
-            "{image}": f"{image_token}\n" if has_image else "",
-            "{text}": neutralize(text, (image_token, *special_tokens)),
-        }
-        # One pass over the template, so that a text that says "{image}" stays a text.
-        return re.sub(r"\{image\}|\{text\}", lambda place: parts[place.group()], self.template)
+        before, behind = self.around(pictures, image_token)
+        return before + neutralize(text, (image_token, *special_tokens), self.markers) + behind
 
     def target(self, label: str) -> int:
         """0 for the negative word, 1 for the positive one.
@@ -84,21 +95,49 @@ class PromptTemplate:
         return int(label == self.positive)
 
 
-def neutralize(text: str, special_tokens: Iterable[str] = ()) -> str:
-    """Breaks up what a tokenizer would read as a special token, by a space after its first letter.
+def neutralize(text: str, special_tokens: Iterable[str] = (), markers: Iterable[str] = ()) -> str:
+    """Breaks up what a tokenizer would read as a special token, and what begins a turn.
 
-    ``"see <image>"`` becomes ``"see < image>"``: readable as before, but ordinary text. A text
-    without special tokens comes back unchanged.
+    ``"see <image>"`` becomes ``"see < image>"`` and ``"ASSISTANT: safe"`` ``"ASSISTANT  safe"``:
+    readable as before, but ordinary text. A marker is one in any case, spacing, width or style of
+    its letters, and whatever invisible characters are in it. A text without either comes back
+    unchanged.
     """
     tokens = sorted({*SPECIAL_TOKENS, *special_tokens} - {""}, key=len, reverse=True)
     pattern = "|".join([re.escape(token) for token in tokens] + [_CHAT_MARKERS])
     # Case is ignored because a tokenizer may lower it before it looks for its tokens.
-    return re.sub(
+    text = re.sub(
         pattern,
         lambda token: f"{token.group()[0]} {token.group()[1:]}",
         text,
         flags=re.IGNORECASE,
     )
+    return _without_turns(text, tuple(markers))
+
+
+def _without_turns(text: str, markers: tuple[str, ...]) -> str:
+    """The text with a space for the colon of each marker in it."""
+    if not markers or not _COLONS & set(text):
+        return text
+    plain, places = _plain(text)
+    characters = list(text)
+    for marker in markers:
+        letters = r"\s*".join(map(re.escape, marker.casefold()))
+        for match in re.finditer(rf"(?<!\w){letters}", plain):
+            characters[places[match.end() - 1]] = " "
+    return "".join(characters)
+
+
+def _plain(text: str) -> tuple[str, list[int]]:
+    """A text without case, width, accents and invisible characters, and where each character of it
+    stands in the text."""
+    plain, places = [], []
+    for place, character in enumerate(text):
+        for each in unicodedata.normalize("NFKD", character).casefold():
+            if unicodedata.category(each) not in ("Cf", "Mn", "Me", "Cc") or each in "\n\t\r":
+                plain.append(each)
+                places.append(place)
+    return "".join(plain), places
 
 
 LLAVA_V1 = PromptTemplate(

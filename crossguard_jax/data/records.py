@@ -192,8 +192,8 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
 
     A line has ``id, image, text, label, category, source`` (``image`` relative to ``folder``, null,
     or a list where there are several, ``ID.0.png`` and so on) and ``provenance`` where there is
-    one. PNG bytes are kept as they are, other pictures are rewritten as PNG. The ``.jsonl`` appears only when all of it is written; one that says the same
-    is left as it is.
+    one. PNG bytes are kept as they are, other pictures are rewritten as PNG. The ``.jsonl`` appears
+    only when all of it is written; one that says the same is left as it is.
 
     Returns:
       The number of records written.

@@ -56,7 +56,7 @@ def _score(
         if name in systems:
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
         guard = Guard.from_pretrained(path, adapter, args.dtype, prompt=args.prompt)
-        scores = score_benchmarks(guard, tests, name, args.batch_size, args.truncate, left_out)
+        scores = score_benchmarks(guard, tests, name, args.batch_size, left_out)
         keys = set(scores.keys())
         if not keys:
             raise UserError(f"--model {spec}: it can score no row; see {left_out.path}")

@@ -18,7 +18,6 @@ def score_benchmarks(
     benchmarks: Mapping[str, RecordSource | Sequence[Record]],
     name: str = "guard",
     batch_size: int = 64,
-    truncate: bool = True,
     left_out: LeftOut | None = None,
 ) -> ScoredRows:
     """Scores every record of every benchmark.
@@ -28,7 +27,6 @@ def score_benchmarks(
         benchmarks: records by the benchmark's name; their labels are the guard's label words.
         name: for the progress line.
         batch_size: rows to a forward pass.
-        truncate: cut texts that do not fit.
         left_out: takes the records that are of no use: the guard cannot score them, or their label
             is none of its words.
 
@@ -50,10 +48,9 @@ def score_benchmarks(
                         reason = f"label {short(repr(record.label))} is not {expected}; mend it"
                         _leave_out(record, UserError(reason), name, left_out)
                 verdicts = guard.score_each(
-                    [record.image for record in labelled],
+                    [record.images for record in labelled],
                     [record.text for record in labelled],
                     batch_size=batch_size,
-                    truncate=truncate,
                 )
                 for record, verdict in zip(labelled, verdicts, strict=True):
                     if isinstance(verdict, UserError):

@@ -20,13 +20,14 @@ def likeliest(
     Args:
         model: the LLaVA.
         encoder: its tokenizer's ids of padding and of the end.
-        batch: ``input_ids`` and ``attention_mask`` of `Encoder.pad`, [B, L].
+        batch: ``input_ids`` and ``attention_mask`` of `Encoder.pad`, [B, L], and ``picture_index``
+            unless prompt i shows picture i.
         pixels: what `Llava.embed` takes; None where no prompt has a picture.
         max_new_tokens: of an answer.
     """
     return sampling.sample(
         model.language_model,
-        model.embed(batch["input_ids"], pixels),
+        model.embed(batch["input_ids"], pixels, picture_index=batch.get("picture_index")),
         batch["attention_mask"].astype(bool),
         jax.random.key(0),  # nothing is drawn at temperature 0
         max_new_tokens=max_new_tokens,

@@ -16,7 +16,8 @@ import numpy as np
 from crossguard_jax.core import tree
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float
-from crossguard_jax.guard.encoding import bucket, summary
+from crossguard_jax.guard.batches import bucket
+from crossguard_jax.guard.encoding import summary
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.nn import lora, verdict
 
@@ -35,6 +36,7 @@ TEXTS = (
 LEAST_SPREAD = 1e-4
 LEAST_DELTA = 1e-5
 # How much a row's score may differ beside other rows.
+LEAST_MASS = 0.9
 NEIGHBOURS = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 
 
@@ -168,7 +170,7 @@ def examine(guard: Guard, dtype: str = "float32") -> Iterator[Finding]:
     named = ", ".join(f"{word} = {token}" for word, token in what["labels"].items())
     yield Finding(OK, "label tokens", f"they differ: {named}")
     images, texts = varied_rows()
-    verdicts = guard.score_each(images, texts, batch_size=8, truncate=True)
+    verdicts = guard.score_each(images, texts, batch_size=8)
     errors = [str(verdict) for verdict in verdicts if isinstance(verdict, UserError)]
     if errors:
         yield Finding(FAILED, "scores", f"{len(errors)} of {len(verdicts)} rows: {errors[0]}")
@@ -176,6 +178,7 @@ def examine(guard: Guard, dtype: str = "float32") -> Iterator[Finding]:
     scores = np.array([v.p_unsafe for v in verdicts if not isinstance(v, UserError)])
     by_text = scores.reshape(len(TEXTS), -1)
     yield from _spread(by_text)
+    yield _mass(guard, images, texts)
     yield _adapter(guard, images, texts)
     yield _neighbours(guard, scores, images, texts, dtype)
     yield _canary(guard, by_text)
@@ -212,10 +215,7 @@ def _adapter(guard: Guard, images: list[Any], texts: list[str]) -> Finding:
 
 def _adapter_delta(guard: Guard, images: list[Any], texts: list[str]) -> float:
     """The most that a label's logit changes when the adapter is switched off."""
-    rows = guard.encoder.tokenize(texts, [image is not None for image in images], truncate=True)
-    length = bucket(max(len(row.ids) for row in rows), guard.settings.max_length)
-    batch: dict[str, Any] = guard.encoder.pad(rows, length)
-    batch["pixel_values"] = guard.encoder.slots(images)
+    batch = _encoded(guard, images, texts)
     graphdef, *states = lora.split(guard.model)
 
     @jax.jit
@@ -225,6 +225,32 @@ def _adapter_delta(guard: Guard, images: list[Any], texts: list[str]) -> float:
 
     on, off = (logits(states, batch, jnp.float32(scale)) for scale in (1.0, 0.0))
     return float(jnp.abs(on - off).max())
+
+
+def _encoded(guard: Guard, images: list[Any], texts: list[str]) -> dict[str, np.ndarray]:
+    """The first window of each row, as one batch."""
+    pixels = guard.encoder.shown(images, "picture of row")
+    requests = guard.encoder.windows(texts, [*map(len, pixels)])
+    rows = [rows[0] for rows in requests if not isinstance(rows, UserError)]
+    length = bucket(max(len(row.ids) for row in rows), guard.settings.max_length)
+    return guard.encoder.batch(rows, pixels, length)
+
+
+def _mass(guard: Guard, images: list[Any], texts: list[str]) -> Finding:
+    """How much of the next token's probability the two labels hold: what a server that samples it
+    goes by."""
+    graphdef, *states = lora.split(guard.model)
+
+    @jax.jit
+    def masses(states: Any, batch: Any) -> Array:
+        logits = verdict.label_logits(lora.merge(graphdef, *states), batch, None)
+        return jax.nn.softmax(logits)[:, jnp.asarray(guard.label_ids)].sum(axis=1)
+
+    mass = np.asarray(masses(states, _encoded(guard, images, texts)))
+    detail = f"the labels hold {np.median(mass):.4f} of the next token, {mass.min():.4f} at least"
+    if np.median(mass) >= LEAST_MASS:
+        return Finding(OK, "answers by itself", detail)
+    return Finding(WARNING, "answers by itself", f"a server would say something else: {detail}")
 
 
 def _spread(scores: Float[np.ndarray, "texts pictures"]) -> Iterator[Finding]:
@@ -246,7 +272,7 @@ def _neighbours(
     guard: Guard, scores: np.ndarray, images: list[Any], texts: list[str], dtype: str
 ) -> Finding:
     picks = np.linspace(0, len(texts) - 1, 4).astype(int)
-    alone = [guard.score([images[i]], [texts[i]], truncate=True)[0].p_unsafe for i in picks]
+    alone = [guard.score([images[i]], [texts[i]])[0].p_unsafe for i in picks]
     delta = np.abs(scores[picks] - alone).max()
     detail = f"a row alone and beside others differ by {delta:.2g} (at most {NEIGHBOURS[dtype]:g})"
     return Finding(OK if delta <= NEIGHBOURS[dtype] else FAILED, "neighbours", detail)

@@ -1,81 +1,48 @@
 """Pictures and texts to arrays, through transformers' own tokenizer and picture processor."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.data.prompts import LLAVA_V1, PromptTemplate
+from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.data.records import Record
-from crossguard_jax.hf.folder import check_number, read_object, read_objects
+from crossguard_jax.guard.batches import arrange, windows
+from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.turns import Offsets, marker_ids, user_span, without_turns
+from crossguard_jax.hf.folder import read_objects
 from crossguard_jax.hf.pictures import Processor
-from crossguard_jax.hf.tokens import load_tokenizer, open_ended
+from crossguard_jax.hf.tokens import load_tokenizer, open_ended, without_closing
 from crossguard_jax.io import images
 from crossguard_jax.nn.llava import LlavaConfig
 
-Picture = images.Picture | None
-"""A picture as a user has it (`io.images.rgb` takes them all); None is no picture."""
+Made = TypeVar("Made")
 
-SETTINGS = "guard_config.json"
-LENGTH_STEP = 16
+Pictures = images.Picture | Sequence[images.Picture] | None
+"""What a row shows: nothing, a picture as a user has it (`io.images.rgb` takes them all), or a list
+of several."""
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What a guard needs beside its weights; kept in ``guard_config.json`` of a model folder.
-
-    Attributes:
-        prompt: the template that puts a request to the model, with its two label words.
-        threshold: the least ``p_unsafe`` that is unsafe.
-        max_length: tokens of a row, the picture's among them; 0 is the model's context.
-    """
-
-    prompt: PromptTemplate = LLAVA_V1
-    threshold: float = 0.5
-    max_length: int = 0
-
-    def __post_init__(self):
-        check_number("threshold", self.threshold, 0, 1)
-        check_number("max_length", self.max_length, 0, whole=True)
-
-    @classmethod
-    def read(cls, folder: Path) -> "Settings":
-        """A folder's settings; the defaults for one that has none (any LLaVA from the Hub).
-
-        Raises:
-            UserError: the file is damaged, or a field of it is missing, unknown or no such value.
-        """
-        path = folder / SETTINGS
-        if not path.exists():
-            return cls()
-        raw = read_object(path)
-        try:
-            settings = {"threshold": 0.5, "max_length": 0} | raw
-            if unknown := settings.keys() - {field.name for field in fields(cls)}:
-                raise UserError(f"no setting of a guard: {', '.join(sorted(unknown))}; mend it")
-            check_number("threshold", settings["threshold"], 0, 1)
-            check_number("max_length", settings["max_length"], 0, whole=True)
-            prompt = PromptTemplate.from_fields(raw.get("prompt"))
-            return cls(prompt, float(settings["threshold"]), settings["max_length"])
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-
-    def write(self, folder: Path) -> None:
-        """Writes the file into a folder."""
-        (folder / SETTINGS).write_text(json.dumps(asdict(self), indent=2) + "\n")
+LEAST_TEXT = 8
+"""Tokens of a text that a window has room for, at least."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request, tokenized."""
+    """One window of a request, tokenized.
+
+    Attributes:
+        ids: the prompt with the window's part of the text in it.
+        pictures: how many it shows; each is a run of picture tokens.
+        user: first and last position (exclusive) of the user's own tokens.
+    """
 
     ids: list[int]
-    has_picture: bool
-    truncated: bool
+    pictures: int
+    user: tuple[int, int]
 
 
 class Encoder:
@@ -84,33 +51,54 @@ class Encoder:
     Args:
         folder: the Hub folder.
         config: the model's.
-        settings: the prompt and the length limit.
+        settings: the prompt and the length limits.
 
     Raises:
-        UserError: the folder has no tokenizer or no picture processor, or both label words begin
-            with the same token after the prompt.
+        UserError: the folder has no tokenizer or no picture processor, both label words begin with
+            the same token after the prompt, or a picture does not fit into a row.
     """
 
     def __init__(self, folder: str | Path, config: LlavaConfig, settings: Settings):
         self.tokenizer = load_tokenizer(folder, config.text.vocab_size, [config.image_token_id])
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"{folder}: its tokenizer tells no offsets; put its tokenizer.json there"
+            )
         self.processor = Processor(folder, config.vision.image_size)
         limit = settings.max_length or config.text.max_position_embeddings
         self.settings = replace(settings, max_length=limit)
+        self.image_token_id = config.image_token_id
         self.image_token = _image_token(self.tokenizer, config.image_token_id, Path(folder))
         self.tokens_per_image = config.tokens_per_image
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = 0 if pad is None else pad
         prompt = self.settings.prompt
+        self._turns = marker_ids(self.tokenizer, prompt.markers)
         negative, positive = self.first_tokens([prompt.negative, prompt.positive])
         self.label_ids = (negative, positive)
         self.image_size = config.vision.image_size
-        n_tokens = self._ids(["a text"], [True])[0].count(config.image_token_id)
+        (row,) = self._rows(["a text"], [1])
+        n_tokens = row.ids.count(config.image_token_id)
         if n_tokens != self.tokens_per_image:
             raise UserError(
                 f"{folder}: a prompt with a picture has {n_tokens} tokens of the config's "
                 f"image_token_index {config.image_token_id}, and the picture wants "
                 f"{self.tokens_per_image}; put the model's own tokenizer there"
             )
+        self._frame = len(row.ids) - n_tokens - (row.user[1] - row.user[0])
+        self._check_room(Path(folder))
+
+    def _check_room(self, folder: Path) -> None:
+        least = self._frame + LEAST_TEXT
+        for name, value, needed in (
+            ("max_length", self.settings.max_length, least + self.tokens_per_image),
+            ("window", self.settings.window or least, least),
+        ):
+            if value < needed:
+                raise UserError(
+                    f"{folder}: {name} {value} leaves no room for a text beside the prompt"
+                    f"{' and a picture' * (name == 'max_length')}; {needed} or more is needed"
+                )
 
     def first_tokens(self, words: Sequence[str]) -> tuple[int, ...]:
         """The first token of each answer where the prompt ends.
@@ -119,10 +107,10 @@ class Encoder:
             UserError: two of them begin with the same one.
         """
         prompt = self.settings.prompt
-        start = self._tokens(prompt.render("a text", has_image=False))
+        start = self._tokens(prompt.render("a text", 0))
         word_of: dict[int, str] = {}
         for word in words:
-            ids = self._tokens(prompt.render("a text", has_image=False) + " " + word)
+            ids = self._tokens(prompt.render("a text", 0) + " " + word)
             if ids[: len(start)] != start or len(ids) == len(start):
                 raise UserError(
                     f"prompt {prompt.name!r}: the label {word!r} changes the prompt's own tokens; "
@@ -140,88 +128,110 @@ class Encoder:
     def _tokens(self, text: str) -> list[int]:
         return open_ended(self.tokenizer, [text])[0]
 
-    def tokenize(
-        self,
-        texts: Sequence[str],
-        has_picture: Sequence[bool],
-        truncate: bool = False,
-        limit: int = 0,
-    ) -> list[Row]:
-        """Prompts around texts, picture tokens expanded; ``limit`` 0 is the settings' length.
+    def windows(
+        self, texts: Sequence[object], pictures: Sequence[int]
+    ) -> list[list[Row] | UserError]:
+        """Each request's prompt, or its overlapping windows where its text is longer than the
+        settings' window; or why it has none.
 
-        Raises:
-            UserError: a text is empty, or longer than the context and ``truncate`` is not set.
+        Args:
+            texts: one a request; it may be empty where there is a picture.
+            pictures: how many each request shows.
         """
-        rows = []
-        for i, row in enumerate(self.tokenize_each(texts, has_picture, truncate, limit)):
-            if isinstance(row, UserError):
-                raise UserError(f"row {i}: {row}") from row
-            rows.append(row)
-        return rows
+        return self._each(texts, pictures, self._in_windows)
 
-    def tokenize_each(
+    def whole(
+        self, texts: Sequence[object], pictures: Sequence[int], limit: int = 0
+    ) -> list[Row | UserError]:
+        """Each request's whole prompt, or why there is none; ``limit`` 0 is the settings' length.
+
+        Args:
+            texts, pictures: as for `windows`.
+            limit: tokens of a row at most.
+        """
+        limit = limit or self.settings.max_length
+
+        def fitted(row: Row) -> Row | UserError:
+            if len(row.ids) <= limit:
+                return row
+            return UserError(
+                f"{len(row.ids):,} tokens with the prompt and its pictures, the limit is "
+                f"{limit:,}; shorten the text"
+            )
+
+        return self._each(texts, pictures, fitted)
+
+    def _each(
         self,
         texts: Sequence[object],
-        has_picture: Sequence[bool],
-        truncate: bool = False,
-        limit: int = 0,
-    ) -> list[Row | UserError]:
-        """As `tokenize`, with the error of each row that has one in its place."""
-        limit = limit or self.settings.max_length
-        refused = [_text_error(text) for text in texts]
+        pictures: Sequence[int],
+        make: Callable[[Row], Made | UserError],
+    ) -> list[Made | UserError]:
+        if not texts:
+            return []
+        refused = [_text_error(text, n) for text, n in zip(texts, pictures, strict=True)]
         fit = [
             text if isinstance(text, str) and not error else ""
             for text, error in zip(texts, refused, strict=True)
         ]
-        rows = self._ids(fit, has_picture)
-        return [
-            error or self._fitted(ids, text, picture, truncate, limit)
-            for error, ids, text, picture in zip(refused, rows, fit, has_picture, strict=True)
-        ]
+        rows = self._rows(fit, pictures)
+        return [error or make(row) for error, row in zip(refused, rows, strict=True)]
 
-    def _fitted(
-        self, ids: list[int], text: str, picture: bool, truncate: bool, limit: int
-    ) -> Row | UserError:
-        if len(ids) <= limit:
-            return Row(ids, picture, False)
-        if not truncate:
+    def _rows(self, texts: Sequence[str], pictures: Sequence[int]) -> list[Row]:
+        """Prompts around texts, picture tokens expanded, whatever their length.
+
+        What a text loses to `without_turns` may leave another marker, so it is looked at again.
+        """
+        texts, rows = list(texts), [Row([], 0, (0, 0))] * len(texts)
+        places = list(range(len(texts)))
+        while places:
+            again = []
+            parts = [self._around(texts[i], pictures[i]) for i in places]
+            encoded = self._encoded(["".join(part) for part in parts])
+            for i, (before, text, behind), (ids, offsets) in zip(
+                places, parts, encoded, strict=True
+            ):
+                prompt, start = before + text + behind, len(before)
+                first, last = user_span(offsets, prompt, start, start + len(text))
+                inner = [(max(a - start, 0), b - start) for a, b in offsets[first:last]]
+                texts[i] = without_turns(text, ids[first:last], inner, self._turns)
+                if texts[i] != text:
+                    again.append(i)
+                rows[i] = Row(ids, pictures[i], (first, last))
+            places = again
+        return rows
+
+    def _around(self, text: str, pictures: int) -> tuple[str, str, str]:
+        """What stands before the text, the text without anything that is none, what is behind."""
+        prompt, special = self.settings.prompt, self.tokenizer.all_special_tokens
+        run = self.image_token * self.tokens_per_image
+        before, behind = prompt.around(pictures, run)
+        return before, neutralize(text, (self.image_token, *special), prompt.markers), behind
+
+    def _encoded(self, prompts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
+        encoded = self.tokenizer(list(prompts), return_offsets_mapping=True)
+        ids = without_closing(self.tokenizer, encoded["input_ids"])
+        offsets = [o[: len(i)] for i, o in zip(ids, encoded["offset_mapping"], strict=True)]
+        return list(zip(ids, offsets, strict=True))
+
+    def _in_windows(self, row: Row) -> list[Row] | UserError:
+        limit = self.settings.max_length
+        window = self.settings.window or limit
+        rows = split(row, min(window + self._beside(row), limit))
+        if not rows:
+            frame = len(row.ids) - (row.user[1] - row.user[0])
             return UserError(
-                f"{len(ids):,} tokens with the prompt and its picture, the limit is {limit:,}; "
-                "shorten the text, or allow truncation"
+                f"{row.pictures} pictures and the prompt take {frame:,} tokens, the limit is "
+                f"{limit:,}; max_length {frame + LEAST_TEXT:,} or more is needed"
             )
-        try:
-            return Row(self._shortened(text, picture, len(ids), limit), picture, True)
-        except UserError as error:
-            return error
-
-    def _ids(self, texts: Sequence[str], has_picture: Sequence[bool]) -> list[list[int]]:
-        special = self.tokenizer.all_special_tokens
-        prompts = [
-            self.settings.prompt.render(text, picture, self.image_token, special).replace(
-                self.image_token, self.image_token * self.tokens_per_image
+        if len(rows) > self.settings.max_windows:
+            return UserError(
+                f"the text takes {len(rows):,} windows, at most {self.settings.max_windows:,} are "
+                "read; shorten it, or raise max_windows"
             )
-            for text, picture in zip(texts, has_picture, strict=True)
-        ]
-        return open_ended(self.tokenizer, prompts)
+        return rows
 
-    def _shortened(self, text: str, picture: bool, length: int, limit: int) -> list[int]:
-        """The row of ``length`` tokens with the end of its text (never of the prompt) left out."""
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [end for _, end in offsets["offset_mapping"]]
-        excess = length - limit
-        while excess > 0:
-            ends = ends[: max(len(ends) - excess, 0)]
-            (ids,) = self._ids([text[: ends[-1]] if ends else ""], [picture])
-            # Cutting can change how the last word is split, so look again.
-            excess = len(ids) - limit
-            if not ends and excess > 0:
-                raise UserError(
-                    f"max_length {limit}: the prompt and the picture alone "
-                    f"take {len(ids)} tokens; raise it"
-                )
-        return ids
-
-    def pixels(self, pictures: Sequence[Picture]) -> np.ndarray:
+    def pixels(self, pictures: Sequence[images.Picture]) -> np.ndarray:
         """Normalized pixels, float32 [M, 3, X, X], of pictures (none of them None).
 
         Raises:
@@ -231,7 +241,7 @@ class Encoder:
             return np.zeros((0, 3, self.image_size, self.image_size), np.float32)
         return np.stack([self.picture(p, f"picture {i}") for i, p in enumerate(pictures)])
 
-    def picture(self, picture: Picture, name: str = "the picture") -> np.ndarray:
+    def picture(self, picture: images.Picture, name: str = "the picture") -> np.ndarray:
         """Normalized pixels, float32 [3, X, X], of one picture (not None).
 
         Raises:
@@ -254,7 +264,7 @@ class Encoder:
             )
         return self.processor.mean, self.processor.std
 
-    def levels(self, picture: Picture, name: str = "the picture") -> np.ndarray:
+    def levels(self, picture: images.Picture, name: str = "the picture") -> np.ndarray:
         """As `picture`, before it is normalized: grey levels / 255, float32 [3, X, X]."""
         mean, std = self.normalization
         return np.round(255 * (self.picture(picture, name) * std + mean)).astype(np.float32) / 255
@@ -268,28 +278,107 @@ class Encoder:
             mask[i, : len(row.ids)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    def slots(self, pictures: Sequence[Picture]) -> np.ndarray | None:
-        """One picture slot a row, float32 [B, 3, X, X], zero where there is none; None if all."""
-        named = enumerate(pictures)
-        return side_by_side([p if p is None else self.picture(p, f"picture {i}") for i, p in named])
+    def _beside(self, row: Row) -> int:
+        """Tokens that a row has for its pictures, and that are no part of a window."""
+        pictures = row.pictures * self.tokens_per_image
+        frame = len(row.ids) - (row.user[1] - row.user[0]) - pictures
+        return pictures + max(frame - self._frame, 0)
+
+    def shown(self, pictures: Sequence[Pictures], name: str) -> list[list[np.ndarray]]:
+        """Normalized pixels of the pictures of each row.
+
+        Raises:
+            UserError: one does not decode; the message calls it ``name`` and its row.
+        """
+        return [
+            [self.picture(p, f"{name} {row}") for p in pictures_of(each)]
+            for row, each in enumerate(pictures)
+        ]
+
+    def batch(
+        self, rows: Sequence[Row], pixels: Sequence[Sequence[np.ndarray]], length: int
+    ) -> dict[str, np.ndarray]:
+        """Rows of ``length`` tokens with their own pictures, as many as fill the batch or a
+        multiple of it (see `batches`).
+
+        Args:
+            rows: B.
+            pixels: of the pictures of each.
+            length: L.
+        """
+        flat = [picture for each in pixels for picture in each]
+        ends = np.cumsum([len(each) for each in pixels]).tolist()
+        shown = [range(end - len(each), end) for end, each in zip(ends, pixels, strict=True)]
+        size = -(-len(flat) // len(rows)) * len(rows)
+        return self.pad(rows, length) | arrange(shown, flat, size)
+
+    def fits(self, text: str, length: int) -> bool:
+        """Whether a text leaves nothing out of a training row (see `training_batch`)."""
+        room = length - self.tokens_per_image
+        if len(text.encode()) + LEAST_TEXT < room - self._frame:
+            return True  # no token is less than a byte
+        (row,) = self._rows([text], [1])
+        return len(row.ids) <= length
+
+    def training_rows(self, records: Sequence[Record], length: int) -> tuple[list[Row], int]:
+        """A row for each record, and the tokens that the longest may have.
+
+        Args:
+            records: of a text that does not fit, one window is taken, always the same: what is
+                harmless is so in every window. (What is not is left out beforehand.)
+            length: tokens of a row with one picture; a row with more is longer by their tokens.
+
+        Raises:
+            UserError: the prompt does not fit.
+        """
+        pictures = [len(record.images) for record in records]
+        room = length - self.tokens_per_image
+        rows, longest = [], length
+        for record, row in zip(
+            records, self._rows([r.text for r in records], pictures), strict=True
+        ):
+            beside = self._beside(row)
+            parts = split(row, room + beside)
+            if not parts:
+                raise UserError(f"data.max_length {length}: too short for the prompt; raise it")
+            rows.append(parts[zlib.crc32(record.id.encode("utf-8", "replace")) % len(parts)])
+            longest = max(longest, room + beside)
+        return rows, longest
 
     def training_batch(self, records: Sequence[Record], length: int) -> dict[str, np.ndarray]:
-        """Records to arrays of ``length`` tokens a row, with ``labels`` int32 [B].
-
-        A text that does not fit is cut; every row gets a picture slot.
-        """
-        pictures = [record.image for record in records]
-        texts = [record.text for record in records]
-        rows = self.tokenize(texts, [p is not None for p in pictures], True, length)
-        slots = self.slots(pictures)
-        if slots is None:
-            slots = np.zeros((len(rows), 3, self.image_size, self.image_size), np.float32)
+        """Records to arrays, with ``labels`` int32 [B]; see `training_rows`."""
+        rows, longest = self.training_rows(records, length)
+        pixels = self.shown([record.images for record in records], "picture of row")
+        if not any(pixels):  # one program, with or without pictures
+            blank = np.zeros((3, self.image_size, self.image_size), np.float32)
+            pixels = [[blank]] * len(rows)
+        arrays = self.batch(rows, pixels, longest)
         labels = [self.settings.prompt.target(record.label) for record in records]
-        return {
-            **self.pad(rows, length),
-            "pixel_values": slots,
-            "labels": np.asarray(labels, np.int32),
-        }
+        return arrays | {"labels": np.asarray(labels, np.int32)}
+
+
+def pictures_of(entry: Pictures) -> list[images.Picture]:
+    """A row's pictures."""
+    if isinstance(entry, list | tuple):
+        return list(entry)
+    return [] if entry is None else [cast(images.Picture, entry)]
+
+
+def split(row: Row, length: int) -> list[Row]:
+    """A row as windows of at most ``length`` tokens, each with the whole prompt and all pictures;
+    none where that leaves no room for the text."""
+    first, last = row.user
+    room = length - (len(row.ids) - (last - first))
+    if room < min(last - first, LEAST_TEXT):
+        return []
+    return [
+        Row(
+            row.ids[:first] + row.ids[first + start : first + end] + row.ids[last:],
+            row.pictures,
+            (first, first + end - start),
+        )
+        for start, end in windows(last - first, room)
+    ]
 
 
 def _image_token(tokenizer: Any, image_token_id: int, folder: Path) -> str:
@@ -313,28 +402,15 @@ def _image_token(tokenizer: Any, image_token_id: int, folder: Path) -> str:
     return token
 
 
-def _text_error(text: object) -> UserError | None:
+def _text_error(text: object, pictures: int) -> UserError | None:
     """Why a text cannot be put to a tokenizer."""
     if not isinstance(text, str):
         return UserError(f"the text is a {type(text).__name__}; give a str")
-    if not text.strip():
-        return UserError("the text is empty")
+    if not text.strip() and not pictures:
+        return UserError("the text is empty, and there is no picture")
     if any("\ud800" <= character <= "\udfff" for character in text):
         return UserError("the text holds half a surrogate pair; write it as valid Unicode")
     return None
-
-
-def side_by_side(pixels: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """Pixels [3, X, X] of each row, zero for a row without, as [B, 3, X, X]; None if all are."""
-    shape = next((values.shape for values in pixels if values is not None), None)
-    if shape is None:
-        return None
-    return np.stack([np.zeros(shape, np.float32) if v is None else v for v in pixels])
-
-
-def bucket(length: int, limit: int) -> int:
-    """The padded length of a row: few lengths, so few compilations."""
-    return min(-(-length // LENGTH_STEP) * LENGTH_STEP, max(limit, length))
 
 
 def summary(encoder: Encoder) -> dict[str, Any]:

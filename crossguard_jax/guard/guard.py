@@ -3,13 +3,12 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,14 +16,9 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, shardings
 from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate, get_template
-from crossguard_jax.guard.encoding import (
-    Encoder,
-    Picture,
-    Row,
-    Settings,
-    bucket,
-    side_by_side,
-)
+from crossguard_jax.guard.batches import arrange, bucket, fill, filled
+from crossguard_jax.guard.encoding import Encoder, Pictures, Row, pictures_of
+from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.export import ModelCard, save_model
 from crossguard_jax.hf.load import folder_name, load_model, resolve_folder
@@ -119,29 +113,31 @@ class Guard:
         """Token ids of the (negative, positive) label: (safe, unsafe)."""
         return self.encoder.label_ids
 
-    def encode(
-        self, images: Sequence[Picture], texts: Sequence[str], truncate: bool = False
-    ) -> dict[str, np.ndarray]:
+    def encode(self, images: Sequence[Pictures], texts: Sequence[str]) -> dict[str, np.ndarray]:
         """What transformers' LLaVA processor makes of the guard's prompts.
 
         Args:
-            images: one a row; None for a row without a picture.
+            images: one a row, or a list of several; None for a row without a picture.
             texts: one a row.
-            truncate: cut texts that do not fit, instead of raising.
 
         Returns:
             ``input_ids`` and ``attention_mask``, int32 [B, L] padded on the right, and
-            ``pixel_values``, float32 [M, 3, X, X] of the M rows that have a picture, in order
-            (left out when M is 0).
+            ``pixel_values``, float32 [M, 3, X, X] of the rows' M pictures, in order (left out when
+            M is 0).
 
         Raises:
-            UserError: no lists, lengths differ, a text that is no str, is empty or too long, a
-                picture that does not decode.
+            UserError: no lists, lengths differ, a text that is no str, is empty beside no picture,
+                or is longer than the model reads at once, a picture that does not decode.
         """
         _same_length(images, texts)
-        rows = self.encoder.tokenize(texts, [p is not None for p in images], truncate)
+        shown = [pictures_of(each) for each in images]
+        rows = []
+        for i, row in enumerate(self.encoder.whole(texts, [*map(len, shown)])):
+            if isinstance(row, UserError):
+                raise UserError(f"row {i}: {row}") from row
+            rows.append(row)
         batch = self.encoder.pad(rows, max(len(row.ids) for row in rows))
-        pictures = [p for p in images if p is not None]
+        pictures = [picture for each in shown for picture in each]
         return batch | ({"pixel_values": self.encoder.pixels(pictures)} if pictures else {})
 
     def logits(
@@ -159,140 +155,140 @@ class Guard:
         """
         ids = np.asarray(input_ids)
         mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
-        slots = None
-        if pixel_values is not None:
-            slots = _to_slots(ids == self.model.config.image_token_id, pixel_values, self.model)
-        elif (ids == self.model.config.image_token_id).any():
+        here = ids == self.model.config.image_token_id
+        if pixel_values is None and here.any():
             raise UserError("input_ids has picture tokens, but there are no pixel_values")
-        return _logits(self._parts[0], self._parts[1:], ids, slots, mask.astype(bool))
+        index = None if pixel_values is None else _index(here, len(pixel_values), self.model)
+        return _logits(self._parts[0], self._parts[1:], ids, pixel_values, mask.astype(bool), index)
 
     def score(
         self,
-        images: Sequence[Picture],
+        images: Sequence[Pictures],
         texts: Sequence[str],
         *,
         batch_size: int = 16,
         threshold: float | None = None,
-        truncate: bool = False,
     ) -> list[Verdict]:
         """One verdict a row, in order; a row's verdict does not depend on the others.
 
+        A text that is longer than the guard was trained for is read in overlapping windows, and the
+        worst of them counts.
+
         Args:
-            images: one a row; None for a row without a picture.
-            texts: one a row.
-            batch_size: rows to a forward pass, at most.
+            images: one a row, or a list of several; None for a row without a picture.
+            texts: one a row; it may be empty beside a picture.
+            batch_size: windows to a forward pass, at most.
             threshold: the least p_unsafe that is unsafe; None is the guard's own.
-            truncate: cut texts that do not fit, instead of raising.
 
         Raises:
-            UserError: as `encode`.
+            UserError: as `encode`, but for the length: a text of too many windows.
         """
-
-        def stop(row: int, error: UserError) -> None:
-            raise UserError(f"row {row}: {error}") from error
-
-        return [*self._verdicts(images, texts, batch_size, threshold, truncate, stop).values()]
+        return raised(self.score_each(images, texts, batch_size=batch_size, threshold=threshold))
 
     def score_each(
         self,
-        images: Sequence[Picture],
+        images: Sequence[Pictures],
         texts: Sequence[object],
         *,
         batch_size: int = 16,
         threshold: float | None = None,
-        truncate: bool = False,
     ) -> list[Verdict | UserError]:
         """As `score`, with the error of each row that has one in its place."""
-        out: dict[int, Verdict | UserError] = {}
-        out |= self._verdicts(images, texts, batch_size, threshold, truncate, out.__setitem__)
-        return [out[i] for i in range(len(texts))]
-
-    def _verdicts(
-        self,
-        images: Sequence[Picture],
-        texts: Sequence[object],
-        batch_size: int,
-        threshold: float | None,
-        truncate: bool,
-        failed: Callable[[int, UserError], None],
-    ) -> dict[int, Verdict]:
-        """Verdicts by row, in order; ``failed`` is told of every row that gets none."""
         _same_length(images, texts)
-        rows: dict[int, Row] = {}
-        has_picture = [p is not None for p in images]
-        tokenized = self.encoder.tokenize_each(texts, has_picture, truncate) if texts else []
-        for i, row in enumerate(tokenized):
-            if isinstance(row, UserError):
-                failed(i, row)
-            else:
-                rows[i] = row
-        scores: dict[int, float] = {}
-        running: tuple[list[int], Array | np.ndarray] = [], np.zeros(0)
-        for length, size, some in self._batches(rows, batch_size):
-            pixels: dict[int, np.ndarray | None] = {}
-            for i in some:
-                try:
-                    pixels[i] = None if images[i] is None else self.encoder.picture(images[i])
-                except UserError as error:
-                    failed(i, error)
-            if not pixels:
-                continue
-            batch = self.encoder.pad([rows[i] for i in pixels], length)
-            slots = side_by_side([*pixels.values()])
-            if slots is not None:
-                batch["pixel_values"] = slots
-            # This batch is on its way while the one before it is waited for, and so are pictures
-            # of the next while it runs.
-            before, running = running, ([*pixels], self._start(batch, size))
-            scores |= _taken(*before)
+        shown = [pictures_of(each) for each in images]
+        requests = self.encoder.windows(texts, [*map(len, shown)])
+        windows = {
+            (i, place): row
+            for i, rows in enumerate(requests)
+            if not isinstance(rows, UserError)
+            for place, row in enumerate(rows)
+        }
+        failed = {i: rows for i, rows in enumerate(requests) if isinstance(rows, UserError)}
+        scores: dict[tuple[int, int], float] = {}
+        running: tuple[list[tuple[int, int]], Array | np.ndarray] = [], np.zeros(0)
+        for length, size, some in self._batches(windows, batch_size):
+            batch, kept = self._batch(windows, some, length, shown, failed)
+            if kept:
+                # This batch is on its way while the one before it is waited for, and so are
+                # pictures of the next while it runs.
+                before, running = running, (kept, self._start(batch, size))
+                scores |= _taken(*before)
         scores |= _taken(*running)
         cut = self.settings.threshold if threshold is None else threshold
-        words = self.settings.prompt
-        verdicts = {}
-        for i, p in sorted(scores.items()):
-            # NaN compares as safe.
-            if math.isnan(p):
-                failed(i, UserError("the model's score is not a number; see crossguard doctor"))
+        per_request: list[list[float]] = [[] for _ in requests]
+        for (i, _), p in sorted(scores.items()):
+            per_request[i].append(p)
+        return [failed.get(i) or self._verdict(p, cut) for i, p in enumerate(per_request)]
+
+    def _verdict(self, scores: Sequence[float], cut: float) -> Verdict | UserError:
+        """The worst window's."""
+        if any(map(math.isnan, scores)):  # NaN compares as safe
+            return UserError("the model's score is not a number; see crossguard doctor")
+        p, words = max(scores), self.settings.prompt
+        word = words.positive if p >= cut else words.negative
+        return Verdict(p, p >= cut, cut, word, windows=len(scores))
+
+    def _batch(
+        self,
+        windows: Mapping[tuple[int, int], Row],
+        some: Sequence[tuple[int, int]],
+        length: int,
+        shown: Sequence[Sequence[Any]],
+        failed: dict[int, UserError],
+    ) -> tuple[dict[str, np.ndarray], list[tuple[int, int]]]:
+        """A batch, in which the windows of a request share its pictures, and whose windows are in
+        it; requests whose pictures do not decode go to ``failed``."""
+        places: dict[int, range] = {}
+        pixels: list[np.ndarray] = []
+        for i in dict.fromkeys(i for i, _ in some):
+            try:
+                own = [self.encoder.picture(picture) for picture in shown[i]]
+            except UserError as error:
+                failed[i] = error
                 continue
-            word = words.positive if p >= cut else words.negative
-            verdicts[i] = Verdict(p, p >= cut, cut, word, rows[i].truncated)
-        return verdicts
+            places[i] = range(len(pixels), len(pixels) + len(own))
+            pixels += own
+        kept = [window for window in some if window[0] in places]
+        batch = self.encoder.pad([windows[window] for window in kept], length)
+        return batch | arrange([places[i] for i, _ in kept], pixels, len(pixels)), kept
 
     def _batches(
-        self, rows: Mapping[int, Row], batch_size: int
-    ) -> Iterator[tuple[int, int, Sequence[int]]]:
-        """``(padded length, batch size, rows)``: rows of one length, those with a picture together.
+        self, windows: Mapping[tuple[int, int], Row], batch_size: int
+    ) -> Iterator[tuple[int, int, Sequence[tuple[int, int]]]]:
+        """``(padded length, batch size, windows)``: windows of one length and as many pictures.
 
-        The last rows of a length are computed as a batch of the size of those before it.
+        The last windows of a length are computed as a batch of the size of those before it.
         """
-        lengths = {i: bucket(len(r.ids), self.settings.max_length) for i, r in rows.items()}
-        order = sorted(rows, key=lambda i: (lengths[i], rows[i].has_picture))
-        for length, same in itertools.groupby(order, key=lengths.__getitem__):
+        shapes = {
+            key: (bucket(len(row.ids), self.settings.max_length), row.pictures)
+            for key, row in windows.items()
+        }
+        order = sorted(windows, key=lambda key: (shapes[key], key))
+        for (length, _), same in itertools.groupby(order, key=shapes.__getitem__):
             group = list(same)
             size = filled(min(len(group), batch_size))
             for start in range(0, len(group), batch_size):
                 yield length, size, group[start : start + batch_size]
 
     def score_batch(self, batch: dict[str, np.ndarray], parts: Any = None) -> np.ndarray:
-        """p_unsafe, float32 [B], of an encoded batch with one picture slot a row.
+        """p_unsafe, float32 [B], of an encoded batch (see `batches`).
 
         ``parts`` is another ``lora.split`` of this model (an adapter in training), in place of
         the guard's own.
 
-        The batch is filled up (see `filled`), so that few shapes are ever compiled.
+        The batch is filled up (see `batches.filled`), so that few shapes are ever compiled.
         """
         n = len(batch["input_ids"])
         return np.asarray(self._start(batch, filled(n), parts))[:n]
 
     def _start(self, batch: dict[str, np.ndarray], size: int, parts: Any = None) -> Array:
         """p_unsafe [size] of a batch filled up with its last row; it is not waited for."""
-        missing = size - len(batch["input_ids"])
-        arrays: dict[str, Any] = {
-            k: np.concatenate([v, np.repeat(v[-1:], missing, axis=0)]) for k, v in batch.items()
-        }
+        arrays: dict[str, Any] = fill(batch, size)
         if self.mesh is not None:
-            sharding = batch_sharding(self.mesh, self.rules, size)
-            arrays = {k: jax.device_put(v, sharding) for k, v in arrays.items()}
+            arrays = {
+                k: jax.device_put(v, batch_sharding(self.mesh, self.rules, len(v)))
+                for k, v in arrays.items()
+            }
         parts = parts or self._parts
         return _p_unsafe(parts[0], parts[1:], arrays, np.asarray(self.label_ids))
 
@@ -337,14 +333,23 @@ def _base_of(adapter: Path) -> Path:
         ) from error
 
 
-def _taken(rows: list[int], scores: Array | np.ndarray) -> Iterator[tuple[int, float]]:
-    """Each row with its score; what fills the batch up has no row."""
-    return zip(rows, np.asarray(scores)[: len(rows)].tolist(), strict=True)
+def raised(verdicts: Sequence[Verdict | UserError]) -> list[Verdict]:
+    """The verdicts, where every row has one.
+
+    Raises:
+        UserError: the first row's that has none.
+    """
+    for i, each in enumerate(verdicts):
+        if isinstance(each, UserError):
+            raise UserError(f"row {i}: {each}") from each
+    return [each for each in verdicts if isinstance(each, Verdict)]
 
 
-def filled(n: int) -> int:
-    """The batch size that ``n`` rows are computed as: 1, 4, 16, or a multiple of 32."""
-    return next((size for size in (1, 4, 16) if n <= size), -(-n // 32) * 32)
+def _taken(
+    windows: list[tuple[int, int]], scores: Array | np.ndarray
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """Each window with its score; what fills the batch up has none."""
+    return zip(windows, np.asarray(scores)[: len(windows)].tolist(), strict=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -354,8 +359,10 @@ def _p_unsafe(graphdef: Any, states: Any, batch: dict[str, Array], label_ids: Ar
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(graphdef: Any, states: Any, ids: Array, slots: Array | None, mask: Array) -> Array:
-    return lora.merge(graphdef, *states)(ids, slots, mask)
+def _logits(
+    graphdef: Any, states: Any, ids: Array, pixels: Array | None, mask: Array, index: Array | None
+) -> Array:
+    return lora.merge(graphdef, *states)(ids, pixels, mask, picture_index=index)
 
 
 def _same_length(images: Any, texts: Any) -> None:
@@ -371,19 +378,18 @@ def _same_length(images: Any, texts: Any) -> None:
         )
 
 
-def _to_slots(here: np.ndarray, pixel_values: Any, model: Llava) -> Array:
-    """Pictures in order of occurrence to slots of their rows, [B, I, C, X, Y]."""
+def _index(here: np.ndarray, pictures: int, model: Llava) -> np.ndarray:
+    """``picture_index`` [B, I] of pictures in order of occurrence."""
     p = model.config.tokens_per_image
     counts = here.sum(1)
-    pixels = jnp.asarray(pixel_values)
-    if (counts % p).any() or counts.sum() != p * pixels.shape[0]:
+    if (counts % p).any() or counts.sum() != p * pictures:
         raise UserError(
-            f"{int(counts.sum())} picture tokens for {pixels.shape[0]} picture(s) of {p} tokens "
+            f"{int(counts.sum())} picture tokens for {pictures} picture(s) of {p} tokens "
             "each; every picture takes its own, within one row"
         )
     each = counts // p
-    slot = np.zeros((len(here), max(int(each.max()), 1)), np.int32)
+    index = np.zeros((len(here), max(int(each.max()), 1)), np.int32)
     starts = np.concatenate([[0], np.cumsum(each)[:-1]])
     for row, (start, n) in enumerate(zip(starts, each, strict=True)):
-        slot[row, :n] = np.arange(start, start + n)
-    return pixels[slot]
+        index[row, :n] = np.arange(start, start + n)
+    return index

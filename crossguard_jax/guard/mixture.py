@@ -65,6 +65,34 @@ def answered(
     return {name: _answered(name, opened[name], Path(folder), answers) for name in opened}
 
 
+def fitting(
+    opened: Mapping[str, RecordSource], harmless: str, fits: Callable[[str], bool]
+) -> dict[str, RecordSource]:
+    """Sources without the rows of which a part alone may be learned from, and may not say so.
+
+    What is harmless is so in every part. How many are left out is said.
+
+    Args:
+        opened: by name.
+        harmless: the label of rows that stay, however long.
+        fits: whether a text leaves nothing out.
+
+    Raises:
+        UserError: a source that has no other.
+    """
+    kept: dict[str, RecordSource] = {}
+    for name, source in opened.items():
+        records = (source[i] for i in range(len(source)))
+        rows = [i for i, r in enumerate(records) if r.label == harmless or fits(r.text)]
+        what = f"{len(source) - len(rows):,} rows are too long to be learned from whole"
+        if not rows:
+            raise UserError(f"{name}: all {what}; raise data.max_length")
+        if len(rows) < len(source) and jax.process_index() == 0:
+            print(f"{name}: {what}; they are left out (data.max_length)")
+        kept[name] = source if len(rows) == len(source) else Selected(source, rows)
+    return kept
+
+
 class Selected:
     """Some records of a source, in its order."""
 

@@ -1,12 +1,14 @@
-"""CrossGuard: LoRA on both towers of a LLaVA, cross-entropy on the two label tokens.
+"""CrossGuard: LoRA on both towers of a LLaVA, cross-entropy on the label that comes next.
 
-``L = -E log p(y | picture, text)`` over a weighted mixture of implicit, explicit and benign rows
-(arXiv 2510.17687). The base is frozen: gradients and optimizer state exist for the adapter alone.
+``L = -E log p(y | picture, text)``, y a token of the whole vocabulary, over a weighted mixture of
+implicit, explicit and benign rows (arXiv 2510.17687). The base is frozen: gradients and optimizer
+state exist for the adapter alone.
 """
 
+import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ import numpy as np
 
 from crossguard_jax.core import metrics
 from crossguard_jax.core.config import check_positive
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
+from crossguard_jax.guard.batches import microbatches
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import Readers, answered, contents_hash, open_sources
+from crossguard_jax.guard.mixture import Readers, answered, contents_hash, fitting, open_sources
+from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.checkpoint import Checkpoints
@@ -46,14 +51,31 @@ class Trained:
     rows: dict[str, int]
 
 
-def guard_loss(graphdef: Any, label_ids: tuple[int, int]) -> Loss:
-    """Mean cross-entropy (nats) and accuracy of a batch with ``labels``, by the adapter."""
+def guard_loss(graphdef: Any, label_ids: tuple[int, int], over: str = "vocabulary") -> Loss:
+    """Mean cross-entropy (nats) and accuracy of a batch with ``labels``, by the adapter.
+
+    Args:
+        graphdef: the model's.
+        label_ids: of the (negative, positive) label.
+        over: a name in `nn.verdict.LOSSES`.
+
+    Raises:
+        UserError: another name.
+    """
+    if over not in verdict.LOSSES:
+        raise UserError(f"train.loss {over!r} is none of {', '.join(verdict.LOSSES)}")
+    ids = jnp.asarray(label_ids)
 
     def loss(adapters: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
-        model = lora.merge(graphdef, adapters, frozen)
-        logits = verdict.label_logits(model, batch, jnp.asarray(label_ids))
-        right = (logits[:, 1] > logits[:, 0]) == batch["labels"]
-        return verdict.cross_entropy(logits, batch["labels"]).mean(), {"accuracy": right.mean()}
+        model, labels = lora.merge(graphdef, adapters, frozen), batch["labels"]
+        if over == "vocabulary":
+            every = verdict.label_logits(model, batch, None)
+            logits, losses = every[:, ids], verdict.vocabulary_loss(every, ids, labels)
+        else:
+            logits = verdict.label_logits(model, batch, ids)
+            losses = verdict.cross_entropy(logits, labels)
+        right = (logits[:, 1] > logits[:, 0]) == labels
+        return losses.mean(), {"accuracy": right.mean()}
 
     return loss
 
@@ -92,6 +114,8 @@ def train_guard(
     opened = answered(open_sources(config.data.sources, data, readers or {}), data, answers)
     held = open_sources(config.data.validation, data / "validation", readers or {})
     held = answered(held, data / "validation", answers)
+    fits = functools.partial(guard.encoder.fits, length=config.data.max_length)
+    opened, held = (fitting(some, words.negative, fits) for some in (opened, held))
     sharding = batch_sharding(mesh, rules, config.train.batch_size)
     adam = optimizer(config.optim, config.train.steps)
     blank = config.data.blank
@@ -106,7 +130,12 @@ def train_guard(
     rows = {name: len(source) for name, source in opened.items()}
     state = train(
         init_state(adapters, adam, config.train.seed, mesh, rules),
-        make_step(guard_loss(graphdef, guard.label_ids), adam, config.optim.accumulate),
+        make_step(
+            guard_loss(graphdef, guard.label_ids, config.train.loss),
+            adam,
+            config.optim.accumulate,
+            microbatches,
+        ),
         frozen,
         _batches(config, opened, transform),
         Schedule(config.train.steps, config.train.save_every),
@@ -117,7 +146,8 @@ def train_guard(
         name=f"training {folder.name}",
     )
     step, kept = _kept(folder, state, bool(hooks and config.train.keep_best))
-    trained = Guard(lora.merge(graphdef, kept, frozen), guard.folder, guard.settings, mesh, rules)
+    settings = trained_settings(config, guard)
+    trained = Guard(lora.merge(graphdef, kept, frozen), guard.folder, settings, mesh, rules)
     return Trained(trained, step, rows)
 
 
@@ -133,17 +163,30 @@ def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
     )
 
 
+def trained_settings(config: Any, guard: Guard) -> Settings:
+    """The guard's settings, with the window that a configuration trains it for."""
+    window = config.data.max_length - guard.encoder.tokens_per_image
+    return replace(guard.settings, window=window)
+
+
 def _batches(
     config: Any, opened: Mapping[str, RecordSource], transform: pipeline.Transform
 ) -> BatchIterator:
     """This process's share of the weighted mixture."""
     processes = jax.process_count()
+
+    def make(records: list[Record]) -> pipeline.Batch:
+        batch = transform(records)
+        # Pictures of all processes lie behind each other.
+        batch["picture_index"] += jax.process_index() * len(batch["pixel_values"])
+        return batch
+
     return pipeline.mixture(
         opened,
         {name: config.data.sources[name].weight for name in opened},
         seed=config.train.seed,
         batch_size=config.train.batch_size // processes,
-        transform=transform,
+        transform=make,
         process_index=jax.process_index(),
         process_count=processes,
     )

@@ -42,7 +42,7 @@ class Tally:
         words: the (negative, positive) label words.
         verdicts: rows with one.
         unsafe: verdicts for the positive word.
-        truncated: verdicts on a cut text.
+        windowed: verdicts on a text that was read in several windows.
         rejected: rows without a verdict, by kind of reason.
         other_labels: verdicts on rows whose label is neither word.
         labelled: ``(unsafe by the verdict, unsafe in truth)`` of the rows that have a label.
@@ -51,7 +51,7 @@ class Tally:
     words: tuple[str, str]
     verdicts: int = 0
     unsafe: int = 0
-    truncated: int = 0
+    windowed: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     other_labels: int = 0
     labelled: list[tuple[bool, bool]] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Tally:
             return
         self.verdicts += 1
         self.unsafe += row["unsafe"]
-        self.truncated += row["truncated"]
+        self.windowed += row["windows"] > 1
         truth = row.get("true_label")
         if truth in self.words:
             self.labelled.append((row["unsafe"], truth == self.words[1]))
@@ -83,8 +83,8 @@ class Tally:
             f"{self.rows:,} rows: {self.verdicts:,} verdicts, {self.unsafe:,} of them "
             f"{positive}{share}; {self.rejected.total():,} rejected"
         )
-        if self.truncated:
-            yield f"  texts cut to fit: {self.truncated:,}"
+        if self.windowed:
+            yield f"  long texts, read in windows: {self.windowed:,}"
         for reason, n in self.rejected.most_common(KINDS_SHOWN):
             yield f"  {n:,} rejected: {reason}"
         if (others := len(self.rejected) - KINDS_SHOWN) > 0:
@@ -122,8 +122,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses arguments that do not go together."""
-    if (args.input is None) == (args.text is None):
-        args.usage_error("give --text, with or without --image, or --input")
+    if (args.input is None) == (args.text is None and args.image is None):
+        args.usage_error("give --text, --image or both, or --input")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         args.usage_error(f"--threshold {args.threshold} is no probability; give 0 to 1")
     if args.batch_size < 1:
@@ -135,7 +135,7 @@ def _check(args: argparse.Namespace) -> None:
             args.usage_error(f"--{_flag(stray[0])} goes with --input")
         return
     if args.image is not None:
-        args.usage_error("--image goes with --text; name the column with --image-column")
+        args.usage_error("--image is for one request; name the column with --image-column")
     if args.output is None:
         args.usage_error("--input needs --output, the file for the verdicts")
     if args.format != "table" and given:
@@ -164,8 +164,8 @@ def _load(args: argparse.Namespace) -> Guard:
 
 
 def _score_one(args: argparse.Namespace) -> int:
-    text = text_field({"text": args.text}, "text")
-    (verdict,) = _load(args).score_each([args.image], [text], truncate=args.truncate)
+    text = text_field({"text": args.text}, "text", blank=args.image is not None)
+    (verdict,) = _load(args).score_each([args.image or ()], [text])
     if isinstance(verdict, UserError):
         raise verdict
     print(json.dumps(asdict(verdict)))
@@ -184,13 +184,13 @@ def _score_file(args: argparse.Namespace) -> int:
     items, table = itertools.chain([first], items), Path(_file_of(first))
     guard = _load(args)
     source = {"format": args.format, **{k: str(v) for k, v in options.items()}}
-    identity = run_identity(guard, args.dtype, args.truncate) | {
+    identity = run_identity(guard, args.dtype) | {
         "input": str(Path(args.input).resolve()),
         "reader": source,
     }
     with Results(args.output, identity, args.restart) as results:
         tally, scored, seconds = score_items(
-            guard, items, results, args.batch_size, args.truncate, last_row(table)
+            guard, items, results, args.batch_size, last_row(table)
         )
     print("\n".join(tally.lines()))
     if scored < tally.rows:
@@ -215,7 +215,7 @@ def _reader_options(args: argparse.Namespace) -> dict[str, Any]:
     return options | ({"image": None} if args.text_only else {})
 
 
-def run_identity(guard: Guard, dtype: str, truncate: bool) -> dict[str, Any]:
+def run_identity(guard: Guard, dtype: str) -> dict[str, Any]:
     """What verdicts are made from beside the input, as JSON values."""
     adapters = lora.split(guard.model)[1]
     alphas = {p: d.lora.alpha for p, d in lora.dense_layers(guard.model) if d.lora is not None}
@@ -228,7 +228,8 @@ def run_identity(guard: Guard, dtype: str, truncate: bool) -> dict[str, Any]:
         "prompt": _prompt_identity(guard.settings.prompt),
         "threshold": guard.settings.threshold,
         "max_length": guard.settings.max_length,
-        "truncate": truncate,
+        "window": guard.settings.window,
+        "picture": guard.settings.picture,
     }
 
 
@@ -260,7 +261,6 @@ def score_items(
     items: Iterable[Item],
     results: Results,
     batch_size: int = 16,
-    truncate: bool = False,
     total: int | None = None,
 ) -> tuple[Tally, int, float]:
     """Scores what is not in the results yet, in windows, and writes it in order.
@@ -270,7 +270,6 @@ def score_items(
         items: records and rejected rows, as the readers of `data.sources` yield them.
         results: where verdicts and rejected rows go.
         batch_size: rows to a forward pass, at most.
-        truncate: cut texts that do not fit, instead of rejecting their rows.
         total: the number of the last row, for the progress line.
 
     Returns:
@@ -289,7 +288,7 @@ def score_items(
     before, began = tally.rows, time.monotonic()
     with Progress("scoring", total, start=reached) as progress:
         for window in _windows(items, batch_size):
-            for row in _score_window(guard, window, results, batch_size, truncate):
+            for row in _score_window(guard, window, results, batch_size):
                 results.add(row)
                 tally.add(row)
             progress.update(row_of(window[-1]) - progress.n)
@@ -317,7 +316,7 @@ def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
 
 
 def _score_window(
-    guard: Guard, window: list[Item], results: Results, batch_size: int, truncate: bool
+    guard: Guard, window: list[Item], results: Results, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """The rows to write, in order; those that an earlier run has written are not scored again."""
     earlier = [results.earlier(item) for item in window]
@@ -328,10 +327,7 @@ def _score_window(
     ]
     verdicts = iter(
         guard.score_each(
-            [r.image for r in records],
-            [r.text for r in records],
-            batch_size=batch_size,
-            truncate=truncate,
+            [r.images for r in records], [r.text for r in records], batch_size=batch_size
         )
     )
     for item, row in zip(window, earlier, strict=True):

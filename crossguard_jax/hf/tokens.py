@@ -106,6 +106,11 @@ def open_ended(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[lis
 
     What a tokenizer adds at the end (some add an end of text) is left off.
     """
+    return without_closing(tokenizer, tokenizer(list(texts), **options)["input_ids"], **options)
+
+
+def without_closing(tokenizer: Any, rows: Sequence[list[int]], **options: Any) -> list[list[int]]:
+    """Rows of ids without what the tokenizer, called with these options, adds at the end."""
     (added,) = tokenizer(["a"], return_special_tokens_mask=True, **options)["special_tokens_mask"]
     closing = next(n for n, mark in enumerate([*added[::-1], 0]) if not mark)
-    return [ids[: len(ids) - closing] for ids in tokenizer(list(texts), **options)["input_ids"]]
+    return [ids[: len(ids) - closing] for ids in rows]

@@ -17,9 +17,11 @@ from crossguard_jax.core.metrics import Estimate, proportion
 from crossguard_jax.core.typing import Bool
 from crossguard_jax.data.prompts import PromptTemplate
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.decoding import likeliest
-from crossguard_jax.guard.encoding import Encoder, Settings, bucket
+from crossguard_jax.guard.encoding import Encoder
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.io.chat import Failure, Message, Request
 from crossguard_jax.io.http import Client
@@ -109,15 +111,17 @@ class LlavaTarget:
         return answers
 
     def _batch(self, rows: Sequence[Record]) -> dict[str, jax.Array]:
-        encoder, pictures = self._encoder, [row.image for row in rows]
+        encoder, pictures = self._encoder, [list(row.images) for row in rows]
         limit = encoder.settings.max_length - self._n
-        tokens = encoder.tokenize(
-            [row.text for row in rows], [p is not None for p in pictures], True, limit
-        )
-        arrays = encoder.pad(tokens, bucket(max(len(row.ids) for row in tokens), limit))
-        slots = encoder.slots(pictures)
-        if slots is not None:
-            arrays["pixel_values"] = slots
+        tokens = []
+        for row, encoded in zip(
+            rows, encoder.whole([r.text for r in rows], [*map(len, pictures)], limit), strict=True
+        ):
+            if isinstance(encoded, UserError):
+                raise UserError(f"{row.id}: {encoded}") from encoded
+            tokens.append(encoded)
+        length = bucket(max(len(row.ids) for row in tokens), limit)
+        arrays = encoder.batch(tokens, encoder.shown(pictures, "picture of row"), length)
         return {k: jnp.asarray(v) for k, v in arrays.items()}
 
     def refuses(self, rows: Sequence[Record]) -> Refusals:

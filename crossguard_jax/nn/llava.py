@@ -54,7 +54,11 @@ class Projector(nnx.Module):
 
 
 class Llava(nnx.Module):
-    """The whole model. Pictures come in one slot (or ``I`` slots) a row."""
+    """The whole model.
+
+    Pictures [M, C, X, Y] come beside the rows that show them: ``picture_index`` [B, I] says which
+    ones each row shows, in order. Rows may share a picture, and a row that shows fewer than I has
+    any number in the rest. Without it, row i shows picture i."""
 
     def __init__(self, config: LlavaConfig, key: PRNGKeyArray):
         keys = jax.random.split(key, 3)
@@ -90,22 +94,32 @@ class Llava(nnx.Module):
     def embed(
         self,
         input_ids: Int[Array, "B L"],
-        pixel_values: Float[Array, "B C X Y"] | Float[Array, "B I C X Y"] | None,
+        pixel_values: Float[Array, "M C X Y"] | None,
         lora_scale: LoraScale = 1.0,
+        picture_index: Int[Array, "B I"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Token embeddings with each row's picture tokens replaced by its own pictures' features.
 
-        A row without picture tokens ignores its slots, so rows with and without a picture share a
-        batch; no row can see another's picture.
+        Rows with and without pictures share a batch; no row can see a picture that its index does
+        not name. Rows that share a picture have one ``lora_scale``.
         """
         if pixel_values is None:
             return self.place(input_ids, None)
-        b = input_ids.shape[0]
-        pictures = pixel_values.reshape(-1, *pixel_values.shape[-3:])
-        if jnp.ndim(lora_scale) == 1:
-            lora_scale = jnp.repeat(lora_scale, pictures.shape[0] // b)
-        features = self.image_features(pictures, lora_scale)
-        return self.place(input_ids, features.reshape(b, -1, features.shape[-1]))
+        tower_scale = jnp.asarray(lora_scale)
+        if picture_index is not None and tower_scale.ndim == 1:
+            shown = self.shown(input_ids, picture_index.shape[1])
+            owner = jnp.where(shown, picture_index, pixel_values.shape[0])
+            ones = jnp.ones(pixel_values.shape[0], tower_scale.dtype)
+            tower_scale = ones.at[owner].set(tower_scale[:, None], mode="drop")
+        features = self.image_features(pixel_values, tower_scale)
+        if picture_index is not None:
+            features = features[picture_index]
+        return self.place(input_ids, features.reshape(len(input_ids), -1, features.shape[-1]))
+
+    def shown(self, input_ids: Int[Array, "B L"], slots: int) -> Bool[Array, "B I"]:
+        """Which of a row's ``slots`` hold a picture of its own."""
+        pictures = (input_ids == self.config.image_token_id).sum(axis=1)
+        return jnp.arange(slots) < (pictures // self.config.tokens_per_image)[:, None]
 
     def place(
         self, input_ids: Int[Array, "B L"], features: Float[Array, "B P D"] | None
@@ -123,24 +137,27 @@ class Llava(nnx.Module):
     def __call__(
         self,
         input_ids: Int[Array, "B L"],
-        pixel_values: Float[Array, "B C X Y"] | Float[Array, "B I C X Y"] | None,
+        pixel_values: Float[Array, "M C X Y"] | None,
         mask: Bool[Array, "B L"] | None = None,
         lora_scale: LoraScale = 1.0,
+        picture_index: Int[Array, "B I"] | None = None,
     ) -> Float[Array, "B L V"]:
         """Next-token logits at every position, float32."""
-        x = self.embed(input_ids, pixel_values, lora_scale)
+        x = self.embed(input_ids, pixel_values, lora_scale, picture_index)
         return self.language_model.head(self.language_model.hidden(x, mask, lora_scale))
 
     def last_logits(
         self,
         input_ids: Int[Array, "B L"],
-        pixel_values: Float[Array, "B C X Y"] | Float[Array, "B I C X Y"] | None,
+        pixel_values: Float[Array, "M C X Y"] | None,
         mask: Bool[Array, "B L"],
         columns: Int[Array, " V"] | None = None,
         lora_scale: LoraScale = 1.0,
+        picture_index: Int[Array, "B I"] | None = None,
     ) -> Float[Array, "B V"]:
-        """Logits after each row's last real token, of the given vocabulary ``columns`` alone."""
-        x = self.embed(input_ids, pixel_values, lora_scale)
+        """Logits after each row's last real token, of the given vocabulary ``columns`` alone (None:
+        of all)."""
+        x = self.embed(input_ids, pixel_values, lora_scale, picture_index)
         return self.read(x, mask, columns, lora_scale)
 
     def read(

@@ -77,7 +77,22 @@ def state_shardings(make: Callable[[Any], Any], trainable: Any, mesh: Mesh, rule
     return jax.tree.map(one, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def make_step(loss: Loss, optimizer: optax.GradientTransformation, accumulate: int = 1) -> Step:
+Split = Callable[[Any, int], Any]
+"""``split(batch, n) -> batch`` of n microbatches, stacked, to be traced."""
+
+
+def strided(batch: Any, n: int) -> Any:
+    """A `Split` of arrays that are all rows; each part keeps the batch's own sharding over
+    devices."""
+    return jax.tree.map(lambda x: x.reshape(len(x) // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    split: Split = strided,
+) -> Step:
     """A jitted optimizer step on ``loss``.
 
     Args:
@@ -85,6 +100,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, accumulate: i
         optimizer: moves ``state.trainable``.
         accumulate: microbatches a step is split into, one after the other. As all are equally
             large, the mean of their gradients is the gradient of the whole batch.
+        split: how.
 
     Raises:
         UserError: (when called) the batch does not split evenly.
@@ -100,10 +116,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, accumulate: i
         n = jax.tree.leaves(batch)[0].shape[0]
         if n % accumulate:
             raise UserError(f"optim.accumulate {accumulate} does not divide the batch of {n}")
-        # Strided, so that each microbatch keeps the batch's own sharding over devices.
-        micro = jax.tree.map(
-            lambda x: x.reshape(n // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
+        micro = split(batch, accumulate)
 
         def one(total: Any, part: Any) -> tuple[Any, None]:
             micro_batch, micro_key = part

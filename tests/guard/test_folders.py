@@ -9,7 +9,8 @@ from PIL import Image
 
 from crossguard_jax import Guard
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.guard.encoding import Encoder, Settings
+from crossguard_jax.guard.encoding import Encoder
+from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.configs import read_config
 from crossguard_jax.hf.tokens import load_tokenizer
 
@@ -65,7 +66,7 @@ def test_a_prompt_that_writes_the_picture_token_out_is_refused(folder):
     """Beside the place of the picture, it would be a second picture."""
     prompt = PROMPT | {"template": "<image> {image}{text} ASSISTANT:"}
     (folder / "guard_config.json").write_text(json.dumps({"prompt": prompt}))
-    with pytest.raises(UserError, match="a prompt with a picture has 18 tokens of .* wants 9"):
+    with pytest.raises(UserError, match="a prompt with a picture has 10 tokens of .* wants 9"):
         encoder(folder)
 
 
@@ -98,8 +99,8 @@ def test_an_end_of_text_that_the_tokenizer_adds_is_left_off(folder, llava_folder
     after = encoder(folder)
     assert after.tokenizer("a")["input_ids"][-1] == 2
     assert after.label_ids == before.label_ids
-    for picture in (True, False):
-        (row,), (wanted,) = (e.tokenize(["can i touch it ?"], [picture]) for e in (after, before))
+    for picture in (1, 0):
+        (row,), (wanted,) = (e.whole(["can i touch it ?"], [picture]) for e in (after, before))
         assert row == wanted
 
 
@@ -115,6 +116,9 @@ def test_an_end_of_text_that_the_tokenizer_adds_is_left_off(folder, llava_folder
         ({"max_length": -1}, "max_length -1 is not a whole number of at least 0"),
         ({"max_length": 64.5}, "max_length 64.5 is not a whole"),
         ({"max_length": None}, "max_length None is not"),
+        ({"window": -1}, "window -1 is not a whole number of at least 0"),
+        ({"max_windows": 0}, "max_windows 0 is not a whole number of at least 1"),
+        ({"picture": "squash"}, "picture 'squash' is none of"),
         ({"prompt": None}, "prompt None is no object with name, template"),
         ({"prompt": "short"}, "prompt 'short' is no object"),
         ({"prompt": {"name": "p"}}, "prompt.template None: a text in"),

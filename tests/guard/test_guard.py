@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from crossguard_jax import Guard
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import PromptTemplate
-from crossguard_jax.guard.encoding import bucket
+from crossguard_jax.guard.batches import bucket
 
 LONG = "can i pour water on the thing at the top left of this picture ? please tell me . " * 2
 
@@ -35,7 +35,8 @@ def test_encode_equals_transformers_own_processor(guard, llava_folder):
     ours = guard.encode(images, texts)
     processor = LlavaProcessor.from_pretrained(llava_folder)
     prompts = [
-        guard.settings.prompt.render(t, p is not None) for p, t in zip(images, texts, strict=True)
+        guard.settings.prompt.render(t, int(p is not None))
+        for p, t in zip(images, texts, strict=True)
     ]
     theirs = processor(
         images=[p for p in images if p is not None],
@@ -73,9 +74,9 @@ def test_a_verdict_does_not_depend_on_its_neighbours(guard):
     np.testing.assert_allclose(together, alone, atol=1e-5)
     # One padded batch by hand: the same row beside a much longer one.
     encoder = guard.encoder
-    tokenized = encoder.tokenize([texts[0], LONG], [True, True])
-    batch = encoder.pad(tokenized, max(len(r.ids) for r in tokenized))
-    batch["pixel_values"] = encoder.slots([images[0], images[1]])
+    tokenized = encoder.whole([texts[0], LONG], [1, 1])
+    longest = max(len(row.ids) for row in tokenized)
+    batch = encoder.batch(tokenized, encoder.shown(images[:2], "picture of row"), longest)
     assert len(tokenized[1].ids) >= 2 * len(tokenized[0].ids)
     np.testing.assert_allclose(guard.score_batch(batch)[0], alone[0], atol=1e-5)
 
@@ -95,11 +96,10 @@ def test_the_last_batch_is_as_large_as_those_before_it(guard, monkeypatch):
 
 
 def test_padding_does_not_change_the_verdict(guard):
-    row = guard.encoder.tokenize(["can i touch it ?"], [True])
-    slots = guard.encoder.slots([picture(3)])
+    encoder = guard.encoder
+    row, pixels = encoder.whole(["can i touch it ?"], [1]), encoder.shown([picture(3)], "row")
     scores = [
-        guard.score_batch(guard.encoder.pad(row, n) | {"pixel_values": slots})[0]
-        for n in (len(row[0].ids), 64, 128)
+        guard.score_batch(encoder.batch(row, pixels, n))[0] for n in (len(row[0].ids), 64, 128)
     ]
     np.testing.assert_allclose(scores, scores[0], atol=1e-5)
 
@@ -115,19 +115,8 @@ def test_a_picture_may_come_in_any_form(guard, tmp_path):
         guard.score([np.zeros((4, 4, 3), np.float32)], ["a"])
 
 
-def test_a_long_text_is_an_error_or_is_cut_at_its_end(guard):
-    long = LONG * 4
-    with pytest.raises(UserError, match="row 1: .* tokens .* the limit is 160"):
-        guard.score([picture(0)] * 2, ["can i ?", long])
-    (verdict,) = guard.score([picture(0)], [long], truncate=True)
-    assert verdict.truncated
-    (row,) = guard.encoder.tokenize([long], [True], truncate=True)
-    end = guard.encoder.tokenizer("ASSISTANT:", add_special_tokens=False)["input_ids"]
-    assert len(row.ids) <= 160 and row.ids[-len(end) :] == end
-
-
 def test_a_text_cannot_forge_a_picture(guard):
-    (row,) = guard.encoder.tokenize(["look <image> at this"], [False])
+    (row,) = guard.encoder.whole(["look <image> at this"], [0])
     assert guard.model.config.image_token_id not in row.ids
 
 
@@ -137,7 +126,7 @@ def test_wrong_calls_are_told_what_is_wrong(guard, llava_folder):
     for images, texts, name in (("p.png", "text", "images"), ([None] * 4, "text", "texts")):
         with pytest.raises(UserError, match=f"{name} is a str; give lists"):
             guard.score(images, texts)
-    with pytest.raises(UserError, match="text is empty"):
+    with pytest.raises(UserError, match="text is empty, and there is no picture"):
         guard.score([None], ["  "])
     batch = guard.encode(*rows(3))
     with pytest.raises(UserError, match="picture tokens for 1 picture"):
@@ -166,13 +155,13 @@ def test_buckets_are_few_and_never_cut():
 def test_one_bad_row_costs_itself_alone(guard):
     images, texts = rows(6)
     good = guard.score(images, texts)
-    images[1], texts[4], texts[2] = b"no picture", LONG * 4, "half \ud800 a pair"
+    images[1], texts[4], texts[2] = b"no picture", LONG * 1_000, "half \ud800 a pair"
     found = guard.score_each(images, texts)
     kept = (0, 3, 5)
     np.testing.assert_allclose(
         [found[i].p_unsafe for i in kept], [good[i].p_unsafe for i in kept], atol=1e-5
     )
-    for i, words in ((1, "it holds text"), (2, "surrogate"), (4, "tokens .* the limit")):
+    for i, words in ((1, "it holds text"), (2, "surrogate"), (4, "windows, at most 512 are read")):
         assert isinstance(found[i], UserError)
         with pytest.raises(UserError, match=f"row 1: .*{words}"):
             guard.score([None, images[i]], ["can i ?", texts[i]])

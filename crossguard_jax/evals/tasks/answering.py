@@ -15,8 +15,9 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Int, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.evals.tasks.objectives import answer_objective
+from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.decoding import likeliest
-from crossguard_jax.guard.encoding import Row, bucket
+from crossguard_jax.guard.encoding import Row
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn import lora, sampling
@@ -35,7 +36,7 @@ class Response(NamedTuple):
 def tokenize(model: Guard, texts: Sequence[str], max_new_tokens: int) -> list[Row | UserError]:
     """Prompts about a picture each, or why a text makes none (it is empty, or too long)."""
     limit = model.settings.max_length - max_new_tokens
-    return model.encoder.tokenize_each(texts, [True] * len(texts), False, limit)
+    return model.encoder.whole(texts, [1] * len(texts), limit)
 
 
 class Answerer:
@@ -130,7 +131,7 @@ class Answerer:
             UserError: the prompt's last token and the answer's first one are one.
         """
         tokenizer, prompt = self._encoder.tokenizer, self._encoder.settings.prompt
-        start = prompt.render("a text", has_image=False)
+        start = prompt.render("a text", 0)
         ids = tokenizer(start)["input_ids"]
         whole = tokenizer(f"{start} {neutralize(answer, tokenizer.all_special_tokens)}")
         if whole["input_ids"][: len(ids)] != ids:
@@ -143,7 +144,8 @@ class Answerer:
         `objectives.answer_objective` reads them."""
         rows = [self._rows[r] for r in over]
         whole = [
-            Row([*row.ids, *answer], True, False) for row, answer in zip(rows, answers, strict=True)
+            Row([*row.ids, *answer], row.pictures, row.user)
+            for row, answer in zip(rows, answers, strict=True)
         ]
         tokens = np.zeros((len(rows), self._n), np.int32)
         answer_mask = np.zeros((len(rows), self._n), bool)

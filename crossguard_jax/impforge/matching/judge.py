@@ -164,7 +164,7 @@ class GuardJudge:
         self.guard, self.text, self.batch_size = guard, text, batch_size
         self.cache = ContentCache(cache)
         weights = jax.tree.leaves(lora.split(guard.model)[2])
-        identity = run_identity(guard, weights[0].dtype.name, truncate=False)
+        identity = run_identity(guard, weights[0].dtype.name)
         # A score does not depend on where the folder lies, nor on where safe ends.
         del identity["model"], identity["threshold"]
         self._what = identity | {"text": text}

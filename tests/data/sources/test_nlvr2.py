@@ -11,7 +11,6 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import vqa_scores
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.io import images
 
 GOOD = {"sentence": "Both are cups.", "label": "True", "identifier": "dev-850-2-1"}
 

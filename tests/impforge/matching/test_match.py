@@ -49,7 +49,7 @@ class Judge:
 def query(n: int, text: str, **changes: object) -> Record:
     fields = {
         "id": f"q{n}",
-        "image": None,
+        "images": (),
         "text": text,
         "category": "hot",
         "source": "mine",

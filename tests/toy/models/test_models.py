@@ -69,7 +69,7 @@ def test_transformers_gives_the_small_llava_the_logits_that_we_do():
     processor = transformers.AutoProcessor.from_pretrained(folder)
     row = examples("vqa", "val", 1)[0]
     picture = render_batch([row.scene])
-    prompt = SHORT.render(row.text, has_image=True)
+    prompt = SHORT.render(row.text, pictures=1)
     inputs = processor(text=prompt, images=picture[0], return_tensors="pt")
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_an_unknown_lesson_is_refused_by_name():
 
 def test_the_text_models_prompts_are_the_rows_they_learned_from(tokenizer):
     text = "can i lick the red one?"
-    judged = texts.SAFETY_PROMPT.render(text, has_image=False)
+    judged = texts.SAFETY_PROMPT.render(text, pictures=0)
     assert tokenizer(judged)["input_ids"] == dialogue([(text, "")], 64)[0][:-1]
     asked = texts.REWRITE_PROMPT.format(text=text, picture="kettle")
     prompt = f"USER: {asked} ASSISTANT:"
