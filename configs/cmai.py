@@ -47,7 +47,7 @@ def tiny() -> ConfigDict:
         "on": True,
         # "answers" (the task's loss) or "features" (how far the picture's features move).
         "goal": "answers",
-        # "seed", "evasive" or "both"; "picture", "text" or "both".
+        # "seed", "evasive" or "both" (drawn for each row); "picture", "text" or "both".
         "inner": "both",
         "perturb": "picture",
         "alpha": 1.0,
@@ -61,6 +61,9 @@ def tiny() -> ConfigDict:
         # share of clean pairs is below, or varies more than this.
         "alarm_rate": 0.5,
         "max_variance": float("inf"),
+        # Whether that, and what the evasive adversary stays above, follow the training rows' clean
+        # S_c, which moves as the check learns on.
+        "follow": True,
         # From start to maximum in 50 alarms. A ramp of 200, half of the training with a weaker
         # adversary, cost VQA 7 points of robust accuracy.
         "beta": {"start": 0.1, "maximum": 0.5, "step": 0.01, "decay": 0.0},
@@ -94,7 +97,14 @@ def tiny() -> ConfigDict:
     }
     # At 3e-3 one seed of three forgot what it knew: 93% of clean test rows right, not 98 or 99%.
     config.optim = optim(learning_rate=2e-3)
-    config.train = {"steps": 400, "batch_size": 16, "save_every": 100, "seed": 0}
+    # The loss is -log p(answer) over the "vocabulary" or over the answers' "labels" alone.
+    config.train = {
+        "steps": 400,
+        "batch_size": 16,
+        "save_every": 100,
+        "seed": 0,
+        "loss": "vocabulary",
+    }
     config.attack = attack()
     # Devices along each axis of the mesh, -1 for all that are left.
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}

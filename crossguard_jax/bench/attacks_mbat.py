@@ -6,6 +6,7 @@ After ``k`` inner steps the clean rows and the adversarial ones are trained on, 
 steps: ``k + 2`` in all, and ``k + 1`` only where inner steps are cheaper than clean ones.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -143,25 +144,33 @@ def _steps(
     """The clean step, and MBAT's by its number of inner steps; ``graphdefs`` of model and check."""
     graphdef, check_graphdef = graphdefs
 
-    def answer(trainable: Any, frozen: Any, batch: Any, inputs: Inputs) -> Answers:
+    def answer(
+        trainable: Any, frozen: Any, batch: Any, inputs: Inputs, vocabulary: bool = False
+    ) -> Answers:
         pixels, shift = inputs
         model = lora.merge(graphdef, trainable, frozen["model"])
         states = model.see(normalized(pixels))
         x = model.place(batch["input_ids"], model.project(states)) + shift
-        logits = model.read(x, batch["attention_mask"] > 0, jnp.asarray(LABELS))
+        ids, labels = jnp.asarray(LABELS), batch["labels"]
+        mask = batch["attention_mask"] > 0
+        logits = model.read(x, mask, None if vocabulary else ids)
         s_c = nnx.merge(check_graphdef, frozen["check"])(pooled(states), batch["h_t"])
-        labels = batch["labels"]
-        return Answers(cross_entropy(logits, labels), margin_from(logits, labels), s_c)
+        loss = cross_entropy(logits, ids[labels] if vocabulary else labels)
+        return Answers(loss, margin_from(logits[:, ids] if vocabulary else logits, labels), s_c)
+
+    outer = functools.partial(answer, vocabulary=True)
 
     def clean_loss(
         trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray
     ) -> tuple[Array, Metrics]:
         still = jnp.zeros((*batch["text_mask"].shape, width), jnp.float32)
-        answers = answer(trainable, frozen, batch, (batch["pixels"], still))
+        answers = outer(trainable, frozen, batch, (batch["pixels"], still))
         return answers.loss.mean(), {}
 
     immunize = {
-        f"k{k}": make_immunize_step(answer, MbatSettings(steps=k), controller, adam, width)
+        f"k{k}": make_immunize_step(
+            answer, MbatSettings(steps=k), controller, adam, width, outer=outer
+        )
         for k in ks
     }
     return {"clean": make_step(clean_loss, adam)} | immunize
@@ -181,6 +190,7 @@ def _batch(model: Llava, size: int) -> dict[str, Array]:
         "attention_mask": rows["attention_mask"].astype(np.int32),
         "text_mask": ids != model.config.image_token_id,
         "pixels": picture(model, size),
+        "has_picture": np.ones(size, bool),
         "labels": rows["labels"].astype(np.int32),
         "h_t": np.random.default_rng(2).normal(size=(size, TEXT_WIDTH)).astype(np.float32),
     }

@@ -6,8 +6,11 @@ Then the adapter learns from clean and adversarial rows while the check goes on 
 the thresholds of the inference policy are chosen on the held-out pairs again.
 """
 
+import contextlib
+import functools
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,12 @@ from crossguard_jax.train.loop import Schedule, train
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import Loss, Step, TrainState, init_state, make_step
 
+RECENT = 512
+"""Clean scores that tau and tau_c follow: the lowest 1% of fewer would be a score or two."""
+
+LOSSES = ("vocabulary", "labels")
+"""Among what ``-log p`` of the right answer is taken where it is learned from."""
+
 GOALS = ("answers", "features")
 """What MBAT's adversary and defence are about: the task's answers, or the tower's features."""
 
@@ -57,17 +66,22 @@ class _Run:
     mesh: Any
     rules: Rules
 
-    def train(self, state: TrainState, step: Step, frozen: Any, settings: Any, name: str) -> Any:
-        """One stage in a folder of its own; returns what was trained."""
-        batches = pipeline.mixture(
+    def mixture(self, batch_size: int, index: int = 0, count: int = 1) -> pipeline.Batches:
+        """Training batches, as process ``index`` of ``count`` has them."""
+        return pipeline.mixture(
             self.sources,
             {source: self.config.data.sources[source].weight for source in self.sources},
             seed=self.config.train.seed,
-            batch_size=settings.batch_size // jax.process_count(),
+            batch_size=batch_size,
             transform=self.encode,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
         )
+
+    def train(self, state: TrainState, step: Step, frozen: Any, settings: Any, name: str) -> Any:
+        """One stage in a folder of its own; returns what was trained."""
+        index, count = jax.process_index(), jax.process_count()
+        batches = self.mixture(settings.batch_size // count, index, count)
         identity = run_identity(self.config, self.task.guard, self.sources, self.data)
         del identity["config"]["attack"]  # what judges it later is no part of what it learns
         return train(
@@ -109,6 +123,12 @@ def immunize(
         check_positive(config, *(f"{stage}.{k}" for k in ("steps", "batch_size", "save_every")))
     check_positive(config, "cmcv.shared_width", "cmcv.hidden_width")
     check_positive(config, "lora.rank", "data.max_length")
+    for field, value, choices in (
+        ("mbat.goal", config.mbat.goal, GOALS),
+        ("train.loss", config.train.loss, LOSSES),
+    ):
+        if value not in choices:
+            raise UserError(f"{field} {value!r} is none of {', '.join(choices)}")
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
@@ -119,14 +139,15 @@ def immunize(
     sources = answered(sources, data, task.labels)
     held = answered(held, data / "validation", task.labels)
     run = _Run(config, folder, task, task.frozen_parts, sources, held, data, mesh, rules)
-    tau = tau_c = 0.0
+    tau, tau_c, recent = 0.0, 0.0, None
     if config.cmcv.on:
         trainable = _learn_to_check(run, trainable)
         clean = _clean_scores(run, trainable)
         tau = choose_threshold(clean, config.cmcv.pass_rate, config.cmcv.confidence).tau
         tau_c = float(np.quantile(clean, config.arm.alarm_rate))
+        recent = _training_scores(run, trainable) if config.arm.follow else None
     if config.mbat.on:
-        trainable = _learn_to_stand(run, trainable, tau, tau_c)
+        trainable = _learn_to_stand(run, trainable, tau, tau_c, recent)
     policy, threshold = Policy(), None
     if config.cmcv.on:
         scores = _clean_scores(run, trainable)
@@ -206,7 +227,13 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     return trainable | {"check": learned}
 
 
-def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
+def _learn_to_stand(
+    run: _Run,
+    trainable: Any,
+    tau: float,
+    tau_c: float,
+    recent: Float[np.ndarray, " N"] | None,
+) -> Any:
     """MBAT, the check learning beside it.
 
     Args:
@@ -214,12 +241,11 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
         trainable: the adapter, and the check where there is one.
         tau: S_c that the evasive adversary stays above.
         tau_c: mean S_c of adversarial rows under which ARM takes alarm.
+        recent: clean S_c of training rows, which both then follow; None: they stay.
     """
     config, task = run.config, run.task
     mbat = dict(config.mbat)
-    goal, _ = mbat.pop("goal"), mbat.pop("on")
-    if goal not in GOALS:
-        raise UserError(f"mbat.goal {goal!r} is none of {', '.join(GOALS)}")
+    of_task, _ = mbat.pop("goal") == "answers", mbat.pop("on")
     knobs = {name: config.arm[name] for name in ("max_variance", *KNOBS)}
     controller = Controller.from_config(knobs | {"tau_c": tau_c})
     adam = optimizer(config.optim, config.train.steps)
@@ -233,42 +259,63 @@ def _learn_to_stand(run: _Run, trainable: Any, tau: float, tau_c: float) -> Any:
             value, metrics = of_pairs(*args)
             return config.cmcv.weight * value, metrics
 
+    learned = functools.partial(task.answers, vocabulary=config.train.loss == "vocabulary")
     step = make_immunize_step(
-        task.answers if goal == "answers" else task.deviations,
+        task.answers if of_task else task.deviations,
         MbatSettings(**mbat),
         controller,
         adam,
         task.width,
-        task.read if goal == "answers" else task.add_clean_states,
+        task.read if of_task else task.add_clean_states,
         beside,
+        learned if of_task else None,
     )
     state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
     # Where a step leaves it: elsewhere, the second step would compile anew.
-    arm = jax.device_put(controller.start(tau), NamedSharding(run.mesh, PartitionSpec()))
+    arm = jax.device_put(controller.start(tau, recent), NamedSharding(run.mesh, PartitionSpec()))
     whole = CmaiState(**vars(state), arm=arm)
     return run.train(whole, step, run.frozen, config.train, "mbat")
 
 
 def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:
     """S_c of the held-out pairs; rows without a picture have none."""
-    task, scores = run.task, []
-
-    @jax.jit
-    def score(trainable: Any, frozen: Any, batch: Any) -> Array:
-        batch = task.read(trainable, frozen, batch)
-        return task.s_c(trainable, batch, task.see(trainable, frozen, batch["pixels"])[1])
-
-    for source in run.held.values():
-        batches = pipeline.evaluation(
-            source, batch_size=run.config.cmcv.train.batch_size, transform=run.encode
-        )
-        for batch in batches:
-            mask = batch.pop("mask") & batch["has_picture"]
-            del batch["row"]
-            scores.append(np.asarray(score(trainable, run.frozen, batch))[mask])
-    if not scores:
+    size = run.config.cmcv.train.batch_size
+    batches = (
+        {name: value for name, value in batch.items() if name != "row"}
+        for source in run.held.values()
+        for batch in pipeline.evaluation(source, batch_size=size, transform=run.encode)
+    )
+    scores = _pair_scores(run, trainable, batches)
+    if not scores.size:
         raise UserError("data.validation: the check needs held-out clean pairs; name a source")
+    return scores
+
+
+def _training_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"] | None:
+    """S_c of the first pairs that are trained on, `RECENT` of them, so that runs of one shape
+    compile once; None where no row has a picture."""
+    size = run.config.cmcv.train.batch_size
+    with contextlib.closing(run.mixture(size)) as batches:
+        first = itertools.islice(batches, -(-RECENT // size))
+        scores = _pair_scores(run, trainable, first)
+    return np.resize(scores, RECENT) if scores.size else None
+
+
+def _pair_scores(
+    run: _Run, trainable: Any, batches: Iterable[pipeline.Batch]
+) -> Float[np.ndarray, " B"]:
+    """S_c of the batches' rows with a picture that their ``mask``, where they have one, has."""
+    scores = [np.zeros(0, np.float32)]
+    for batch in batches:
+        mask = batch.pop("mask", True) & batch["has_picture"]
+        scores.append(np.asarray(_s_c(run.task, trainable, run.frozen, batch))[mask])
     return np.concatenate(scores)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _s_c(task: Task, trainable: Any, frozen: Any, batch: Any) -> Array:
+    batch = task.read(trainable, frozen, batch)
+    return task.s_c(trainable, batch, task.see(trainable, frozen, batch["pixels"])[1])
 
 
 def _cut(config: Any, scores: Float[np.ndarray, " B"]) -> list[dict[str, Any]]:

@@ -181,7 +181,13 @@ class Task:
         return states, pooled(states)
 
     def logits(
-        self, trainable: Any, frozen: Any, batch: Any, inputs: Inputs, scale: LoraScale = 1.0
+        self,
+        trainable: Any,
+        frozen: Any,
+        batch: Any,
+        inputs: Inputs,
+        scale: LoraScale = 1.0,
+        vocabulary: bool = False,
     ) -> tuple[Float[Array, "B K"], Float[Array, "B D_v"]]:
         """The answers' logits, float32, and h_v.
 
@@ -191,6 +197,7 @@ class Task:
             batch: of `batch`; its own pixels are not looked at.
             inputs: pixels [B, C, X, Y] in [0, 1], and what is added to the token embeddings.
             scale: the regime.
+            vocabulary: of every token, [B, V], not of the answers' alone.
         """
         pixels, shift = inputs
         model = self.model(trainable, frozen)
@@ -198,7 +205,8 @@ class Task:
         x = model.place(batch["input_ids"], model.project(states, scale))
         x = x + jnp.where(batch["text_mask"][..., None], shift, 0).astype(x.dtype)
         mask = batch["attention_mask"] > 0
-        return model.read(x, mask, jnp.asarray(self.label_ids), scale), h_v
+        columns = None if vocabulary else jnp.asarray(self.label_ids)
+        return model.read(x, mask, columns, scale), h_v
 
     def s_c(self, trainable: Any, batch: Any, h_v: Float[Array, "B D_v"]) -> Float[Array, " B"]:
         """How well each row's text fits its picture; 1 where there is no picture or no check."""
@@ -208,17 +216,25 @@ class Task:
         return jnp.where(batch["has_picture"], self.check(trainable)(h_v, batch["h_t"]), none)
 
     def answers(
-        self, trainable: Any, frozen: Any, batch: Any, inputs: Inputs, scale: LoraScale = 1.0
+        self,
+        trainable: Any,
+        frozen: Any,
+        batch: Any,
+        inputs: Inputs,
+        scale: LoraScale = 1.0,
+        vocabulary: bool = False,
     ) -> Answers:
-        """`mbat.Answer`: loss, margin and S_c of a batch that `read` has been through."""
-        logits, h_v = self.logits(trainable, frozen, batch, inputs, scale)
-        labels = batch["labels"]
-        return Answers(
-            cross_entropy(logits, labels),
-            margin_from(logits, labels),
-            self.s_c(trainable, batch, h_v),
-            h_v,
-        )
+        """`mbat.Answer`: loss, margin and S_c of a batch that `read` has been through.
+
+        The loss is ``-log p`` of the right answer among the answers, or with ``vocabulary`` among
+        all tokens: what the model learns from, so that it gives one of the answers by itself. The
+        margin is among the answers in either case.
+        """
+        logits, h_v = self.logits(trainable, frozen, batch, inputs, scale, vocabulary)
+        labels, ids = batch["labels"], jnp.asarray(self.label_ids)
+        loss = cross_entropy(logits, ids[labels] if vocabulary else labels)
+        margin = margin_from(logits[:, ids] if vocabulary else logits, labels)
+        return Answers(loss, margin, self.s_c(trainable, batch, h_v), h_v)
 
     def pairs(
         self,
