@@ -1,4 +1,7 @@
-"""CLIP from any of its three sources, with what makes arrays of texts and pictures."""
+"""CLIP from any of its three sources, with what makes arrays of texts and pictures.
+
+Its text tower goes alone, too: what another model needs of a CLIP that reads texts for it.
+"""
 
 import gzip
 import hashlib
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
@@ -16,15 +20,24 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.core.typing import Float
 from crossguard_jax.hf import open_clip, tokens
-from crossguard_jax.hf.folder import CONFIG, weight_files, weights_name
+from crossguard_jax.hf.export import hub_tensors, write_weights
+from crossguard_jax.hf.folder import CONFIG, read_object, weight_files, weights_name
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.io import images
-from crossguard_jax.nn.clip import Clip
+from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.nn.clip import Clip, ClipText
 
 BPE = "bpe_simple_vocab_16e6.txt.gz"
 """OpenAI's vocabulary of CLIP, as its own code and open_clip's and open_clip_jax's carry it."""
 
+TEXT_MODEL = "clip_text_model"
+"""The Hub's ``model_type`` of a text tower alone."""
+
+_TEXT_FIELDS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("hidden_act", "layer_norm_eps", "vocab_size", "max_position_embeddings", "eos_token_id"),
+)
 _N_MERGES = 49152 - 256 - 2  # of OpenAI's file, which holds more
 
 Pixels = Callable[[Image.Image], np.ndarray]
@@ -58,9 +71,14 @@ class ClipEncoder:
     digest: str
 
     @property
+    def text_tower(self) -> "TextTower":
+        """What reads texts."""
+        return TextTower(self.model.text_model, self.tokenizer)
+
+    @property
     def context(self) -> int:
-        """The most tokens of a text; the rest is cut, the end-of-text token kept."""
-        return self.model.config.text.max_position_embeddings
+        """As the text tower's."""
+        return self.text_tower.context
 
     @property
     def dimension(self) -> int:
@@ -69,7 +87,7 @@ class ClipEncoder:
 
     def texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """``input_ids`` (int32) and ``attention_mask`` (bool), [B, L], padded on the right."""
-        return tokens.encode(self.tokenizer, texts, self.context)
+        return self.text_tower.texts(texts)
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Float[np.ndarray, "M C X Y"]:
         """Normalized pixels of pictures, float32."""
@@ -121,6 +139,95 @@ def load_clip(
     tokenizer = _tokenizer(folder, model.config.text.vocab_size)
     _check_end(tokenizer, model.config.text.eos_token_id, folder)
     return ClipEncoder(model, tokenizer, picture, source, folder, _digest(files, dtype))
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """A CLIP's text tower and its tokenizer, without the picture tower and the projections.
+
+    Example:
+        >>> save_text_tower("runs/text", load_clip("toy://clip").text_tower)
+        >>> tower = load_text_tower("runs/text")
+        >>> batch = tower.texts(["a red kettle"])
+        >>> tower.model(batch["input_ids"], batch["attention_mask"])  # [B, D]
+
+    Attributes:
+        model: the tower.
+        tokenizer: transformers' tokenizer.
+    """
+
+    model: ClipText
+    tokenizer: Any
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a text; the rest is cut, the end-of-text token kept."""
+        return self.model.config.max_position_embeddings
+
+    def texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """``input_ids`` (int32) and ``attention_mask`` (bool), [B, L], padded on the right."""
+        return tokens.encode(self.tokenizer, texts, self.context)
+
+
+def save_text_tower(folder: str | Path, tower: TextTower) -> None:
+    """Writes a text tower as the folder of a transformers ``CLIPTextModel`` with its tokenizer.
+
+    Weights are written in the narrowest type that holds all of them exactly, which is that of the
+    file they were read from, also where they were cast to a wider one on the way. Nothing in the
+    folder says where the tower came from.
+
+    Args:
+        folder: is made; files of the same names are replaced.
+        tower: of `load_text_tower` or `ClipEncoder.text_tower`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tower.tokenizer.save_pretrained(str(folder))
+    dtype = _narrowest(tower.model)
+    config = tower.model.config
+    settings = {name: getattr(config, name) for name in _TEXT_FIELDS}
+    for name in ("bos_token_id", "pad_token_id"):
+        settings[name] = getattr(tower.tokenizer, name)
+    settings |= {"architectures": ["CLIPTextModel"], "model_type": TEXT_MODEL, "dtype": dtype}
+    write_weights(tower.model, folder, jnp.dtype(dtype))
+    write_atomic(folder / CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def load_text_tower(
+    path: str | Path,
+    dtype: str | None = "float32",
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+    **options: Any,
+) -> TextTower:
+    """A text tower: what `save_text_tower` wrote, or that of any CLIP that `load_clip` reads.
+
+    Args:
+        path: a folder, or whatever `load_clip` takes.
+        dtype, mesh, rules, options: as in `hf.load.load_model`.
+
+    Raises:
+        UserError: whatever is wrong with the folder, in one message.
+    """
+    config = Path(path) / CONFIG
+    if not config.is_file() or read_object(config).get("model_type") != TEXT_MODEL:
+        return load_clip(path, dtype, mesh, rules, **options).text_tower
+    model = load_model(path, dtype, mesh, rules, **options)
+    assert isinstance(model, ClipText)
+    tokenizer = _tokenizer(Path(path), model.config.vocab_size)
+    _check_end(tokenizer, model.config.eos_token_id, Path(path))
+    return TextTower(model, tokenizer)
+
+
+def _narrowest(model: ClipText) -> str:
+    """The narrowest float type that holds every weight of a model as it is."""
+    weights = [value for _, value in hub_tensors(model)]
+    with np.errstate(over="ignore"):  # what float16 cannot hold comes back as infinity
+        for name in ("bfloat16", "float16"):
+            dtype = jnp.dtype(name)
+            if all(np.array_equal(w, w.astype(dtype).astype(w.dtype)) for w in weights):
+                return name
+    return str(weights[0].dtype)
 
 
 def _source(folder: Path) -> str:

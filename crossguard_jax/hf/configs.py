@@ -15,13 +15,14 @@ from crossguard_jax.nn import bert, clip, llama, llava
 from crossguard_jax.nn.attention import IMPLEMENTATIONS
 from crossguard_jax.nn.layers import ACTIVATIONS, REMAT_POLICIES
 
-Model = llava.Llava | llama.Llama | clip.Clip | bert.Bert
-Config = llava.LlavaConfig | llama.LlamaConfig | clip.ClipConfig | bert.BertConfig
+Model = llava.Llava | llama.Llama | clip.Clip | clip.ClipText | bert.Bert
+Config = llava.LlavaConfig | llama.LlamaConfig | clip.ClipConfig | clip.TextConfig | bert.BertConfig
 
 MODELS: dict[str, Any] = {
     "llava": llava.Llava,
     "llama": llama.Llama,
     "clip": clip.Clip,
+    "clip_text_model": clip.ClipText,
     "bert": bert.Bert,
 }
 """The module class of each family; a family is a Hub ``model_type``."""
@@ -125,7 +126,13 @@ def _check(options: dict[str, Any]) -> None:
 def from_hub(hub: Any, where: str = "config", **options: Any) -> tuple[str, Config]:
     """``(family, config)`` of a transformers config object."""
     readers: dict[str, Callable[[Any, dict[str, Any]], Config]]
-    readers = {"llava": _llava, "llama": _llama, "clip": _clip, "bert": _bert}
+    readers = {
+        "llava": _llava,
+        "llama": _llama,
+        "clip": _clip,
+        "clip_text_model": _clip_text,
+        "bert": _bert,
+    }
     if hub.model_type not in readers:
         families = ", ".join(readers)
         raise UserError(f"{where}: model_type {hub.model_type!r} is none of {families}")
@@ -271,17 +278,20 @@ def _llava(hub: Any, options: dict[str, Any]) -> llava.LlavaConfig:
 
 
 def _clip(hub: Any, options: dict[str, Any]) -> clip.ClipConfig:
-    text = hub.text_config
     return clip.ClipConfig(
         vision=_vision(hub.vision_config, options),
-        text=clip.TextConfig(
-            **_tower(text, options),
-            layer_norm_eps=text.layer_norm_eps,
-            vocab_size=text.vocab_size,
-            max_position_embeddings=text.max_position_embeddings,
-            eos_token_id=text.eos_token_id,
-        ),
+        text=_clip_text(hub.text_config, options),
         projection_dim=hub.projection_dim,
+    )
+
+
+def _clip_text(hub: Any, options: dict[str, Any]) -> clip.TextConfig:
+    return clip.TextConfig(
+        **_tower(hub, options),
+        layer_norm_eps=hub.layer_norm_eps,
+        vocab_size=hub.vocab_size,
+        max_position_embeddings=hub.max_position_embeddings,
+        eos_token_id=hub.eos_token_id,
     )
 
 

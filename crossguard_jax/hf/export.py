@@ -115,7 +115,7 @@ def save_model(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if card:
         (folder / "README.md").write_text(card.markdown("merged"))
-    _write_shards(model, folder, jnp.dtype(dtype) if dtype else None, shard_bytes)
+    write_weights(model, folder, jnp.dtype(dtype) if dtype else None, shard_bytes)
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
@@ -130,7 +130,8 @@ def _copy_companions(source: Path, folder: Path) -> None:
         shutil.copytree(module, folder / module.name, dirs_exist_ok=True)
 
 
-def _write_shards(model: Model, folder: Path, dtype: Any, limit: int) -> None:
+def write_weights(model: Model, folder: Path, dtype: Any = None, limit: int = SHARD_BYTES) -> None:
+    """Writes a model's weights alone, as `save_model`; an older model's there are removed."""
     pending: dict[str, np.ndarray] = {}
     where: dict[str, int] = {}
     n = size = total = 0

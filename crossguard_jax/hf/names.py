@@ -77,6 +77,7 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         *_under("text_model", "text_model", _TEXT),
         ("", ""),
     ],
+    "clip_text_model": _TEXT,
     "bert": [
         ("word_embeddings", "embeddings.word_embeddings"),
         ("position_embeddings", "embeddings.position_embeddings"),
@@ -104,6 +105,7 @@ ALIASES: dict[str, list[tuple[str, str]]] = {
     ],
     "llama": [],
     "clip": [],
+    "clip_text_model": [(r"^text_model\.", "")],
     "bert": [
         (r"^bert\.", ""),
         (r"\.gamma$", ".weight"),

@@ -1,21 +1,27 @@
 """What a CLIP folder may be, and what its encoder makes of texts and pictures."""
 
+import json
 import math
+import os
 import random
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer, CLIPTextModel
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.hf.clip import BPE, load_clip
+from crossguard_jax.hf.clip import BPE, load_clip, load_text_tower, save_text_tower
 from crossguard_jax.hf.load import load_model, resolve_folder
 from tests.hf.clip_sources import (
     SIDE,
     TEXTS,
+    TOLERANCE,
     VOCAB,
     agree,
     draw_model,
@@ -162,3 +168,87 @@ def test_very_long_pictures_take_no_more_than_square_ones(sources, monkeypatch):
         np.testing.assert_allclose(pixels[0], pixels[1], atol=1e-6)
         assert encoder.pictures([]).shape == (0, 3, SIDE, SIDE)
     assert len(scaled) >= 6 and max(scaled) <= 16 * SIDE**2
+
+
+# The text tower alone
+
+
+def states_of(tower):
+    batch = tower.texts(TEXTS)
+    call = jax.jit(type(tower.model).__call__)
+    return np.asarray(call(tower.model, batch["input_ids"], batch["attention_mask"]))
+
+
+def states_in_transformers(folder):
+    """The same of a folder that transformers alone reads."""
+    model = CLIPTextModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    longest = model.config.max_position_embeddings
+    rows = tokenizer(TEXTS, truncation=True, max_length=longest)["input_ids"]
+    with torch.no_grad():  # one text at a time, so that nothing is padded
+        return np.concatenate([model(torch.tensor([ids])).pooler_output for ids in rows])
+
+
+@pytest.fixture(scope="module")
+def towers(sources, tmp_path_factory):
+    """Each source's text tower as it was loaded, and the folder it was saved to."""
+    root = tmp_path_factory.mktemp("towers")
+    pairs = []
+    for i, path in enumerate([*sources, "toy://clip"]):
+        tower = load_text_tower(path)
+        save_text_tower(root / str(i), tower)
+        pairs.append((tower, root / str(i)))
+    return pairs
+
+
+def test_a_saved_text_tower_reads_as_the_whole_model_did_here_and_in_transformers(towers):
+    for tower, folder in towers:
+        again = load_text_tower(folder)
+        assert again.model.config == tower.model.config and again.context == tower.context
+        for name, ids in tower.texts(TEXTS).items():
+            np.testing.assert_array_equal(again.texts(TEXTS)[name], ids)
+        np.testing.assert_array_equal(states_of(again), states_of(tower))
+        agree(states_in_transformers(folder), states_of(tower), TOLERANCE)
+
+
+def test_a_text_tower_is_saved_in_the_dtype_of_its_source(sources, towers, tmp_path):
+    dtypes = [
+        {str(v.dtype) for v in load_file(f / "model.safetensors").values()} for _, f in towers
+    ]
+    assert dtypes == [{"float32"}, {"float32"}, {"float32"}, {"bfloat16"}]
+    half = Path(shutil.copytree(sources[0], tmp_path / "half"))
+    tensors = load_file(half / "model.safetensors")
+    save_file({k: v.astype("float16") for k, v in tensors.items()}, half / "model.safetensors")
+    save_text_tower(tmp_path / "tower", load_text_tower(half))
+    weights = load_file(tmp_path / "tower" / "model.safetensors")
+    assert {str(value.dtype) for value in weights.values()} == {"float16"}
+    assert json.loads((tmp_path / "tower" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_a_text_tower_holds_no_picture_tower_and_no_path(sources, towers):
+    for (tower, folder), source in zip(
+        towers, [*sources, resolve_folder("toy://clip")], strict=True
+    ):
+        parameters = sum(x.size for x in jax.tree.leaves(tower.model))
+        weights = load_file(folder / "model.safetensors")
+        assert sum(value.size for value in weights.values()) == parameters
+        for file in folder.iterdir():
+            assert str(source).encode() not in file.read_bytes()
+            assert os.fsencode(folder) not in file.read_bytes()
+
+
+def test_a_text_tower_survives_that_it_moves_and_its_source_is_gone(copies, tmp_path):
+    source = copies[0]
+    save_text_tower(tmp_path / "tower", load_text_tower(source))
+    expected = states_of(load_text_tower(source))
+    shutil.rmtree(source)
+    (tmp_path / "tower").rename(tmp_path / "moved")
+    tower = load_text_tower(tmp_path / "moved")
+    np.testing.assert_array_equal(states_of(tower), expected)
+    save_text_tower(tmp_path / "moved", tower)  # over itself
+    np.testing.assert_array_equal(states_of(load_text_tower(tmp_path / "moved")), expected)
+    with pytest.raises(UserError, match="a ClipText, not a CLIP"):
+        load_clip(tmp_path / "moved")
+    shutil.copy(resolve_folder("toy://rewriter") / "tokenizer.json", tmp_path / "moved")
+    with pytest.raises(UserError, match="they are not of one model"):
+        load_text_tower(tmp_path / "moved")
