@@ -262,6 +262,35 @@ def score(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def review(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("queue", metavar="QUEUE", help="the .jsonl that flagged requests went to")
+    add = parser.add_argument_group(
+        "done in this order; what is open is said at the end",
+        "Decisions are kept beside QUEUE, in its name with .decisions.jsonl. Exit code: 0 if all\n"
+        "could be read, 1 if a request or a decision could not be used.",
+    ).add_argument
+    add(
+        "--decisions",
+        action="append",
+        default=[],
+        metavar="FILE.json",
+        help="take in what a page has saved; a later decision on a request replaces an earlier one",
+    )
+    add(
+        "--export",
+        metavar="ROWS.jsonl",
+        help="write the decided requests as training rows, their pictures in a folder beside it",
+    )
+    add(
+        "--prompt",
+        default="llava_v1",
+        metavar="NAME",
+        help="the prompt whose words label training rows (default: llava_v1)",
+    )
+    add("--page", metavar="FILE.html", help="write a page to decide on the open requests")
+    add("--limit", type=int, default=500, metavar="N", help="requests on it (default: 500)")
+
+
 def doctor(parser: argparse.ArgumentParser) -> None:
     model(parser, required=False)
 

@@ -9,11 +9,14 @@ that only put other packages together stand at the end of this file.
 
 import argparse
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from crossguard_jax import arguments
+
+REFUSED_SHOWN = 20  # by name; all are counted
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,14 @@ VERBS: dict[str, Verb] = {
         add_arguments=arguments.score,
         uses_jax=False,
     ),
+    "review": Verb(
+        help="decide on what was flagged, and make training rows of it",
+        example="review runs/review.jsonl --page runs/review.html",
+        handler="crossguard_jax.verbs:review",
+        add_arguments=arguments.review,
+        uses_jax=False,
+        uses_models=False,
+    ),
     "doctor": Verb(
         help="say what this machine has, and whether a guard is in order",
         example="doctor --model toy://llava",
@@ -184,6 +195,38 @@ def immunize(args: argparse.Namespace) -> None:
         cut = done.threshold
         print(f"S_c below {cut.tau:.4g}: {cut.pass_rate:.0%} of clean pairs are above, n={cut.n}")
     print(f"immunized model: {folder}")
+
+
+def review(args: argparse.Namespace) -> int:
+    """Takes decisions in, writes training rows and a page, and says what is open."""
+    from crossguard_jax.cmai.rulings import Review
+    from crossguard_jax.data.prompts import get_template
+    from crossguard_jax.io.jsonl import write_atomic
+
+    if args.limit < 1:
+        args.usage_error(f"--limit {args.limit}: give 1 or more")
+    if args.page and not args.page.endswith(".html"):
+        args.usage_error(f"--page {args.page}: give a name.html")
+    prompt = get_template(args.prompt)
+    review = Review.read(args.queue)
+    refused = [*review.damaged]
+    for file in args.decisions:
+        taken = review.take(file)
+        print(f"{file}: {taken.line()}")
+        refused += taken.refused
+    if args.export:
+        written, left_out = review.export(Path(args.export), prompt)
+        print(f"training rows: {written:,} in {args.export}")
+        refused += left_out
+    if args.page:
+        write_atomic(args.page, review.page(args.limit))
+        print(f"page: {args.page}, {min(args.limit, len(review.open)):,} requests")
+    print("\n".join(review.lines()))
+    for row in refused[:REFUSED_SHOWN]:
+        print(f"{row.file}, row {row.row}: {row.reason}", file=sys.stderr)
+    if refused:
+        print(f"exit code 1, because {len(refused):,} could not be used", file=sys.stderr)
+    return 1 if refused else 0
 
 
 def export(args: argparse.Namespace) -> None:

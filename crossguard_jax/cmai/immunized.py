@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from crossguard_jax.cmai import policy as policies
 from crossguard_jax.cmai.mbat import Answers
 from crossguard_jax.cmai.noise import row_keys
 from crossguard_jax.cmai.policy import Decisions, Policy
-from crossguard_jax.cmai.review import ReviewQueue
+from crossguard_jax.cmai.review import Flagged, ReviewQueue
 from crossguard_jax.cmai.storage import SETTINGS, load_check, save_check
 from crossguard_jax.cmai.task import Reader, Task
 from crossguard_jax.cmai.threshold import Threshold
@@ -30,6 +30,7 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.export import ModelCard
+from crossguard_jax.hf.load import folder_name
 from crossguard_jax.io.jsonl import read_json, write_atomic
 
 FILE = "cmai.json"
@@ -180,7 +181,7 @@ class Immunized:
         Args:
             records: the requests; their ids must differ, and no label is looked at.
             key: of the noise of a ``smooth`` branch; key 0 by default.
-            queue: where flagged requests go.
+            queue: where flagged requests go; they are on the disk before this returns.
             batch_size: rows to a forward pass.
             length: as in `rows`.
 
@@ -207,15 +208,34 @@ class Immunized:
                 inputs,
                 s_c,
                 keys[here],
-                ids=ids[here],
-                queue=queue,
             )
+            if decisions.flagged.any():
+                if queue is None:
+                    raise UserError("arm: the policy flags for review: give a queue")
+                queue.add(self._flagged(records[here], decisions, s_c))
             parts.append(decisions)
         fields = {
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("branches", "answers", "rejected", "flagged", "passes")
         }
         return Decided(Decisions(**fields), np.concatenate(scores), self.task.labels)
+
+    def _flagged(
+        self, records: Sequence[Record], decisions: Decisions, s_c: Float[np.ndarray, " B"]
+    ) -> Iterator[Flagged]:
+        """The flagged rows of a batch, as the queue has them."""
+        positive = self.task.guard.settings.prompt.positive
+        column = self.task.labels.index(positive) if positive in self.task.labels else None
+        for i in np.flatnonzero(decisions.flagged).tolist():
+            branch = self.policy.branches[decisions.branches[i]]
+            yield Flagged(
+                records[i],
+                policies.reason(branch, float(s_c[i])),
+                None if column is None else float(decisions.answers[i, column]),
+                float(s_c[i]),
+                branch.do,
+                folder_name(self.task.guard.folder),
+            )
 
     def save_pretrained(self, path: str | Path, card: ModelCard | None = None) -> None:
         """Writes a folder that transformers loads as the robust model, and in it the check's.

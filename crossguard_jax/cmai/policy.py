@@ -2,13 +2,14 @@
 
 A policy cuts the scores into intervals and gives each one branch: ``reject`` (no answer),
 ``smooth`` (the mean answer to noisy copies), ``robust`` (adapters blended toward the robust
-regime), ``flag`` (the plain answer, and a place in the queue for human review), or, above all
+regime), ``flag`` (the plain answer, and a place in the queue for human review, which is whoever
+calls it to give), or, above all
 cuts, ``accept`` (the plain answer). It knows no model: it is handed one to ask.
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossguard_jax.cmai.noise import Inputs, noisy
-from crossguard_jax.cmai.review import ReviewQueue
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, Int, Shaped
 
@@ -151,7 +151,7 @@ class Decisions:
         branches: index into ``policy.branches``.
         answers: the model's, [B, ...]; NaN where rejected.
         rejected: which got no answer.
-        flagged: which are in the review queue.
+        flagged: which a person is to look at.
         passes: forward passes of the model that each row cost, the one for its score not counted.
     """
 
@@ -169,9 +169,6 @@ def apply(
     inputs: Inputs,
     scores: Float[Array | np.ndarray, " B"],
     keys: Shaped[Array, " B"],
-    *,
-    ids: Sequence[str] = (),
-    queue: ReviewQueue | None = None,
 ) -> Decisions:
     """Decides and answers a batch; each row takes its own branch's passes and no other's.
 
@@ -182,17 +179,9 @@ def apply(
         inputs: the batch.
         scores: S_c of each row.
         keys: of `noise.row_keys`.
-        ids: the rows' names, for the queue.
-        queue: where flagged rows go; they are on the disk before this returns.
-
-    Raises:
-        UserError: the policy flags, and there is no queue, or not one id a row.
     """
     scores = np.asarray(scores, np.float32)
     branches = np.asarray(policy.decide(jnp.asarray(scores)))
-    flagged = policy.rows(branches, "flag")
-    if flagged.any() and (queue is None or len(ids) != len(scores)):
-        raise UserError("arm: the policy flags for review: give a queue, and one id a row")
     shape = jax.eval_shape(predict, state, inputs, jax.ShapeDtypeStruct(scores.shape, "float32"))
     answers = np.full(shape.shape, np.nan, np.float32)
     for index, branch in enumerate(policy.branches):
@@ -202,10 +191,9 @@ def apply(
             filled = np.pad(rows, (0, _bucket(rows.size) - rows.size), mode="edge")
             some = jax.tree.map(lambda x: x[filled], (inputs, jnp.asarray(scores), keys))  # noqa: B023
             answers[rows] = np.asarray(_answers(branch, predict, state, *some))[: rows.size]
-    if queue is not None and flagged.any():
-        queue.add(_reviews(policy, branches, scores, ids, flagged))
+    rejected, flagged = (policy.rows(branches, do) for do in ("reject", "flag"))
     passes = np.array([branch.passes for branch in policy.branches])[branches]
-    return Decisions(branches, answers, policy.rows(branches, "reject"), flagged, passes)
+    return Decisions(branches, answers, rejected, flagged, passes)
 
 
 def answer_all(
@@ -296,17 +284,6 @@ def as_config(branch: Branch) -> dict[str, Any]:
     return {"below": branch.below, "do": branch.do, **options}
 
 
-def _reviews(
-    policy: Policy,
-    branches: Int[np.ndarray, " B"],
-    scores: Float[np.ndarray, " B"],
-    ids: Sequence[str],
-    flagged: Bool[np.ndarray, " B"],
-) -> list[dict[str, Any]]:
-    rows = []
-    for i in np.flatnonzero(flagged).tolist():
-        score, below = float(scores[i]), policy.branches[branches[i]].below
-        number = math.isfinite(score)
-        reason = f"S_c {score:.4g} is below {below:g}" if number else "S_c is no number"
-        rows.append({"id": ids[i], "score": score if number else None, "reason": reason})
-    return rows
+def reason(branch: Branch, score: float) -> str:
+    """Why a row of this score went there, for a person."""
+    return f"S_c {score:.4g} is below {branch.below:g}" if score == score else "S_c is no number"

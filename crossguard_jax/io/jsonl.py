@@ -5,11 +5,14 @@ counted from 1, and ``value`` is a dict, or a ``RowError`` that says why it is n
 never stops a file.
 """
 
+import fcntl
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,21 @@ class JsonlWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@contextmanager
+def exclusive_writer(path: str | Path) -> Iterator[JsonlWriter]:
+    """A writer of a file that others append to as well: each waits until the one before has closed.
+
+    What was appended is on the disk when the context ends.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Opened under the lock, since opening repairs: a row that another is writing looks torn.
+        with JsonlWriter(path, sync_seconds=math.inf) as writer:
+            yield writer
 
 
 def dumps(row: Mapping[str, Any]) -> bytes:

@@ -5,14 +5,12 @@ escapes every value. The page's Content-Security-Policy forbids everything but i
 inline pictures, so that a row that somebody wrote to be read by a browser stays text.
 """
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from crossguard_jax.core.errors import UserError
@@ -20,6 +18,7 @@ from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.io import images
 from crossguard_jax.report import drawing
 from crossguard_jax.report.blocks import Section, resolve
+from crossguard_jax.report.pages import environment
 from crossguard_jax.report.text import printable
 
 THUMBNAIL = 320  # pixels along the longer side of an example's picture
@@ -33,28 +32,13 @@ def render(title: str, sections: Sequence[Section], figures: Mapping[str, Estima
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("crossguard_jax.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return environment(
+        kind=lambda block: type(block).__name__.lower(),
+        marked=_marked,
+        shown_width=_shown_width,
+        thumbnail=_thumbnail,
+        without_n=_without_n,
     )
-    environment.filters |= {
-        "data_uri": _data_uri,
-        "kind": lambda block: type(block).__name__.lower(),
-        "marked": _marked,
-        "shown_width": _shown_width,
-        "thumbnail": _thumbnail,
-        "without_n": _without_n,
-    }
-    return environment
-
-
-def _shown(value: Any) -> Any:
-    """What every ``{{ value }}`` passes before it is escaped."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _marked(text: str, figures: Mapping[str, Estimate]) -> Markup:
@@ -94,7 +78,3 @@ def _thumbnail(picture: bytes | None) -> Thumbnail | str:
     # Pixels only, encoded anew: what else the file carried (EXIF, trailing bytes) stays behind.
     decoded.thumbnail((THUMBNAIL, THUMBNAIL))
     return Thumbnail(images.encode_png(decoded), max(decoded.size) <= 128)
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -11,11 +11,10 @@ from crossguard_jax.cmai import immunized as module
 from crossguard_jax.cmai.features import picture_features
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.policy import Policy, as_config
-from crossguard_jax.cmai.review import ReviewQueue
+from crossguard_jax.cmai.review import ReviewQueue, read_queue
 from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.io.jsonl import read_jsonl
 from crossguard_jax.nn import lora
 from tests.cmai.small_systems import LENGTH, RECORDS, base, system_of, with_adapter
 
@@ -162,12 +161,18 @@ def test_what_is_flagged_is_in_the_queue(trained, tmp_path):
     flagging = replace(system, policy=Policy.from_config({"branches": [cut]}))
     with pytest.raises(UserError, match="give a queue"):
         flagging.decide(RECORDS, length=LENGTH)
-    with ReviewQueue(tmp_path / "queue.jsonl") as queue:
-        decided = flagging.decide(RECORDS, queue=queue, length=LENGTH, batch_size=4)
-    queued = {row["id"] for _, row in read_jsonl(tmp_path / "queue.jsonl")}
+    path = tmp_path / "queue.jsonl"
+    decided = flagging.decide(RECORDS, queue=ReviewQueue(path), length=LENGTH, batch_size=4)
     flagged = decided.decisions.flagged
-    assert queued == {r.id for r, f in zip(RECORDS, flagged, strict=True) if f}
     assert flagged.sum() == 2 and "" not in decided.words
+    rows = list(read_queue(path))
+    assert [row.id for row in rows] == [r.id for r, f in zip(RECORDS, flagged, strict=True) if f]
+    assert {row.reason.split()[0] for row in rows} == {"S_c"}
+    np.testing.assert_allclose([row.s_c for row in rows], decided.s_c[flagged])
+    np.testing.assert_allclose(
+        [row.p_unsafe for row in rows], decided.decisions.answers[flagged, 1]
+    )
+    assert [row.images() for row in rows] == [RECORDS[i].images for i in np.flatnonzero(flagged)]
 
 
 # The regime

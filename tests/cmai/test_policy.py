@@ -1,8 +1,6 @@
 """What is done with a request, by its score."""
 
-import json
 import math
-import signal
 import subprocess
 import sys
 
@@ -13,10 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from crossguard_jax.cmai.noise import noisy, row_keys
-from crossguard_jax.cmai.policy import Policy, answer_all, apply
-from crossguard_jax.cmai.review import ReviewQueue
+from crossguard_jax.cmai.policy import Policy, answer_all, apply, reason
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.io.jsonl import read_jsonl
 
 FOUR = {
     "branches": [
@@ -45,12 +41,6 @@ def batch(n, seed=0):
     return inputs, rng.random(n).astype(np.float32), ids, row_keys(jax.random.key(seed), ids)
 
 
-@pytest.fixture
-def queue(tmp_path):
-    with ReviewQueue(tmp_path / "review.jsonl") as queue:
-        yield queue
-
-
 def test_each_score_takes_the_branch_of_its_interval():
     policy = Policy.from_config(ConfigDict(FOUR))
     done = [branch.do for branch in policy.branches]
@@ -73,10 +63,10 @@ def test_random_policies_decide_as_a_plain_loop_does():
         assert policy.decide(jnp.asarray(scores)).tolist() == expected
 
 
-def test_every_branch_answers_as_it_says(queue):
+def test_every_branch_answers_as_it_says():
     policy = Policy.from_config(FOUR)
-    inputs, scores, ids, keys = batch(40)
-    found = apply(policy, predict, STATE, inputs, scores, keys, ids=ids, queue=queue)
+    inputs, scores, _, keys = batch(40)
+    found = apply(policy, predict, STATE, inputs, scores, keys)
     names = np.array([branch.do for branch in policy.branches])[found.branches]
     assert set(names) == {"reject", "flag", "smooth", "robust", "accept"}
     plain = np.asarray(predict(STATE, inputs, jnp.zeros(40)))
@@ -93,25 +83,22 @@ def test_every_branch_answers_as_it_says(queue):
     np.testing.assert_allclose(found.answers[names == "smooth"], smooth[names == "smooth"], 1e-5)
 
 
-def test_passes_are_counted_by_branch(queue):
+def test_passes_are_counted_by_branch():
     policy = Policy.from_config(FOUR)
-    inputs, scores, ids, keys = batch(40)
-    found = apply(policy, predict, STATE, inputs, scores, keys, ids=ids, queue=queue)
+    inputs, scores, _, keys = batch(40)
+    found = apply(policy, predict, STATE, inputs, scores, keys)
     assert [branch.passes for branch in policy.branches] == [0, 1, 5, 1, 1]
     np.testing.assert_array_equal(found.passes, np.array([0, 1, 5, 1, 1])[found.branches])
 
 
-def test_a_row_is_answered_alike_whatever_its_neighbours(queue):
+def test_a_row_is_answered_alike_whatever_its_neighbours():
     policy = Policy.from_config(FOUR)
     inputs, scores, ids, _ = batch(24, seed=3)
 
     def answered(rows):
         keys = row_keys(jax.random.key(5), [ids[i] for i in rows])
         some = {name: x[np.array(rows)] for name, x in inputs.items()}
-        return apply(
-            policy, predict, STATE, some, scores[rows], keys,
-            ids=[ids[i] for i in rows], queue=queue,
-        )  # fmt: skip
+        return apply(policy, predict, STATE, some, scores[rows], keys)
 
     whole = answered(list(range(24)))
     order = np.random.default_rng(1).permutation(24)[:9].tolist()
@@ -148,10 +135,10 @@ def test_an_ensemble_takes_its_adapters_in_turn():
     np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-5)
 
 
-def test_what_an_attack_goes_through_is_what_is_deployed(queue):
+def test_what_an_attack_goes_through_is_what_is_deployed():
     policy = Policy.from_config(FOUR)
-    inputs, scores, ids, keys = batch(40, seed=2)
-    found = apply(policy, predict, STATE, inputs, scores, keys, ids=ids, queue=queue)
+    inputs, scores, _, keys = batch(40, seed=2)
+    found = apply(policy, predict, STATE, inputs, scores, keys)
     traced = jax.jit(lambda *a: answer_all(policy, predict, *a))
     branches, answers = traced(STATE, inputs, jnp.asarray(scores), keys)
     np.testing.assert_array_equal(branches, found.branches)
@@ -199,67 +186,10 @@ def test_answers_may_be_rows_of_probabilities():
     np.testing.assert_allclose(traced[answered], found.answers[answered], rtol=1e-5)
 
 
-# The review queue
-
-
-def test_every_flagged_row_is_in_the_queue_before_the_answer(tmp_path):
-    policy = Policy.from_config(FOUR)
-    inputs, scores, ids, keys = batch(40)
-    scores[3] = 0.15
-    path = tmp_path / "review.jsonl"
-    queue = ReviewQueue(path)
-    found = apply(policy, predict, STATE, inputs, scores, keys, ids=ids, queue=queue)
-    rows = [value for _, value in read_jsonl(path)]
-    queue.close()
-    assert [row["id"] for row in rows] == [ids[i] for i in np.flatnonzero(found.flagged)]
-    assert [row["score"] for row in rows] == scores[found.flagged].tolist()
-    assert rows[0]["reason"].endswith("is below 0.2")
-
-
-def test_a_score_that_is_no_number_can_be_queued(tmp_path):
-    policy = Policy.from_config({"branches": [{"below": 0.2, "do": "flag"}]})
-    inputs, scores, ids, keys = batch(2)
-    with ReviewQueue(tmp_path / "q.jsonl") as queue:
-        apply(policy, predict, STATE, inputs, scores * np.nan, keys, ids=ids, queue=queue)
-    rows = [value for _, value in read_jsonl(tmp_path / "q.jsonl")]
-    assert [row["score"] for row in rows] == [None, None]
-    assert {row["reason"] for row in rows} == {"S_c is no number"}
-
-
-def test_flagging_without_a_queue_is_an_error_and_not_a_loss():
-    policy = Policy.from_config(FOUR)
-    inputs, scores, ids, keys = batch(3)
-    with pytest.raises(UserError, match="give a queue"):
-        apply(policy, predict, STATE, inputs, scores * 0 + 0.15, keys, ids=ids)
-
-
-def test_a_kill_after_add_loses_nothing(tmp_path):
-    path = tmp_path / "review.jsonl"
-    code = (
-        "import os, signal, sys\n"
-        "from crossguard_jax.cmai.review import ReviewQueue\n"
-        "queue = ReviewQueue(sys.argv[1])\n"
-        "queue.add([{'id': str(n)} for n in range(50)])\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)])
-    assert done.returncode == -signal.SIGKILL
-    with ReviewQueue(path) as queue:
-        queue.add([{"id": "after"}])
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()][-2:] == [
-        "49",
-        "after",
-    ]
-
-
-def test_add_waits_for_the_disk_once_a_batch(tmp_path, monkeypatch):
-    synced = []
-    queue = ReviewQueue(tmp_path / "q.jsonl")
-    monkeypatch.setattr("os.fsync", lambda fd: synced.append(fd))
-    queue.add([{"id": "a"}, {"id": "b"}])
-    assert len(synced) == 1
-    monkeypatch.undo()
-    queue.close()
+def test_a_reason_says_what_the_score_was_and_where_the_cut_is():
+    branch = Policy.from_config(FOUR).branches[1]
+    assert branch.do == "flag" and reason(branch, 0.15) == "S_c 0.15 is below 0.2"
+    assert reason(branch, math.nan) == "S_c is no number"
 
 
 @pytest.mark.parametrize(
