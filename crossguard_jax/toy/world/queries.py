@@ -19,8 +19,8 @@ from crossguard_jax.io.progress import Progress
 from crossguard_jax.toy.world.examples import Stream
 from crossguard_jax.toy.world.kinds import DECORATIONS, KIND_NAMES
 from crossguard_jax.toy.world.risk import HELD_OUT_PAIRS, SEEN_PAIRS, risky
+from crossguard_jax.toy.world.rows import deal, say
 from crossguard_jax.toy.world.scenes import Scene, Thing, draw_scene, to_png
-from crossguard_jax.toy.world.sources import deal, say
 from crossguard_jax.toy.world.vqa import caption
 
 QUERIES, LIBRARY, SCENES = "queries.jsonl", "library", "truth/scenes.json"

@@ -23,8 +23,8 @@ from crossguard_jax.toy.world.lettering import HARMFUL_WORDS
 from crossguard_jax.toy.world.pointing import BY_COLOUR, BY_PLACE
 from crossguard_jax.toy.world.requests import CARRIERS, HELD_OUT_CARRIERS, PHRASES
 from crossguard_jax.toy.world.risk import risky
+from crossguard_jax.toy.world.rows import TYPOGRAPHIC_PROMPT
 from crossguard_jax.toy.world.scenes import Scene
-from crossguard_jax.toy.world.sources import TYPOGRAPHIC_PROMPT
 from crossguard_jax.toy.world.vqa import CAPTION_FORMS, FORMS, READING_FORMS, with_article, words
 
 

@@ -11,8 +11,9 @@ from crossguard_jax.toy.world.lettering import HARMFUL_WORDS
 from crossguard_jax.toy.world.pointing import referents
 from crossguard_jax.toy.world.requests import CARRIERS, HELD_OUT_CARRIERS
 from crossguard_jax.toy.world.risk import is_held_out, risky
+from crossguard_jax.toy.world.rows import TYPOGRAPHIC_PROMPT
 from crossguard_jax.toy.world.scenes import render_batch
-from crossguard_jax.toy.world.sources import SOURCES, TYPOGRAPHIC_PROMPT, examples, records
+from crossguard_jax.toy.world.sources import SOURCES, examples, records
 from crossguard_jax.toy.world.vqa import words
 
 TRAINED = [source for source in SOURCES if source != "implicit_heldout"]
