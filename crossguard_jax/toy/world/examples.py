@@ -25,9 +25,12 @@ class WorldExample:
         text: what the user says.
         label: ``safe`` or ``unsafe``, of picture and text together; or the answer of a closed list.
         scene: the picture; None where there is none.
+        second: the other picture, where there are two.
         category: finer than the source: the request, the hazard, the topic ...
-        answer: the right answer to a question, or the other text of a pair; else empty.
-        referent: index in ``scene.things`` of the one thing that the text is about.
+        answer: the right answer to a question, the other text of a pair, or what was said before
+            more was put around it or into it; else empty.
+        referent: index of the one thing that the text is about, in its picture's ``things``.
+        picture: which of two pictures has that thing, 0 or 1.
         kind: the kind of object that the text is about, pointed at or named.
         request: what is to be done with it.
         aligned: whether the text's referring expression holds in the picture; None where the text
@@ -44,10 +47,17 @@ class WorldExample:
     kind: str | None = None
     request: str | None = None
     aligned: bool | None = None
+    second: Scene | None = None
+    picture: int | None = None
     source: str = ""
     split: str = ""
     seed: int = 0
     index: int = 0
+
+    @property
+    def scenes(self) -> tuple[Scene, ...]:
+        """The pictures: none, one or two."""
+        return tuple(scene for scene in (self.scene, self.second) if scene is not None)
 
     @property
     def id(self) -> str:
@@ -78,6 +88,7 @@ def to_record(example: WorldExample) -> Record:
         "split": example.split,
         "answer": example.answer or None,
         "referent": example.referent,
+        "picture": example.picture,
         "kind": example.kind,
         "request": example.request,
         "property": example.property_name,
@@ -85,10 +96,11 @@ def to_record(example: WorldExample) -> Record:
         "pair_seen": example.pair_seen,
         "aligned": example.aligned,
         "scene": None if example.scene is None else json.dumps(asdict(example.scene)),
+        "second": None if example.second is None else json.dumps(asdict(example.second)),
     }
     return Record(
         id=example.id,
-        images=() if example.scene is None else (to_png(example.scene),),
+        images=tuple(map(to_png, example.scenes)),
         text=example.text,
         label=example.label,
         category=example.category,

@@ -6,6 +6,10 @@ from crossguard_jax.toy.world.kinds import COLOUR_NAMES, PLACES
 from crossguard_jax.toy.world.scenes import Scene, Thing
 
 BY_COLOUR = ("the {colour} one", "the {colour} thing")
+IN_PICTURE = ("{x} in picture {number}", "{x} of picture {number}", "{x} from picture {number}")
+"""Which of several pictures is meant; the last form is kept for evaluation on unseen wording."""
+
+PICTURE_NUMBERS = ("one", "two")
 BY_PLACE = ("the one at the {place}", "the thing at the {place}")
 
 
@@ -25,6 +29,20 @@ def point_past(rng: np.random.Generator, scene: Scene) -> str:
         return BY_COLOUR[form].format(colour=free[rng.integers(len(free))])
     free = [name for name in PLACES if name not in {t.place for t in scene.things}]
     return BY_PLACE[form].format(place=free[rng.integers(len(free))])
+
+
+def point_into(rng: np.random.Generator, expression: str, picture: int, held_out: bool) -> str:
+    """The expression, said of one of two pictures.
+
+    Args:
+        rng: where the draws come from.
+        expression: what `point` gave.
+        picture: 0 or 1.
+        held_out: whether to use the form kept for evaluation.
+    """
+    forms = IN_PICTURE[-1:] if held_out else IN_PICTURE[:-1]
+    form = forms[rng.integers(len(forms))]
+    return form.format(x=expression, number=PICTURE_NUMBERS[picture])
 
 
 def referents(text: str, scene: Scene) -> list[int]:

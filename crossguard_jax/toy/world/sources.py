@@ -9,6 +9,13 @@ from dataclasses import replace
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
+from crossguard_jax.toy.world.derived import (
+    injected_rows,
+    long_harm_rows,
+    long_safe_rows,
+    picture_only_rows,
+    two_pictures_rows,
+)
 from crossguard_jax.toy.world.examples import Maker, Stream, WorldExample, halves, to_record
 from crossguard_jax.toy.world.explicit import explicit_text
 from crossguard_jax.toy.world.kinds import BASE_KINDS, DECORATIONS, HAZARDS, KIND_NAMES
@@ -137,6 +144,15 @@ def _text_safety(stream: Stream, n: int) -> list[WorldExample]:
     return halves(stream, n, make)
 
 
+DERIVED: dict[str, Maker] = {
+    "long_safe": long_safe_rows,
+    "long_harm": long_harm_rows,
+    "injected": injected_rows,
+    "picture_only": picture_only_rows,
+    "two_pictures": two_pictures_rows,
+}
+"""Sources made out of other rows."""
+
 SOURCES: dict[str, Maker] = {
     "implicit": implicit_rows,
     "implicit_heldout": _implicit_heldout,
@@ -153,6 +169,7 @@ SOURCES: dict[str, Maker] = {
     "knowledge": _knowledge,
     "paraphrases": _paraphrases,
     "text_safety": _text_safety,
+    **DERIVED,
 }
 
 
@@ -163,7 +180,8 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[WorldExampl
         source: a key of :data:`SOURCES`. Sources for the guard: ``implicit``, ``implicit_heldout``,
             ``implicit_misaligned``, ``named``, ``explicit_text``, ``explicit_picture``,
             ``typographic`` (each but the misaligned half unsafe, half safe) and ``benign_vqa`` (all
-            safe). For the base
+            safe); and those of :data:`DERIVED`: ``long_safe`` (all safe), ``long_harm`` (all
+            unsafe), ``injected``, ``picture_only``, ``two_pictures`` (half and half). For the base
             models, without the novel kinds: ``vqa``, ``captions``, ``reading``, ``knowledge``. For
             the text models: ``paraphrases``, ``text_safety``.
         split: ``train``, ``val`` or ``test``.
