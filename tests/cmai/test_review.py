@@ -441,8 +441,13 @@ const page = {
 const memory = {};
 const kept = { getItem: (k) => memory[k] ?? null, setItem: (k, v) => { memory[k] = v; } };
 const files = [];
-const open = () => context.start(page, kept, (name, text) => files.push([name, text]));
-let leaving = open().leaving;
+let leaving;
+const load = () => {
+  for (const each of [page, ...rows, ...Object.values(bar.elements)])
+    for (const name in each.by) delete each.by[name];
+  rows.forEach((r) => { r.elements.decision.value = r.elements.note.value = ""; });
+  ({ leaving } = context.start(page, kept, (name, text) => files.push([name, text])));
+};
 const press = (key, more = {}) => {
   const event = { key, target: {}, preventDefault() {}, ...more };
   page.by.keydown.forEach((f) => f(event));
@@ -461,6 +466,7 @@ def test_what_the_pages_script_saves_is_what_the_verb_takes_in(tmp_path):
     keys = [row.key for row in many]
     script = Page(Review.read(path).page(100)).script
     actions = """
+    load();
     const log = { first: shown(), warnsAtFirst: warns() };
     press("s"); press("U"); press("u", { ctrlKey: true }); press("s", { repeat: true });
     press("x"); press("p"); press("s"); press("n");   // the third: skip, then safe
@@ -469,10 +475,9 @@ def test_what_the_pages_script_saves_is_what_the_verb_takes_in(tmp_path):
     click("next"); log.second = shown(); press("u");
     click("next"); log.third = shown(); click("next"); log.last = shown();
     bar.elements.who.value = "ann";
+    load();                                            // again, before anything is saved
     log.warns = warns(); click("save"); log.warnsAfterwards = warns();
-    rows.forEach((r) => { r.elements.decision.value = ""; });
-    delete page.by.keydown;
-    leaving = open().leaving;                          // the page is loaded again
+    load();
     log.kept = rows.map((r) => r.elements.decision.value).filter(Boolean);
     console.log(JSON.stringify({ log, files }));
     """

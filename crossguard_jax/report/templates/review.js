@@ -43,9 +43,13 @@ function start(page, kept, download) {
     const when = new Date().toISOString();
     entries.set(row.dataset.key, { decision: decision.value, note: note.value, when });
     row.dataset.decision = decision.value;
-    unsaved = true;
+    keep(true);
+  }
+
+  function keep(isUnsaved) {
+    unsaved = isUnsaved;
     try {
-      kept.setItem(name, JSON.stringify([...entries]));
+      kept.setItem(name, JSON.stringify({ unsaved, entries: [...entries] }));
     } catch { /* a browser that keeps nothing still saves */ }
   }
 
@@ -66,7 +70,8 @@ function start(page, kept, download) {
   }
 
   try {
-    entries = new Map(JSON.parse(kept.getItem(name) || "[]"));
+    const before = JSON.parse(kept.getItem(name));
+    if (before) [entries, unsaved] = [new Map(before.entries), before.unsaved];
   } catch { /* nothing is kept, or nothing of ours */ }
   for (const [i, row] of rows.entries()) {
     const entry = entries.get(row.dataset.key);
@@ -83,7 +88,7 @@ function start(page, kept, download) {
   bar.next.addEventListener("click", () => show(at - (at % PER_PAGE) + PER_PAGE, true));
   bar.save.addEventListener("click", () => {
     download("decisions.json", JSON.stringify(payload(entries, bar.who.value), null, 1));
-    unsaved = false;
+    keep(false);
     show(at, false);
   });
   show(0, false);
