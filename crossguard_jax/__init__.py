@@ -1,12 +1,12 @@
 """A guard for multimodal models, trained and immunized in JAX.
 
 >>> import crossguard_jax as cg
->>> guard = cg.Guard.from_pretrained("path/to/a/llava/folder")
+>>> guard = cg.load("path/to/a/llava/folder")
 """
 
 from typing import Any
 
-__all__ = ["Guard", "Verdict"]
+__all__ = ["Guard", "Verdict", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from crossguard_jax.guard.verdict import Verdict
 
         return Verdict
+    if name == "load":
+        from crossguard_jax.systems.load import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -88,6 +88,7 @@ def attack(parser: argparse.ArgumentParser) -> None:
         help="certify the main model's answers to the first N rows",
     )
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
+    _verdict_arguments(parser)
     config_argument(parser, "configs/cmai.py", ("attack",))
     _out_argument(parser, "runs/attack")
 
@@ -205,6 +206,21 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blank", choices=("", "picture", "text"), default="", help="score a control"
     )
+    _verdict_arguments(parser)
+
+
+def _verdict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help='keeps verdicts, so that none is made twice (default: runs/verdicts; "": none)',
+    )
+    parser.add_argument(
+        "--noise-seed",
+        type=int,
+        metavar="N",
+        help="key a policy's noise by this, not by the folder's secret; for tests",
+    )
 
 
 def model(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -228,6 +244,7 @@ def model(parser: argparse.ArgumentParser, required: bool) -> None:
 def score(parser: argparse.ArgumentParser) -> None:
     model(parser, required=True)
     parser.add_argument("--threshold", type=float, metavar="P", help="least p_unsafe for unsafe")
+    _verdict_arguments(parser)
     one = parser.add_argument_group("one request, its verdict on stdout as JSON")
     one.add_argument("--text", help="the request")
     one.add_argument("--image", metavar="FILE", nargs="+", help="its pictures, if it has any")
@@ -238,6 +255,11 @@ def score(parser: argparse.ArgumentParser) -> None:
         "input has one, true_label. A row that cannot be scored goes to rejected.jsonl beside it\n"
         "(file, row, reason). Started again after a kill, it goes on. Exit code: 0 if every row\n"
         "has a verdict, 1 if one was rejected.",
+    )
+    many.add_argument(
+        "--queue",
+        metavar="FILE",
+        help="where what a policy flags waits for review (default: review.jsonl beside --output)",
     )
     many.add_argument(
         "--input", metavar="PATH", help="a .jsonl, .json, .csv or .tsv, or what --format says"

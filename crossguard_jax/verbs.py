@@ -128,7 +128,7 @@ VERBS: dict[str, Verb] = {
     "score": Verb(
         help="score one request, or a file of them",
         example="score --model toy://llava --text 'can i give the red one to my child?'",
-        handler="crossguard_jax.guard.scoring:main",
+        handler="crossguard_jax.systems.scoring:main",
         add_arguments=arguments.score,
         uses_jax=False,
     ),
@@ -143,7 +143,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb(
         help="say what this machine has, and whether a guard is in order",
         example="doctor --model toy://llava",
-        handler="crossguard_jax.guard.doctor:main",
+        handler="crossguard_jax.systems.doctor:main",
         add_arguments=arguments.doctor,
         uses_jax=False,
     ),
@@ -184,13 +184,14 @@ def train(args: argparse.Namespace) -> None:
 
 def immunize(args: argparse.Namespace) -> None:
     """Immunizes, and leaves the model with its check and its policy in ``OUT/model``."""
+    from crossguard_jax.cmai.folders import save_immunized
     from crossguard_jax.cmai.recipe import immunize as run
     from crossguard_jax.hf.export import ModelCard
     from crossguard_jax.toy.study import SOURCE, read
 
     done = run(args.config, args.out, {SOURCE: read})
     folder = Path(args.out) / "model"
-    done.save_pretrained(folder, ModelCard(base=args.config.model.path))
+    save_immunized(done, folder, ModelCard(base=args.config.model.path))
     if done.threshold is not None:
         cut = done.threshold
         print(f"S_c below {cut.tau:.4g}: {cut.pass_rate:.0%} of clean pairs are above, n={cut.n}")

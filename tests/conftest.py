@@ -22,6 +22,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Nothing a test needs lies on the Hub, so a test that asks for it is wrong, and fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A test that wants verdicts kept says where.
+os.environ["CROSSGUARD_STORE"] = ""
 # What `launch/run.sh test` was called by is not what tests call.
 os.environ.pop("CROSSGUARD_COMMAND", None)
 

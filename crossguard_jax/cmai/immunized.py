@@ -1,40 +1,36 @@
 """An immunized model: the model, its check, and what is done with what the check says."""
 
 import functools
-import json
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from crossguard_jax.attacks.logits import cross_entropy, margin_from
 from crossguard_jax.attacks.problem import Outcome
 from crossguard_jax.cmai import policy as policies
 from crossguard_jax.cmai.mbat import Answers
-from crossguard_jax.cmai.noise import row_keys
+from crossguard_jax.cmai.noise import content_keys
 from crossguard_jax.cmai.policy import Decisions, Policy
 from crossguard_jax.cmai.review import Flagged, ReviewQueue
-from crossguard_jax.cmai.storage import SETTINGS, load_check, save_check
-from crossguard_jax.cmai.task import Reader, Task
+from crossguard_jax.cmai.task import Request, Task
 from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.tree import named_leaves
-from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.batches import bucket
-from crossguard_jax.guard.guard import Guard
-from crossguard_jax.hf.export import ModelCard
+from crossguard_jax.guard.batches import slots
+from crossguard_jax.guard.encoding import Pictures, pictures_of
+from crossguard_jax.guard.guard import Guard, raised, same_length
+from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.load import folder_name
-from crossguard_jax.io.jsonl import read_json, write_atomic
 
-FILE = "cmai.json"
-CHECK = "consistency"  # a folder of its own: a model's loaders take every safetensors beside it
 _READER = ("read_ids", "read_mask")
 _FLOOR = 1e-12  # of a probability, so that its logarithm has a gradient
 
@@ -44,7 +40,7 @@ class Immunized:
     """A model that answers, or does not, by how well text and picture agree.
 
     Example:
-        >>> immunized = Immunized.from_pretrained("runs/quickstart/models/guard_immunized")
+        >>> immunized = load_immunized("runs/quickstart/models/guard_immunized")
         >>> found = immunized.decide(records)
         >>> found.decisions.rejected, found.s_c
 
@@ -56,6 +52,7 @@ class Immunized:
         threshold: what the check's cut rests on; None without a check.
         regime: weight of the adapter where nothing is suspicious; a ``robust`` branch goes from
             there to 1.
+        secret: what the noise of a ``smooth`` branch is keyed by, beside a request's content.
     """
 
     task: Task
@@ -64,6 +61,7 @@ class Immunized:
     policy: Policy = Policy()
     threshold: Threshold | None = None
     regime: float = 1.0
+    secret: bytes = b""
 
     @classmethod
     def of(cls, guard: Guard, labels: Sequence[str] = ()) -> "Immunized":
@@ -86,33 +84,44 @@ class Immunized:
 
     # As an attack sees it
 
-    def rows(self, records: Sequence[Record], length: int = 0) -> tuple[np.ndarray, Batch]:
-        """Records as an attack takes them: pixels [B, 3, X, X], and what comes with them.
+    def rows(self, records: Sequence[Record], which: int | None = None) -> tuple[np.ndarray, Batch]:
+        """Records as an attack takes them: pixels [B, 3, X, X] (or of several pictures each,
+        [B, I, 3, X, X]), and what comes with them.
 
         Args:
             records: with labels.
-            length: of the padded prompts in tokens, longer texts are cut; 0 is as long as the
-                longest needs.
-        """
-        length = length or self._longest(records)
-        parts = []
-        for start in range(0, len(records), 256):
-            part = self.task.batch(records[start : start + 256], length)
-            if self.task.reader is not None:
-                read = jax.jit(self.task.read)(self.trainable, self.frozen, part)
-                part |= {"h_t": np.asarray(read["h_t"])}
-            parts.append(part)
-        arrays = {
-            name: np.concatenate([part[name] for part in parts])
-            for name in parts[0]
-            if name not in _READER
-        }
-        return arrays.pop("pixels"), arrays
+            which: the picture of each row that may be perturbed, the last one where it has fewer;
+                None is all.
 
-    def _longest(self, records: Sequence[Record]) -> int:
-        guard = self.task.guard
-        rows, _ = guard.encoder.training_rows(records, guard.settings.max_length)
-        return bucket(max(len(row.ids) for row in rows), guard.settings.max_length)
+        Raises:
+            UserError: a record that cannot be encoded.
+        """
+        requests = []
+        labels = [self.task.label(record) for record in records]
+        encoded_rows = self.task.encode([r.text for r in records], [r.images for r in records])
+        for record, label, encoded in zip(records, labels, encoded_rows, strict=True):
+            if isinstance(encoded, UserError):
+                raise UserError(f"{record.id}: {encoded}") from encoded
+            requests.append(replace(encoded, label=label))
+        arrays = self.task.stack(requests)
+        if self.task.reader is not None:
+            arrays["h_t"] = self._texts(arrays)
+        for name in _READER:
+            arrays.pop(name, None)
+        pixels = arrays.pop("pixels")
+        if which is None or pixels.ndim == 4:
+            return pixels, arrays
+        slot = np.minimum(which, np.maximum(arrays["pictures"] - 1, 0)).astype(np.int32)
+        x = pixels[np.arange(len(pixels)), slot]
+        return x, arrays | {"others": pixels, "slot": slot}
+
+    def _texts(self, arrays: Batch) -> np.ndarray:
+        """h_t of every row's windows, [B, T, D]."""
+        parts = []
+        for start in range(0, len(arrays["labels"]), 256):
+            read = {name: arrays[name][start : start + 256] for name in _READER}
+            parts.append(np.asarray(_read(self.task, self.params, read)))
+        return np.concatenate(parts)
 
     def outcome(
         self, params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray
@@ -145,25 +154,15 @@ class Immunized:
 
     def _answers(self, params: Any, rows: Any, x: Array) -> Answers:
         trainable, frozen = params["trainable"], params["frozen"]
-        return self.task.answers(trainable, frozen, rows, self._clean(x), self.regime)
+        return self.task.answers(trainable, frozen, rows, self.part.clean(rows, x), self.regime)
 
-    def s_c(self, params: Any, rows: Any, x: Float[Array, "B C X Y"]) -> Float[Array, " B"]:
-        """How well each row's text fits its picture."""
-        trainable = params["trainable"]
-        _, h_v = self.task.see(trainable, params["frozen"], x, self.regime)
-        return self.task.s_c(trainable, rows, h_v)
+    def s_c(self, params: Any, rows: Any, x: Float[Array, "B *I C X Y"]) -> Float[Array, " B"]:
+        """How well each row's text fits its pictures."""
+        return self.part.s_c(params, rows, x)
 
     def predict(self, params: Any, inputs: Any, scale: Float[Array, " B"]) -> Float[Array, "B K"]:
         """`policy.Predict`: probabilities of the answers."""
-        full = self.regime == 1.0
-        weight = 1.0 if full else self.regime + (1.0 - self.regime) * scale
-        trainable, frozen = params["trainable"], params["frozen"]
-        pixels = self._clean(inputs["pixels"])
-        logits, _ = self.task.logits(trainable, frozen, inputs, pixels, weight)
-        return jax.nn.softmax(logits)
-
-    def _clean(self, x: Array) -> tuple[Array, Array]:
-        return x, jnp.zeros((1, 1, self.task.width), jnp.float32)
+        return self.part(params, inputs, scale)
 
     # As a user sees it
 
@@ -171,54 +170,121 @@ class Immunized:
         self,
         records: Sequence[Record],
         *,
-        key: PRNGKeyArray | None = None,
         queue: ReviewQueue | None = None,
         batch_size: int = 64,
-        length: int = 0,
     ) -> "Decided":
         """Answers requests as the policy says.
 
         Args:
-            records: the requests; their ids must differ, and no label is looked at.
-            key: of the noise of a ``smooth`` branch; key 0 by default.
+            records: the requests; no label is looked at.
             queue: where flagged requests go; they are on the disk before this returns.
-            batch_size: rows to a forward pass.
-            length: as in `rows`.
+            batch_size: windows to a forward pass, about.
 
         Raises:
-            UserError: two ids are the same, or rows are flagged and there is no queue.
+            UserError: a request that cannot be encoded, or rows are flagged and there is no queue.
         """
-        key = jax.random.key(0) if key is None else key
-        first = self.task.labels[0]
-        labelled = [r if r.label in self.task.labels else replace(r, label=first) for r in records]
-        x, rows = self.rows(labelled, length)
-        ids = [record.id for record in records]
-        keys = row_keys(key, ids)
-        scores, parts = [], []
-        for start in range(0, len(records), batch_size):
-            here = slice(start, start + batch_size)
-            arrays = rows | {"pixels": x}
-            inputs = {name: jnp.asarray(value[here]) for name, value in arrays.items()}
-            s_c = np.asarray(_scores(self, self.params, inputs))
-            scores.append(s_c)
-            decisions = policies.apply(
-                self.policy,
-                self.predict,
-                self.params,
-                inputs,
-                s_c,
-                keys[here],
-            )
-            if decisions.flagged.any():
-                if queue is None:
-                    raise UserError("arm: the policy flags for review: give a queue")
-                queue.add(self._flagged(records[here], decisions, s_c))
-            parts.append(decisions)
-        fields = {
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("branches", "answers", "rejected", "flagged", "passes")
-        }
-        return Decided(Decisions(**fields), np.concatenate(scores), self.task.labels)
+        encoded = self.task.encode([r.text for r in records], [r.images for r in records])
+        for record, request in zip(records, encoded, strict=True):
+            if isinstance(request, UserError):
+                raise UserError(f"{record.id}: {request}") from request
+        requests = [request for request in encoded if isinstance(request, Request)]
+        decided = self._decided(requests, batch_size)
+        if decided.decisions.flagged.any():
+            if queue is None:
+                raise UserError("arm: the policy flags for review: give a queue")
+            queue.add(self._flagged(records, decided.decisions, decided.s_c))
+        return decided
+
+    def _decided(self, requests: Sequence[Request], batch_size: int) -> "Decided":
+        """What comes of requests; those of one shape are computed together."""
+        shapes = [(slots(len(r.rows)), slots(len(r.levels)), slots(len(r.read))) for r in requests]
+        lengths = [len(r.rows[0].ids) for r in requests]
+        order = sorted(range(len(requests)), key=lambda i: (shapes[i], lengths[i]))
+        keys = content_keys(self.secret, [r.text for r in requests], [r.levels for r in requests])
+        scores = np.zeros(len(requests), np.float32)
+        parts: list[tuple[list[int], Decisions]] = []
+        for shape, same in itertools.groupby(order, key=shapes.__getitem__):
+            group, size = list(same), max(batch_size // shape[0], 1)
+            for start in range(0, len(group), size):
+                places = group[start : start + size]
+                filled = [*places, *[places[-1]] * (slots(len(places)) - len(places))]
+                arrays = self.task.stack([requests[i] for i in filled])
+                inputs = {name: jnp.asarray(x) for name, x in arrays.items()}
+                s_c = np.asarray(_scores(self.part, self.params, inputs))[: len(places)]
+                scores[places] = s_c
+                own = {name: x[: len(places)] for name, x in inputs.items()}
+                decisions = policies.apply(
+                    self.policy, self.part, self.params, own, s_c, keys[np.array(places)]
+                )
+                parts.append((places, decisions))
+        fields = {}
+        for name in ("branches", "answers", "rejected", "flagged", "passes"):
+            values = np.concatenate([getattr(d, name) for _, d in parts])
+            whole = np.empty_like(values)
+            whole[np.concatenate([places for places, _ in parts])] = values
+            fields[name] = whole
+        windows = np.array([len(request.rows) for request in requests])
+        return Decided(Decisions(**fields), scores, windows, self.task.labels)
+
+    def score(
+        self,
+        images: Sequence[Pictures],
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        threshold: float | None = None,
+    ) -> list[Verdict]:
+        """One verdict a row, in order, as the policy says; otherwise as `Guard.score`."""
+        return raised(self.score_each(images, texts, batch_size=batch_size, threshold=threshold))
+
+    def score_each(
+        self,
+        images: Sequence[Pictures],
+        texts: Sequence[object],
+        *,
+        batch_size: int = 16,
+        threshold: float | None = None,
+    ) -> list[Verdict | UserError]:
+        """As `score`, with the error of each row that has one in its place."""
+        same_length(images, texts)
+        shown = [pictures_of(each) for each in images]
+        out: list[Verdict | UserError | Request] = [*self.task.encode(texts, shown)]
+        places = [i for i, request in enumerate(out) if isinstance(request, Request)]
+        if not places:
+            return [each for each in out if isinstance(each, UserError)]
+        requests = [request for request in out if isinstance(request, Request)]
+        decided = self._decided(requests, batch_size)
+        cut = self.settings.threshold if threshold is None else threshold
+        for place, row in zip(places, range(len(places)), strict=True):
+            out[place] = self._verdict(decided, row, cut)
+        return [each for each in out if not isinstance(each, Request)]
+
+    def _verdict(self, decided: "Decided", row: int, cut: float) -> Verdict | UserError:
+        words, decisions = self.task.guard.settings.prompt, decided.decisions
+        rejected, s_c = bool(decisions.rejected[row]), float(decided.s_c[row])
+        p = 1.0 if rejected else float(decisions.answers[row, 1])
+        if math.isnan(p):  # NaN compares as safe
+            return UserError("the model's score is not a number; see crossguard doctor")
+        return Verdict(
+            p,
+            p >= cut,
+            cut,
+            words.positive if p >= cut else words.negative,
+            rejected,
+            None if self.task.reader is None or math.isnan(s_c) else s_c,
+            self.policy.branches[decisions.branches[row]].do,
+            int(decided.windows[row]),
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """The guard's."""
+        return self.task.guard.settings
+
+    @property
+    def part(self) -> "Predictor":
+        """What is compiled of it."""
+        return Predictor(self.task, self.regime)
 
     def _flagged(
         self, records: Sequence[Record], decisions: Decisions, s_c: Float[np.ndarray, " B"]
@@ -237,60 +303,6 @@ class Immunized:
                 folder_name(self.task.guard.folder),
             )
 
-    def save_pretrained(self, path: str | Path, card: ModelCard | None = None) -> None:
-        """Writes a folder that transformers loads as the robust model, and in it the check's.
-
-        Raises:
-            UserError: the adapter is merged here, and the policy blends it or the check reads texts
-                without it.
-        """
-        if self.regime != 1.0 or any(b.do == "robust" for b in self.policy.branches):
-            raise UserError(
-                "arm: a policy that blends the adapter cannot be saved merged; take out the robust "
-                "branch, or keep the run's folder"
-            )
-        layers = [name for name, _ in named_leaves(self.trainable["adapters"])]
-        itself = self.task.reader is not None and self.task.reader.graphdef is None
-        if itself and any(name.startswith("language_model.") for name in layers):
-            raise UserError(
-                "cmcv.text_source language_model: the check reads with the model as it was, which "
-                "is gone where its adapter is merged; take clip, or keep the run's folder"
-            )
-        folder = Path(path)
-        self.guard.save_pretrained(folder, card=card)
-        if self.task.reader is not None:
-            save_check(folder / CHECK, self.task.check(self.trainable), self.threshold)
-        branches = [policies.as_config(branch) for branch in self.policy.branches[:-1]]
-        path = self.task.reader.path if self.task.reader else ""
-        facts = {"labels": self.task.labels, "text_path": path, "branches": branches}
-        write_atomic(folder / FILE, json.dumps(facts, indent=2) + "\n")
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> "Immunized":
-        """What `save_pretrained` wrote; a folder without a check is a model as it is.
-
-        Args:
-            path: the folder.
-            options: of `Guard.from_pretrained`.
-
-        Raises:
-            UserError: whatever is wrong with the folder.
-        """
-        guard = Guard.from_pretrained(path, **options)
-        folder = Path(path)
-        if not (folder / FILE).is_file():
-            return cls.of(guard)
-        facts = read_json(folder / FILE)
-        if not (folder / CHECK / SETTINGS).is_file():
-            return cls.of(guard, facts["labels"])
-        check, threshold = load_check(folder / CHECK)
-        source = check.config.text_source
-        reader = Reader(guard, source, facts["text_path"], guard.settings.max_length)
-        task = Task(guard, facts["labels"], reader, check)
-        policy = Policy.from_config({"branches": facts["branches"]})
-        trainable = {"adapters": task.adapters, "check": nnx.split(check, graph=False)[1]}
-        return cls(task, trainable, task.frozen_parts, policy, threshold)
-
 
 @dataclass(frozen=True)
 class Decided:
@@ -298,12 +310,14 @@ class Decided:
 
     Attributes:
         decisions: of the policy, an entry a row; answers are probabilities [B, K].
-        s_c: how well each text fits its picture, [B].
+        s_c: how well each text fits its pictures, [B].
+        windows: in how many each text was read, [B].
         labels: the K answers.
     """
 
     decisions: Decisions
     s_c: Float[np.ndarray, " B"]
+    windows: Int[np.ndarray, " B"]
     labels: tuple[str, ...]
 
     @property
@@ -316,6 +330,47 @@ class Decided:
         ]
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """The compiled part of an immunized model: equal ones share their programs, whatever their
+    numbers.
+
+    Attributes:
+        task: the model as pure functions.
+        regime: as in `Immunized`.
+    """
+
+    task: Task
+    regime: float
+
+    def __call__(self, params: Any, inputs: Any, scale: Float[Array, " B"]) -> Float[Array, "B K"]:
+        """`policy.Predict`: probabilities of the answers."""
+        full = self.regime == 1.0
+        weight = 1.0 if full else self.regime + (1.0 - self.regime) * scale
+        trainable, frozen = params["trainable"], params["frozen"]
+        pixels = self.clean(inputs, inputs["pixels"])
+        logits, _ = self.task.logits(trainable, frozen, inputs, pixels, weight)
+        return jax.nn.softmax(logits)
+
+    def s_c(self, params: Any, rows: Any, x: Float[Array, "B *I C X Y"]) -> Float[Array, " B"]:
+        """How well each row's text fits its pictures; of rows with ``h_t``."""
+        pixels, _ = self.clean(rows, x)
+        _, h_v = self.task.see(params["trainable"], params["frozen"], pixels, self.regime)
+        return self.task.s_c(params["trainable"], rows, h_v)
+
+    def clean(self, rows: Any, x: Array) -> tuple[Array, Array]:
+        """All pictures, those among them that an attack leaves alone, and no shift of the text."""
+        if "slot" in rows:
+            x = rows["others"].at[jnp.arange(len(x)), rows["slot"]].set(x)
+        return x, jnp.zeros((1, 1, self.task.width), jnp.float32)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(immunized: Immunized, params: Any, inputs: Any) -> Array:
-    return immunized.s_c(params, inputs, inputs["pixels"])
+def _scores(part: Predictor, params: Any, inputs: Any) -> Array:
+    rows = part.task.read(params["trainable"], params["frozen"], inputs)
+    return part.s_c(params, rows, inputs["pixels"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(task: Task, params: Any, arrays: Any) -> Array:
+    return task.read(params["trainable"], params["frozen"], arrays)["h_t"]

@@ -1,13 +1,13 @@
 """Noise on pictures, keyed by row: what a row gets does not depend on its neighbours."""
 
 import hashlib
+import hmac
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray, Shaped
 
 PIXELS = "pixels"
@@ -17,15 +17,28 @@ Inputs = dict[str, Array]
 """Arrays [B, ...] by name, one of them `PIXELS`."""
 
 
-def row_keys(key: PRNGKeyArray, ids: Sequence[str]) -> Shaped[Array, " B"]:
-    """One key a row, from the row's name: in any batch, at any place, it is the same.
+def content_keys(
+    secret: bytes, texts: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]
+) -> Shaped[Array, " B"]:
+    """One key a row, from its content and a secret: whoever does not know the secret cannot tell
+    what noise a request will get, and the same request always gets the same.
 
-    Raises:
-        UserError: a name that occurs twice, whose rows would share their noise.
+    Args:
+        secret: any bytes.
+        texts: one a row.
+        pictures: what the model sees of each row's, grey levels / 255.
     """
-    if len(set(ids)) != len(ids):
-        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
-        raise UserError(f"id {twice!r} occurs twice in a batch; give every row an id of its own")
+    names = []
+    for text, levels in zip(texts, pictures, strict=True):
+        h = hmac.new(secret, text.encode("utf-8", "surrogatepass"), "sha256")
+        for each in levels:
+            h.update(np.round(255 * each).astype(np.uint8).tobytes())
+        names.append(h.hexdigest())
+    return row_keys(jax.random.key(0), names)
+
+
+def row_keys(key: PRNGKeyArray, ids: Sequence[str]) -> Shaped[Array, " B"]:
+    """One key a row, from the row's name: in any batch, at any place, it is the same."""
     digests = b"".join(hashlib.sha256(name.encode("utf-8", "replace")).digest() for name in ids)
     words = np.frombuffer(digests, "<u4").reshape(len(ids), -1)[:, :2].astype(np.uint32)
     return jax.vmap(lambda w: jax.random.fold_in(jax.random.fold_in(key, w[0]), w[1]))(words)

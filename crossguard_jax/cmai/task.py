@@ -6,7 +6,8 @@ immunized one, anything between a blend per example (`nn.lora`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,55 +19,44 @@ from crossguard_jax.attacks.logits import cross_entropy, margin_from
 from crossguard_jax.cmai.consistency import Check
 from crossguard_jax.cmai.features import pooled, text_features
 from crossguard_jax.cmai.mbat import Answers
+from crossguard_jax.cmai.reader import Reader
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard.batches import bucket, slots
+from crossguard_jax.guard.encoding import Row
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.hf import tokens
-from crossguard_jax.hf.clip import load_clip
+from crossguard_jax.io.images import Picture
 from crossguard_jax.nn import lora
 from crossguard_jax.nn.llava import Llava
 from crossguard_jax.nn.lora import LoraScale
+
+Item = TypeVar("Item")
+WINDOWED = ("input_ids", "attention_mask", "text_mask", "read_ids", "read_mask")
+"""Arrays of a batch with an axis of windows."""
 
 NO_PICTURE = 1.0
 """S_c of a text without a picture: there is nothing for it to disagree with."""
 
 
-class Reader:
-    """What h_t is made from: a text's tokens for the tower that the check reads texts with.
+@dataclass(frozen=True)
+class Request:
+    """A request as a task takes it.
 
-    Args:
-        guard: whose language model may be the tower.
-        source: a name in `features.TEXT_SOURCES`.
-        path: the CLIP folder, where that is the source.
-        max_length: of a text in tokens, where the language model is the source.
-
-    Raises:
-        UserError: an unknown source, or a folder that is no CLIP.
+    Attributes:
+        text: the user's.
+        rows: the prompt, or its windows.
+        levels: of each picture, grey levels / 255, float32 [3, X, X].
+        read: the text's windows, as the check's reader has them; one empty window without a reader.
+        label: place of the right answer; 0 where nobody asks.
     """
 
-    def __init__(self, guard: Guard, source: str, path: str, max_length: int):
-        self.source, self.path = source, path
-        # With the guard's own language model nothing of it is kept twice.
-        self.graphdef: Any = None
-        self.state: Any = None
-        if source == "clip":
-            clip = load_clip(path, mesh=guard.mesh, rules=guard.rules)
-            self._tokenizer, self.length = clip.tokenizer, clip.context
-            self.width = clip.model.config.text.hidden_size
-            self.graphdef, self.state = nnx.split(clip.model.text_model, graph=False)
-        else:
-            self._tokenizer, self.length = guard.encoder.tokenizer, max_length
-            self.width = guard.model.config.text.hidden_size
-
-    def __call__(self, texts: Sequence[str]) -> Batch:
-        """``read_ids`` (int32) and ``read_mask`` (bool), [B, L] of one length always."""
-        rows = self._tokenizer(
-            [tokens.valid(text) for text in texts], truncation=True, max_length=self.length
-        )["input_ids"]
-        ids, mask = tokens.padded(rows, self.length)
-        return {"read_ids": ids, "read_mask": mask}
+    text: str
+    rows: Sequence[Row]
+    levels: Sequence[np.ndarray]
+    read: Sequence[Sequence[int]]
+    label: int = 0
 
 
 class Task:
@@ -96,6 +86,22 @@ class Task:
         self.graphdef, self.adapters, self.frozen = lora.split(guard.model)
         self.check_graphdef: Any = check and nnx.split(check, graph=False)[0]
         self.mean, self.std = guard.encoder.normalization
+        # The adapter's weight in what is frozen: -1 where it is merged into that.
+        self.merged = 0.0
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        """All that its functions depend on beside their arguments."""
+        reader = self.reader and (self.reader.source, self.reader.graphdef)
+        numbers = (self.mean.tobytes(), self.std.tobytes(), self.merged, str(self.dtype))
+        return self.graphdef, self.check_graphdef, reader, self.label_ids, numbers
+
+    def __eq__(self, other: object) -> bool:
+        """Whether one compiled program serves both."""
+        return isinstance(other, Task) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
     @property
     def width(self) -> int:
@@ -114,35 +120,103 @@ class Task:
         return self.guard.model.language_model.embed_tokens.embedding.dtype
 
     def batch(self, records: Sequence[Record], length: int) -> Batch:
-        """Records as arrays.
+        """Records as arrays to learn from: of a long text, one window.
+
+        Args:
+            records: B, with labels.
+            length: tokens of a row with one picture (see `Encoder.training_rows`).
 
         Returns:
-            ``input_ids``, ``attention_mask`` [B, length]; ``text_mask`` [B, length], the user's own
-            tokens, which an attack on the text may move; ``pixels`` float32 [B, 3, X, X] in [0, 1]
-            and ``has_picture`` [B]; ``labels`` int32 [B]; with a reader, its arrays.
+            As `stack`, without the axes of windows.
 
         Raises:
             UserError: a label that is no answer, or a row that cannot be encoded.
         """
-        encoder = self.guard.encoder
-        has_picture = np.array([record.image is not None for record in records])
-        rows, length = encoder.training_rows(records, length)
-        side = encoder.image_size
-        pixels = np.zeros((len(rows), 3, side, side), np.float32)
-        for i, record in enumerate(records):
-            if record.image is not None:
-                pixels[i] = encoder.levels(record.image, record.id)
-        arrays = encoder.pad(rows, length)
-        text = np.zeros(arrays["input_ids"].shape, bool)
-        for mask, row in zip(text, rows, strict=True):
-            mask[slice(*row.user)] = True
-        arrays |= {"text_mask": text, "pixels": pixels, "has_picture": has_picture}
-        arrays["labels"] = np.array([self._label(record) for record in records], np.int32)
-        if self.reader is not None:
-            arrays |= self.reader([record.text for record in records])
-        return arrays
+        rows, longest = self.guard.encoder.training_rows(records, length)
+        requests = []
+        read = self.reader.windows([r.text for r in records]) if self.reader else [[[]]] * len(rows)
+        for record, row, windows in zip(records, rows, read, strict=True):
+            levels, label = self._levels(record), self.label(record)
+            requests.append(Request(record.text, [row], levels, windows[:1], label))
+        arrays = self.stack(requests, longest)
+        return {k: v[:, 0] if k in WINDOWED else v for k, v in arrays.items()}
 
-    def _label(self, record: Record) -> int:
+    def encode(
+        self, texts: Sequence[object], shown: Sequence[Sequence[Picture]]
+    ) -> list[Request | UserError]:
+        """Each request whole, in windows where its text is long, or what is wrong with it.
+
+        Args:
+            texts: one a request; it may be empty beside a picture.
+            shown: the pictures of each.
+        """
+        encoder = self.guard.encoder
+        out: list[Request | UserError] = []
+        for text, pictures, rows in zip(
+            texts, shown, encoder.windows(texts, [*map(len, shown)]), strict=True
+        ):
+            try:
+                if isinstance(rows, UserError):
+                    raise rows
+                if len(rows) > 1 and len(self.labels) != 2:
+                    raise UserError("the text is longer than is read at once; shorten it")
+                levels = [encoder.levels(picture) for picture in pictures]
+                read = self.reader.windows([str(text)])[0] if self.reader else [[]]
+                out.append(Request(str(text), rows, levels, read))
+            except UserError as error:
+                out.append(error)
+        return out
+
+    def stack(self, requests: Sequence[Request], length: int = 0) -> Batch:
+        """Requests as arrays. The number W of windows, I of pictures and T of the check's windows
+        are powers of two; what is missing repeats the last one, and the number of pictures is told.
+
+        Args:
+            requests: B.
+            length: L; 0 is as long as the longest window needs.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` [B, W, L]; ``text_mask`` [B, W, L], the user's own
+            tokens, which an attack on the text may move; ``pixels`` float32 in [0, 1], [B, 3, X, X]
+            if I is 1 or else [B, I, 3, X, X]; ``pictures`` int32 [B]; ``has_picture`` [B];
+            ``labels`` int32 [B]; with a reader ``read_ids``, ``read_mask`` [B, T, L_t].
+        """
+        encoder = self.guard.encoder
+        rows = _repeated([request.rows for request in requests])
+        longest = max(len(row.ids) for row in rows)
+        length = length or bucket(longest, encoder.settings.max_length)
+        flat = encoder.pad(rows, length)
+        flat["text_mask"] = np.zeros(flat["input_ids"].shape, bool)
+        for mask, row in zip(flat["text_mask"], rows, strict=True):
+            mask[slice(*row.user)] = True
+        counts = [len(request.levels) for request in requests]
+        side = encoder.image_size
+        pixels = np.zeros((len(requests), slots(max(counts)), 3, side, side), np.float32)
+        for of_request, request in zip(pixels, requests, strict=True):
+            for place, levels in enumerate(request.levels):
+                of_request[place] = levels
+        arrays: Batch = {
+            "pixels": pixels[:, 0] if pixels.shape[1] == 1 else pixels,
+            "pictures": np.array(counts, np.int32),
+            "has_picture": np.array(counts) > 0,
+            "labels": np.array([request.label for request in requests], np.int32),
+        }
+        if self.reader is not None:
+            ids, mask = self.reader.pad(_repeated([request.read for request in requests]))
+            flat |= {"read_ids": ids, "read_mask": mask}
+        b = len(requests)
+        return arrays | {name: x.reshape(b, -1, x.shape[-1]) for name, x in flat.items()}
+
+    def _levels(self, record: Record) -> list[np.ndarray]:
+        encoder = self.guard.encoder
+        return [encoder.levels(image, f"the picture of {record.id}") for image in record.images]
+
+    def label(self, record: Record) -> int:
+        """The place of a record's label among the answers.
+
+        Raises:
+            UserError: it is none.
+        """
         if record.label not in self.labels:
             choices = ", ".join(self.labels[:20])
             raise UserError(f"row {record.id}: label {record.label!r} is none of {choices}")
@@ -160,8 +234,10 @@ class Task:
             model = self.model(trainable, frozen).language_model
         else:
             model = nnx.merge(self.reader.graphdef, frozen["reader"])
-        h_t = text_features(self.reader.source, model, batch["read_ids"], batch["read_mask"], 0.0)
-        return batch | {"h_t": jax.lax.stop_gradient(h_t)}
+        ids, mask = (batch[f"read_{name}"] for name in ("ids", "mask"))
+        flat_ids, flat_mask = (x.reshape(-1, x.shape[-1]) for x in (ids, mask))
+        h_t = text_features(self.reader.source, model, flat_ids, flat_mask, self.merged)
+        return batch | {"h_t": jax.lax.stop_gradient(h_t.reshape(*ids.shape[:-1], -1))}
 
     def model(self, trainable: Any, frozen: Any) -> Llava:
         """The LLaVA, with its adapter."""
@@ -172,13 +248,24 @@ class Task:
         return nnx.merge(self.check_graphdef, trainable["check"])
 
     def see(
-        self, trainable: Any, frozen: Any, pixels: Float[Array, "B C X Y"], scale: LoraScale = 1.0
-    ) -> tuple[Array, Array]:
+        self,
+        trainable: Any,
+        frozen: Any,
+        pixels: Float[Array, "B *I C X Y"],
+        scale: LoraScale = 1.0,
+    ) -> tuple[Float[Array, "B *I S W"], Float[Array, "B *I D_v"]]:
         """The tower's states that the projector reads, and h_v, of pixels in [0, 1]."""
         model = self.model(trainable, frozen)
-        normal = (pixels - self.mean) / self.std
-        states = model.see(normal.astype(self.dtype), scale)
-        return states, pooled(states)
+        lead, flat = pixels.shape[:-3], pixels.reshape(-1, *pixels.shape[-3:])
+        normal = (flat - self.mean) / self.std
+        states = model.see(normal.astype(self.dtype), self._tower_scale(scale, lead))
+        h_v = pooled(states)
+        return states.reshape(*lead, *states.shape[1:]), h_v.reshape(*lead, -1)
+
+    def _tower_scale(self, scale: LoraScale, lead: tuple[int, ...]) -> LoraScale:
+        """The regime of each picture, the adapter's weight in the frozen numbers taken off."""
+        scale = jnp.asarray(scale) + self.merged
+        return jnp.repeat(scale, lead[1]) if scale.ndim and len(lead) == 2 else scale
 
     def logits(
         self,
@@ -188,32 +275,59 @@ class Task:
         inputs: Inputs,
         scale: LoraScale = 1.0,
         vocabulary: bool = False,
-    ) -> tuple[Float[Array, "B K"], Float[Array, "B D_v"]]:
-        """The answers' logits, float32, and h_v.
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B *I D_v"]]:
+        """The answers' logits, float32, and h_v. Of several windows the one that speaks most for
+        the second answer counts: one that is unsafe makes the request unsafe.
 
         Args:
             trainable: ``adapters`` and, where there is one, ``check``.
             frozen: ``model`` and, where there is one, ``reader``.
-            batch: of `batch`; its own pixels are not looked at.
-            inputs: pixels [B, C, X, Y] in [0, 1], and what is added to the token embeddings.
+            batch: of `batch` or `stack`; its own pixels are not looked at.
+            inputs: pixels [B, C, X, Y] or [B, I, C, X, Y] in [0, 1], and what is added to the token
+                embeddings.
             scale: the regime.
             vocabulary: of every token, [B, V], not of the answers' alone.
         """
         pixels, shift = inputs
         model = self.model(trainable, frozen)
         states, h_v = self.see(trainable, frozen, pixels, scale)
-        x = model.place(batch["input_ids"], model.project(states, scale))
-        x = x + jnp.where(batch["text_mask"][..., None], shift, 0).astype(x.dtype)
-        mask = batch["attention_mask"] > 0
+        lead, flat = states.shape[:-2], states.reshape(-1, *states.shape[-2:])
+        features = model.project(flat, self._tower_scale(scale, lead))
+        features = features.reshape(lead[0], -1, features.shape[-1])
         columns = None if vocabulary else jnp.asarray(self.label_ids)
-        return model.read(x, mask, columns, scale), h_v
+        regime = jnp.asarray(scale) + self.merged
 
-    def s_c(self, trainable: Any, batch: Any, h_v: Float[Array, "B D_v"]) -> Float[Array, " B"]:
-        """How well each row's text fits its picture; 1 where there is no picture or no check."""
-        none = jnp.full(h_v.shape[0], NO_PICTURE, jnp.float32)
+        def read(window: Any) -> Array:
+            ids, mask, text_mask = window
+            x = model.place(ids, features)
+            x = x + jnp.where(text_mask[..., None], shift, 0).astype(x.dtype)
+            return model.read(x, mask > 0, columns, regime)
+
+        window = tuple(batch[name] for name in WINDOWED[:3])
+        if window[0].ndim == 2:
+            return read(window), h_v
+        by_window = tuple(x.swapaxes(0, 1) for x in window)
+        if len(by_window[0]) == 1:
+            return read(tuple(x[0] for x in by_window)), h_v
+        # One after the other: as many rows at once as without windows.
+        logits = jax.lax.map(jax.checkpoint(read), by_window)
+        worst = jnp.argmax(logits[..., -1] - logits[..., 0], axis=0)
+        return jnp.take_along_axis(logits, worst[None, :, None], axis=0)[0], h_v
+
+    def s_c(self, trainable: Any, batch: Any, h_v: Float[Array, "B *I D_v"]) -> Float[Array, " B"]:
+        """How well each row's text fits its picture, the least over the windows of the text and
+        over the pictures; 1 where there is no picture or no check."""
+        b = h_v.shape[0]
         if self.reader is None:
-            return none
-        return jnp.where(batch["has_picture"], self.check(trainable)(h_v, batch["h_t"]), none)
+            return jnp.full(b, NO_PICTURE, jnp.float32)
+        v = h_v.reshape(b, -1, h_v.shape[-1])
+        t = batch["h_t"].reshape(b, -1, batch["h_t"].shape[-1])
+        i, n = v.shape[1], t.shape[1]
+        pairs = jnp.repeat(v, n, axis=1), jnp.tile(t, (1, i, 1))
+        scores = self.check(trainable)(*(x.reshape(b * i * n, -1) for x in pairs))
+        least = scores.reshape(b, i, n).min(axis=2)
+        there = jnp.arange(i) < batch["pictures"][:, None]
+        return jnp.where(there, least, NO_PICTURE).min(axis=1)
 
     def answers(
         self,
@@ -260,6 +374,7 @@ class Task:
 
         def features(name: str, pixels: str) -> Array:
             h_v = batch[name] if name in batch else self.see(trainable, frozen, batch[pixels])[1]
+            h_v = h_v if h_v.ndim == 2 else h_v[:, 0]  # of several pictures, the first
             return h_v if joint else jax.lax.stop_gradient(h_v)
 
         ids, there = batch["read_ids"], batch["has_picture"]
@@ -284,7 +399,12 @@ class Task:
         """`mbat.Answer` that knows no task: the loss is how far the tower's states are from their
         ``clean_states``, squared, summed over the width, the mean over tokens."""
         states, h_v = self.see(trainable, frozen, inputs[0], scale)
-        away = (
-            ((states - batch["clean_states"]).astype(jnp.float32) ** 2).sum(axis=-1).mean(axis=-1)
-        )
+        squares = (states - batch["clean_states"]).astype(jnp.float32) ** 2
+        away = squares.sum(axis=-1).reshape(len(squares), -1).mean(axis=1)
         return Answers(away, jnp.zeros_like(away), jnp.full_like(away, NO_PICTURE), h_v)
+
+
+def _repeated(each: Sequence[Sequence[Item]]) -> list[Item]:
+    """As many of each, a power of two, the last one repeated; one after the other."""
+    size = slots(max(map(len, each)))
+    return [item for some in each for item in [*some, *[some[-1]] * (size - len(some))]]

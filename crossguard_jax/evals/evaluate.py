@@ -11,11 +11,19 @@ from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record, blanked
 from crossguard_jax.evals.benchmarks import ScoredRows, slug
 from crossguard_jax.evals.guard_report import Judged, guard_sections
-from crossguard_jax.evals.systems import score_benchmarks
-from crossguard_jax.guard.guard import Guard
+from crossguard_jax.evals.scoring import (
+    Scored,
+    branch_counts,
+    judged_rows,
+    scored_rows,
+    write_verdicts,
+)
 from crossguard_jax.report.blocks import Section
 from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Table
+from crossguard_jax.systems.load import load
+from crossguard_jax.systems.scoring import BRANCHES
+from crossguard_jax.systems.store import VerdictStore, store_folder
 
 
 def main(args: argparse.Namespace) -> int:
@@ -30,12 +38,15 @@ def main(args: argparse.Namespace) -> int:
     with LeftOut(folder / "rejected.jsonl") as left_out:
         tests = read_benchmarks(args.data, left_out)
         tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
-        systems, own = _score(args, tests, left_out)
+        judgements, systems, own = _score(args, tests, left_out)
+    for name, scored in judgements.items():
+        write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
     threshold = _threshold(args.threshold, own)
     judged = Judged(systems, threshold)
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
     meta = {"models": args.model, "data": args.data, "threshold": threshold}
-    sections = guard_sections(judged, lambda b, i: texts[b, i]) + left_out_sections(left_out)
+    sections = guard_sections(judged, lambda b, i: texts[b, i])
+    sections += policy_sections(judgements) + left_out_sections(left_out)
     page = Report("Guards compared", sections, meta).write(folder)
     for name, figures in judged.results.items():
         for measure in ("asr", "fpr", "accuracy", "auroc"):
@@ -47,16 +58,19 @@ def main(args: argparse.Namespace) -> int:
 
 def _score(
     args: argparse.Namespace, tests: Mapping[str, Sequence[Record]], left_out: LeftOut
-) -> tuple[dict[str, ScoredRows], dict[str, float]]:
-    """Every model's scores of the rows that all of them can score, and its own threshold."""
+) -> tuple[dict[str, Scored], dict[str, ScoredRows], dict[str, float]]:
+    """Every model's verdicts, its scores of the rows that all can score, and its own threshold."""
+    judgements: dict[str, Scored] = {}
     systems: dict[str, ScoredRows] = {}
     thresholds: dict[str, float] = {}
     for spec in args.model:
         name, path, adapter = parse_model(spec)
         if name in systems:
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
-        guard = Guard.from_pretrained(path, adapter, args.dtype, prompt=args.prompt)
-        scores = score_benchmarks(guard, tests, name, args.batch_size, left_out)
+        system = load(path, adapter, args.dtype, prompt=args.prompt, noise_seed=args.noise_seed)
+        store = VerdictStore(store_folder(args.store), system)
+        judgements[name] = judged_rows(store, tests, name, args.batch_size, left_out)
+        scores = scored_rows(judgements[name], system.settings.prompt.positive)
         keys = set(scores.keys())
         if not keys:
             raise UserError(f"--model {spec}: it can score no row; see {left_out.path}")
@@ -64,12 +78,12 @@ def _score(
             benchmark: [record for record in rows if (benchmark, record.id) in keys]
             for benchmark, rows in tests.items()
         }
-        systems[name], thresholds[name] = scores, guard.settings.threshold
+        systems[name], thresholds[name] = scores, system.settings.threshold
     common = {
         name: scores.take(np.array([key in keys for key in scores.keys()]))
         for name, scores in systems.items()
     }
-    return common, thresholds
+    return judgements, common, thresholds
 
 
 def _threshold(given: float | None, own: Mapping[str, float]) -> float:
@@ -86,6 +100,23 @@ def _threshold(given: float | None, own: Mapping[str, float]) -> float:
             "--threshold sets another"
         )
     return threshold
+
+
+def policy_sections(judgements: Mapping[str, Scored]) -> list[Section]:
+    """What the systems' policies did, by benchmark and label; nothing where none did anything."""
+    rows = []
+    for name, scored in judgements.items():
+        for (benchmark, label), counts in branch_counts(scored).items():
+            total = counts.total()
+            rows += [
+                (name, benchmark, label, BRANCHES[branch], f"{n:,} of {total:,}")
+                for branch, n in sorted(counts.items())
+                if branch != "accept"
+            ]
+    if not rows:
+        return []
+    table = Table(("System", "Benchmark", "Label", "What", "Rows"), tuple(rows), "")
+    return [Section("What the policy did", (table,))]
 
 
 def left_out_sections(left_out: LeftOut) -> list[Section]:

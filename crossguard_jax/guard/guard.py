@@ -129,7 +129,7 @@ class Guard:
             UserError: no lists, lengths differ, a text that is no str, is empty beside no picture,
                 or is longer than the model reads at once, a picture that does not decode.
         """
-        _same_length(images, texts)
+        same_length(images, texts)
         shown = [pictures_of(each) for each in images]
         rows = []
         for i, row in enumerate(self.encoder.whole(texts, [*map(len, shown)])):
@@ -194,7 +194,7 @@ class Guard:
         threshold: float | None = None,
     ) -> list[Verdict | UserError]:
         """As `score`, with the error of each row that has one in its place."""
-        _same_length(images, texts)
+        same_length(images, texts)
         shown = [pictures_of(each) for each in images]
         requests = self.encoder.windows(texts, [*map(len, shown)])
         windows = {
@@ -365,7 +365,8 @@ def _logits(
     return lora.merge(graphdef, *states)(ids, pixels, mask, picture_index=index)
 
 
-def _same_length(images: Any, texts: Any) -> None:
+def same_length(images: Any, texts: Any) -> None:
+    """Refuses what are no lists of one length."""
     for name, rows in (("images", images), ("texts", texts)):
         if isinstance(rows, str | bytes | Path) or not hasattr(rows, "__len__"):
             raise UserError(

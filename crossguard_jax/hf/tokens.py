@@ -109,8 +109,16 @@ def open_ended(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[lis
     return without_closing(tokenizer, tokenizer(list(texts), **options)["input_ids"], **options)
 
 
+def frame(tokenizer: Any, **options: Any) -> tuple[int, int]:
+    """How many tokens a tokenizer, called with these options, puts before and behind a text."""
+    (added,) = tokenizer(["a"], return_special_tokens_mask=True, **options)["special_tokens_mask"]
+    before, behind = (
+        next(n for n, mark in enumerate([*marks, 0]) if not mark) for marks in (added, added[::-1])
+    )
+    return before, behind
+
+
 def without_closing(tokenizer: Any, rows: Sequence[list[int]], **options: Any) -> list[list[int]]:
     """Rows of ids without what the tokenizer, called with these options, adds at the end."""
-    (added,) = tokenizer(["a"], return_special_tokens_mask=True, **options)["special_tokens_mask"]
-    closing = next(n for n, mark in enumerate([*added[::-1], 0]) if not mark)
+    _, closing = frame(tokenizer, **options)
     return [ids[: len(ids) - closing] for ids in rows]

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from crossguard_jax.cmai.folders import save_immunized
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import load_config
@@ -96,7 +97,6 @@ IMMUNIZE = (
     "--config.data.sources.implicit.weight=0.4",
     "--config.cmcv.train.steps=100",
     "--config.attack.epsilons=(0.0, 0.031372549, 0.125490196)",
-    "--config.attack.max_length=44",
     ROOM,
     *SOURCES,
 )
@@ -288,10 +288,11 @@ def _export(folder: Path, guards: dict[str, Guard], immunized: Immunized, judged
             if key.split(".")[-1] in ("asr", "fpr") and ".category." not in key
         }
         card = ModelCard(base="the small LLaVA of crossguard_jax", data=DATA[name], metrics=metrics)
-        saved = immunized if name == "guard.immunized" else guard
-        saved.save_pretrained(
-            folder / "models" / SYSTEMS[name][0], card=replace(card, license="apache-2.0")
-        )
+        place, card = folder / "models" / SYSTEMS[name][0], replace(card, license="apache-2.0")
+        if name == "guard.immunized":
+            save_immunized(immunized, place, card)
+        else:
+            guard.save_pretrained(place, card=card)
 
 
 def _write_data(folder: Path, tests: dict[str, list[Record]], overrides: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.benchmarks import ScoredRows
-from crossguard_jax.evals.systems import score_benchmarks
+from crossguard_jax.evals.scoring import score_benchmarks
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.toy.world.sources import records
 

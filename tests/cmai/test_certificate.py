@@ -207,11 +207,6 @@ def test_noise_is_gaussian_of_that_width_and_leaves_other_inputs_alone():
     np.testing.assert_array_equal(drawn["input_ids"], np.repeat(np.arange(30), 40))
 
 
-def test_two_rows_of_one_name_are_refused():
-    with pytest.raises(UserError, match="'a' occurs twice"):
-        row_keys(jax.random.key(0), ["a", "b", "a"])
-
-
 @pytest.mark.parametrize(
     "bad", [{"sigma": 0.0}, {"sigma": float("nan")}, {"alpha": 0.5}, {"n": 0}, {"n0": 0}]
 )

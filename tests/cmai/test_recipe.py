@@ -88,7 +88,7 @@ def moved(system) -> bool:
 def held_out(system, length=48):
     """S_c of the held-out pairs, which the run is not asked for."""
     rows = records("implicit", "val", 28)
-    x, arrays = system.rows(rows, length)
+    x, arrays = system.rows(rows)
     return np.asarray(jax.jit(system.s_c)(system.params, arrays, jnp.asarray(x)))
 
 

@@ -19,7 +19,7 @@ from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.data.sources.beavertails import CATEGORIES
 from crossguard_jax.evals import evaluate
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
-from crossguard_jax.evals.systems import score_benchmarks
+from crossguard_jax.evals.scoring import score_benchmarks
 from crossguard_jax.guard import scoring
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import answered, contents_hash, open_sources

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from crossguard_jax.cmai.immunized import FILE, Immunized
+from crossguard_jax.cmai.folders import is_immunized, load_immunized
+from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.evals.evaluate import (
@@ -23,8 +24,10 @@ from crossguard_jax.evals.robustness.pictures import pictures_section
 from crossguard_jax.evals.robustness.probe import STEPS, probe
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attack_records, attackable
+from crossguard_jax.evals.scoring import judged_rows, write_verdicts
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
+from crossguard_jax.systems.store import VerdictStore, store_folder
 
 
 def main(args: argparse.Namespace) -> int:
@@ -47,12 +50,14 @@ def main(args: argparse.Namespace) -> int:
     with LeftOut(folder / "rejected.jsonl") as left_out:
         tests = read_benchmarks(args.data, left_out)
         rows = [record for benchmark in tests.values() for record in benchmark]
-        systems = load_systems(args.model, args.prompt)
+        systems = load_systems(args.model, args.prompt, args.noise_seed)
         (main_name, first), *_ = systems.items()
         records = drawn(attackable(rows, first.task.labels, left_out), args.limit, config.seed)
+    for name, system in systems.items():
+        _clean_verdicts(args, system, name, records, folder / f"{name}.verdicts.jsonl", left_out)
     other = None
     if args.surrogate:
-        other = load_system(args.surrogate, args.prompt, first.task.labels)
+        other = load_system(args.surrogate, args.prompt, first.task.labels, args.noise_seed)
     results = {
         name: attack_records(config, system, records, folder / "cells" / name, other)
         for name, system in systems.items()
@@ -69,7 +74,6 @@ def main(args: argparse.Namespace) -> int:
             first,
             records[: args.certify],
             config.certificate,
-            config.max_length,
             folder / "cells" / main_name / "certificate",
             config.seed,
         )
@@ -78,8 +82,8 @@ def main(args: argparse.Namespace) -> int:
     meta = {name: getattr(args, name) for name in options}
     sections += left_out_sections(left_out)
     page = Report("Robustness", sections, meta | {"attack": config.to_dict()}).write(folder)
-    for name, system in results.items():
-        _tell(name, system)
+    for name, result in results.items():
+        _tell(name, result)
     return print_summary(left_out, page, faultless=(NO_PICTURE,))
 
 
@@ -116,7 +120,9 @@ def drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Recor
     return [records[i] for i in np.sort(chosen)]
 
 
-def load_systems(specs: Sequence[str], prompt: str | None) -> dict[str, Immunized]:
+def load_systems(
+    specs: Sequence[str], prompt: str | None, noise_seed: int | None = None
+) -> dict[str, Immunized]:
     """Models by dotted name, of ``[NAME=]FOLDER``, the main one first.
 
     A model that was not immunized is held to the main one's answers.
@@ -133,7 +139,7 @@ def load_systems(specs: Sequence[str], prompt: str | None) -> dict[str, Immunize
             raise UserError(f"--model {spec}: attack takes whole folders; export {adapter} first")
         if name in systems:
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
-        systems[name] = load_system(path, prompt, labels)
+        systems[name] = load_system(path, prompt, labels, noise_seed)
         labels = labels or systems[name].task.labels
         if systems[name].task.labels != labels:
             raise UserError(
@@ -143,10 +149,31 @@ def load_systems(specs: Sequence[str], prompt: str | None) -> dict[str, Immunize
     return systems
 
 
-def load_system(path: str, prompt: str | None, labels: Sequence[str]) -> Immunized:
+def load_system(
+    path: str, prompt: str | None, labels: Sequence[str], noise_seed: int | None = None
+) -> Immunized:
     """One model; ``labels`` are for one that was not immunized."""
-    system = Immunized.from_pretrained(path, prompt=prompt)
-    return system if (Path(path) / FILE).is_file() else Immunized.of(system.task.guard, labels)
+    system = load_immunized(path, prompt=prompt, noise_seed=noise_seed)
+    return system if is_immunized(path) else Immunized.of(system.task.guard, labels)
+
+
+def _clean_verdicts(
+    args: argparse.Namespace,
+    system: Immunized,
+    name: str,
+    records: Sequence[Record],
+    path: Path,
+    left_out: LeftOut,
+) -> None:
+    """Writes what the system says of the rows before anybody attacks them, as ``score`` would."""
+    words = system.settings.prompt
+    if system.task.labels != (words.negative, words.positive):
+        return
+    store = VerdictStore(store_folder(args.store), system)
+    by_source: dict[str, list[Record]] = {}
+    for record in records:
+        by_source.setdefault(record.source, []).append(record)
+    write_verdicts(judged_rows(store, by_source, name, left_out=left_out), path)
 
 
 def _steps(config: Any) -> int:
@@ -175,8 +202,8 @@ def _facts(
     return tuple(facts)
 
 
-def _tell(name: str, system: Robustness) -> None:
-    estimates = figures(system)
+def _tell(name: str, result: Robustness) -> None:
+    estimates = figures(result)
     for figure, estimate in estimates.items():
         if figure.endswith((".accuracy", ".robust_accuracy")):
             interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"

@@ -78,7 +78,6 @@ def certified(
     system: Immunized,
     records: Sequence[Record],
     config: Any,
-    length: int,
     folder: str | Path,
     seed: int = 0,
 ) -> Certified:
@@ -86,21 +85,20 @@ def certified(
 
     Args:
         system: the model; its policy does not matter.
-        records: labelled, their ids differ; those without a picture are left out.
+        records: labelled; those without a picture are left out.
         config: ``attack.certificate`` of ``configs/cmai.py``.
-        length: of the padded prompts.
         folder: keeps what is done, a file a batch.
         seed: of the noise.
 
     Raises:
-        UserError: no record with a picture, two of one id, a check that nothing cuts, or a number
+        UserError: no record with a picture, a check that nothing cuts, or a number
             that cannot be.
     """
     sampling = Sampling(*(config[name] for name in ("sigma", "n0", "n", "alpha", "chunk")))
     pictured = [record for record in records if record.image is not None]
     if not pictured:
         raise UserError(f"certificate: none of {len(records)} rows has a picture")
-    x, rows = system.rows(pictured, length)
+    x, rows = system.rows(pictured)
     keys = row_keys(jax.random.key(seed), [record.id for record in pictured])
     events = functools.partial(_events, system)
     attack = functools.partial(_attacked, system, int(config.steps), int(config.samples))

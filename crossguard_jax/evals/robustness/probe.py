@@ -102,7 +102,7 @@ def probe(
     pictured = [record for record in records if record.image is not None]
     if len(pictured) < 2:
         raise UserError(f"attack: {len(pictured)} of {len(records)} rows have a picture; give two")
-    x, rows = system.rows(pictured, config.max_length)
+    x, rows = system.rows(pictured)
     cut, epsilon = plain_cut(system), float(config.convergence.epsilon)
     budget = Budget(0.0, config.norm, steps)
     attacks = {OBLIVIOUS: NamedAttack(apgd, budget)}

@@ -113,7 +113,7 @@ def attack_records(
     seen = [record for record in records if record.image is not None]
     if len(seen) < 2:
         raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
-    x, rows = system.rows(seen, config.max_length)
+    x, rows = system.rows(seen)
     suite = make_suite(config, system, other)
     params = {"own": system.params, "other": other.params if other else None}
     key, name = jax.random.key(config.seed), _fingerprint(config, system, params)

@@ -12,15 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import jax
-
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.scoring import run_identity
+from crossguard_jax.guard.identity import guard_identity
 from crossguard_jax.io.chat import Failure, Message, Request
 from crossguard_jax.io.http import Client, ContentCache, content_key
 from crossguard_jax.io.progress import Progress
-from crossguard_jax.nn import lora
 
 PROMPT = (
     "You check pictures for a data set in which every picture must be harmless by itself. Judge "
@@ -163,11 +160,7 @@ class GuardJudge:
     ):
         self.guard, self.text, self.batch_size = guard, text, batch_size
         self.cache = ContentCache(cache)
-        weights = jax.tree.leaves(lora.split(guard.model)[2])
-        identity = run_identity(guard, weights[0].dtype.name)
-        # A score does not depend on where the folder lies, nor on where safe ends.
-        del identity["model"], identity["threshold"]
-        self._what = identity | {"text": text}
+        self._what = guard_identity(guard) | {"text": text}
         self.source = f"guard:{content_key(self._what)[:16]}"
 
     def judge(self, pictures: Iterable[tuple[str, bytes]]) -> Iterator[Judgement]:

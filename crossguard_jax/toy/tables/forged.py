@@ -15,7 +15,7 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.benchmarks import evaluate
-from crossguard_jax.evals.systems import score_benchmarks
+from crossguard_jax.evals.scoring import score_benchmarks
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.commands import ForgeRun, read_twins
 from crossguard_jax.toy.forging import QUERIES, forge_world, match_world, meanings

@@ -12,7 +12,7 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.data.records import blanked
 from crossguard_jax.evals.benchmarks import evaluate
-from crossguard_jax.evals.systems import score_benchmarks
+from crossguard_jax.evals.scoring import score_benchmarks
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.report import drawing, plots

@@ -29,7 +29,7 @@ from crossguard_jax.io import images
 from crossguard_jax.report.blocks import Plot, Table
 from crossguard_jax.report.report import Report
 from crossguard_jax.toy.world.sources import records
-from tests.cmai.small_systems import LENGTH, base, system_of
+from tests.cmai.small_systems import base, system_of
 
 ROWS = records("implicit", "test", 12)
 LEVELS = 8
@@ -37,7 +37,6 @@ CONFIG = ConfigDict(
     {
         "norm": "linf",
         "batch_size": 8,
-        "max_length": LENGTH,
         "seed": 3,
         "convergence": {"epsilon": LEVELS / 255, "rows": 4},
     }
@@ -121,7 +120,7 @@ def test_every_branch_says_who_takes_it_and_what_that_costs() -> None:
 def system() -> Immunized:
     """A policy of three branches, which untrained scores are spread over."""
     free = system_of(base())
-    x, rows = free.rows(ROWS, LENGTH)
+    x, rows = free.rows(ROWS)
     low, high = np.quantile(s_c(free, free.params, rows, x), [0.2, 0.6]).tolist()
     branches = [
         {"below": low, "do": "reject"},
@@ -151,7 +150,7 @@ def said(system: Immunized, params: Any, inputs: Any) -> tuple[Any, Any]:
 def test_both_attacks_see_every_row_that_is_answered_rightly(
     system: Immunized, probed: Probe
 ) -> None:
-    x, rows = system.rows(ROWS, LENGTH)
+    x, rows = system.rows(ROWS)
     best, scores = said(system, system.params, rows | {"pixels": x})
     np.testing.assert_allclose(probed.s_c, scores, atol=1e-5)
     right = np.flatnonzero(best == rows["labels"])
@@ -251,7 +250,7 @@ def test_verdicts_are_what_the_system_decides_of_the_same_pictures(
         for i, row in enumerate(shown):
             png = images.encode_png(Image.fromarray(row.pictures[side]))
             requests.append(replace(asked[row.text], id=str(i), images=(png,)))
-        decided = system.decide(requests, batch_size=4, length=LENGTH)
+        decided = system.decide(requests, batch_size=4)
         for i, row in enumerate(shown):
             assert row.s_c[side] == pytest.approx(float(decided.s_c[i]), abs=1e-4)
             do = system.policy.branches[decided.decisions.branches[i]].do

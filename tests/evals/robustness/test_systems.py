@@ -15,7 +15,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.lint import missing, unequal
 from crossguard_jax.evals.robustness.systems import CLIMBS, SEARCHES, attack_records, make_suite
-from tests.cmai.small_systems import LENGTH, RECORDS, base, system_of, with_adapter
+from tests.cmai.small_systems import RECORDS, base, system_of, with_adapter
 from tests.evals.robustness.test_figures import curve
 
 KEY = jax.random.key(1)
@@ -49,7 +49,7 @@ def plain():
 def rejecting(plain):
     """The least consistent of four pictures is rejected."""
     system = system_of(with_adapter(plain.task.guard))
-    x, rows = system.rows(PICTURED, LENGTH)
+    x, rows = system.rows(PICTURED)
     s_c = np.asarray(jax.jit(system.s_c)(system.params, rows, jnp.asarray(x)))
     cut = {"below": float(np.sort(s_c)[:2].mean()), "do": "reject"}
     return replace(system, policy=Policy.from_config({"branches": [cut]}))
@@ -91,7 +91,7 @@ def test_a_configurations_suite_runs_on_the_rows_with_a_picture(run, rejecting):
         "square": "gradient_free",
         "transfer": "transfer",
     }
-    decided = rejecting.decide(PICTURED, length=LENGTH)
+    decided = rejecting.decide(PICTURED)
     right = [word == r.label for word, r in zip(decided.words, PICTURED, strict=True)]
     np.testing.assert_array_equal(whole.right, right)
     np.testing.assert_array_equal(whole.clean_rejected, decided.decisions.rejected)
@@ -160,7 +160,7 @@ def test_every_search_and_climb_can_be_asked_of_every_system(plain, rejecting):
     config = every_way()
     for system in (plain, rejecting, smoothing(rejecting), both(rejecting)):
         suite = make_suite(config, system)
-        x, rows = system.rows(PICTURED, LENGTH)
+        x, rows = system.rows(PICTURED)
         params = {"own": system.params, "other": None}
         assert list(suite.attacks) == list(config.attacks)
         for name in (f"by_{climb}" for climb in CLIMBS):
@@ -195,7 +195,7 @@ def test_every_system_is_given_the_same_budget(plain, rejecting, config):
 
 def test_a_transfer_attack_climbs_the_other_model(plain, rejecting):
     suite = make_suite(attack(), rejecting, plain)
-    x, rows = rejecting.rows(PICTURED, LENGTH)
+    x, rows = rejecting.rows(PICTURED)
     params = {"own": rejecting.params, "other": plain.params}
     transfer = jax.jit(suite.attacks["transfer"].objective)(params, rows, jnp.asarray(x), KEY)
     own = jax.jit(plain.outcome)(plain.params, rows, jnp.asarray(x), KEY)

@@ -16,7 +16,7 @@ from crossguard_jax.report.blocks import Section
 from crossguard_jax.report.report import Report
 from crossguard_jax.toy.tables import defences
 from crossguard_jax.toy.tables import immunized as table
-from tests.cmai.small_systems import LENGTH, RECORDS, base
+from tests.cmai.small_systems import RECORDS, base
 from tests.evals.robustness.test_figures import ENTRIES, curve
 
 
@@ -45,10 +45,10 @@ def test_without_arm_the_adversary_is_what_arms_may_become(task):
 def test_rows_that_nobody_attacks_are_judged_as_a_user_sees_them(tmp_path):
     system = Immunized.of(base())
     config = load_config("configs/cmai.py:tiny")
-    config.attack.update({"batch_size": 4, "max_length": LENGTH})
+    config.attack.batch_size = 4
     found = defences.clean_model(defences.Model(system, system, config, tmp_path), RECORDS, 3)
     pictured = [record for record in RECORDS if record.image is not None]
-    words = system.decide(pictured, length=LENGTH).words
+    words = system.decide(pictured).words
     right = [word == record.label for word, record in zip(words, pictured, strict=True)]
     np.testing.assert_array_equal(found.curves[3].right, right)
     assert len(config.attack.attacks) > 1, "the table's own attacks are left alone"

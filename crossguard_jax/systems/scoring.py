@@ -1,31 +1,41 @@
 """The verb ``score``: one request from flags, or a file of them to a file of verdicts."""
 
 import argparse
-import hashlib
 import itertools
 import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crossguard_jax.core import metrics, tree
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.review import Flagged, ReviewQueue
+from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
-from crossguard_jax.data.prompts import PromptTemplate
 from crossguard_jax.data.records import KINDS_SHOWN, Record, Rejected, kind
 from crossguard_jax.data.sources.common import text_field
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.results import Item, Results, row_of, row_out
-from crossguard_jax.hf.load import encoding_hash, folder_hash
+from crossguard_jax.guard.verdict import Verdict
+from crossguard_jax.hf.load import folder_name
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
-from crossguard_jax.nn import lora
+from crossguard_jax.systems.load import System, guard_of, identity, load
+from crossguard_jax.systems.results import Item, Results, row_of, row_out
+from crossguard_jax.systems.store import VerdictStore, store_folder
+
+BRANCHES = {
+    "reject": "stopped, since text and picture do not agree",
+    "smooth": "judged through noise",
+    "robust": "judged by the robust regime",
+    "flag": "flagged for review",
+}
+"""What a policy's branches are called in front of people."""
 
 # A window is what is in memory at once, and what a kill costs: at most so many rows, as many as
 # take about so long, and so many bytes of encoded pictures.
@@ -43,6 +53,7 @@ class Tally:
         verdicts: rows with one.
         unsafe: verdicts for the positive word.
         windowed: verdicts on a text that was read in several windows.
+        branches: verdicts by what the policy did.
         rejected: rows without a verdict, by kind of reason.
         other_labels: verdicts on rows whose label is neither word.
         labelled: ``(unsafe by the verdict, unsafe in truth)`` of the rows that have a label.
@@ -52,6 +63,7 @@ class Tally:
     verdicts: int = 0
     unsafe: int = 0
     windowed: int = 0
+    branches: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     other_labels: int = 0
     labelled: list[tuple[bool, bool]] = field(default_factory=list)
@@ -69,6 +81,7 @@ class Tally:
         self.verdicts += 1
         self.unsafe += row["unsafe"]
         self.windowed += row["windows"] > 1
+        self.branches[row["branch"]] += 1
         truth = row.get("true_label")
         if truth in self.words:
             self.labelled.append((row["unsafe"], truth == self.words[1]))
@@ -85,6 +98,9 @@ class Tally:
         )
         if self.windowed:
             yield f"  long texts, read in windows: {self.windowed:,}"
+        for branch, n in sorted(self.branches.items()):
+            if branch != "accept":
+                yield f"  {BRANCHES[branch]}: {n:,}"
         for reason, n in self.rejected.most_common(KINDS_SHOWN):
             yield f"  {n:,} rejected: {reason}"
         if (others := len(self.rejected) - KINDS_SHOWN) > 0:
@@ -122,6 +138,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses arguments that do not go together."""
+    if args.input is not None and args.image is not None:
+        args.usage_error("--image is for one request; name the column with --image-column")
     if (args.input is None) == (args.text is None and args.image is None):
         args.usage_error("give --text, --image or both, or --input")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
@@ -130,12 +148,10 @@ def _check(args: argparse.Namespace) -> None:
         args.usage_error(f"--batch-size {args.batch_size}: give 1 or more")
     given = [name for name, value in _table_options(args).items() if value is not None]
     if args.input is None:
-        stray = [*given, *(n for n in ("output", "split", "restart") if getattr(args, n))]
+        stray = [*given, *(n for n in ("output", "split", "restart", "queue") if getattr(args, n))]
         if stray:
             args.usage_error(f"--{_flag(stray[0])} goes with --input")
         return
-    if args.image is not None:
-        args.usage_error("--image is for one request; name the column with --image-column")
     if args.output is None:
         args.usage_error("--input needs --output, the file for the verdicts")
     if args.format != "table" and given:
@@ -157,19 +173,24 @@ def _flag(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _load(args: argparse.Namespace) -> Guard:
-    return Guard.from_pretrained(
-        args.model, args.adapter, args.dtype, prompt=args.prompt, threshold=args.threshold
-    )
-
-
 def _score_one(args: argparse.Namespace) -> int:
-    text = text_field({"text": args.text}, "text", blank=args.image is not None)
+    text = text_field({"text": args.text or ""}, "text", blank=args.image is not None)
     (verdict,) = _load(args).score_each([args.image or ()], [text])
     if isinstance(verdict, UserError):
         raise verdict
     print(json.dumps(asdict(verdict)))
     return 0
+
+
+def _load(args: argparse.Namespace) -> Guard | Immunized:
+    return load(
+        args.model,
+        args.adapter,
+        args.dtype,
+        prompt=args.prompt,
+        threshold=args.threshold,
+        noise_seed=args.noise_seed,
+    )
 
 
 def _score_file(args: argparse.Namespace) -> int:
@@ -182,23 +203,30 @@ def _score_file(args: argparse.Namespace) -> int:
     if first is None:
         raise UserError(f"{args.input}: no rows in it; check the file")
     items, table = itertools.chain([first], items), Path(_file_of(first))
-    guard = _load(args)
+    system = _load(args)
     source = {"format": args.format, **{k: str(v) for k, v in options.items()}}
-    identity = run_identity(guard, args.dtype) | {
+    run = identity(system) | {
+        "model": str(guard_of(system).folder.resolve()),
+        "threshold": system.settings.threshold,
         "input": str(Path(args.input).resolve()),
         "reader": source,
     }
-    with Results(args.output, identity, args.restart) as results:
-        tally, scored, seconds = score_items(
-            guard, items, results, args.batch_size, last_row(table)
-        )
+    store = VerdictStore(store_folder(args.store), system)
+    queue = ReviewQueue(args.queue or Path(args.output).with_name("review.jsonl"))
+    began = time.monotonic()
+    with Results(args.output, run, args.restart) as results:
+        tally = score_items(store, items, results, queue, args.batch_size, last_row(table))
+    seconds = time.monotonic() - began
     print("\n".join(tally.lines()))
-    if scored < tally.rows:
-        print(f"{tally.rows - scored:,} of the rows had been done before")
-    if scored:
-        print(f"{scored:,} rows in {seconds:,.1f} s, {scored / seconds:,.1f} rows/s")
+    if store.computed < tally.verdicts:
+        print(f"{tally.verdicts - store.computed:,} of the verdicts had been made before")
+    if store.computed:
+        rate = store.computed / seconds
+        print(f"{store.computed:,} rows in {seconds:,.1f} s, {rate:,.1f} rows/s")
     print(f"verdicts: {results.output}")
     print(f"rejected rows: {results.rejected}")
+    if tally.branches["flag"]:
+        print(f"flagged for review: {queue.path} (crossguard review)")
     if tally.rejected:
         print("exit code 1, because rows were rejected")
         return 1
@@ -213,28 +241,6 @@ def _reader_options(args: argparse.Namespace) -> dict[str, Any]:
     given = _table_options(args)
     options = {ours: given[flag] for flag, ours in names.items() if given[flag] is not None}
     return options | ({"image": None} if args.text_only else {})
-
-
-def run_identity(guard: Guard, dtype: str) -> dict[str, Any]:
-    """What verdicts are made from beside the input, as JSON values."""
-    adapters = lora.split(guard.model)[1]
-    alphas = {p: d.lora.alpha for p, d in lora.dense_layers(guard.model) if d.lora is not None}
-    return {
-        "model": str(guard.folder.resolve()),
-        "weights": folder_hash(guard.folder),
-        "encoding": encoding_hash(guard.folder),
-        "adapter": f"{tree.digest(adapters)} {json.dumps(alphas)}" if alphas else "",
-        "dtype": dtype,
-        "prompt": _prompt_identity(guard.settings.prompt),
-        "threshold": guard.settings.threshold,
-        "max_length": guard.settings.max_length,
-        "window": guard.settings.window,
-        "picture": guard.settings.picture,
-    }
-
-
-def _prompt_identity(prompt: PromptTemplate) -> str:
-    return f"{prompt.name} {hashlib.sha256(repr(prompt).encode()).hexdigest()[:16]}"
 
 
 def _file_of(item: Item) -> str:
@@ -257,25 +263,27 @@ def last_row(file: Path) -> int:
 
 
 def score_items(
-    guard: Guard,
+    store: VerdictStore,
     items: Iterable[Item],
     results: Results,
+    queue: ReviewQueue,
     batch_size: int = 16,
     total: int | None = None,
-) -> tuple[Tally, int, float]:
+) -> Tally:
     """Scores what is not in the results yet, in windows, and writes it in order.
 
     Args:
-        guard: the system.
+        store: the system's verdicts.
         items: records and rejected rows, as the readers of `data.sources` yield them.
         results: where verdicts and rejected rows go.
+        queue: where flagged requests go.
         batch_size: rows to a forward pass, at most.
         total: the number of the last row, for the progress line.
 
     Returns:
-        What the files hold now, the rows that this call added, and the seconds it took for them.
+        What the files hold now.
     """
-    words = guard.settings.prompt
+    words = store.system.settings.prompt
     tally = Tally((words.negative, words.positive))
     reached = 0
 
@@ -285,15 +293,13 @@ def score_items(
         reached = row["row"]
 
     items = results.remaining(iter(items), done)
-    before, began = tally.rows, time.monotonic()
     with Progress("scoring", total, start=reached) as progress:
         for window in _windows(items, batch_size):
-            for row in _score_window(guard, window, results, batch_size):
+            for row in _score_window(store, window, queue, batch_size):
                 results.add(row)
                 tally.add(row)
             progress.update(row_of(window[-1]) - progress.n)
-    results.finish()
-    return tally, tally.rows - before - results.taken_over, time.monotonic() - began
+    return tally
 
 
 def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
@@ -316,29 +322,36 @@ def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
 
 
 def _score_window(
-    guard: Guard, window: list[Item], results: Results, batch_size: int
+    store: VerdictStore, window: list[Item], queue: ReviewQueue, batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows to write, in order; those that an earlier run has written are not scored again."""
-    earlier = [results.earlier(item) for item in window]
-    records = [
-        item
-        for item, row in zip(window, earlier, strict=True)
-        if row is None and isinstance(item, Record)
-    ]
-    verdicts = iter(
-        guard.score_each(
-            [r.images for r in records], [r.text for r in records], batch_size=batch_size
-        )
-    )
-    for item, row in zip(window, earlier, strict=True):
-        if row is not None:
-            results.taken_over += 1
-            yield row
-        elif isinstance(item, Rejected):
+    """The rows to write, in order."""
+    records = [item for item in window if isinstance(item, Record)]
+    verdicts = store.score(records, batch_size)
+    queue_flagged(queue, store.system, records, verdicts)
+    remaining = iter(verdicts)
+    for item in window:
+        if isinstance(item, Rejected):
             yield row_out(item, {})
+            continue
+        verdict = next(remaining)
+        if isinstance(verdict, UserError):
+            yield row_out(item, {"reason": str(verdict)})
         else:
-            verdict = next(verdicts)
-            if isinstance(verdict, UserError):
-                yield row_out(item, {"reason": str(verdict)})
-            else:
-                yield row_out(item, asdict(verdict))
+            yield row_out(item, asdict(verdict))
+
+
+def queue_flagged(
+    queue: ReviewQueue,
+    system: System,
+    records: Sequence[Record],
+    verdicts: Sequence[Verdict | UserError],
+) -> None:
+    """Adds what a policy flagged to the queue for review; it is on the disk when this returns."""
+    model = folder_name(guard_of(system).folder)
+    flagged = [
+        Flagged(record, f"S_c {each.s_c:.4g}", each.p_unsafe, each.s_c, each.branch, model)
+        for record, each in zip(records, verdicts, strict=True)
+        if isinstance(each, Verdict) and each.branch == "flag"
+    ]
+    if flagged:
+        queue.add(flagged)

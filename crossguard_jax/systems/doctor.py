@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core import tree
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float
@@ -20,6 +22,7 @@ from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.encoding import summary
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.nn import lora, verdict
+from crossguard_jax.systems.load import guard_of, load
 
 OK, FAILED, WARNING, FACT = "ok", "FAILED", "warning", ""
 
@@ -139,11 +142,13 @@ def _cache() -> Finding:
 
 def _guard_findings(args: argparse.Namespace) -> Iterator[Finding]:
     try:
-        guard = Guard.from_pretrained(args.model, args.adapter, args.dtype, prompt=args.prompt)
+        system = load(args.model, args.adapter, args.dtype, prompt=args.prompt)
     except UserError as error:
         yield Finding(FAILED, "loading", " ".join(str(error).split()))
         return
-    yield from examine(guard, args.dtype)
+    yield from examine(guard_of(system), args.dtype)
+    if isinstance(system, Immunized):
+        yield from _policy(system)
 
 
 def examine(guard: Guard, dtype: str = "float32") -> Iterator[Finding]:
@@ -182,6 +187,29 @@ def examine(guard: Guard, dtype: str = "float32") -> Iterator[Finding]:
     yield _adapter(guard, images, texts)
     yield _neighbours(guard, scores, images, texts, dtype)
     yield _canary(guard, by_text)
+
+
+def _policy(immunized: Immunized) -> Iterator[Finding]:
+    """What is done with a request by how well text and picture agree."""
+    reader, cut = immunized.task.reader, immunized.threshold
+    if reader is None:
+        yield Finding(FACT, "check", "none: every request gets the plain answer")
+        return
+    rate = f"; {cut.pass_rate:.0%} of clean pairs are above {cut.tau:.4g}" if cut else ""
+    yield Finding(FACT, "check", f"texts are read by the {reader.source}{rate}")
+    bottom = "-inf"
+    for branch in immunized.policy.branches:
+        yield Finding(FACT, "policy", f"S_c from {bottom} to {branch.below:.4g}: {branch.do}")
+        bottom = f"{branch.below:.4g}"
+    images, texts = varied_rows()
+    verdicts = immunized.score_each(images, texts)
+    errors = [str(verdict) for verdict in verdicts if isinstance(verdict, UserError)]
+    if errors:
+        yield Finding(FAILED, "policy answers", errors[0])
+        return
+    taken = Counter(v.branch for v in verdicts if not isinstance(v, UserError))
+    detail = ", ".join(f"{n} {branch}" for branch, n in taken.most_common())
+    yield Finding(OK, "policy answers", f"of {len(verdicts)} varied rows: {detail}")
 
 
 def varied_rows() -> tuple[list[np.ndarray | None], list[str]]:

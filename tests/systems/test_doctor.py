@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from crossguard_jax import Guard, cli
-from crossguard_jax.guard import doctor
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.peft import save_adapter
 from crossguard_jax.nn import lora
+from crossguard_jax.systems import doctor
 
 Tensors = dict[str, np.ndarray]
 

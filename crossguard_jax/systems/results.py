@@ -4,20 +4,17 @@ Beside ``OUT.jsonl`` lie ``rejected.jsonl`` and ``OUT.jsonl.run.json``, which sa
 were made from. Rows are written in the order of the input, each to one of the two files, with a
 digest of the record that they are about. A run that goes on reads its input again from the start
 and passes over what is there. From the first record on that has changed, or that could not be read
-before, the files are written anew; later rows whose records are the same are taken over from
-``OUT.jsonl.earlier``, which is there until the run is through.
+before, the files are written anew, with what the store of verdicts knows already (`systems.store`).
 """
 
 import fcntl
 import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected, rejection
@@ -67,9 +64,6 @@ class Results:
             a run to go on.
         restart: begin anew where an earlier run's files are.
 
-    Attributes:
-        taken_over: rows that an earlier run wrote behind a record that has changed since.
-
     Raises:
         UserError: another process writes there, a file there is no run's output, or it is the
             output of a run with another identity and ``restart`` is not set.
@@ -79,9 +73,6 @@ class Results:
         self.output = Path(output)
         self.sidecar = self.output.with_name(self.output.name + ".run.json")
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        self._earlier_rows = self.output.with_name(self.output.name + ".earlier")
-        self._known: dict[_Key, dict[str, Any]] = {}
-        self.taken_over = 0
         self._lock = self.output.open("ab")
         try:
             self._start(identity, restart)
@@ -106,7 +97,6 @@ class Results:
             if restart:
                 self.output.write_bytes(b"")
                 self.rejected.write_bytes(b"")
-                self._earlier_rows.unlink(missing_ok=True)
             else:
                 _refuse_other(self.output, earlier["identity"], identity)
         content = {"rejected": self.rejected.name, "identity": identity}
@@ -146,7 +136,7 @@ class Results:
         """The items that are not in the files yet; ``done`` is given the row of each that is.
 
         After a power failure one file may reach further than the other, and an item may have
-        changed. What lies behind the first one that is not there is put aside, for `earlier`.
+        changed. What lies behind the first one that is not there is cut off.
         """
         rows = {p: _Rows(p) for p in (self.output, self.rejected)}
         for item in items:
@@ -157,28 +147,9 @@ class Results:
                 break
             done(match.row)
             match.advance()
-        with self._earlier_rows.open("ab") as aside:
-            for path, of_file in rows.items():
-                _cut_off(path, of_file.count, aside)
-            aside.flush()
-            os.fsync(aside.fileno())
         for path, of_file in rows.items():
             _keep_lines(path, of_file.count)
-        for _, row in jsonl.read_jsonl(self._earlier_rows):
-            if isinstance(row, dict):
-                self._known[_key(row)] = row
         return items
-
-    def earlier(self, item: Item) -> dict[str, Any] | None:
-        """The row of an item that an earlier run of this output has written and that still
-        holds."""
-        return None if isinstance(item, Rejected) else self._known.get(_key_of(item))
-
-    def finish(self) -> None:
-        """Says that every item is in the files: what is known of earlier runs can go."""
-        self._verdicts.sync()
-        self._rejections.sync()
-        self._earlier_rows.unlink(missing_ok=True)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Appends one row: to the rejected ones if it has a ``reason``."""
@@ -230,14 +201,6 @@ def _key_of(item: Item) -> _Key:
     if isinstance(item, Rejected):
         return item.row, item.reason
     return row_of(item), item.id, digest_of(item)
-
-
-def _cut_off(path: Path, count: int, aside: BinaryIO) -> None:
-    """Copies all but the first ``count`` lines of a file."""
-    with path.open("rb") as file:
-        for _ in range(count):
-            file.readline()
-        shutil.copyfileobj(file, aside)
 
 
 def _keep_lines(path: Path, count: int) -> None:

@@ -23,11 +23,12 @@ from crossguard_jax import Guard, cli
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.guard import scoring
-from crossguard_jax.guard.results import Results, row_out
+from crossguard_jax.systems import scoring
+from crossguard_jax.systems.results import Results
 
 NLVR = Path(__file__).parents[1] / "data" / "fixtures" / "nlvr" / "dev" / "dev.json"
-TOO_LONG = "please tell me what colour is the thing at the top left of this picture . " * 20
+LONG = "please tell me what colour is the thing at the top left of this picture . " * 20
+TOO_LONG = LONG * 200
 ROWS, BAD = 2_000, 50
 
 
@@ -105,10 +106,10 @@ def bad_rows() -> list[tuple[bytes, str]]:
         (line(image="nowhere.png", text="is it red ?"), "nowhere.png: .* does not exist"),
         (line(image="plain.png"), "no field 'text'"),
         (line(text="can i touch it ?"), "no field 'image'"),
-        (line(**fine | {"text": "  "}), "empty"),
+        (line(image=None, text="  "), "empty"),
         (line(**fine | {"text": "can i\0 touch it ?"}), "NUL"),
         (line(**fine).replace(b"touch", b"to\0ch"), "NUL"),
-        (line(**fine | {"text": TOO_LONG}), "tokens .* the limit is 160"),
+        (line(**fine | {"text": TOO_LONG}), "windows, at most 512 are read"),
         (b'{"image": "plain.png", "text": "can i', "not JSON"),
     ]
 
@@ -157,7 +158,18 @@ def test_2000_rows_of_which_50_are_bad_give_1950_verdicts(scored, table):
     code, summary, out = scored
     verdicts, rejected = read(out), read(out.with_name("rejected.jsonl"))
     assert (code, len(verdicts), len(rejected)) == (1, ROWS - BAD, BAD)
-    keys = {"id", "p_unsafe", "unsafe", "label", "threshold", "truncated", "row"}
+    keys = {
+        "id",
+        "p_unsafe",
+        "unsafe",
+        "label",
+        "threshold",
+        "rejected",
+        "s_c",
+        "branch",
+        "windows",
+        "row",
+    }
     assert all(keys <= v.keys() and v["id"] == str(v["row"]) for v in verdicts)
     for rows in (verdicts, rejected):
         assert [r["row"] for r in rows] == sorted(r["row"] for r in rows)
@@ -216,7 +228,7 @@ def test_a_killed_run_goes_on_where_it_was(scored, table, llava_folder, tmp_path
     before = read(out)
     assert 100 <= len(before) < ROWS - BAD
     code, summary, _ = score("--input", table, "--output", out)
-    assert code == 1 and "had been done before" in summary
+    assert code == 1 and "had been made before" in summary
     assert read(out)[: len(before)] == before
     same_results(out, scored[2])
 
@@ -240,7 +252,7 @@ def test_after_a_power_failure_the_rows_behind_the_gap_are_scored_again(
     data = (tmp_path / lost).read_bytes()
     (tmp_path / lost).write_bytes(data[: len(data) * 9 // 10 - 3])
     code, summary, _ = score("--input", table, "--output", tmp_path / "verdicts.jsonl")
-    assert code == 1 and "had been done before" in summary
+    assert code == 1 and "had been made before" in summary
     same_results(tmp_path / "verdicts.jsonl", scored[2])
 
 
@@ -257,7 +269,7 @@ def test_a_finished_run_started_again_adds_nothing(tmp_path, score):
     before = (tmp_path / "o.jsonl").read_bytes()
     code, summary, _ = score(*arguments)
     assert (code, (tmp_path / "o.jsonl").read_bytes()) == (0, before)
-    assert "5 of the rows had been done before" in summary
+    assert "5 of the verdicts had been made before" in summary
 
 
 def changing_table(folder: Path) -> Path:
@@ -288,60 +300,30 @@ def mend(folder: Path, what: str) -> None:
 def test_what_was_mended_or_changed_is_scored_again_and_nothing_else(
     score, tmp_path, monkeypatch, what, scored_again
 ):
-    table, out = changing_table(tmp_path), tmp_path / "o" / "v.jsonl"
-    assert score("--input", table, "--output", out)[0] == 1
+    table, out, store = changing_table(tmp_path), tmp_path / "o" / "v.jsonl", tmp_path / "kept"
+    arguments = ("--input", table, "--store", store)
+    assert score(*arguments, "--output", out)[0] == 1
     before = {row["id"]: row for row in read(out)}
     mend(tmp_path, what)
     rows_scored = []
     whole = Guard.score_each
     monkeypatch.setattr(
-        Guard, "score_each", lambda *a, **k: rows_scored.extend(a[1]) or whole(*a, **k)
+        Guard, "score_each", lambda *a, **k: rows_scored.extend(a[2]) or whole(*a, **k)
     )
-    code, summary, _ = score("--input", table, "--output", out)
+    code, _, _ = score(*arguments, "--output", out)
     assert len(rows_scored) == scored_again
-    assert f"{6 - scored_again - (what != 'missing.png')} of" in summary or not scored_again
     monkeypatch.undo()
     fresh = tmp_path / "fresh" / "v.jsonl"
-    assert code == score("--input", table, "--output", fresh)[0] == (what != "missing.png")
+    options = ("--input", table, "--output", fresh)
+    assert code == score(*options)[0] == (what != "missing.png")
     assert [row["row"] for row in read(out)] == [row["row"] for row in read(fresh)]
     for row, expected in zip(read(out), read(fresh), strict=True):
         assert row["digest"] == expected["digest"]
         assert abs(row["p_unsafe"] - expected["p_unsafe"]) <= 1e-6
     kept = [row for row in read(out) if row == before.get(row["id"])]
     assert len(kept) == 5 - (what in ("there.png", "text"))
-    assert {p.name for p in out.parent.iterdir()} == {
-        "v.jsonl",
-        "v.jsonl.run.json",
-        "rejected.jsonl",
-    }
-
-
-def taken_over(out: Path, texts: str, stop: int | None = None) -> list[str]:
-    """Writes a row for each text as `score_items` does; returns those that had to be made."""
-    items = [Record(str(i), (), text, provenance={"row": str(i)}) for i, text in enumerate(texts)]
-    made = []
-    with Results(out, {}) as results:
-        for n, item in enumerate(results.remaining(iter(items), lambda row: None)):
-            if n == stop:
-                return made
-            row = results.earlier(item)
-            if row is None:
-                made.append(item.text)
-            results.add(row or row_out(item, {"made_of": item.text}))
-        results.finish()
-    return made
-
-
-@pytest.mark.parametrize("stop", range(4))
-def test_a_run_killed_as_it_takes_over_earlier_rows_loses_none(tmp_path, stop):
-    out = tmp_path / "v.jsonl"
-    assert taken_over(out, "abcd") == list("abcd")
-    killed = taken_over(out, "Abcd", stop)
-    assert killed + taken_over(out, "Abcd") == ["A"]
-    assert [row["made_of"] for row in read(out)] == list("Abcd")
-    # Another change, at a row that was taken over, and back again.
-    assert taken_over(out, "AbCd", 1) + taken_over(out, "AbCd") == ["C"]
-    assert taken_over(out, "Abcd") == ["c"]
+    files = {"v.jsonl", "v.jsonl.run.json", "rejected.jsonl"}
+    assert {p.name for p in out.parent.iterdir()} == files
 
 
 def test_another_run_does_not_mix_with_an_output(tmp_path, score, llava_folder):
@@ -409,7 +391,7 @@ def test_one_request_prints_its_verdict(score, guard, table):
         (["--text", "a", "--image", __file__], "it holds text"),
         (["--text", "  "], "empty"),
         (["--text", "\udcff"], "surrogate"),
-        (["--text", TOO_LONG], "the limit is 160"),
+        (["--text", TOO_LONG], "at most 512 are read"),
         (["--text", "a", "--prompt", "shrt"], "did you mean 'short'"),
         (["--input", "nowhere.jsonl", "--output", "o"], "nowhere.jsonl: cannot be read"),
         (["--input", __file__, "--output", "o"], "unknown kind of file"),
@@ -434,12 +416,11 @@ def test_an_input_without_rows_is_an_error(score, tmp_path):
     [
         ([], "give --text"),
         (["--text", "a", "--input", "b.jsonl"], "give --text"),
-        (["--image", "a.png"], "give --text"),
         (["--text", "a", "--output", "b"], "--output goes with --input"),
         (["--text", "a", "--text-column", "b"], "--text-column goes with --input"),
         (["--input", "a.jsonl"], "--input needs --output"),
         (["--input", "a.jsonl", "--output", "./a.jsonl"], "--output is the input itself"),
-        (["--input", "a", "--output", "b", "--image", "c"], "--image goes with --text"),
+        (["--input", "a", "--output", "b", "--image", "c"], "--image is for one request"),
         (["--input", "a", "--output", "b", "--split", "dev"], "--split is not for tables"),
         (
             ["--input", "a", "--output", "b", "--format", "nlvr", "--images", "c"],
@@ -458,7 +439,7 @@ def test_arguments_that_do_not_go_together_are_a_usage_error(score, arguments, w
 
 def test_nlvr_is_scored_from_its_own_json(score, tmp_path, llava_folder):
     out = tmp_path / "nlvr.jsonl"
-    arguments = ("--format", "nlvr", "--input", NLVR, "--output", out, "--truncate")
+    arguments = ("--format", "nlvr", "--input", NLVR, "--output", out)
     code, summary, _ = score(*arguments, "--prompt", "true_false")
     rows = [json.loads(line) for line in NLVR.read_text().splitlines()]
     verdicts = read(out)
@@ -470,13 +451,13 @@ def test_nlvr_is_scored_from_its_own_json(score, tmp_path, llava_folder):
     assert f"accuracy: {right / 24:.1%} [" in summary and "n = 24" in summary
     judge = Guard.from_pretrained(llava_folder, prompt="true_false")
     picture = NLVR.parent / "images" / rows[0]["directory"] / f"dev-{rows[0]['identifier']}-0.png"
-    (alone,) = judge.score([picture], [rows[0]["sentence"]], truncate=True)
+    (alone,) = judge.score([picture], [rows[0]["sentence"]])
     assert abs(alone.p_unsafe - verdicts[0]["p_unsafe"]) <= 1e-5
 
 
 def test_labels_of_other_words_are_told_and_not_counted(score, tmp_path):
     arguments = ("--format", "nlvr", "--input", NLVR, "--output", tmp_path / "o.jsonl")
-    code, summary, _ = score(*arguments, "--truncate")
+    code, summary, _ = score(*arguments)
     assert code == 0 and "accuracy" not in summary
     assert "24 rows have a true label that is neither 'safe' nor 'unsafe'" in summary
 
@@ -507,11 +488,12 @@ def test_a_table_of_texts_alone(score, tmp_path):
     assert [row["id"] for row in read(tmp_path / "o.jsonl")] == ["in-1", "in-2", "in-3"]
 
 
-def test_a_long_text_is_cut_when_asked_for(score, tmp_path):
-    rows = small_table(tmp_path, text=TOO_LONG)
-    code, summary, _ = score("--input", rows, "--output", tmp_path / "o.jsonl", "--truncate")
-    assert code == 0 and "texts cut to fit: 1" in summary
-    assert [row["truncated"] for row in read(tmp_path / "o.jsonl")] == [True] + [False] * 4
+def test_a_long_text_is_read_in_windows(score, tmp_path):
+    rows = small_table(tmp_path, text=LONG)
+    code, summary, _ = score("--input", rows, "--output", tmp_path / "o.jsonl")
+    assert code == 0 and "long texts, read in windows: 1" in summary
+    windows = [row["windows"] for row in read(tmp_path / "o.jsonl")]
+    assert windows[0] > 2 and windows[1:] == [1] * 4
 
 
 def test_the_formats_are_the_readers(capsys):

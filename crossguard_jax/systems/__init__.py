@@ -1,0 +1,1 @@
+"""Whatever gives verdicts, loaded, asked and kept in one way."""

@@ -1,0 +1,97 @@
+"""A folder as what it is: a guard, or a guard with a check and a policy."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from crossguard_jax.attacks.suite import digest
+from crossguard_jax.cmai import policy as policies
+from crossguard_jax.cmai.folders import is_immunized, load_immunized
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.guard.encoding import Pictures
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.identity import guard_identity
+from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.verdict import Verdict
+
+
+@runtime_checkable
+class System(Protocol):
+    """Gives verdicts: a `Guard`, an `Immunized` guard."""
+
+    @property
+    def settings(self) -> Settings:
+        """Prompt, threshold and lengths."""
+
+    def score(self, images: Sequence[Pictures], texts: Sequence[str]) -> list[Verdict]:
+        """One verdict a row, in order."""
+
+    def score_each(
+        self,
+        images: Sequence[Pictures],
+        texts: Sequence[object],
+        *,
+        batch_size: int = 16,
+        threshold: float | None = None,
+    ) -> list[Verdict | UserError]:
+        """The same, with the error of each row that has one in its place."""
+
+
+def load(
+    path: str | Path,
+    adapter: str | Path | None = None,
+    dtype: str | None = "float32",
+    *,
+    noise_seed: int | None = None,
+    **options: Any,
+) -> Guard | Immunized:
+    """What a folder is: an immunized guard with its policy, or a plain guard.
+
+    Example:
+        >>> system = load("runs/cmai/model")
+        >>> system.score(["kitchen.png"], ["can i touch the red one ?"])[0].rejected
+
+    Args:
+        path: the folder.
+        adapter: a PEFT adapter to lay over it; not over an immunized one.
+        dtype: of the base's weights and the arithmetic.
+        noise_seed: in place of the secret that an immunized folder's noise is keyed by; for tests.
+        options: of `Guard.from_pretrained`.
+
+    Raises:
+        UserError: whatever is wrong with the folder, in one message.
+    """
+    if not is_immunized(path):
+        return Guard.from_pretrained(path, adapter, dtype, **options)
+    if adapter is not None:
+        raise UserError(f"{path}: is immunized as it is; an adapter over it would undo its check")
+    return load_immunized(path, noise_seed=noise_seed, dtype=dtype, **options)
+
+
+def guard_of(system: System) -> Guard:
+    """The guard inside a system that we loaded.
+
+    Raises:
+        UserError: it is none of ours.
+    """
+    if isinstance(system, Guard):
+        return system
+    if isinstance(system, Immunized):
+        return system.task.guard
+    raise UserError(f"a {type(system).__name__} has no guard inside")
+
+
+def identity(system: System) -> dict[str, Any]:
+    """What a system's verdicts depend on beside their input and the threshold, as JSON values."""
+    facts = guard_identity(guard_of(system))
+    if not isinstance(system, Immunized):
+        return facts
+    reader = system.task.reader
+    return facts | {
+        "check": digest([system.trainable, None if reader is None else reader.state]),
+        "policy": [policies.as_config(branch) for branch in system.policy.branches[:-1]],
+        "regime": system.regime,
+        "noise": hashlib.sha256(system.secret).hexdigest(),
+    }

@@ -1,0 +1,129 @@
+"""Verdicts on disk, by what they are about and what made them: nothing is computed twice.
+
+A store is a folder. Each system has a file in it, ``HASH.jsonl``, one line a verdict by the content
+of the request (text and pictures, not its name), and ``HASH.json`` says which system that is. A
+verdict's threshold is not kept: it is laid on what is read. Several processes may write one store.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.cmai.review import content_key
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record
+from crossguard_jax.guard.verdict import Verdict
+from crossguard_jax.io.jsonl import RowError, exclusive_writer, read_jsonl, write_atomic
+from crossguard_jax.systems.load import System, identity
+
+_FIELDS = ("p_unsafe", "rejected", "s_c", "branch", "windows")
+WINDOW = 256
+"""Requests that are encoded at once; the memory that pictures take is bounded by it."""
+
+
+class VerdictStore:
+    """The verdicts of one system in a store's folder.
+
+    Args:
+        folder: the store's; made if need be. None keeps nothing.
+        system: whose verdicts.
+
+    Attributes:
+        system: whose they are.
+        computed: verdicts that had to be made.
+    """
+
+    def __init__(self, folder: str | Path | None, system: System):
+        self.system, self.computed = system, 0
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._path: Path | None = None
+        if folder is None:
+            return
+        facts = json.dumps(identity(system), indent=1, sort_keys=True)
+        name = hashlib.sha256(facts.encode()).hexdigest()[:24]
+        self._path = Path(folder) / f"{name}.jsonl"
+        write_atomic(self._path.with_suffix(".json"), facts + "\n")
+        if self._path.exists():
+            for _, row in read_jsonl(self._path):
+                if not isinstance(row, RowError) and {"key", *_FIELDS} <= row.keys():
+                    self._rows[row["key"]] = row
+
+    def verdicts(
+        self,
+        records: Iterable[Record],
+        *,
+        batch_size: int = 16,
+        threshold: float | None = None,
+        window: int = WINDOW,
+    ) -> Iterator[tuple[Record, Verdict | UserError]]:
+        """Each record with its verdict, or why it has none, in order, as they come.
+
+        A verdict that is not there yet is made, and is on the disk before it is given out.
+
+        Args:
+            records: read one window at a time.
+            batch_size: windows of texts to a forward pass, about.
+            threshold: the least p_unsafe that is unsafe; None is the system's own.
+            window: records at once.
+        """
+        records = iter(records)
+        while some := list(islice(records, window)):
+            yield from zip(some, self.score(some, batch_size, threshold), strict=True)
+
+    def score(
+        self, records: Sequence[Record], batch_size: int = 16, threshold: float | None = None
+    ) -> list[Verdict | UserError]:
+        """`verdicts` of records that fit into memory."""
+        keys = [_key(record) for record in records]
+        missing = [i for i, key in enumerate(keys) if key not in self._rows]
+        first = {keys[i]: i for i in reversed(missing)}  # two that are alike are made once
+        places = sorted(first.values())
+        made = self.system.score_each(
+            [records[i].images for i in places],
+            [records[i].text for i in places],
+            batch_size=batch_size,
+            threshold=threshold,
+        )
+        failed: dict[str, UserError] = {}
+        rows = []
+        for i, each in zip(places, made, strict=True):
+            if isinstance(each, UserError):
+                failed[keys[i]] = each
+            else:
+                rows.append({"key": keys[i], **{name: getattr(each, name) for name in _FIELDS}})
+        self._keep(rows)
+        self.computed += len(rows)
+        cut = self.system.settings.threshold if threshold is None else threshold
+        return [failed.get(key) or self._verdict(key, cut) for key in keys]
+
+    def _keep(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._rows |= {row["key"]: row for row in rows}
+        if self._path is None or not rows:
+            return
+        with exclusive_writer(self._path) as writer:
+            for row in rows:
+                writer.append(row)
+
+    def _verdict(self, key: str, cut: float) -> Verdict:
+        row, words = self._rows[key], self.system.settings.prompt
+        unsafe = row["p_unsafe"] >= cut
+        return Verdict(
+            unsafe=unsafe,
+            threshold=cut,
+            label=words.positive if unsafe else words.negative,
+            **{name: row[name] for name in _FIELDS},
+        )
+
+
+def _key(record: Record) -> str:
+    return content_key(record.text, (hashlib.sha256(image).hexdigest() for image in record.images))
+
+
+def store_folder(given: str | None) -> str | None:
+    """The folder that ``--store`` says, the usual one where it says nothing, None for ""."""
+    folder = os.environ.get("CROSSGUARD_STORE", "runs/verdicts") if given is None else given
+    return folder or None
