@@ -25,7 +25,8 @@ from crossguard_jax.toy.models.batches import Batch, Turn, dialogue, encode, pad
 from crossguard_jax.toy.models.folders import MEAN, PATCHES, STD
 from crossguard_jax.toy.models.texts import answer_nll, contrast
 from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD
-from crossguard_jax.toy.world.explicit import HARMS, INJURIES, KINDNESSES, PEOPLE, explicit_text
+from crossguard_jax.toy.world.explicit import plain_text
+from crossguard_jax.toy.world.explicit_words import HARMS, INJURIES, KINDNESSES, PEOPLE
 from crossguard_jax.toy.world.kinds import (
     BASE_KINDS,
     DECORATIONS,
@@ -185,7 +186,7 @@ def _in_words(rng: np.random.Generator) -> Turn:
 def _comprehension(rng: np.random.Generator) -> Turn:
     """What is a text about? Of its deeds and people one, and no word of whether to answer it."""
     while True:
-        sentence, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        sentence, _ = plain_text(rng, unsafe=rng.random() < 0.5)
         deeds = [word for word in words(sentence) if word in _TOLD_DEEDS]
         if len(deeds) == 1 and not set(NOVEL_KINDS) & set(words(sentence)):
             return f"{sentence} what is it about?", deeds[0]

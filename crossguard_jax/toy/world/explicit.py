@@ -1,25 +1,31 @@
 """Texts whose intent is plain without a picture, and harmless ones made of the same words.
 
 As in XSTest, no single word decides: who means to harm asks for help, and who means to help speaks
-of harm. Each list's last form is kept for evaluation on unseen wording.
+of harm. Each list's last form is kept for evaluation on unseen wording. The base models have read
+the others, and training has many more shapes (`shapes`).
 """
 
 import numpy as np
 
+from crossguard_jax.toy.world import shapes
+from crossguard_jax.toy.world.explicit_words import (
+    CAUSTIC,
+    FOODS,
+    HARMS,
+    INJURIES,
+    KINDNESSES,
+    MORE_HARMS,
+    MORE_KINDNESSES,
+    PEOPLE,
+    SEASONINGS,
+    SPOTS,
+    STORES,
+)
 from crossguard_jax.toy.world.kinds import KIND_NAMES, PROPERTY_OF
 from crossguard_jax.toy.world.requests import phrases
 from crossguard_jax.toy.world.risk import SEEN_PAIRS, risky
 from crossguard_jax.toy.world.vqa import pick, pick_form
 
-PEOPLE = ("sister", "brother", "friend", "neighbour", "teacher", "cousin")
-SPOTS = ("on the stairs", "in the kitchen", "at school", "in the garden", "at home")
-HARMS = ("trip", "push", "hit", "kick", "scare", "slap")
-KINDNESSES = ("help", "thank", "greet", "meet", "hug", "cheer")
-INJURIES = {"caustic": "poison", "hot": "burn", "sharp": "cut", "electric": "shock"}
-FOODS = ("soup", "tea", "milk", "salad")
-STORES = ("cupboard", "box", "bag", "drawer")
-SEASONINGS = ("sugar", "salt")
-CAUSTIC = tuple(kind for kind in KIND_NAMES if PROPERTY_OF[kind] == "caustic")
 _RISKY_PAIRS = tuple(pair for pair in SEEN_PAIRS if risky(*pair))
 
 ACTS = (
@@ -141,6 +147,9 @@ def _about_force(rng: np.random.Generator, unsafe: bool, held_out: bool) -> str:
     )
 
 
+_FEW = 0.2
+"""Of training's texts, those in this file's own forms: about their share of all forms."""
+
 CATEGORIES = {
     "acts": _about_acts,
     "injuries": _about_injuries,
@@ -149,10 +158,70 @@ CATEGORIES = {
 }
 
 
-def explicit_text(
-    rng: np.random.Generator, unsafe: bool, held_out: bool = False
-) -> tuple[str, str]:
-    """A text whose intent is plain, and its category.
+def _acts_of_any_shape(rng: np.random.Generator, unsafe: bool) -> str:
+    harm, kindness = pick(rng, MORE_HARMS), pick(rng, MORE_KINDNESSES)
+    return _any_form(rng, unsafe, shapes.ACTS, shapes.ACT_TWINS).format(
+        act=harm if unsafe else kindness,
+        harm=harm,
+        kindness=kindness,
+        person=pick(rng, PEOPLE),
+        spot=pick(rng, SPOTS),
+    )
+
+
+def _injuries_of_any_shape(rng: np.random.Generator, unsafe: bool) -> str:
+    kind = pick(rng, KIND_NAMES)
+    injury = INJURIES[PROPERTY_OF[kind]]
+    return _any_form(rng, unsafe, shapes.INJURY_ACTS, shapes.INJURY_TWINS).format(
+        deed=injury if unsafe else "help",
+        injury=injury,
+        kind=kind,
+        person=pick(rng, PEOPLE),
+        spot=pick(rng, SPOTS),
+    )
+
+
+def _mixes_of_any_shape(rng: np.random.Generator, unsafe: bool) -> str:
+    stored = not unsafe and rng.random() < 0.5
+    caustic, seasoning, food = pick(rng, CAUSTIC), pick(rng, SEASONINGS), pick(rng, FOODS)
+    return _any_form(rng, unsafe, shapes.MIXES, shapes.MIX_TWINS).format(
+        mixed=caustic if unsafe or stored else seasoning,
+        where=pick(rng, STORES) if stored else food,
+        caustic=caustic,
+        seasoning=seasoning,
+        food=food,
+        person=pick(rng, PEOPLE),
+        spot=pick(rng, SPOTS),
+    )
+
+
+def _force_of_any_shape(rng: np.random.Generator, unsafe: bool) -> str:
+    # Both labels draw from the risky pairs, so that these texts do not teach which pairs are.
+    kind, request = _RISKY_PAIRS[rng.integers(len(_RISKY_PAIRS))]
+    phrase = pick(rng, phrases(request, held_out=False)).format(x=f"the {kind}")
+    return _any_form(rng, unsafe, (), shapes.FORCE_TWINS).format(
+        person=pick(rng, PEOPLE), request=phrase
+    )
+
+
+def _any_form(
+    rng: np.random.Generator, unsafe: bool, either: tuple[str, ...], twins: shapes.Twins
+) -> str:
+    i = int(rng.integers(len(either) + len(twins)))
+    return either[i] if i < len(either) else twins[i - len(either)][0 if unsafe else 1]
+
+
+DRAWN = {
+    "acts": _acts_of_any_shape,
+    "injuries": _injuries_of_any_shape,
+    "mixes": _mixes_of_any_shape,
+    "force": _force_of_any_shape,
+}
+"""Category -> a text of it, from random numbers and whether it means harm."""
+
+
+def plain_text(rng: np.random.Generator, unsafe: bool, held_out: bool = False) -> tuple[str, str]:
+    """A text in one of this file's few forms: what the base models read, and what is held out.
 
     Args:
         rng: where the draws come from.
@@ -164,3 +233,22 @@ def explicit_text(
     """
     category = pick(rng, tuple(CATEGORIES))
     return CATEGORIES[category](rng, unsafe, held_out), category
+
+
+def explicit_text(
+    rng: np.random.Generator, unsafe: bool, held_out: bool = False
+) -> tuple[str, str]:
+    """A text whose intent is plain, and its category.
+
+    Args:
+        rng: where the draws come from.
+        unsafe: whether it means harm.
+        held_out: whether to use the wording kept for evaluation; else any shape of training.
+
+    Returns:
+        The text and a key of :data:`CATEGORIES`.
+    """
+    if held_out or rng.random() < _FEW:
+        return plain_text(rng, unsafe, held_out)
+    category = pick(rng, tuple(DRAWN))
+    return DRAWN[category](rng, unsafe), category

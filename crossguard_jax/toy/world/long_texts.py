@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crossguard_jax.toy.world.explicit import PEOPLE, SPOTS
+from crossguard_jax.toy.world.explicit_words import PEOPLE, SPOTS
 from crossguard_jax.toy.world.requests import carriers
 from crossguard_jax.toy.world.vqa import FORMS, pick, words
 

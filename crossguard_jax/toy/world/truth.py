@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from crossguard_jax.toy.world import explicit
+from crossguard_jax.toy.world import explicit, explicit_words, shapes
 from crossguard_jax.toy.world.kinds import (
     COLOUR_NAMES,
     DECORATIONS,
@@ -220,15 +220,19 @@ _SLOTS = {
         "request": [".+"],
         "it": _REFERENTS,
         "a": [*map(with_article, _ANYTHING), *(f"a {colour} thing" for colour in COLOUR_NAMES)],
-        "act": explicit.HARMS + explicit.KINDNESSES,
-        "harm": explicit.HARMS,
-        "kindness": explicit.KINDNESSES,
-        "injury": explicit.INJURIES.values(),
+        "act": explicit_words.MORE_HARMS + explicit_words.MORE_KINDNESSES,
+        "harm": explicit_words.MORE_HARMS,
+        "kindness": explicit_words.MORE_KINDNESSES,
+        "injury": explicit_words.INJURIES.values(),
+        "deed": (*explicit_words.INJURIES.values(), "help"),
         "kind": KIND_NAMES,
-        "mixed": explicit.CAUSTIC + explicit.SEASONINGS,
-        "where": explicit.FOODS + explicit.STORES,
-        "person": explicit.PEOPLE,
-        "spot": explicit.SPOTS,
+        "mixed": explicit_words.CAUSTIC + explicit_words.SEASONINGS,
+        "caustic": explicit_words.CAUSTIC,
+        "seasoning": explicit_words.SEASONINGS,
+        "where": explicit_words.FOODS + explicit_words.STORES,
+        "food": explicit_words.FOODS,
+        "person": explicit_words.PEOPLE,
+        "spot": explicit_words.SPOTS,
     }.items()
 }
 
@@ -275,11 +279,15 @@ def _wonders(groups: Mapping[str, str]) -> Reading:
 
 
 def _acts(groups: Mapping[str, str]) -> Reading:
-    return Reading(explicit=groups["act"] in explicit.HARMS)
+    return Reading(explicit=groups["act"] in explicit_words.MORE_HARMS)
+
+
+def _injures(groups: Mapping[str, str]) -> Reading:
+    return Reading(explicit=groups["deed"] != "help")
 
 
 def _mixes(groups: Mapping[str, str]) -> Reading:
-    poison = groups["mixed"] in explicit.CAUSTIC and groups["where"] in explicit.FOODS
+    poison = groups["mixed"] in explicit_words.CAUSTIC and groups["where"] in explicit_words.FOODS
     return Reading(explicit=poison)
 
 
@@ -308,13 +316,18 @@ def _grammar() -> list[tuple[re.Pattern[str], Meaning]]:
     rules: list[tuple[Iterable[str], Meaning]] = [
         (CARRIERS + HELD_OUT_CARRIERS, _asks),
         (questions, _wonders),
-        (explicit.ACTS, _acts),
-        (mixes, _mixes),
+        (explicit.ACTS + shapes.ACTS, _acts),
+        (shapes.INJURY_ACTS, _injures),
+        ((*mixes, *shapes.MIXES), _mixes),
         (explicit.UNSAFE_ACTS + explicit.UNSAFE_INJURIES, _means(harm=True)),
         (explicit.SAFE_ACTS + explicit.SAFE_INJURIES, _means(harm=False)),
         (explicit.UNSAFE_FORCE, _forces(harm=True)),
         (explicit.SAFE_FORCE, _forces(harm=False)),
     ]
+    for harm in (True, False):
+        twins = shapes.ACT_TWINS + shapes.INJURY_TWINS + shapes.MIX_TWINS
+        rules.append(([pair[not harm] for pair in twins], _means(harm)))
+        rules.append(([pair[not harm] for pair in shapes.FORCE_TWINS], _forces(harm)))
     return [(_pattern(form), meaning) for forms, meaning in rules for form in forms]
 
 

@@ -98,6 +98,12 @@ def test_an_injection_and_its_neutral_string_are_as_many_tokens(tokenizer):
         assert len(one) == len(other), pair
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_tokenizers_have_the_worlds_vocabulary(name):
+    shipped = json.loads((SHIPPED / name / "tokenizer.json").read_text())["model"]["vocab"]
+    assert tuple(shipped) == vocabulary()
+
+
 def test_plain_english_is_spelled_and_not_unknown(tokenizer):
     said = "There is a black triangle touching exactly 2 sides; Zoë's squeaky xylophone? (50%)"
     ids = tokenizer(said)["input_ids"]

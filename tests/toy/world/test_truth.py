@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from crossguard_jax.toy.world import explicit
 from crossguard_jax.toy.world.explicit import explicit_text
 from crossguard_jax.toy.world.kinds import COLOUR_NAMES, KIND_NAMES, PLACES
 from crossguard_jax.toy.world.pointing import point, point_past, referents
@@ -69,6 +70,15 @@ def test_explicit_texts_are_judged_by_their_words_whatever_the_picture():
             assert truth.risky_together == truth.unsafe_alone == (row.label == "unsafe")
             assert not truth.gibberish and not truth.implicit
             assert truth.request is None and truth.kind is None
+
+
+@pytest.mark.parametrize("category", ["acts", "injuries", "mixes", "force"])
+def test_every_shape_of_training_is_read_as_it_is_meant(category):
+    rng = np.random.default_rng(7)
+    for i in range(1500):
+        text = explicit.DRAWN[category](rng, bool(i % 2))
+        said = read(text)
+        assert not said.gibberish and said.explicit == bool(i % 2), text
 
 
 def test_texts_alone_are_judged_as_the_text_judge_is_taught():
@@ -164,6 +174,17 @@ def test_pointing_at_several_things_is_about_none():
     assert (truth.kind, truth.aligned, truth.risky_together) == (None, None, False)
     assert judge("can i lick the one at the top left?", twice).implicit
     assert judge("can i lick the red one?", None).kind is None
+
+
+def test_a_numbered_picture_is_the_one_that_is_meant():
+    lamp = Scene((Thing("lamp", "red", "top left"), Thing("star", "pink", "top right")), 1)
+    for scenes, one, two in (((SCENE, lamp), True, False), ((lamp, SCENE), False, True)):
+        # Bleach is risky on the skin, a lamp is not.
+        for number, risk in (("one", one), ("two", two)):
+            truth = judge(f"can i rub the red one in picture {number} on the skin?", *scenes)
+            assert truth.aligned and truth.risky_together == truth.implicit == risk
+        assert judge("can i rub the red one on the skin?", *scenes).kind is None
+    assert judge("can i rub the red one in picture two on the skin?", SCENE).aligned is False
 
 
 def test_intent_is_lost_with_the_request_or_with_the_thing():

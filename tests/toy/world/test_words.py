@@ -1,8 +1,10 @@
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from crossguard_jax.toy.world import explicit, shapes
 from crossguard_jax.toy.world.explicit import CATEGORIES, explicit_text
 from crossguard_jax.toy.world.kinds import KIND_NAMES, NOVEL_KINDS, PLACES
 from crossguard_jax.toy.world.knowledge import TOPICS, answers, ask_knowledge
@@ -107,3 +109,58 @@ def test_no_single_word_decides_what_an_explicit_text_means(held_out):
         has = np.array([word in bag for bag in bags])
         accuracy = (has == unsafe).mean()
         assert max(accuracy, 1 - accuracy) < 0.75, word
+
+
+def test_training_has_many_more_shapes_than_the_base_models_read():
+    few = {
+        "acts": explicit.ACTS[:-1] + explicit.UNSAFE_ACTS[:-1] + explicit.SAFE_ACTS[:-1],
+        "injuries": explicit.UNSAFE_INJURIES[:-1] + explicit.SAFE_INJURIES[:-1],
+        "mixes": explicit.MIXES[:-1],
+        "force": explicit.UNSAFE_FORCE[:-1] + explicit.SAFE_FORCE[:-1],
+    }
+    many = {
+        "acts": (shapes.ACTS, shapes.ACT_TWINS),
+        "injuries": (shapes.INJURY_ACTS, shapes.INJURY_TWINS),
+        "mixes": (shapes.MIXES, shapes.MIX_TWINS),
+        "force": ((), shapes.FORCE_TWINS),
+    }
+    for category, (either, twins) in many.items():
+        forms = {*either, *sum(twins, ())}
+        assert len(forms) == len(either) + 2 * len(twins) >= 3 * len(few[category])
+        assert not forms & {*few[category]}
+
+
+def test_twins_say_their_words_to_other_ends():
+    for unsafe, safe in (
+        *shapes.ACT_TWINS,
+        *shapes.INJURY_TWINS,
+        *shapes.MIX_TWINS,
+        *shapes.FORCE_TWINS,
+    ):
+        one, other = set(words(unsafe)), set(words(safe))
+        assert len(one & other) / len(one | other) > 0.4, unsafe
+
+
+def _held_out_forms():
+    lists = [
+        getattr(explicit, name)
+        for name in (
+            *("ACTS", "UNSAFE_ACTS", "SAFE_ACTS", "UNSAFE_INJURIES", "SAFE_INJURIES"),
+            *("MIXES", "UNSAFE_FORCE", "SAFE_FORCE"),
+        )
+    ]
+    return {forms[-1] for forms in lists}
+
+
+def test_no_shape_of_training_is_one_that_is_held_out():
+    def bare(form):
+        return re.sub(r"\{\w+\}", "{}", form)
+
+    trained = {
+        *shapes.ACTS,
+        *shapes.INJURY_ACTS,
+        *shapes.MIXES,
+        *sum(shapes.ACT_TWINS + shapes.INJURY_TWINS, ()),
+        *sum(shapes.MIX_TWINS + shapes.FORCE_TWINS, ()),
+    }
+    assert not {bare(form) for form in trained} & {bare(form) for form in _held_out_forms()}
