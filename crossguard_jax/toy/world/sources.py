@@ -20,6 +20,7 @@ from crossguard_jax.toy.world.examples import Maker, Stream, WorldExample, halve
 from crossguard_jax.toy.world.explicit import explicit_text
 from crossguard_jax.toy.world.kinds import BASE_KINDS, DECORATIONS, HAZARDS, KIND_NAMES
 from crossguard_jax.toy.world.knowledge import ask_knowledge
+from crossguard_jax.toy.world.new_frames import new_rows, spelled_rows
 from crossguard_jax.toy.world.pointing import point, point_past
 from crossguard_jax.toy.world.risk import HELD_OUT_PAIRS, PAIRS, SEEN_PAIRS, risky
 from crossguard_jax.toy.world.rows import (
@@ -153,6 +154,12 @@ DERIVED: dict[str, Maker] = {
 }
 """Sources made out of other rows."""
 
+NEW_FRAMES: dict[str, Maker] = {
+    "explicit_text_new": new_rows,
+    "explicit_text_spelled": spelled_rows,
+}
+"""Sources for evaluation alone, whose forms come from outside: they have the split test only."""
+
 SOURCES: dict[str, Maker] = {
     "implicit": implicit_rows,
     "implicit_heldout": _implicit_heldout,
@@ -170,6 +177,7 @@ SOURCES: dict[str, Maker] = {
     "paraphrases": _paraphrases,
     "text_safety": _text_safety,
     **DERIVED,
+    **NEW_FRAMES,
 }
 
 
@@ -181,7 +189,8 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[WorldExampl
             ``implicit_misaligned``, ``named``, ``explicit_text``, ``explicit_picture``,
             ``typographic`` (each but the misaligned half unsafe, half safe) and ``benign_vqa`` (all
             safe); and those of :data:`DERIVED`: ``long_safe`` (all safe), ``long_harm`` (all
-            unsafe), ``injected``, ``picture_only``, ``two_pictures`` (half and half). For the base
+            unsafe), ``injected``, ``picture_only``, ``two_pictures`` (half and half). For
+            evaluation alone: those of :data:`NEW_FRAMES`. For the base
             models, without the novel kinds: ``vqa``, ``captions``, ``reading``, ``knowledge``. For
             the text models: ``paraphrases``, ``text_safety``.
         split: ``train``, ``val`` or ``test``.

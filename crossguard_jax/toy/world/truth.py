@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from crossguard_jax.toy.world import explicit, explicit_words, shapes
+from crossguard_jax.toy.world import explicit, explicit_words, new_frames, shapes
 from crossguard_jax.toy.world.kinds import (
     COLOUR_NAMES,
     DECORATIONS,
@@ -326,6 +326,7 @@ def _grammar() -> list[tuple[re.Pattern[str], Meaning]]:
     ]
     for harm in (True, False):
         twins = shapes.ACT_TWINS + shapes.INJURY_TWINS + shapes.MIX_TWINS
+        twins += (*new_frames.FRAMES.values(), *new_frames.SPELLED.values())
         rules.append(([pair[not harm] for pair in twins], _means(harm)))
         rules.append(([pair[not harm] for pair in shapes.FORCE_TWINS], _forces(harm)))
     return [(_pattern(form), meaning) for forms, meaning in rules for form in forms]
