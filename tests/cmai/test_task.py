@@ -142,6 +142,42 @@ def test_k_answers_are_a_softmax_over_the_models_own_next_tokens(guard):
     np.testing.assert_array_equal(answers.s_c, np.ones(5))
 
 
+def test_a_third_words_mass_is_lost_in_the_outer_loss_and_is_nothing_to_the_attack(guard):
+    labels = ("yes", "red", "no")
+    rows = [replace(r, label=label) for r, label in zip(RECORDS, labels, strict=False)]
+    task = Task(guard, labels)
+    batch = on_device(task.batch(rows, LENGTH))
+    inputs, frozen = (batch["pixels"], jnp.zeros((1, 1, task.width))), task.frozen_parts
+    ask = jax.jit(task.answers, static_argnames="vocabulary")
+    encoded = guard.encode([r.image for r in rows], [r.text for r in rows])
+    last = encoded["attention_mask"].sum(axis=1) - 1
+    p = np.asarray(jax.nn.softmax(guard.logits(**encoded)[np.arange(3), last]))
+    right = p[np.arange(3), task.label_ids]
+    likely, third = int(p.sum(axis=0).argmax()), int(p.sum(axis=0).argmin())
+    assert not (encoded["input_ids"] == third).any()
+
+    def also_said(path, x):
+        """A third word's logit, of a head that is the table of embeddings, made a likely one's."""
+        if "embed_tokens" not in jax.tree_util.keystr(path):
+            return x
+        return x.at[third].set(x[likely])
+
+    shifted = jax.tree.map_with_path(also_said, frozen)
+    p_shifted = right / (1 + p[:, likely])
+    assert p[:, likely].max() > 0.1
+    losses = {}
+    for vocabulary, parts in ((v, f) for v in (True, False) for f in (frozen, shifted)):
+        answers = ask({"adapters": task.adapters}, parts, batch, inputs, vocabulary=vocabulary)
+        losses.setdefault(vocabulary, []).append(answers)
+    for answers, expected in zip(losses[True], (right, p_shifted), strict=True):
+        np.testing.assert_allclose(answers.loss, -np.log(expected), atol=1e-4)
+    before, after = losses[False]
+    np.testing.assert_array_equal(after.loss, before.loss)
+    # What is right is right among the answers in either case.
+    for answers in losses[True]:
+        np.testing.assert_allclose(answers.margin, before.margin, atol=1e-4)
+
+
 def test_a_shift_moves_the_texts_tokens_and_no_others(batch, ask, guard):
     mask = np.asarray(batch["text_mask"])
     encoded = guard.encode([r.image for r in RECORDS], [r.text for r in RECORDS])
