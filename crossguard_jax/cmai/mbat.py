@@ -193,8 +193,8 @@ def mbat_loss(
     at = jax.lax.stop_gradient(trainable)
     attacked = perturbed(answer, settings, at, frozen, batch, clean, key, arm)
     both = jax.tree.map(lambda *rows: jnp.stack(rows), clean, attacked)
-    asked = outer or answer
-    outputs = jax.vmap(lambda inputs: asked(trainable, frozen, batch, inputs))(both)
+    outer = outer or answer
+    outputs = jax.vmap(lambda inputs: outer(trainable, frozen, batch, inputs))(both)
     plain, adversarial = (jax.tree.map(lambda rows, i=i: rows[i], outputs) for i in (0, 1))
     loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * adversarial.loss.mean()
     there = batch["has_picture"]

@@ -37,16 +37,13 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import Readers, answered, open_sources
 from crossguard_jax.guard.recipe import load_base, run_identity
-from crossguard_jax.nn import lora
+from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.loop import Schedule, train
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import Loss, Step, TrainState, init_state, make_step
 
 RECENT = 512
 """Clean scores that tau and tau_c follow: the lowest 1% of fewer would be a score or two."""
-
-LOSSES = ("vocabulary", "labels")
-"""Among what ``-log p`` of the right answer is taken where it is learned from."""
 
 GOALS = ("answers", "features")
 """What MBAT's adversary and defence are about: the task's answers, or the tower's features."""
@@ -125,7 +122,7 @@ def immunize(
     check_positive(config, "lora.rank", "data.max_length")
     for field, value, choices in (
         ("mbat.goal", config.mbat.goal, GOALS),
-        ("train.loss", config.train.loss, LOSSES),
+        ("train.loss", config.train.loss, verdict.LOSSES),
     ):
         if value not in choices:
             raise UserError(f"{field} {value!r} is none of {', '.join(choices)}")

@@ -28,7 +28,7 @@ from crossguard_jax.guard.batches import bucket, slots
 from crossguard_jax.guard.encoding import Row
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.images import Picture
-from crossguard_jax.nn import lora
+from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llava import Llava
 from crossguard_jax.nn.lora import LoraScale
 
@@ -346,9 +346,11 @@ class Task:
         """
         logits, h_v = self.logits(trainable, frozen, batch, inputs, scale, vocabulary)
         labels, ids = batch["labels"], jnp.asarray(self.label_ids)
-        loss = cross_entropy(logits, ids[labels] if vocabulary else labels)
-        margin = margin_from(logits[:, ids] if vocabulary else logits, labels)
-        return Answers(loss, margin, self.s_c(trainable, batch, h_v), h_v)
+        if vocabulary:
+            loss, logits = verdict.vocabulary_loss(logits, ids, labels), logits[:, ids]
+        else:
+            loss = cross_entropy(logits, labels)
+        return Answers(loss, margin_from(logits, labels), self.s_c(trainable, batch, h_v), h_v)
 
     def pairs(
         self,

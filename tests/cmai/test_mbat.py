@@ -186,7 +186,7 @@ def test_rows_without_a_picture_are_no_part_of_what_is_said_of_s_c(made):
     trainable, frozen, batch = made
     there = np.arange(B) % 3 > 0
 
-    def asked(trainable, frozen, batch, inputs):
+    def pictured(trainable, frozen, batch, inputs):
         answers = answer(trainable, frozen, batch, inputs)
         s_c = jnp.where(batch["has_picture"], answers.s_c, 1.0)
         return Answers(answers.loss, answers.margin, s_c)
@@ -194,7 +194,7 @@ def test_rows_without_a_picture_are_no_part_of_what_is_said_of_s_c(made):
     def metrics_of(there):
         rows = batch | {"has_picture": jnp.asarray(there)}
         _, (metrics, scores, _) = mbat_loss(
-            asked, MbatSettings("seed"), D, trainable, frozen, rows, KEY, arm()
+            pictured, MbatSettings("seed"), D, trainable, frozen, rows, KEY, arm()
         )
         return metrics, scores
 

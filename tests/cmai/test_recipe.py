@@ -28,6 +28,7 @@ from crossguard_jax.evals.robustness.systems import CLIMBS, SEARCHES
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.nn import lora
+from crossguard_jax.nn.verdict import LOSSES
 from crossguard_jax.toy.study import SOURCE, read
 from crossguard_jax.toy.world.sources import records
 from crossguard_jax.train.loop import read_metrics
@@ -212,7 +213,7 @@ class _ReachedError(Exception):
     """What a stage would have been made of."""
 
 
-@pytest.mark.parametrize("loss", recipe.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_only_what_is_learned_from_goes_through_the_whole_head(loss, data, tmp_path, monkeypatch):
     def reached(*args):
         raise _ReachedError(*args)
