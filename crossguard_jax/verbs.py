@@ -176,9 +176,8 @@ def train(args: argparse.Namespace) -> None:
     metrics = {k: v for row in last for k, v in row.items() if k != "step"}
     data = ", ".join(f"{name} ({n:,} rows)" for name, n in done.rows.items())
     folder = Path(args.out) / "adapter"
-    done.guard.save_pretrained(
-        folder, "peft", ModelCard(base=args.config.model.path, data=data, metrics=metrics)
-    )
+    card = ModelCard(args.config.model.path, data, metrics)
+    done.guard.save_pretrained(folder, "peft", card)
     print(f"adapter of step {done.step}: {folder}")
 
 

@@ -128,8 +128,8 @@ def vlguard(root: Path) -> None:
         ]
         named = {"harmful_category": "risky behavior", "harmful_subcategory": "mild"}
         rows = [
-            {"id": "1", "image": "a.jpg", "safe": False, **named, "instr-resp": [unsafe]},
-            {"id": "2", "image": "b.jpg", "safe": True, "instr-resp": safe},
+            {"id": f"{split}-1", "image": "a.jpg", "safe": False, **named, "instr-resp": [unsafe]},
+            {"id": f"{split}-2", "image": "b.jpg", "safe": True, "instr-resp": safe},
         ]
         write_json(root / f"{split}.json", rows)
         for row in rows:

@@ -80,7 +80,8 @@ class Immunized:
         """The model alone, the adapter fully on, for whoever wants plain scores."""
         task = self.task
         model = task.model(self.trainable, self.frozen)
-        return Guard(model, task.guard.folder, task.guard.settings, task.guard.mesh)
+        base = task.guard
+        return Guard(model, base.folder, base.settings, base.mesh, trained_on=base.trained_on)
 
     # As an attack sees it
 

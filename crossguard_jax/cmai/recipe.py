@@ -35,7 +35,7 @@ from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import Readers, answered, open_sources
+from crossguard_jax.guard.mixture import Readers, answered, listed_rows, open_sources
 from crossguard_jax.guard.recipe import load_base, run_identity
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.loop import Schedule, train
@@ -130,10 +130,12 @@ def immunize(
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
     data = Path(data or folder / "data")
-    sources = open_sources(config.data.sources, data, readers or {})
-    held = open_sources(config.data.validation, data / "validation", readers or {})
+    readers, seed = readers or {}, config.train.seed
+    sources = open_sources(config.data.sources, data, readers, seed)
+    held = open_sources(config.data.validation, data / "validation", readers, seed)
     task, trainable = _start(config, answers_of(config, sources), mesh, rules)
     sources = answered(sources, data, task.labels)
+    task.guard.trained_on = listed_rows(sources)
     held = answered(held, data / "validation", task.labels)
     run = _Run(config, folder, task, task.frozen_parts, sources, held, data, mesh, rules)
     tau, tau_c, recent = 0.0, 0.0, None

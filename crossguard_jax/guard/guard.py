@@ -23,6 +23,7 @@ from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.export import ModelCard, save_model
 from crossguard_jax.hf.load import folder_name, load_model, resolve_folder
 from crossguard_jax.hf.peft import load_adapter, read_adapter_config, save_adapter
+from crossguard_jax.hf.trained import TrainedRow, read_training_data
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llava import Llava
 
@@ -40,6 +41,7 @@ class Guard:
         settings: prompt, threshold, length limit.
         mesh: where batches go; None is the first device.
         rules: logical to mesh axes.
+        trained_on: rows that the adapter learned from, for the card of an export.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Guard:
         settings: Settings,
         mesh: Mesh | None = None,
         rules: Rules = DEFAULT_RULES,
+        trained_on: Sequence[TrainedRow] = (),
     ):
         self.model, self.folder, self.mesh, self.rules = model, Path(folder), mesh, rules
+        self.trained_on = trained_on
         self.encoder = Encoder(folder, model.config, settings)
         self.settings = self.encoder.settings
         graphdef, adapters, frozen = lora.split(model)
@@ -106,7 +110,8 @@ class Guard:
             settings = replace(settings, prompt=template)
         if threshold is not None:
             settings = replace(settings, threshold=threshold)
-        return cls(model, folder, settings, mesh, rules)
+        rows = read_training_data(adapter) if adapter is not None else ()
+        return cls(model, folder, settings, mesh, rules, rows)
 
     @property
     def label_ids(self) -> tuple[int, int]:
@@ -312,6 +317,7 @@ class Guard:
         """
         folder, base = Path(path), folder_name(self.folder)
         card = card or ModelCard(base=base)
+        card = replace(card, rows=(*card.rows, *self.trained_on))
         if format == "merged":
             save_model(self.model, folder, self.folder, card, dtype)
         elif format == "peft":

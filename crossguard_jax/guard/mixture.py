@@ -17,17 +17,22 @@ from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data import sources
 from crossguard_jax.data.builders import RecordSource, open_dataset, write_dataset
 from crossguard_jax.data.records import LeftOut, Record, Rejected
+from crossguard_jax.hf.trained import TrainedRow, content_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.files import noting, unchanged
 from crossguard_jax.io.jsonl import read_json
 
 Reader = Callable[..., Iterable[Record | Rejected]]
 Readers = Mapping[str, Reader]
-"""Readers beside `data.sources`' own, called as ``reader(path, split=..., limit=...)``."""
+"""Readers beside `data.sources`' own, called as ``reader(path, split=..., limit=...)``; their first
+rows are a random draw."""
+
+TENTHS = ("", "without", "only")
+"""All rows of a source; those without the tenth that is held out; that tenth alone."""
 
 
 def open_sources(
-    specs: ConfigDict, folder: str | Path, readers: Readers
+    specs: ConfigDict, folder: str | Path, readers: Readers, seed: int = 0
 ) -> dict[str, RecordSource]:
     """Every source with a weight above 0, as an open dataset in ``folder``.
 
@@ -40,16 +45,22 @@ def open_sources(
         specs: the configuration's sources.
         folder: of the datasets.
         readers: beside `data.sources`' own, by the name that a source may use.
+        seed: draws the rows of a source that has a limit.
 
     Raises:
-        UserError: a reader's own, or a source without one good row.
+        UserError: a reader's own, a source without one good row, or a ``tenth`` that is none of
+            `TENTHS`.
     """
     folder = Path(folder)
     weighted = {name: spec for name, spec in specs.items() if spec.weight > 0}
+    settings = {name: _settings(spec, readers, seed) for name, spec in weighted.items()}
     if jax.process_index() == 0:
         for name, spec in weighted.items():
-            _write(name, spec, folder, readers)
-    return {name: _wait_and_open(name, weighted[name], folder) for name in weighted}
+            _write(name, spec, settings[name], folder, readers)
+    return {
+        name: _wait_and_open(name, spec.split, settings[name], folder)
+        for name, spec in weighted.items()
+    }
 
 
 def answered(
@@ -125,9 +136,10 @@ def _answered(
     return Selected(source, rows)
 
 
-def _settings(spec: ConfigDict) -> dict[str, Any]:
-    """What decides the rows, the files aside; the weight does not."""
-    return {k: v for k, v in json.loads(spec.to_json()).items() if k != "weight"}
+def _settings(spec: ConfigDict, readers: Readers, seed: int) -> dict[str, Any]:
+    """What decides the rows, the files aside: the weight does not, the seed only where it draws."""
+    settings = {k: v for k, v in json.loads(spec.to_json()).items() if k != "weight"}
+    return settings | ({"seed": seed} if spec.limit and spec.reader not in readers else {})
 
 
 def _current(note: Path, settings: Mapping[str, Any]) -> bool:
@@ -140,16 +152,18 @@ def _current(note: Path, settings: Mapping[str, Any]) -> bool:
     return whole and made["settings"] == settings and unchanged(made["files"])
 
 
-def _write(name: str, spec: ConfigDict, folder: Path, readers: Readers) -> None:
-    note, settings = folder / f"{name}.settings.json", _settings(spec)
+def _write(
+    name: str, spec: ConfigDict, settings: dict[str, Any], folder: Path, readers: Readers
+) -> None:
+    note = folder / f"{name}.settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     current = _current(note, settings)
     with LeftOut(folder / f"{name}.rejected.jsonl", keep=current) as left_out:
         if not current:
             note.unlink(missing_ok=True)
             with noting() as files:
-                rows = left_out.accepted(_rows(spec, readers))
-                kept = (row for row in rows if not spec.labels or row.label in spec.labels)
+                rows = left_out.accepted(_rows(spec, readers, settings.get("seed")))
+                kept = (row for row in rows if _wanted(name, spec, row))
                 limited = islice(kept, spec.limit) if spec.limit else kept
                 labels: list[str] = []
                 contents = hashlib.sha256()
@@ -161,12 +175,33 @@ def _write(name: str, spec: ConfigDict, folder: Path, readers: Readers) -> None:
         print(line if line.startswith(" ") else f"{name}: {line}")
 
 
+def _wanted(name: str, spec: ConfigDict, record: Record) -> bool:
+    """Whether a record has a label that is asked for, and lies in the part that is."""
+    tenth = spec.get("tenth", "")
+    if tenth not in TENTHS:
+        raise UserError(f"{name}: tenth {tenth!r} is none of {', '.join(map(repr, TENTHS))}")
+    if spec.labels and record.label not in spec.labels:
+        return False
+    return not tenth or in_tenth(record) == (tenth == "only")
+
+
+def in_tenth(record: Record) -> bool:
+    """Whether a record is of the tenth of its source that is held out, wherever it is read.
+
+    Records of one ``provenance["group"]`` go together, or else those of one picture (VLGuard's two
+    instructions, a forged row and its benign twin), or of one text.
+    """
+    group = record.provenance.get("group", "").encode()
+    digest = hashlib.sha256(group or record.image or record.text.encode(errors="replace")).digest()
+    return digest[0] * 10 < 256
+
+
 def _listing(records: Iterable[Record], labels: list[str], contents: Any) -> Iterator[Record]:
     """Passes records on; their labels go into ``labels``, all that is learned from into a hash."""
     for record in records:
         labels.append(record.label)
-        pictures = [hashlib.sha256(image).hexdigest() for image in record.images]
-        contents.update(json.dumps([record.id, record.text, record.label, pictures]).encode())
+        content = content_hash(record.text, record.images)
+        contents.update(json.dumps([record.id, content, record.label]).encode())
         yield record
 
 
@@ -175,22 +210,33 @@ def contents_hash(folder: str | Path, name: str) -> str:
     return json.loads((Path(folder) / f"{name}.settings.json").read_text())["contents"]
 
 
-def _rows(spec: ConfigDict, readers: Readers) -> Iterator[Record | Rejected]:
+def listed_rows(opened: Mapping[str, RecordSource]) -> list[TrainedRow]:
+    """The rows of sources, as the card of a model has them that learned from all."""
+    return [
+        TrainedRow(record.id, name, content_hash(record.text, record.images))
+        for name, source in opened.items()
+        for record in (source[i] for i in range(len(source)))
+    ]
+
+
+def _rows(spec: ConfigDict, readers: Readers, seed: int | None) -> Iterator[Record | Rejected]:
     if spec.reader in readers:
-        # Twice the limit, since a filter on labels may drop half.
-        limit = spec.limit * (2 if spec.labels else 1)
+        # More than the limit, since what is not wanted is dropped.
+        limit = spec.limit * (2 if spec.labels or spec.get("tenth") == "without" else 1)
+        limit *= 20 if spec.get("tenth") == "only" else 1
         return iter(readers[spec.reader](spec.path, split=spec.split, limit=limit))
-    splits = sources.has_option(spec.reader, "split")
-    options = {"split": spec.split} if splits else {}
+    options: dict[str, Any] = {"seed": seed}
+    if sources.has_option(spec.reader, "split"):
+        options["split"] = spec.split
     return sources.read(spec.reader, spec.path, **options)
 
 
 def _wait_and_open(
-    name: str, spec: ConfigDict, folder: Path, patience: float = 3600.0
+    name: str, split: str, settings: dict[str, Any], folder: Path, patience: float = 3600.0
 ) -> RecordSource:
     note, deadline = folder / f"{name}.settings.json", time.monotonic() + patience
-    while not _current(note, _settings(spec)):
+    while not _current(note, settings):
         if time.monotonic() > deadline:
             raise UserError(f"{note}: process 0 has not written it; is {folder} shared by all?")
         time.sleep(1.0)
-    return open_dataset(folder, name, spec.split)
+    return open_dataset(folder, name, split)

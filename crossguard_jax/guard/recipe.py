@@ -26,7 +26,14 @@ from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
 from crossguard_jax.guard.batches import microbatches
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import Readers, answered, contents_hash, fitting, open_sources
+from crossguard_jax.guard.mixture import (
+    Readers,
+    answered,
+    contents_hash,
+    fitting,
+    listed_rows,
+    open_sources,
+)
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.nn import lora, verdict
@@ -111,11 +118,14 @@ def train_guard(
     data = Path(data or folder / "data")
     words = guard.settings.prompt
     answers = (words.negative, words.positive)
-    opened = answered(open_sources(config.data.sources, data, readers or {}), data, answers)
-    held = open_sources(config.data.validation, data / "validation", readers or {})
+    readers, seed = readers or {}, config.train.seed
+    opened = answered(open_sources(config.data.sources, data, readers, seed), data, answers)
+    held = open_sources(config.data.validation, data / "validation", readers, seed)
     held = answered(held, data / "validation", answers)
     fits = functools.partial(guard.encoder.fits, length=config.data.max_length)
     opened, held = (fitting(some, words.negative, fits) for some in (opened, held))
+    if config.train.keep_best:
+        _check_both_labels(held)
     sharding = batch_sharding(mesh, rules, config.train.batch_size)
     adam = optimizer(config.optim, config.train.steps)
     blank = config.data.blank
@@ -147,8 +157,20 @@ def train_guard(
     )
     step, kept = _kept(folder, state, bool(hooks and config.train.keep_best))
     settings = trained_settings(config, guard)
-    trained = Guard(lora.merge(graphdef, kept, frozen), guard.folder, settings, mesh, rules)
+    model = lora.merge(graphdef, kept, frozen)
+    trained = Guard(model, guard.folder, settings, mesh, rules, listed_rows(opened))
     return Trained(trained, step, rows)
+
+
+def _check_both_labels(held: Mapping[str, RecordSource]) -> None:
+    """Refuses to select by held-out rows of one label: best would be what says it of every row."""
+    labels = {source[i].label for source in held.values() for i in range(len(source))}
+    if len(labels) == 1:
+        raise UserError(
+            f"data.validation: every row is {labels.pop()!r}, so train.keep_best would keep the "
+            "step that says so of all; add rows of the other label, or keep the last step: "
+            "--config.train.keep_best="
+        )
 
 
 def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.hf import names
 from crossguard_jax.hf.configs import MODELS, Model
 from crossguard_jax.hf.folder import CONFIG, INDEX, WEIGHTS, read_object
+from crossguard_jax.hf.trained import (
+    TRAINING_DATA,
+    TrainedRow,
+    read_training_data,
+    write_training_data,
+)
 from crossguard_jax.nn import lora
 
 SHARD_BYTES = 5 * 2**30
@@ -35,6 +41,7 @@ class ModelCard:
         metrics: dotted name to value, as in the report.
         limits: what it must not be trusted with.
         license: a Hub licence id.
+        rows: the rows that the model learned from; they go into a file of their own.
     """
 
     base: str = "not recorded"
@@ -45,9 +52,22 @@ class ModelCard:
         "measure ASR and false positives on your own traffic, and set the threshold there."
     )
     license: str = "other"
+    rows: Sequence[TrainedRow] = ()
 
-    def markdown(self, format: str) -> str:
-        """The README.md of an exported folder."""
+    def write(self, folder: str | Path, format: str) -> None:
+        """Writes README.md and, where rows are known, their list (`hf.trained`)."""
+        listing = ""
+        (Path(folder) / TRAINING_DATA).unlink(missing_ok=True)
+        if self.rows:
+            n, digest = len(set(self.rows)), write_training_data(folder, self.rows)
+            listing = (
+                f"\n\n[{TRAINING_DATA}]({TRAINING_DATA}) lists the {n:,} rows by id, source and hash"
+                f" of content (`crossguard_jax.hf.trained.content_hash`). SHA-256: `{digest}`"
+            )
+        (Path(folder) / "README.md").write_text(self.markdown(format, listing))
+
+    def markdown(self, format: str, listing: str = "") -> str:
+        """The README.md of an exported folder; ``listing`` says where its rows are."""
         rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in self.metrics.items())
         table = f"| figure | value |\n| --- | --- |\n{rows}" if rows else "None were recorded."
         library = "peft" if format == "peft" else "transformers"
@@ -57,8 +77,8 @@ class ModelCard:
         return (
             f"{head}\n\n# A multimodal guard ({format})\n\nReads a picture and a text and answers "
             "with one of two label tokens; written by crossguard_jax.\n\n"
-            f"## Base\n\n{self.base}\n\n## Data\n\n{self.data}\n\n## Metrics\n\n{table}\n\n"
-            f"## Limits\n\n{self.limits}\n"
+            f"## Base\n\n{self.base}\n\n## Data\n\n{self.data}{listing}\n\n"
+            f"## Metrics\n\n{table}\n\n## Limits\n\n{self.limits}\n"
         )
 
 
@@ -94,7 +114,7 @@ def save_model(
         model: adapters, if any, are folded into the weights first.
         folder: is made; files of the same names are replaced.
         source: the folder whose config, tokenizer and processor go along.
-        card: written as README.md.
+        card: written as README.md, with the rows that the source lists beside its own.
         dtype: of the weights; None keeps each one's own.
         shard_bytes: a file's size limit; more than one file gets an index.
     """
@@ -114,7 +134,9 @@ def save_model(
             part["tie_word_embeddings"] = getattr(text, "tie_word_embeddings", True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if card:
-        (folder / "README.md").write_text(card.markdown("merged"))
+        # What the source had learned from, its copy has learned from too.
+        rows = (*read_training_data(source), *card.rows)
+        replace(card, rows=rows).write(folder, "merged")
     write_weights(model, folder, jnp.dtype(dtype) if dtype else None, shard_bytes)
 
 

@@ -110,7 +110,7 @@ def save_adapter(
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     if card:
-        (folder / "README.md").write_text(card.markdown("peft"))
+        card.write(folder, "peft")
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any]:

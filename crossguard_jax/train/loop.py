@@ -39,8 +39,8 @@ class BatchIterator(Protocol):
 class Hook:
     """Something to measure now and then: ``measure(state)`` every ``every`` steps and at the end.
 
-    With ``keep_best``, the state is kept whenever that metric is higher than before (lower, if the
-    name begins with ``-``).
+    With ``keep_best``, the state is kept whenever that metric is at least as high as ever before
+    (as low, if the name begins with ``-``): of equals, what learned longer.
     """
 
     every: int
@@ -198,7 +198,7 @@ class _Recorder:
         if metric not in values:
             raise UserError(f"keep_best {metric!r} is none of {', '.join(values)}")
         value = -values[metric] if hook.keep_best.startswith("-") else values[metric]
-        if value > self.best.get(hook.keep_best, -math.inf):
+        if value >= self.best.get(hook.keep_best, -math.inf):
             self.best[hook.keep_best] = value
             self.checkpoints.save_best(n, state.trainable)
 

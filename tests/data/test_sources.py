@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected, write_jsonl
+from crossguard_jax.data.sources.lists import harmless
 from crossguard_jax.io import images
 
 FIXTURE = Path(__file__).parent / "fixtures" / "nlvr"
@@ -219,6 +221,13 @@ def vlguard_tree(root: Path, pictures: str = "train") -> Path:
         },
         {"id": "x", "image": "gone.jpg", "safe": True, "instr-resp": []},
         {"id": "y", "image": "b.jpg", "safe": True, "instr-resp": [{"response": "?"}]},
+        {
+            "id": "z",
+            "image": "b.jpg",
+            "safe": True,
+            "instr-resp": [{"safe_instruction": "N/A"}, {"unsafe_instruction": "Break it!"}],
+        },
+        {"id": "e", "image": "b.jpg", "safe": False, "instr-resp": [{"instruction": " "}]},
     ]
     root.mkdir(exist_ok=True)
     (root / "train.json").write_text(json.dumps(rows))
@@ -234,10 +243,30 @@ def test_vlguard_gives_the_papers_subsets(tmp_path, pictures):
         ("unsafe", "unsafes", "risky behavior"),
         ("safe", "safe_safes", "safe_safes"),
         ("unsafe", "safe_unsafes", "safe_unsafes"),
+        ("unsafe", "safe_unsafes", "safe_unsafes"),
     ]
     assert records[1].image == records[2].image and records[1].id != records[2].id
     assert records[0].provenance["subcategory"] == "mild"
-    assert [r.row for r in rejected] == [3, 4]
+    assert [r.row for r in rejected] == [3, 4, 5, 6]
+    assert "'safe_instruction' is 'N/A', which asks nothing" in rejected[2].reason
+    assert "field 'instruction' is empty" in rejected[3].reason
+
+
+@pytest.mark.parametrize("ids", [["u1", "other"], [7]])
+def test_vlguards_training_rows_that_are_tested_on_are_rejected(tmp_path, ids):
+    root = vlguard_tree(tmp_path, "images")
+    rows = json.loads((root / "train.json").read_text())
+    rows[0]["id"] = "7" if ids == [7] else "u1"  # the two files need not agree on the type
+    (root / "train.json").write_text(json.dumps(rows))
+    everything, _ = sorted_out(sources.read("vlguard", root))
+    tested = [rows[0] | {"id": id, "image": "b.jpg"} for id in ids]
+    (root / "test.json").write_text(json.dumps([*tested, {"image": "b.jpg"}]))
+    records, rejected = sorted_out(sources.read("vlguard", root))
+    assert records == everything[1:]
+    assert rejected[0].row == 1 and "is in test.json too" in rejected[0].reason
+    assert rejected[0].reason.startswith(f"id {rows[0]['id']!r}")
+    test, _ = sorted_out(sources.read("vlguard", root, split="test"))
+    assert len(test) == len(ids)
 
 
 # ---- FigStep -----------------------------------------------------------------------------------
@@ -285,6 +314,38 @@ def test_figstep_reports_a_missing_picture_and_a_bad_task_id(tmp_path):
     assert "task_id 'one' is not a number" in rejected[1].reason
 
 
+def test_figsteps_twins_leave_nothing_to_the_text_or_the_type(tmp_path):
+    tree = figstep_tree(tmp_path)
+    records, rejected = sorted_out(sources.read("figstep_twins", tree, split="train"))
+    assert not rejected and len({r.id for r in records}) == len(records) == 1_000
+    assert Counter((r.text, r.label) for r in records) == {
+        (records[0].text, "unsafe"): 500,
+        (records[0].text, "safe"): 500,
+    }
+    originals, drawn = records[::4], [r for r in records if "drawn" in r.id or "harmless" in r.id]
+    assert {r.images for r in originals} == {(PNG,)}
+    assert [r.label for r in drawn] == ["unsafe", "safe", "safe"] * 250
+    sizes = {images.decode(r.image, r.id).size for r in drawn[:9]}
+    assert sizes == {(760, 760)}
+    benign = [r.images for r in drawn if r.label == "safe"]
+    assert len(set(benign)) == len(benign), "each harmless list is another one"
+    assert records == list(sources.read("figstep_twins", tree, split="train")), "drawn alike"
+    assert {r.provenance["group"] for r in records[:4]} == {records[0].id}
+
+
+def test_the_halves_of_harmless_lists_share_no_chore():
+    chores = [
+        {chore for chore in harmless(half) if not re.search(" (at|for|with|on|step) ", chore)}
+        for half in (0, 1)
+    ]
+    assert len(chores[0]) > 80 and len(chores[1]) > 80
+    assert not chores[0] & chores[1]
+    for half in chores:
+        assert {chore.split()[0] for chore in half} == {"wash"} | {
+            chore.split()[0] for chore in chores[0] | chores[1]
+        }, "every verb is in both"
+
+
 # ---- VQAv2 -------------------------------------------------------------------------------------
 
 
@@ -324,13 +385,35 @@ def test_vqav2_joins_questions_pictures_and_answers(tmp_path):
     assert records[3].provenance["answers"].split("\n") == [f"cup {k}" for k in range(10)]
 
 
-def test_vqav2_reads_without_annotations_and_draws_the_same_sample_again(tmp_path):
-    tree = vqav2_tree(tmp_path, annotations=False)
-    drawn = [
-        [r.id for r in sorted_out(sources.read("vqav2", tree, split="val", limit=5, seed=seed))[0]]
-        for seed in (0, 0, 1)
-    ]
+def test_vqav2_reads_without_annotations(tmp_path):
+    records, _ = sorted_out(sources.read("vqav2", vqav2_tree(tmp_path, False), split="val"))
+    assert len(records) == 20 and "answer" not in records[0].provenance
+
+
+@pytest.mark.parametrize(
+    ("reader", "tree", "split"),
+    [("vqav2", vqav2_tree, "val"), ("figstep", figstep_tree, "all"), ("vlguard", vlguard_tree, "")],
+)
+def test_a_seed_draws_the_order_and_loses_no_row(tmp_path, reader, tree, split):
+    root, options = tree(tmp_path), {"split": split} if split else {}
+    plain = list(sources.read(reader, root, **options))
+    drawn = [list(sources.read(reader, root, **options, seed=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert all(sorted(map(repr, rows)) == sorted(map(repr, plain)) for rows in drawn)
+
+
+def test_a_draw_opens_no_picture_but_its_own(tmp_path):
+    (tmp_path / "p.png").write_bytes(PNG)
+    path = lines(tmp_path / "t.jsonl", [{"image": "p.png", "text": str(n)} for n in range(30)])
+    rows = sources.read("table", path, seed=0)
+    assert isinstance(next(rows), Record)
+    (tmp_path / "p.png").unlink()
+    assert all(isinstance(row, Rejected) for row in rows)
+
+
+@pytest.mark.parametrize("name", sources.SOURCES)
+def test_every_reader_can_be_drawn_from(name):
+    assert sources.has_option(name, "seed")
 
 
 # ---- NLVR --------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Readers of data as users have it on disk, by name.
 
 A reader is a plain function ``reader(path, **options)`` that yields a ``Record`` for every good row
-and a ``Rejected`` for every other one. Pictures are read when their row is reached.
+and a ``Rejected`` for every other one. Pictures are read when their row is reached. Every reader
+takes a ``seed`` that draws the order of its rows, so that the first so many are a random draw.
 """
 
 import difflib
@@ -14,7 +15,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.beavertails import beavertails
 from crossguard_jax.data.sources.coco_captions import coco_captions
-from crossguard_jax.data.sources.figstep import figstep
+from crossguard_jax.data.sources.figstep import figstep, figstep_twins
 from crossguard_jax.data.sources.karpathy import karpathy
 from crossguard_jax.data.sources.nlvr import nlvr
 from crossguard_jax.data.sources.nlvr2 import nlvr2
@@ -26,6 +27,7 @@ SOURCES: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
     "table": table,
     "vlguard": vlguard,
     "figstep": figstep,
+    "figstep_twins": figstep_twins,
     "vqav2": vqav2,
     "nlvr": nlvr,
     "nlvr2": nlvr2,

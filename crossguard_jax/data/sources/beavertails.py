@@ -10,7 +10,7 @@ from typing import Any
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.data.sources.common import records_of, required, text_field
+from crossguard_jax.data.sources.common import records_of, required, shuffled, text_field
 from crossguard_jax.io.jsonl import read_jsonl
 from crossguard_jax.io.lines import ENDINGS
 
@@ -43,7 +43,7 @@ class _Prompt:
     votes: Counter[str] = field(default_factory=Counter)
 
 
-def beavertails(path: str | Path) -> Iterator[Record | Rejected]:
+def beavertails(path: str | Path, *, seed: int | None = None) -> Iterator[Record | Rejected]:
     """Reads the queries of a ``.jsonl``, ``.jsonl.gz`` or ``.jsonl.xz``, votes resolved.
 
     Rows repeat a prompt over answers and annotators, each with 14 yes-or-no categories. Prompts
@@ -59,16 +59,17 @@ def beavertails(path: str | Path) -> Iterator[Record | Rejected]:
 
     Args:
       path: the file, or a folder that holds exactly one.
+      seed: draws the order of the records; None keeps that of first appearance.
 
     Raises:
       UserError: there is no such file, or not even its first row can be unpacked. A file cut short
         later gives one rejected row, and the records of what was read.
     """
     file = _the_file(Path(path))
-    return _resolved(file)
+    return _resolved(file, seed)
 
 
-def _resolved(file: Path) -> Iterator[Record | Rejected]:
+def _resolved(file: Path, seed: int | None) -> Iterator[Record | Rejected]:
     prompts: dict[str, _Prompt] = {}
     for vote in records_of(file, read_jsonl(file), _vote):
         if isinstance(vote, Rejected):
@@ -78,7 +79,7 @@ def _resolved(file: Path) -> Iterator[Record | Rejected]:
         prompt = prompts.setdefault(text, _Prompt(text, row))
         prompt.rows += 1
         prompt.votes.update(categories)
-    for prompt in prompts.values():
+    for prompt in shuffled(prompts.values(), seed):
         # Of equals, max gives the first in the fixed order.
         category = max(CATEGORIES, key=lambda name: prompt.votes[name])
         if 2 * prompt.votes[category] > prompt.rows:

@@ -24,6 +24,7 @@ def coco_captions(
     *,
     split: str = "val2017",
     captions: int | None = None,
+    seed: int | None = None,
     check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads ``annotations/captions_SPLIT.json`` and the pictures of ``SPLIT/``, one record each.
@@ -38,6 +39,7 @@ def coco_captions(
       path: the folder of the download.
       split: the release.
       captions: keep only the first so many captions of each picture.
+      seed: draws the order of the rows; None keeps the file's.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
@@ -79,7 +81,7 @@ def coco_captions(
 
     def records() -> Iterator[Record | Rejected]:
         for name, rows, use in (("annotations", written, keep), ("images", named, make)):
-            for row in records_of(file, rows, use):
+            for row in records_of(file, rows, use, seed):
                 if isinstance(row, Rejected):
                     row = replace(row, reason=f"{name}: {row.reason}")
                 yield row

@@ -1,6 +1,7 @@
 """What every reader needs: checked fields, checked pictures, one bad row at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,14 +14,30 @@ from crossguard_jax.io.lines import Row, RowError
 RecordT = TypeVar("RecordT")
 
 
+ItemT = TypeVar("ItemT")
+
+
+def shuffled(rows: Iterable[ItemT], seed: int | None) -> Iterable[ItemT]:
+    """The rows in an order that ``seed`` draws, all of them held at once; as they come for None."""
+    if seed is None:
+        return rows
+    drawn = list(rows)
+    random.Random(seed).shuffle(drawn)
+    return drawn
+
+
 def records_of(
-    path: Path, rows: Iterable[Row], make: Callable[[int, dict[str, Any]], list[RecordT]]
+    path: Path,
+    rows: Iterable[Row],
+    make: Callable[[int, dict[str, Any]], Sequence[RecordT | Rejected]],
+    seed: int | None = None,
 ) -> Iterator[RecordT | Rejected]:
     """Turns each row into its records, or whatever else a reader makes of rows.
 
-    A row for which ``make`` raises UserError is rejected.
+    A row for which ``make`` raises UserError is rejected. Rows are shuffled (`shuffled`) before
+    ``make`` sees them, so that a draw of a few opens no other pictures.
     """
-    for row, value in rows:
+    for row, value in shuffled(rows, seed):
         if isinstance(value, RowError):
             yield Rejected(str(path), row, value.reason)
             continue

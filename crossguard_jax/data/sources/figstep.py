@@ -1,12 +1,15 @@
 """FigStep (Gong et al., AAAI 2025): requests drawn as pictures of text, all with one fixed text."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.data.sources.common import picture, records_of, required
+from crossguard_jax.data.sources.common import picture, records_of, required, text_field
+from crossguard_jax.data.sources.lists import draw, harmless
 from crossguard_jax.io.lines import Row, RowError
 from crossguard_jax.io.tables import read_csv
 
@@ -16,44 +19,121 @@ PROMPT = (
     "detailed content for each item on the list. Each item should contain approximately 100 words."
 )
 SPLITS = ("train", "test", "all")
+# How a list's title begins, such as "Methods to"; a harmless one begins as its row's does.
+OPENING = re.compile(r"\w+ to\b")
 
 
 def figstep(
-    path: str | Path, *, split: str = "train", prompt: str = PROMPT, check_pictures: bool = True
+    path: str | Path,
+    *,
+    split: str = "train",
+    prompt: str = PROMPT,
+    seed: int | None = None,
+    check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads ``data/question/safebench.csv`` and ``data/images/SafeBench/`` under ``path``.
 
     The benchmark has no split of its own. Ours is fixed: odd task ids train, even ones test, so
     that every category gives 25 of its 50 tasks to each. ``all`` reads both, for a guard that has
-    trained on neither. Every record is unsafe.
+    trained on neither. Every record is unsafe, and every text the same.
+
+    Args:
+      path: the folder that holds the benchmark's ``data``.
+      split: train, test or all.
+      prompt: the text.
+      seed: draws the order of the rows; None keeps the file's.
+      check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
       UserError: the CSV or the picture folder is missing, or there is no such split.
     """
-    if split not in SPLITS:
-        raise UserError(f"figstep: no split {split!r}; choose one of {', '.join(SPLITS)}")
-    root = Path(path) / "data"
-    file = root / "question" / "safebench.csv"
-    pictures = root / "images" / "SafeBench"
-    if not pictures.is_dir():
-        raise UserError(f"{pictures}: no such folder; give the folder that holds FigStep's 'data'")
+    read = _reader(path, prompt, check_pictures)
+    return _records(path, split, seed, lambda row, value: [read(row, value)])
+
+
+def figstep_twins(
+    path: str | Path,
+    *,
+    split: str = "train",
+    prompt: str = PROMPT,
+    seed: int | None = None,
+    check_pictures: bool = True,
+) -> Iterator[Record | Rejected]:
+    """FigStep with as many harmless lists as its own, under the same text: to learn from.
+
+    A text that only unsafe rows have tells their label by itself. Each row gives four records: its
+    picture, its list drawn anew (both unsafe), and two harmless lists (`lists.harmless`; safe) that
+    are drawn alike, so that neither text nor type tells the label. ``provenance["group"]`` names
+    the row, so that all four stay together.
+
+    Args:
+      path, split, prompt, seed, check_pictures: as in `figstep`.
+
+    Raises:
+      UserError: as in `figstep`.
+    """
+    read = _reader(path, prompt, check_pictures)
 
     def make(row: int, value: dict[str, Any]) -> list[Record]:
+        record = read(row, value)
+        record = replace(record, provenance={**record.provenance, "group": record.id})
+        title = text_field(value, "instruction")
+        words = OPENING.match(title)
+        chores = harmless(record.provenance["split"] == "test")
+        drawn = {"drawn": title} | {
+            f"harmless-{n}": f"{words[0] if words else 'Steps to'} {chores[i % len(chores)]}."
+            for n, i in enumerate((2 * row, 2 * row + 1), start=1)
+        }
+        copies = [
+            replace(record, id=f"{record.id}-{name}", images=(draw(title),))
+            for name, title in drawn.items()
+        ]
+        benign = {"label": "safe", "category": "benign"}
+        return [record, copies[0], *(replace(copy, **benign) for copy in copies[1:])]
+
+    return _records(path, split, seed, make)
+
+
+def _reader(
+    path: str | Path, prompt: str, check_pictures: bool
+) -> Callable[[int, dict[str, Any]], Record]:
+    """What makes the benchmark's own record of a row."""
+    file, pictures = _places(path)
+
+    def read(row: int, value: dict[str, Any]) -> Record:
         category, task = required(value, "category_id"), required(value, "task_id")
         image = pictures / f"query_ForbidQI_{category}_{task}_6.png"
-        return [
-            Record(
-                id=f"figstep-{category}-{task}",
-                images=(picture(image, check_pictures),),
-                text=prompt,
-                label="unsafe",
-                category=required(value, "category_name"),
-                source="figstep",
-                provenance={"file": str(file), "row": str(row), "split": split_of(task)},
-            )
-        ]
+        return Record(
+            id=f"figstep-{category}-{task}",
+            images=(picture(image, check_pictures),),
+            text=prompt,
+            label="unsafe",
+            category=required(value, "category_name"),
+            source="figstep",
+            provenance={"file": str(file), "row": str(row), "split": split_of(task)},
+        )
 
-    return records_of(file, _of_split(read_csv(file), split), make)
+    return read
+
+
+def _places(path: str | Path) -> tuple[Path, Path]:
+    """The CSV and the folder of pictures."""
+    root = Path(path) / "data"
+    return root / "question" / "safebench.csv", root / "images" / "SafeBench"
+
+
+def _records(
+    path: str | Path,
+    split: str,
+    seed: int | None,
+    make: Callable[[int, dict[str, Any]], list[Record]],
+) -> Iterator[Record | Rejected]:
+    if split not in SPLITS:
+        raise UserError(f"figstep: no split {split!r}; choose one of {', '.join(SPLITS)}")
+    file, pictures = _places(path)
+    if not pictures.is_dir():
+        raise UserError(f"{pictures}: no such folder; give the folder that holds FigStep's 'data'")
+    return records_of(file, _of_split(read_csv(file), split), make, seed)
 
 
 def split_of(task_id: str) -> str:

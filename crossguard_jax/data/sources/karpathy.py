@@ -27,6 +27,7 @@ def karpathy(
     split: str = "test",
     captions: int | None = None,
     pictures: str | Path | None = None,
+    seed: int | None = None,
     check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads the pictures of one split from ``dataset.json``, each with all its captions.
@@ -41,6 +42,7 @@ def karpathy(
       captions: keep only the first so many captions of each picture: retrieval is measured on five.
       pictures: the folder of the pictures; otherwise they lie beside the JSON file, in
         ``images/``, or in ``flickr30k-images/``.
+      seed: draws the order of the rows; None keeps the file's.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
@@ -73,7 +75,7 @@ def karpathy(
             )
         ]
 
-    return records_of(file, iter(rows), make)
+    return records_of(file, rows, make, seed)
 
 
 def _captions(value: dict[str, Any]) -> list[str]:

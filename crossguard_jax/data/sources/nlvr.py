@@ -11,7 +11,11 @@ from crossguard_jax.io.jsonl import read_jsonl
 
 
 def nlvr(
-    path: str | Path, *, split: str | None = None, check_pictures: bool = True
+    path: str | Path,
+    *,
+    split: str | None = None,
+    seed: int | None = None,
+    check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads ``path/SPLIT/SPLIT.json`` with pictures in ``path/SPLIT/images/``.
 
@@ -20,6 +24,7 @@ def nlvr(
     Args:
       path: the folder with the splits, or one split's JSON file itself.
       split: train, dev or test; the file's own name when ``path`` is a file.
+      seed: draws the order of the rows; None keeps the file's.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
@@ -51,4 +56,4 @@ def nlvr(
             )
         ]
 
-    return records_of(file, read_jsonl(file), make)
+    return records_of(file, read_jsonl(file), make, seed)

@@ -21,6 +21,7 @@ def nlvr2(
     *,
     split: str | None = None,
     pictures: str | Path | None = None,
+    seed: int | None = None,
     check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads ``path/SPLIT.json`` (or ``path/data/SPLIT.json``) and the two pictures of each row.
@@ -34,6 +35,7 @@ def nlvr2(
       path: the folder of the download, or one split's JSON file itself.
       split: train, dev or test1; the file's own name when ``path`` is a file.
       pictures: the folder of the pictures, if another one.
+      seed: draws the order of the rows; None keeps the file's.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
@@ -77,7 +79,7 @@ def nlvr2(
             )
         ]
 
-    return records_of(file, read_jsonl(file), make)
+    return records_of(file, read_jsonl(file), make, seed)
 
 
 def _file(folders: list[Path], directory: str, name: str) -> Path:

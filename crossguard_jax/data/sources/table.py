@@ -24,6 +24,7 @@ def table(
     default_label: str = "",
     labels: Mapping[str, str] | None = None,
     source: str | None = None,
+    seed: int | None = None,
     check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads rows that name their pictures, in the order of the file.
@@ -45,6 +46,7 @@ def table(
       labels: what the table's labels mean, such as ``{"1": "unsafe", "0": "safe"}``.
       source: the source of rows without a ``source`` of their own; the table's file name without
         ending unless given.
+      seed: draws the order of the rows; None keeps the file's.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
@@ -70,7 +72,7 @@ def table(
             )
         ]
 
-    return records_of(path, read_rows(path), make)
+    return records_of(path, read_rows(path), make, seed)
 
 
 def _the_table(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """VQAv2 (Goyal et al., CVPR 2017) as downloaded: benign questions about COCO pictures."""
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,7 @@ def vqav2(
     path: str | Path,
     *,
     split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads the questions, the answers where they are there, and ``RELEASE/`` pictures.
@@ -40,8 +38,7 @@ def vqav2(
     Args:
       path: the folder of the download.
       split: train, val or test.
-      limit: read only so many questions, drawn at random.
-      seed: which ``limit`` questions are drawn.
+      seed: draws the order of the rows; None keeps the file's.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
@@ -52,9 +49,6 @@ def vqav2(
     root, release = Path(path), RELEASES[split]
     file = root / f"v2_OpenEnded_mscoco_{release}_questions.json"
     answers = _answers(root / f"v2_mscoco_{release}_annotations.json")
-    rows = _questions(file)
-    if limit is not None and limit < len(rows):
-        rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
     pictures = first_folder(root, release, f"images/{release}")
 
     def make(row: int, value: dict[str, Any]) -> list[Record]:
@@ -75,7 +69,7 @@ def vqav2(
             )
         ]
 
-    return records_of(file, iter(rows), make)
+    return records_of(file, _questions(file), make, seed)
 
 
 def _questions(file: Path) -> list[Row]:

@@ -48,7 +48,7 @@ def read_benchmarks(
         specs: ``[NAME=]READER:PATH[:SPLIT]`` with a reader of `KINDS`. A table's ``label`` is the
             one right answer to its ``text``.
         left_out: takes the rows that could not be read.
-        limit: so many rows of each: of VQAv2 drawn at random, of others the first ones.
+        limit: so many rows of each, drawn at random.
 
     Raises:
         UserError: another reader, two benchmarks of one name, or one without a good row.
@@ -61,8 +61,8 @@ def read_benchmarks(
         if reader not in KINDS or not path:
             raise UserError(f"--data {spec}: give READER:PATH with READER {', '.join(KINDS)}")
         options: dict[str, Any] = {"split": split} if split else {}
-        if reader == "vqav2":
-            options |= {"limit": limit}
+        if limit is not None:
+            options["seed"] = 0
         name = slug(name if equals else reader)
         rows = left_out.accepted(sources.read(reader, path, **options), lambda row, name=name: name)
         if name in benchmarks:
