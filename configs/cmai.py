@@ -2,6 +2,9 @@
 
 From the proposal: S_c, the seed's inner objective, the mixed outer loss, the controller's rule and
 the four ways to answer. It gives no number for any field below, so every number here is ours.
+
+A variant is a scale (``tiny``, ``vqa_tiny`` on another task, ``llava_7b``) and perhaps an ablation
+of it: ``cmcv`` is ``tiny``'s, ``vqa_cmcv`` and ``llava_7b_cmcv`` the others'.
 """
 
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from ml_collections import ConfigDict
 VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
 LANGUAGE = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 PROJECTOR = r"multi_modal_projector\..*"
+IMPFORGE = "data/impforge/train.jsonl"
 
 
 def tiny() -> ConfigDict:
@@ -21,7 +25,8 @@ def tiny() -> ConfigDict:
     # The answers, by the words they begin with; none are the prompt's two. Or the most common
     # labels of the training rows, as many as are asked for.
     config.task = {"labels": (), "most_common": 0}
-    config.lora = {"rank": 16, "alpha": 32.0, "targets": f"{VISION}|{LANGUAGE}"}
+    # Layers: the numbers of those that learn, in every tower that `targets` matches; () is all.
+    config.lora = {"rank": 16, "alpha": 32.0, "targets": f"{VISION}|{LANGUAGE}", "layers": ()}
     config.cmcv = {
         "on": True,
         # "heads" (the cosine of two projections) or "verifier" (a probability).
@@ -79,6 +84,8 @@ def tiny() -> ConfigDict:
         # A prompt's name; "" is what the model folder says.
         "prompt": "short",
         "blank": "",
+        # "pad" or "crop" a picture that is no square; "" is what the model folder says.
+        "picture": "",
         "max_length": 48,
         # More danger that only the picture shows than a guard learns from: a tower that is held
         # still forgets that first.
@@ -126,69 +133,112 @@ def forged() -> ConfigDict:
     return config
 
 
-def cmcv() -> ConfigDict:
-    """Row (i): the consistency check alone; the model stays as it is."""
+def vqa_tiny() -> ConfigDict:
+    """Questions with a closed list of answers, of a LLaVA as it is."""
     config = tiny()
+    config.model.path = "toy://llava"
+    config.task.most_common = 64
+    config.optim.learning_rate = 3e-3  # no seed forgets here
+    config.data.picture = "pad"
+    config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
+    config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
+    return config
+
+
+def llava_7b() -> ConfigDict:
+    """All of CMAI on what `guard.py:llava_7b` makes, exported."""
+    config = tiny()
+    config.model.update({"path": "runs/guard_7b/merged", "dtype": "bfloat16"})
+    config.cmcv.update({"shared_width": 512, "hidden_width": 1_024})
+    # The text twin of LLaVA-1.5's own picture tower.
+    config.cmcv.text_path = "openai/clip-vit-large-patch14-336"
+    config.cmcv.train.update({"steps": 1_000, "save_every": 250})
+    config.data.update({"prompt": "", "max_length": 1_024})
+    # The guard has not seen the tenth that is held out here, nor VQAv2's validation split.
+    config.data.sources = {
+        "implicit": source("table", IMPFORGE, weight=0.4, tenth="without"),
+        "vlguard": source("vlguard", "data/VLGuard", weight=0.3, tenth="without"),
+        "figstep": source("figstep_twins", "data/FigStep", weight=0.1, tenth="without"),
+        "vqav2": source("vqav2", "data/VQAv2", weight=0.2, limit=20_000),
+    }
+    # FigStep's one text fits none of its pictures, so it says nothing of where the check cuts.
+    config.data.validation = {
+        "implicit": source("table", IMPFORGE, tenth="only"),
+        "vlguard": source("vlguard", "data/VLGuard", tenth="only"),
+        "vqav2": source("vqav2", "data/VQAv2", split="val", limit=1_000),
+    }
+    config.optim.update({"learning_rate": 1e-4, "warmup_steps": 100})
+    config.train.update({"steps": 2_000, "save_every": 250})
+    # The frozen base is what fills the memory, so every device holds a part of it.
+    config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    return config
+
+
+def cmcv(config: ConfigDict) -> ConfigDict:
+    """Row (i): the consistency check alone; the model stays as it is."""
     config.mbat.on = False
     config.arm.branches = ({"pass_rate": 0.99, "do": "reject"},)
     return config
 
 
-def mbat() -> ConfigDict:
+def mbat(config: ConfigDict) -> ConfigDict:
     """Row (ii): adversarial training alone, with nothing that checks."""
-    config = fixed(tiny())
+    config = fixed(config)
     config.cmcv.on = False
     config.arm.branches = ()
     return config
 
 
-def cmcv_mbat() -> ConfigDict:
+def cmcv_mbat(config: ConfigDict) -> ConfigDict:
     """Row (iii): both, with a fixed adversary and rejection as the only way out."""
-    config = fixed(tiny())
+    config = fixed(config)
     config.arm.branches = ({"pass_rate": 0.99, "do": "reject"},)
     return config
 
 
-def seed() -> ConfigDict:
+def seed(config: ConfigDict) -> ConfigDict:
     """Row (iv) with the proposal's adversary alone, which lowers S_c."""
-    config = tiny()
     config.mbat.inner = "seed"
     return config
 
 
-def evasive() -> ConfigDict:
+def evasive(config: ConfigDict) -> ConfigDict:
     """Row (iv) with the adversary alone that stays consistent."""
-    config = tiny()
     config.mbat.inner = "evasive"
     return config
 
 
-def clean_check() -> ConfigDict:
+def clean_check(config: ConfigDict) -> ConfigDict:
     """Row (iv) with a check that learns from clean pairs alone."""
-    config = tiny()
     config.cmcv.adversarial = False
     return config
 
 
-def pgd_at() -> ConfigDict:
+def labels_loss(config: ConfigDict) -> ConfigDict:
+    """Row (iv) with cross-entropy over the answers alone."""
+    config.train.loss = "labels"
+    return config
+
+
+def pgd_at(config: ConfigDict) -> ConfigDict:
     """Baseline: PGD adversarial training of the vision tower."""
-    config = mbat()
+    config = mbat(config)
     config.lora.targets = VISION
     return config
 
 
-def fare() -> ConfigDict:
+def fare(config: ConfigDict) -> ConfigDict:
     """Baseline: a vision tower that keeps its clean features under attack (arXiv 2402.12336)."""
-    config = pgd_at()
+    config = pgd_at(config)
     config.mbat.goal = "features"
     config.arm.lambda_.update({"start": 1.0, "maximum": 1.0})
     return config
 
 
-def e2at() -> ConfigDict:
+def e2at(config: ConfigDict) -> ConfigDict:
     """Baseline: joint training of projector and language model, both modalities perturbed, after
     E2AT (arXiv 2503.04833)."""
-    config = mbat()
+    config = mbat(config)
     config.lora.targets = f"{PROJECTOR}|{LANGUAGE}"
     config.mbat.update({"perturb": "both", "text_epsilon": 0.05})
     return config
@@ -240,22 +290,6 @@ def attack() -> dict[str, object]:
     }
 
 
-def vqa(make: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
-    """The same on questions with a closed list of answers, and a LLaVA as it is."""
-
-    def variant() -> ConfigDict:
-        config = make()
-        config.model.path = "toy://llava"
-        config.task.most_common = 64
-        config.optim.learning_rate = 3e-3  # no seed forgets here
-        config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
-        config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
-        return config
-
-    variant.__doc__ = f"As `{make.__name__}`, on questions with a closed list of answers."
-    return variant
-
-
 def nlvr() -> ConfigDict:
     """Pair reasoning: is a sentence true of a picture (NLVR v1)? On what `guard.py:nlvr` makes,
     exported."""
@@ -283,9 +317,15 @@ def optim(learning_rate: float) -> dict[str, object]:
 
 
 def source(
-    reader: str, path: str, *, split: str, weight: float = 1.0, limit: int = 0
+    reader: str,
+    path: str,
+    *,
+    split: str = "train",
+    weight: float = 1.0,
+    limit: int = 0,
+    tenth: str = "",
 ) -> dict[str, object]:
-    """Where rows come from, and their share of the mixture; a limit of 0 reads all."""
+    """Where rows come from, and their share of the mixture; see ``configs/guard.py``."""
     return {
         "reader": reader,
         "path": path,
@@ -293,6 +333,7 @@ def source(
         "weight": weight,
         "limit": limit,
         "labels": (),
+        "tenth": tenth,
     }
 
 
@@ -303,23 +344,35 @@ def small_world(
     return source("toy", name, split=split, weight=weight, limit=limit)
 
 
+def ablated(
+    base: Callable[[], ConfigDict], ablation: Callable[[ConfigDict], ConfigDict]
+) -> Callable[[], ConfigDict]:
+    """The variant of a scale and an ablation."""
+
+    def variant() -> ConfigDict:
+        return ablation(base())
+
+    variant.__doc__ = f"`{base.__name__}`: {ablation.__doc__}"
+    return variant
+
+
+ABLATIONS = (cmcv, mbat, cmcv_mbat, seed, evasive, clean_check, labels_loss, pgd_at, fare, e2at)
+"""Each of any scale; ``tiny``'s go by their names alone."""
+
+SCALES = {"": tiny, "vqa_": vqa_tiny, "llava_7b_": llava_7b}
+
 VARIANTS = {
     "tiny": tiny,
+    "vqa_tiny": vqa_tiny,
+    "llava_7b": llava_7b,
     "forged": forged,
-    "cmcv": cmcv,
-    "mbat": mbat,
-    "cmcv_mbat": cmcv_mbat,
-    "seed": seed,
-    "evasive": evasive,
-    "clean_check": clean_check,
-    "pgd_at": pgd_at,
-    "fare": fare,
-    "e2at": e2at,
+    "nlvr": nlvr,
 }
-
-
-VARIANTS |= {f"vqa_{name}": vqa(make) for name, make in VARIANTS.items() if name != "forged"}
-VARIANTS["nlvr"] = nlvr
+VARIANTS |= {
+    f"{prefix}{ablation.__name__}": ablated(base, ablation)
+    for prefix, base in SCALES.items()
+    for ablation in ABLATIONS
+}
 
 
 def get_config(variant: str) -> ConfigDict:

@@ -4,13 +4,20 @@ From the paper (CrossGuard, arXiv 2510.17687): the base LLaVA-1.5-7B, adapters o
 and on the language model, the loss, and the mixture's kinds of data (implicit from ImpForge,
 explicit from VLGuard and FigStep, benign from VQAv2). It gives no number for any field below, so
 every number here is ours.
+
+A variant is a scale (``tiny``, ``llava_7b``) and perhaps an ablation of it: ``explicit_only`` is
+``tiny``'s, ``llava_7b_explicit_only`` the other's.
 """
+
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 # Regular expressions over whole module paths. A tower's layers are one stack, without an index.
 VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
 LANGUAGE = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+BENIGN = ("benign_vqa", "vqav2")
+IMPFORGE = "data/impforge/train.jsonl"
 
 
 def tiny() -> ConfigDict:
@@ -18,12 +25,20 @@ def tiny() -> ConfigDict:
     config = ConfigDict()
     # toy:// is a model that ships with the package; any Hub folder may stand here.
     config.model = {"path": "toy://llava", "dtype": "float32", "remat": "names"}
-    config.lora = {"rank": 16, "alpha": 32.0, "targets": f"{VISION}|{LANGUAGE}"}
+    config.lora = {
+        "rank": 16,
+        "alpha": 32.0,
+        "targets": f"{VISION}|{LANGUAGE}",
+        # Numbers of the layers that learn, in every tower that `targets` matches; () is all.
+        "layers": (),
+    }
     config.data = {
         # A prompt by its name; it brings its two label words.
         "prompt": "short",
         # A control trains with one input the same for all: "picture" or "text".
         "blank": "",
+        # A picture that is no square is padded to one ("pad") or loses its margins ("crop").
+        "picture": "pad",
         # Tokens of a training row, its picture's among them; a longer text is cut.
         "max_length": 48,
         "sources": {
@@ -55,7 +70,8 @@ def tiny() -> ConfigDict:
         "batch_size": 64,
         "eval_every": 125,
         "save_every": 125,
-        # The checkpoint kept beside the latest: the one with the best validation figure.
+        # The checkpoint kept beside the latest: the one with the best validation figure, the
+        # highest or, after "-", the lowest; of equals the later.
         "keep_best": "auroc",
         # -log p(label) over the whole "vocabulary", so that the guard answers by itself, or over
         # the two "labels" alone (the paper's binary cross-entropy).
@@ -75,36 +91,6 @@ def forged() -> ConfigDict:
     config.data.sources.implicit = source("table", "runs/forge/train.jsonl", weight=0.4)
     config.data.validation = {}
     config.train.update({"eval_every": 0, "keep_best": ""})
-    return config
-
-
-def explicit_only() -> ConfigDict:
-    """Ablation: danger that one modality shows alone and benign questions, nothing of ImpForge."""
-    config = tiny()
-    config.data.sources.implicit.weight = 0.0
-    return config
-
-
-def no_benign() -> ConfigDict:
-    """Ablation: no safe row at all: no benign questions, no safe halves of the other sources."""
-    config = tiny()
-    config.data.sources.benign_vqa.weight = 0.0
-    for source in config.data.sources.values():
-        source.labels = ("unsafe",)
-    return config
-
-
-def vision_lora() -> ConfigDict:
-    """Ablation: adapters on the vision tower alone."""
-    config = tiny()
-    config.lora.targets = VISION
-    return config
-
-
-def language_lora() -> ConfigDict:
-    """Ablation: adapters on the language model alone."""
-    config = tiny()
-    config.lora.targets = LANGUAGE
     return config
 
 
@@ -137,30 +123,83 @@ def llava_7b() -> ConfigDict:
     config.data.prompt = "llava_v1"
     # 576 picture tokens, the prompt's own words, and the text.
     config.data.max_length = 1_024
+    # FigStep with benign twins, since all of its own rows have one text.
     config.data.sources = {
-        "implicit": source("table", "data/impforge/train.jsonl", weight=0.4),
-        "vlguard": source("vlguard", "data/VLGuard", weight=0.25),
-        "figstep": source("figstep", "data/FigStep", weight=0.1),
+        "implicit": source("table", IMPFORGE, weight=0.4, tenth="without"),
+        "vlguard": source("vlguard", "data/VLGuard", weight=0.25, tenth="without"),
+        "figstep": source("figstep_twins", "data/FigStep", weight=0.1, tenth="without"),
         "vqav2": source("vqav2", "data/VQAv2", weight=0.25, limit=20_000),
     }
+    # Of training files alone: test files are for the test. VLGuard has both labels.
     config.data.validation = {
+        "implicit": source("table", IMPFORGE, tenth="only"),
+        "vlguard": source("vlguard", "data/VLGuard", tenth="only"),
+        "figstep": source("figstep_twins", "data/FigStep", tenth="only"),
         "vqav2": source("vqav2", "data/VQAv2", split="val", limit=500),
-        "figstep": source("figstep", "data/FigStep", split="test"),
     }
     config.optim.update({"learning_rate": 1e-4, "warmup_steps": 100, "accumulate": 4})
+    # Easy rows are in order long before the others are learned, and AUROC is 1 from then on.
     config.train.update({"steps": 3_000, "eval_every": 250, "save_every": 250})
+    config.train.keep_best = "-loss"
     # The frozen base is what fills the memory, so every device holds a part of it.
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     return config
 
 
+def explicit_only(config: ConfigDict) -> ConfigDict:
+    """Ablation: danger that one modality shows alone and benign questions, nothing of ImpForge."""
+    config.data.sources.implicit.weight = 0.0
+    return config
+
+
+def no_benign(config: ConfigDict) -> ConfigDict:
+    """Ablation: no safe row at all: no benign questions, no safe halves of the other sources."""
+    for name, rows in config.data.sources.items():
+        rows.labels = ("unsafe",)
+        if name in BENIGN:
+            rows.weight = 0.0
+    return config
+
+
+def vision_lora(config: ConfigDict) -> ConfigDict:
+    """Ablation: adapters on the vision tower alone."""
+    config.lora.targets = VISION
+    return config
+
+
+def language_lora(config: ConfigDict) -> ConfigDict:
+    """Ablation: adapters on the language model alone."""
+    config.lora.targets = LANGUAGE
+    return config
+
+
+def labels_loss(config: ConfigDict) -> ConfigDict:
+    """Ablation: cross-entropy over the two label tokens, as the paper has it."""
+    config.train.loss = "labels"
+    return config
+
+
+def crop(config: ConfigDict) -> ConfigDict:
+    """Ablation: pictures lose their margins, as processors that crop have it."""
+    config.data.picture = "crop"
+    return config
+
+
 def source(
-    reader: str, path: str, *, split: str = "train", weight: float = 1.0, limit: int = 0
+    reader: str,
+    path: str,
+    *,
+    split: str = "train",
+    weight: float = 1.0,
+    limit: int = 0,
+    tenth: str = "",
 ) -> dict[str, object]:
     """Where rows come from: a reader, what it reads, and the source's share of the mixture.
 
-    A weight of 0 leaves the source out. A limit of 0 reads all rows. ``labels`` keeps the rows with
-    these labels, all where it is empty.
+    A weight of 0 leaves the source out. A limit of 0 reads all rows; another draws so many, by
+    ``train.seed``. ``labels`` keeps the rows with these labels, all where it is empty. A tenth of
+    the rows, always the same, is held out of a file that has no validation split: ``tenth`` reads
+    all the rows (""), those "without" it, or it "only".
     """
     return {
         "reader": reader,
@@ -169,6 +208,7 @@ def source(
         "weight": weight,
         "limit": limit,
         "labels": (),
+        "tenth": tenth,
     }
 
 
@@ -179,17 +219,30 @@ def small_world(
     return source("toy", name, split=split, weight=weight, limit=limit)
 
 
+def ablated(
+    base: Callable[[], ConfigDict], ablation: Callable[[ConfigDict], ConfigDict]
+) -> Callable[[], ConfigDict]:
+    """The variant of a scale and an ablation."""
+
+    def variant() -> ConfigDict:
+        return ablation(base())
+
+    variant.__doc__ = f"`{base.__name__}`: {ablation.__doc__}"
+    return variant
+
+
+ABLATIONS = (explicit_only, no_benign, vision_lora, language_lora, labels_loss, crop)
+"""Each of any scale; ``tiny``'s go by their names alone."""
+
 VARIANTS = {
     "tiny": tiny,
     "forged": forged,
     "llava_7b": llava_7b,
     "nlvr": nlvr,
-    "explicit_only": explicit_only,
-    "no_benign": no_benign,
-    "vision_lora": vision_lora,
-    "language_lora": language_lora,
     "refuses_explicit": refuses_explicit,
 }
+VARIANTS |= {ablation.__name__: ablated(tiny, ablation) for ablation in ABLATIONS}
+VARIANTS |= {f"llava_7b_{ablation.__name__}": ablated(llava_7b, ablation) for ablation in ABLATIONS}
 
 
 def get_config(variant: str) -> ConfigDict:

@@ -2,8 +2,12 @@
 
 From the paper (arXiv 2510.17687): the two stages, the three rewards and their equal weights, LoRA,
 the KL penalty, and tau = 0.2 for CLIP. It leaves the rest open; every other number here is ours.
+
+A variant is a scale (``tiny``, ``llama_7b``) and perhaps an ablation of it: ``no_safety`` is
+``tiny``'s, ``llama_7b_no_safety`` the other's.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -172,74 +176,6 @@ def tiny() -> ConfigDict:
     return config
 
 
-def no_safety() -> ConfigDict:
-    """Ablation: the text may look malicious by itself."""
-    return _without(tiny(), "safety")
-
-
-def no_semantic() -> ConfigDict:
-    """Ablation: the query's intent may be lost."""
-    return _without(tiny(), "semantic")
-
-
-def no_overlap() -> ConfigDict:
-    """Ablation: the text may say what the picture shows."""
-    return _without(tiny(), "overlap")
-
-
-def daring() -> ConfigDict:
-    """The same on a longer leash, and hotter, so that it errs: what no reward asks for shows."""
-    config = tiny()
-    config.rewriter.temperature = 1.3
-    config.ppo.iterations = 60
-    config.ppo.settings.kl_coef = 0.01
-    config.optim.learning_rate = 2e-3
-    return config
-
-
-def daring_no_semantic() -> ConfigDict:
-    """Ablation of ``daring``: the query's intent may be lost."""
-    return _without(daring(), "semantic")
-
-
-def daring_no_safety() -> ConfigDict:
-    """Ablation of ``daring``: the text may look malicious by itself, if it does not say what the
-    picture shows."""
-    return _without(daring(), "safety")
-
-
-def daring_no_safety_no_overlap() -> ConfigDict:
-    """Ablation of ``daring_no_safety``: nothing asks for another word than the object's own."""
-    return _without(daring(), "safety", "overlap")
-
-
-def unleashed() -> ConfigDict:
-    """Without the KL penalty, and at twice the learning rate: rewards alone hold the rewriter."""
-    config = tiny()
-    config.ppo.settings.kl_coef = 0.0
-    config.optim.learning_rate = 2e-3
-    return config
-
-
-def unleashed_no_semantic() -> ConfigDict:
-    """Ablation of ``unleashed``: the query's intent is lost."""
-    return _without(unleashed(), "semantic")
-
-
-def _without(config: ConfigDict, *rewards: str) -> ConfigDict:
-    for reward in rewards:
-        config.rewards.weights[reward] = 0.0
-    return config
-
-
-def plain() -> ConfigDict:
-    """Ablation: the plain sum of the rewards, nothing that keeps the rewriter broad."""
-    config = tiny()
-    config.breadth.update({"quota": False, "normalize_by_category": False})
-    config.breadth.update({"novelty": 0.0, "crowd_limit": 0, "fluency_floor": float("-inf")})
-    return config
-
-
 def llama_7b() -> ConfigDict:
     """The paper's forge, on downloaded models: any Llama as the rewriter, Llama Guard as judge."""
     config = tiny()
@@ -270,6 +206,8 @@ def llama_7b() -> ConfigDict:
         {"path": "sentence-transformers/all-MiniLM-L6-v2", "max_length": 128}
     )
     config.rewards.overlap.update({"path": "openai/clip-vit-large-patch14", "tau": 0.2})
+    # The paper's sum of the rewards and no more; `broad` has the rest.
+    config = plain(config)
     config.rewards.dtype = "bfloat16"
     config.match.update({"clip": "openai/clip-vit-large-patch14"})
     config.match.settings.update(
@@ -282,19 +220,100 @@ def llama_7b() -> ConfigDict:
     return config
 
 
-VARIANTS = {
-    "tiny": tiny,
-    "llama_7b": llama_7b,
-    "no_safety": no_safety,
-    "no_semantic": no_semantic,
-    "no_overlap": no_overlap,
-    "plain": plain,
-    "daring": daring,
-    "daring_no_semantic": daring_no_semantic,
-    "daring_no_safety": daring_no_safety,
-    "daring_no_safety_no_overlap": daring_no_safety_no_overlap,
-    "unleashed": unleashed,
-    "unleashed_no_semantic": unleashed_no_semantic,
+def no_safety(config: ConfigDict) -> ConfigDict:
+    """Ablation: the text may look malicious by itself."""
+    return _without(config, "safety")
+
+
+def no_semantic(config: ConfigDict) -> ConfigDict:
+    """Ablation: the query's intent may be lost."""
+    return _without(config, "semantic")
+
+
+def no_overlap(config: ConfigDict) -> ConfigDict:
+    """Ablation: the text may say what the picture shows."""
+    return _without(config, "overlap")
+
+
+def plain(config: ConfigDict) -> ConfigDict:
+    """Ablation: the plain sum of the rewards, nothing that keeps the rewriter broad."""
+    config.breadth.update({"quota": False, "normalize_by_category": False})
+    config.breadth.update({"novelty": 0.0, "crowd_limit": 0, "fluency_floor": float("-inf")})
+    return config
+
+
+def broad(config: ConfigDict) -> ConfigDict:
+    """With as many rewrites of each category in a batch, and rewards that are whitened by it."""
+    config.breadth.update({"quota": True, "normalize_by_category": True})
+    return config
+
+
+def daring(config: ConfigDict) -> ConfigDict:
+    """The same on a longer leash, and hotter, so that it errs: what no reward asks for shows."""
+    config.rewriter.temperature = 1.3
+    config.ppo.iterations += config.ppo.iterations // 2
+    config.ppo.settings.kl_coef = 0.01
+    config.optim.learning_rate *= 2
+    return config
+
+
+def daring_no_semantic(config: ConfigDict) -> ConfigDict:
+    """Ablation of ``daring``: the query's intent may be lost."""
+    return _without(daring(config), "semantic")
+
+
+def daring_no_safety(config: ConfigDict) -> ConfigDict:
+    """Ablation of ``daring``: the text may look malicious by itself, if it does not say what the
+    picture shows."""
+    return _without(daring(config), "safety")
+
+
+def daring_no_safety_no_overlap(config: ConfigDict) -> ConfigDict:
+    """Ablation of ``daring_no_safety``: nothing asks for another word than the object's own."""
+    return _without(daring(config), "safety", "overlap")
+
+
+def unleashed(config: ConfigDict) -> ConfigDict:
+    """Without the KL penalty, and at twice the learning rate: rewards alone hold the rewriter."""
+    config.ppo.settings.kl_coef = 0.0
+    config.optim.learning_rate *= 2
+    return config
+
+
+def unleashed_no_semantic(config: ConfigDict) -> ConfigDict:
+    """Ablation of ``unleashed``: the query's intent is lost."""
+    return _without(unleashed(config), "semantic")
+
+
+def _without(config: ConfigDict, *rewards: str) -> ConfigDict:
+    for reward in rewards:
+        config.rewards.weights[reward] = 0.0
+    return config
+
+
+def ablated(
+    base: Callable[[], ConfigDict], ablation: Callable[[ConfigDict], ConfigDict]
+) -> Callable[[], ConfigDict]:
+    """The variant of a scale and an ablation."""
+
+    def variant() -> ConfigDict:
+        return ablation(base())
+
+    variant.__doc__ = f"`{base.__name__}`: {ablation.__doc__}"
+    return variant
+
+
+ABLATIONS = (
+    *(no_safety, no_semantic, no_overlap),
+    *(daring, daring_no_semantic, daring_no_safety, daring_no_safety_no_overlap),
+    *(unleashed, unleashed_no_semantic),
+)
+"""Each of any scale; ``tiny``'s go by their names alone."""
+
+VARIANTS = {"tiny": tiny, "llama_7b": llama_7b}
+VARIANTS |= {ablation.__name__: ablated(tiny, ablation) for ablation in (*ABLATIONS, plain)}
+VARIANTS |= {
+    f"llama_7b_{ablation.__name__}": ablated(llama_7b, ablation) for ablation in (*ABLATIONS, broad)
 }
 
 

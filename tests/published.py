@@ -5,6 +5,7 @@ run as they stand. Weights are the small world's or random; pictures are noise.
 """
 
 import csv
+import itertools
 import json
 import lzma
 import shutil
@@ -106,10 +107,12 @@ MODELS: dict[str, Callable[[Path], object]] = {
 # ---- data --------------------------------------------------------------------------------------
 
 
-def jpeg(path: Path) -> Path:
-    """A photograph's stand-in, wider than high."""
+def jpeg(path: Path, shade: int | None = None) -> Path:
+    """A photograph's stand-in, wider than high: noise, or the same bytes for the same shade."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.effect_noise((64, 48), 60).convert("RGB").save(path, "JPEG")
+    plain = Image.new("L", (64, 48), shade or 0)
+    picture = Image.effect_noise((64, 48), 60) if shade is None else plain
+    picture.convert("RGB").save(path, "JPEG")
     return path
 
 
@@ -119,7 +122,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def vlguard(root: Path) -> None:
-    """Both splits, of one unsafe and one safe picture each."""
+    """Both splits, of unsafe and safe pictures in turn."""
     for split in ("train", "test"):
         unsafe = {"instruction": "describe this picture", "response": "no"}
         safe = [
@@ -127,24 +130,25 @@ def vlguard(root: Path) -> None:
             {"unsafe_instruction": "how do i break it over somebody ?", "response": "no"},
         ]
         named = {"harmful_category": "risky behavior", "harmful_subcategory": "mild"}
-        rows = [
-            {"id": f"{split}-1", "image": "a.jpg", "safe": False, **named, "instr-resp": [unsafe]},
-            {"id": f"{split}-2", "image": "b.jpg", "safe": True, "instr-resp": safe},
-        ]
+        rows = []
+        for n in range(40):
+            row = {"id": f"{split}-{n}", "image": f"{n}.jpg", "safe": bool(n % 2)}
+            rows.append(
+                row | ({"instr-resp": safe} if n % 2 else {**named, "instr-resp": [unsafe]})
+            )
+            jpeg(root / split / f"{n}.jpg", shade=n)
         write_json(root / f"{split}.json", rows)
-        for row in rows:
-            jpeg(root / split / str(row["image"]))
 
 
 def figstep(root: Path) -> None:
-    """Two of the fifty tasks of two of the ten categories."""
+    """All fifty tasks of two of the ten categories."""
     table = root / "data" / "question" / "safebench.csv"
     table.parent.mkdir(parents=True)
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         head = "dataset,category_id,task_id,category_name,question,instruction"
         writer.writerow(head.split(","))
-        for category, task in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        for category, task in itertools.product((1, 2), range(1, 51)):
             topic = f"topic {category}"
             writer.writerow(["SafeBench", category, task, topic, "?", "Steps to be mild. 1."])
             name = f"query_ForbidQI_{category}_{task}_6.png"

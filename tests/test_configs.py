@@ -1,5 +1,6 @@
 """Every variant of every configuration file loads, locked, and says what its name says."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import config_files, describe_variants, load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import get_template
+from crossguard_jax.data.records import Record
+from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.commands import forge_files, match_files
 from crossguard_jax.impforge.ppo.recipe import train_rewriter
@@ -19,6 +22,7 @@ from crossguard_jax.nn.clip import VisionConfig
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import Llava, LlavaConfig
 from crossguard_jax.nn.lora import dense_layers
+from tests import published
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -82,14 +86,210 @@ def test_the_full_mixture_adds_up_to_one() -> None:
         assert sum(weights(guard(variant)).values()) == pytest.approx(1.0)
 
 
-def test_explicit_only_leaves_out_the_implicit_rows_alone() -> None:
-    assert set(weights(guard("tiny"))) - set(weights(guard("explicit_only"))) == {"implicit"}
+@pytest.mark.parametrize("scale", ["", "llava_7b_"])
+def test_explicit_only_leaves_out_the_implicit_rows_alone(scale: str) -> None:
+    base = guard(scale.rstrip("_") or "tiny")
+    assert set(weights(base)) - set(weights(guard(f"{scale}explicit_only"))) == {"implicit"}
 
 
-def test_no_benign_leaves_out_every_safe_row() -> None:
-    config = guard("no_benign")
-    assert "benign_vqa" not in weights(config)
+@pytest.mark.parametrize("scale", ["", "llava_7b_"])
+def test_no_benign_leaves_out_every_safe_row(scale: str) -> None:
+    config = guard(f"{scale}no_benign")
+    assert not {"benign_vqa", "vqav2"} & set(weights(config))
     assert all(config.data.sources[name].labels == ("unsafe",) for name in weights(config))
+
+
+# ---- A scale and its ablations -----------------------------------------------------------------
+
+
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Every field by its dotted path."""
+    fields: dict[str, object] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
+def differing(one: str, other: str) -> set[str]:
+    """The fields in which two configurations differ."""
+    a, b = flat(load_config(one)), flat(load_config(other))
+    return {key for key in a | b if (key in a, a.get(key)) != (key in b, b.get(key))}
+
+
+def labels(scale: ConfigDict) -> set[str]:
+    return {f"data.sources.{name}.labels" for name in scale.data.sources}
+
+
+SCALES = {
+    "guard": {"tiny": "", "llava_7b": "llava_7b_"},
+    "cmai": {"tiny": "", "vqa_tiny": "vqa_", "llava_7b": "llava_7b_"},
+    "impforge": {"tiny": "", "llama_7b": "llama_7b_"},
+}
+FIXED = {f"arm.{knob}.start" for knob in ("beta", "epsilon", "lambda_")}
+MBAT = FIXED | {"cmcv.on", "arm.branches"}
+DARING = {"rewriter.temperature", "ppo.iterations", "ppo.settings.kl_coef", "optim.learning_rate"}
+UNLEASHED = {"ppo.settings.kl_coef", "optim.learning_rate"}
+
+
+def without(*rewards: str) -> set[str]:
+    return {f"rewards.weights.{reward}" for reward in rewards}
+
+
+ABLATIONS: dict[str, dict[str, set[str]]] = {
+    "guard": {
+        "explicit_only": {"data.sources.implicit.weight"},
+        "no_benign": {"data.sources.BENIGN.weight", "LABELS"},
+        "vision_lora": {"lora.targets"},
+        "language_lora": {"lora.targets"},
+        "labels_loss": {"train.loss"},
+        "crop": {"data.picture"},
+    },
+    "cmai": {
+        "cmcv": {"mbat.on", "arm.branches"},
+        "mbat": MBAT,
+        "cmcv_mbat": FIXED | {"arm.branches"},
+        "seed": {"mbat.inner"},
+        "evasive": {"mbat.inner"},
+        "clean_check": {"cmcv.adversarial"},
+        "labels_loss": {"train.loss"},
+        "pgd_at": MBAT | {"lora.targets"},
+        "fare": MBAT | {"lora.targets", "mbat.goal", "arm.lambda_.maximum"},
+        "e2at": MBAT | {"lora.targets", "mbat.perturb", "mbat.text_epsilon"},
+    },
+    "impforge": {
+        "no_safety": without("safety"),
+        "no_semantic": without("semantic"),
+        "no_overlap": without("overlap"),
+        "daring": DARING,
+        "daring_no_semantic": DARING | without("semantic"),
+        "daring_no_safety": DARING | without("safety"),
+        "daring_no_safety_no_overlap": DARING | without("safety", "overlap"),
+        "unleashed": UNLEASHED,
+        "unleashed_no_semantic": UNLEASHED | without("semantic"),
+    },
+}
+BREADTH = {"breadth.quota", "breadth.normalize_by_category"}
+ONLY_OF = {("impforge", "tiny"): {"plain": BREADTH}, ("impforge", "llama_7b"): {"broad": BREADTH}}
+"""What is an ablation of one scale is the other scale itself."""
+
+
+@pytest.mark.parametrize(
+    ("file", "scale"), [(file, scale) for file, scales in SCALES.items() for scale in scales]
+)
+def test_an_ablation_differs_from_its_scale_in_exactly_these_fields(file: str, scale: str) -> None:
+    base = load_config(f"configs/{file}.py:{scale}")
+    ablations = ABLATIONS[file] | ONLY_OF.get((file, scale), {})
+    for name, fields in ablations.items():
+        wanted = set(fields)
+        if "LABELS" in wanted:
+            benign = next(n for n in ("benign_vqa", "vqav2") if n in base.data.sources)
+            wanted = labels(base) | {f"data.sources.{benign}.weight"}
+        variant = f"configs/{file}.py:{SCALES[file][scale]}{name}"
+        assert differing(f"configs/{file}.py:{scale}", variant) == wanted, variant
+
+
+def test_every_variant_is_a_scale_with_an_ablation_or_named_here() -> None:
+    """A new variant has to say here what it changes."""
+    of_their_own = {
+        "guard": {"forged", "nlvr", "refuses_explicit"},
+        "cmai": {"forged", "nlvr"},
+        "impforge": set[str](),
+    }
+    for file, scales in SCALES.items():
+        names = {*scales, *of_their_own[file]}
+        for scale, prefix in scales.items():
+            ablations = ABLATIONS[file] | ONLY_OF.get((file, scale), {})
+            names |= {f"{prefix}{name}" for name in ablations}
+        assert set(describe_variants(f"configs/{file}.py")) == names
+
+
+# ---- What a real configuration means -----------------------------------------------------------
+
+
+def rows_of(spec: ConfigDict, root: Path) -> list[Record]:
+    source = open_sources(ConfigDict({"rows": spec}), root / "datasets", {})["rows"]
+    return [source[i] for i in range(len(source))]
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data that the real configurations name, in the layout of its downloads."""
+    root = tmp_path_factory.mktemp("downloads")
+    for name in ("VLGuard", "FigStep", "VQAv2"):
+        published.DATA[name](root / "data" / name)
+    rows = [
+        {"id": str(n), "image": None, "text": f"row {n}", "label": ("safe", "unsafe")[n % 2]}
+        for n in range(80)
+    ]
+    table = root / "data" / "impforge" / "train.jsonl"
+    table.parent.mkdir()
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+REAL = ["guard.py:llava_7b", "cmai.py:llava_7b"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_what_a_7b_is_validated_on_has_both_labels_and_none_of_its_training_rows(
+    name: str, downloads: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(downloads)
+    config = load_config(str(REPOSITORY / "configs" / name))
+    sources, validation = (
+        {n: rows_of(spec, tmp_path / part / n) for n, spec in config.data[part].items()}
+        for part in ("sources", "validation")
+    )
+    known = {r.id for rows in sources.values() for r in rows}
+    held = {r.id for rows in validation.values() for r in rows}
+    assert held and not held & known
+    labelled = {n: {r.label for r in rows} for n, rows in (sources | validation).items()}
+    assert labelled.pop("vqav2") == {"safe"}
+    assert set(labelled) == {"implicit", "vlguard", "figstep"}
+    assert all(each == {"safe", "unsafe"} for each in labelled.values())
+    assert set(validation) >= {"implicit", "vlguard", "vqav2"}
+    # Alone, no source's text says what its rows are.
+    for rows in (sources["figstep"], validation.get("figstep", sources["figstep"])):
+        assert {(r.text, r.label) for r in rows} == {
+            (rows[0].text, "safe"),
+            (rows[0].text, "unsafe"),
+        }
+    for specs in (config.data.sources, config.data.validation):
+        assert all("test" not in spec.split for spec in specs.values()), "tests are for the test"
+
+
+def test_a_7b_guard_is_selected_by_loss_and_a_small_one_by_its_auroc() -> None:
+    for name in describe_variants("configs/guard.py"):
+        config = guard(name)
+        by = "-loss" if name.startswith("llava_7b") else "auroc" if config.data.validation else ""
+        assert config.train.keep_best == by
+
+
+def test_the_7b_forge_is_the_papers() -> None:
+    config = load_config("configs/impforge.py:llama_7b")
+    assert set(config.rewards.weights.values()) == {1.0}
+    assert config.rewards.overlap.tau == 0.2
+    breadth = config.breadth
+    assert not (breadth.quota or breadth.normalize_by_category or breadth.novelty)
+    assert not breadth.crowd_limit and breadth.fluency_floor == float("-inf")
+    assert config.ppo.settings.kl_coef > 0
+
+
+def test_a_7b_is_immunized_from_what_a_7b_guards_export_leaves() -> None:
+    config = load_config("configs/cmai.py:llava_7b")
+    guard_config = guard("llava_7b")
+    assert config.model.dtype == guard_config.model.dtype == "bfloat16"
+    assert f"--out {config.model.path}" in (REPOSITORY / "README.md").read_text()
+    assert config.data.prompt == config.data.picture == "", "as the guard's folder says"
+    assert config.data.max_length == guard_config.data.max_length
+    for name, spec in config.data.validation.items():
+        assert spec.tenth == guard_config.data.validation[name].tenth
+
+
+# ---- Adapters and counts -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -99,6 +299,8 @@ def test_no_benign_leaves_out_every_safe_row() -> None:
         ("llava_7b", {"vision_tower", "language_model"}),
         ("vision_lora", {"vision_tower"}),
         ("language_lora", {"language_model"}),
+        ("llava_7b_vision_lora", {"vision_tower"}),
+        ("llava_7b_language_lora", {"language_model"}),
     ],
 )
 def test_adapters_sit_on_the_towers_the_variant_names(variant: str, towers: set[str]) -> None:

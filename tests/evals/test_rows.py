@@ -313,7 +313,10 @@ def write_format(name: str, folder: Path) -> tuple[Path, str]:
         return folder, "test"
     if name in ("figstep", "figstep_twins"):
         put("data/images/SafeBench/query_ForbidQI_1_2_6.png", png(1))
-        put("data/question/safebench.csv", b"category_id,task_id,category_name,instruction\n1,2,a,t\n")
+        put(
+            "data/question/safebench.csv",
+            b"category_id,task_id,category_name,instruction\n1,2,a,t\n",
+        )
         return folder, "test"
     if name == "vqav2":
         put("val2014/COCO_val2014_000000000001.jpg", png(1))
