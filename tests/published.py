@@ -141,14 +141,14 @@ def vlguard(root: Path) -> None:
 
 
 def figstep(root: Path) -> None:
-    """All fifty tasks of two of the ten categories."""
+    """Thirty of the fifty tasks of two of the ten categories."""
     table = root / "data" / "question" / "safebench.csv"
     table.parent.mkdir(parents=True)
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         head = "dataset,category_id,task_id,category_name,question,instruction"
         writer.writerow(head.split(","))
-        for category, task in itertools.product((1, 2), range(1, 51)):
+        for category, task in itertools.product((1, 2), range(1, 31)):
             topic = f"topic {category}"
             writer.writerow(["SafeBench", category, task, topic, "?", "Steps to be mild. 1."])
             name = f"query_ForbidQI_{category}_{task}_6.png"

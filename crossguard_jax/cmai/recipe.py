@@ -175,8 +175,7 @@ def _start(config: Any, labels: tuple[str, ...], mesh: Any, rules: Rules) -> tup
     """The task, with a fresh adapter and a fresh check."""
     guard = load_base(config, mesh, rules)
     model_key, check_key = jax.random.split(jax.random.key(config.train.seed))
-    targets, rank, alpha = (config.lora[k] for k in ("targets", "rank", "alpha"))
-    model = lora.attach(guard.model, targets, rank, alpha, model_key)
+    model = lora.attach(guard.model, **config.lora, key=model_key)
     guard = Guard(model, guard.folder, guard.settings, mesh, rules)
     if not config.cmcv.on:
         task = Task(guard, labels)

@@ -113,7 +113,7 @@ def train_guard(
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
     guard = load_base(config, mesh, rules)
     key = jax.random.key(config.train.seed)
-    model = lora.attach(guard.model, config.lora.targets, config.lora.rank, config.lora.alpha, key)
+    model = lora.attach(guard.model, **config.lora, key=key)
     graphdef, adapters, frozen = lora.split(model)
     data = Path(data or folder / "data")
     words = guard.settings.prompt

@@ -61,8 +61,9 @@ class ModelCard:
         if self.rows:
             n, digest = len(set(self.rows)), write_training_data(folder, self.rows)
             listing = (
-                f"\n\n[{TRAINING_DATA}]({TRAINING_DATA}) lists the {n:,} rows by id, source and hash"
-                f" of content (`crossguard_jax.hf.trained.content_hash`). SHA-256: `{digest}`"
+                f"\n\n[{TRAINING_DATA}]({TRAINING_DATA}) lists the {n:,} rows by id, source and "
+                "hash of content (`crossguard_jax.hf.trained.content_hash`). Its SHA-256: "
+                f"`{digest}`"
             )
         (Path(folder) / "README.md").write_text(self.markdown(format, listing))
 

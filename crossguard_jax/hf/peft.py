@@ -54,15 +54,21 @@ def _module(family: str, path: str) -> str:
     return name
 
 
-def target_regex(family: str, paths: list[str]) -> str:
+def target_regex(family: str, adapted: Mapping[str, lora.Lora]) -> str:
     """One regular expression for PEFT's ``target_modules`` that matches these layers alone.
 
-    A list such as ``["q_proj", "v_proj"]`` would match both towers.
+    A list such as ``["q_proj", "v_proj"]`` would match both towers, and beside an expression PEFT
+    takes no ``layers_to_transform``: where some layers of a stack are left alone, the numbers of
+    the others stand in it.
     """
-    alternatives = [
-        re.escape(_module(family, path).removeprefix("model.")).replace(r"\{i\}", r"\d+")
-        for path in paths
-    ]
+    alternatives = []
+    for path, update in sorted(adapted.items()):
+        name = re.escape(_module(family, path).removeprefix("model."))
+        if r"\{i\}" in name:
+            layers, height = lora.adapted_layers(update), update.a.shape[0]
+            numbers = r"\d+" if len(layers) == height else f"(?:{'|'.join(map(str, layers))})"
+            name = name.replace(r"\{i\}", numbers)
+        alternatives.append(name)
     return rf"(?:.*\.)?(?:{'|'.join(alternatives)})"
 
 
@@ -70,6 +76,8 @@ def save_adapter(
     model: nnx.Module, folder: str | Path, base: str, card: ModelCard | None = None
 ) -> None:
     """Writes a model's adapter as PEFT would; rank and alpha are read off the adapter.
+
+    Layers whose factors are zeros were left alone (`lora.attach`) and are not written.
 
     Args:
         model: with an adapter of one rank and one alpha.
@@ -81,7 +89,11 @@ def save_adapter(
         UserError: the model has no adapter, or layers of different rank or alpha.
     """
     folder, family = Path(folder), family_of(model)
-    adapted = {p: d.lora for p, d in lora.dense_layers(model) if d.lora is not None}
+    adapted = {
+        path: layer.lora
+        for path, layer in lora.dense_layers(model)
+        if layer.lora is not None and (layer.kernel.ndim < 3 or lora.adapted_layers(layer.lora))
+    }
     settings = {(x.rank, x.alpha) for x in adapted.values()}
     if len(settings) != 1:
         raise UserError(f"{folder}: PEFT export wants one adapter rank and alpha, got {settings}")
@@ -91,16 +103,17 @@ def save_adapter(
         module = _PREFIX + _module(family, path)
         for word, factor in (("lora_A", update.a), ("lora_B", update.b)):
             value = np.asarray(factor[...])
-            for i, layer in enumerate(value if "{i}" in module else value[None]):
+            stacked = "{i}" in module
+            for i in lora.adapted_layers(update) if stacked else [0]:
                 key = f"{module.replace('{i}', str(i))}.{word}.weight"
-                tensors[key] = np.asarray(layer.T, order="C")
+                tensors[key] = np.asarray((value[i] if stacked else value).T, order="C")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if family == "llama" else None,
         "base_model_name_or_path": base,
-        "target_modules": target_regex(family, sorted(adapted)),
+        "target_modules": target_regex(family, adapted),
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,

@@ -65,8 +65,8 @@ def read_training_data(folder: str | Path) -> list[TrainedRow]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
         rows = [TrainedRow(*json.loads(line)) for line in lines]
-        if not all(isinstance(value, str) for row in rows for value in astuple(row)):
-            raise ValueError("a row holds something other than text")
+        if not rows or not all(isinstance(value, str) for row in rows for value in astuple(row)):
+            raise ValueError("no rows of three texts")
     except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); download or export the model again") from error
     return rows

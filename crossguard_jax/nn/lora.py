@@ -7,11 +7,12 @@ Rank and alpha live with the adapter and are never passed loose.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from crossguard_jax.core.errors import UserError
@@ -140,8 +141,18 @@ def dense_layers(model: nnx.Module) -> Iterator[tuple[str, Any]]:
             yield ".".join(map(str, path)), node
 
 
-def attach(model: ModelT, targets: str, rank: int, alpha: float, key: PRNGKeyArray) -> ModelT:
+def attach(
+    model: ModelT,
+    targets: str,
+    rank: int,
+    alpha: float,
+    key: PRNGKeyArray,
+    layers: Sequence[int] = (),
+) -> ModelT:
     """A copy of ``model`` with a fresh adapter on every layer whose path matches.
+
+    A layer of a stack that is left out has two factors of zeros: neither has a gradient while the
+    other is zero, so that they stay zeros whatever trains beside them.
 
     Args:
         model: any model of this package, possibly abstract (`jax.eval_shape`).
@@ -150,21 +161,47 @@ def attach(model: ModelT, targets: str, rank: int, alpha: float, key: PRNGKeyArr
         rank: R of every update.
         alpha: PEFT's ``lora_alpha``.
         key: random key.
+        layers: PEFT's ``layers_to_transform``: the numbers, from 0, of those that are adapted in
+            every stack; what is in no stack is then left alone. All by default.
 
     Raises:
-        UserError: no layer matches; the message lists the paths there are.
+        UserError: no layer matches (the message lists the paths there are), or no stack has a
+            layer of some number.
     """
     model = detach(model)
     paths = [path for path, _ in dense_layers(model)]
     matched = {path for path in paths if re.fullmatch(targets, path)}
     if not matched:
         raise UserError(f"lora.targets {targets!r} matches no layer; there are: {', '.join(paths)}")
+    if layers:
+        heights = {path: _height(layer) for path, layer in dense_layers(model) if path in matched}
+        for number in layers:
+            if not 0 <= number < max(heights.values()):
+                raise UserError(
+                    f"lora.layers {number}: the stacks that lora.targets matches have layers 0 to "
+                    f"{max(heights.values()) - 1}"
+                )
+        matched = {path for path in matched if min(layers) < heights[path]}
     for (path, layer), layer_key in zip(
         dense_layers(model), jax.random.split(key, len(paths)), strict=True
     ):
         if path in matched:
             layer.lora = Lora.fresh(layer.kernel, rank, alpha, layer_key)
+            if layers:
+                chosen = jnp.isin(jnp.arange(_height(layer)), jnp.asarray(layers))
+                layer.lora.a[...] = jnp.where(chosen[:, None, None], layer.lora.a[...], 0.0)
     return model
+
+
+def _height(layer: Any) -> int:
+    """How many layers of a stack are in one; 0 for one that is in no stack."""
+    return layer.kernel.shape[0] if layer.kernel.ndim == 3 else 0
+
+
+def adapted_layers(update: Lora) -> list[int]:
+    """The layers of a stack's update that have one: those whose factors are not both zeros."""
+    a, b = (np.asarray(factor[...]) for factor in (update.a, update.b))
+    return [i for i in range(len(a)) if a[i].any() or b[i].any()]
 
 
 def detach(model: ModelT) -> ModelT:

@@ -2,7 +2,10 @@
 
 import json
 import random
+import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest
 from crossguard_jax.hf.load import load_model
-from crossguard_jax.hf.peft import _HARMLESS, load_adapter, read_adapter_config
+from crossguard_jax.hf.peft import _HARMLESS, load_adapter, read_adapter_config, save_adapter
 from crossguard_jax.nn import lora
 from tests.hf import hub_models
 
@@ -297,3 +300,43 @@ def test_a_layer_left_alone_stays_alone(bases, tmp_path):
     for update in layers:
         a, b = np.asarray(update.a[...]), np.asarray(update.b[...])
         assert not a[0].any() and not b[0].any() and a[1].any() and b[1].any()
+
+
+@pytest.mark.parametrize("family", ["llava", "llama"])
+@pytest.mark.parametrize("source", ["ours", "theirs"])
+def test_an_adapter_of_some_layers_is_written_as_one(family, source, bases, tmp_path):
+    """PEFT makes factors for those layers alone, and finds them all."""
+    base, model = bases[family]
+    if source == "ours":
+        targets = r".*\.(q|v)_proj"
+        adapted = lora.attach(model, targets, 3, 5.0, jax.random.key(0), layers=(1,))
+        for n, (_, layer) in enumerate(lora.dense_layers(adapted)):
+            if layer.lora is not None:
+                noise = jax.random.normal(jax.random.key(n), layer.lora.b.shape)
+                layer.lora.b[...] = jnp.where(
+                    jnp.arange(len(noise))[:, None, None] == 1, noise, 0.0
+                )
+    else:
+        settings = {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}
+        adapted = load_adapter(model, adapter(base, tmp_path / "theirs", **settings))
+    save_adapter(adapted, tmp_path / "saved", str(base))
+    keys = set(load_file(tmp_path / "saved" / FACTORS))
+    assert keys and all(".1." in key for key in keys)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        peft = PeftModel.from_pretrained(base_of(base), tmp_path / "saved")
+    assert not [w for w in said if "missing" in str(w.message).lower()]
+    made = {name for name, _ in peft.named_parameters() if "lora_" in name}
+    assert len(made) == len(keys) and all(".1." in name for name in made)
+    assert digest(load_adapter(model, tmp_path / "saved")) == digest(adapted)
+    same_as_peft(bases, family, tmp_path / "saved")
+
+
+def test_stacks_that_are_adapted_in_other_layers_each_keep_their_own(bases, tmp_path):
+    base, model = bases["llava"]
+    settings = {"target_modules": r".*(vision_tower.*layers\.0|language_model.*\.1)\..*\.q_proj"}
+    loaded = load_adapter(model, adapter(base, tmp_path / "a", **settings))
+    save_adapter(loaded, tmp_path / "b", str(base))
+    written = [load_file(tmp_path / name / FACTORS) for name in ("a", "b")]
+    assert len(written[0]) == len(written[1]) == 4
+    same_as_peft(bases, "llava", tmp_path / "b")

@@ -227,3 +227,33 @@ def test_only_adapters_have_gradients_and_moments(base, rows):
     after = dict(named_leaves(state.trainable))
     assert all(not np.array_equal(after[n][...], v[...]) for n, v in named_leaves(adapters))
     assert digest(frozen) == before
+
+
+def test_layers_that_are_left_out_stay_as_they_are_and_the_others_learn(base):
+    key = jax.random.key(0)
+    model = lora.attach(base, TARGETS, 3, 6.0, key, layers=(1,))
+    everywhere = dict(lora.dense_layers(lora.attach(base, TARGETS, 3, 6.0, key)))
+    graphdef, adapters, frozen = lora.split(model)
+
+    def loss(adapters, frozen, batch, key):
+        outputs = lora.merge(graphdef, adapters, frozen)(
+            batch["input_ids"], batch["pixel_values"], batch["attention_mask"] == 1
+        )
+        return (outputs**2).mean(), {}
+
+    rows = on_device(batch(base.config))
+    optimizer = optax.adamw(1e-2, weight_decay=0.1)
+    state, step = init_state(adapters, optimizer, seed=0), make_step(loss, optimizer)
+    for _ in range(2):  # the second gradient is of factors that the first one moved
+        state, _ = step(state, frozen, rows)
+    trained = lora.merge(graphdef, state.trainable, frozen)
+    updates = {p: layer.lora for p, layer in lora.dense_layers(trained) if layer.lora is not None}
+    assert len(updates) == 11 and not any("projector" in path for path in updates)
+    for path, update in updates.items():
+        assert lora.adapted_layers(update) == [1], path
+        assert np.asarray(update.b[...])[1].any(), path
+        start = dict(lora.dense_layers(model))[path].lora.a[...]
+        np.testing.assert_array_equal(start[1], everywhere[path].lora.a[1])
+    for number in (3, -1):
+        with pytest.raises(UserError, match=f"^lora.layers {number}: .* have layers 0 to 2"):
+            lora.attach(base, TARGETS, 3, 6.0, key, layers=(0, number))

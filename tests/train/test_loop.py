@@ -127,17 +127,25 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path):
         run(tmp_path, identity={"config": "b"})
 
 
-def test_the_best_state_is_kept_apart_from_the_last(tmp_path):
-    scores = {4: 0.5, 8: 0.9, 12: 0.1}
+@pytest.mark.parametrize(
+    ("by", "scores", "kept"),
+    [
+        ("score", {4: 0.5, 8: 0.9, 12: 0.1}, 8),
+        ("score", {4: 1.0, 8: 1.0, 12: 0.1}, 8),
+        ("-score", {4: 0.3, 8: 0.2, 12: 0.2}, 12),
+        ("-score", {4: 0.1, 8: 0.2, 12: 0.3}, 4),
+    ],
+)
+def test_the_best_state_of_equals_the_later_is_kept_apart_from_the_last(tmp_path, by, scores, kept):
     seen = {}
 
     def measure(state):
         seen[int(state.step)] = np.asarray(state.trainable)
         return {"score": scores[int(state.step)]}
 
-    last = run(tmp_path, hooks=[Hook(4, measure, keep_best="score")])
+    last = run(tmp_path, hooks=[Hook(4, measure, keep_best=by)])
     step, best = Checkpoints(tmp_path, IDENTITY).restore_best(last.trainable)
-    assert step == 8 and np.array_equal(best, seen[8])
+    assert step == kept and np.array_equal(best, seen[kept])
     logged = [row for row in read_metrics(tmp_path) if "eval/score" in row]
-    assert [row["eval/score"] for row in logged] == [0.5, 0.9, 0.1]
+    assert [row["eval/score"] for row in logged] == list(scores.values())
     assert json.dumps(logged)
