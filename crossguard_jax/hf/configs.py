@@ -11,7 +11,7 @@ from typing import Any
 
 from crossguard_jax.core.errors import UserError, reason
 from crossguard_jax.hf.folder import CONFIG, check_number, read_json, read_object
-from crossguard_jax.nn import bert, clip, llama, llava
+from crossguard_jax.nn import bert, clip, llama, llava, mpnet
 from crossguard_jax.nn.attention import IMPLEMENTATIONS
 from crossguard_jax.nn.layers import ACTIVATIONS, REMAT_POLICIES
 
@@ -24,6 +24,7 @@ MODELS: dict[str, Any] = {
     "clip": clip.Clip,
     "clip_text_model": clip.ClipText,
     "bert": bert.Bert,
+    "mpnet": mpnet.MPNet,
 }
 """The module class of each family; a family is a Hub ``model_type``."""
 
@@ -132,6 +133,7 @@ def from_hub(hub: Any, where: str = "config", **options: Any) -> tuple[str, Conf
         "clip": _clip,
         "clip_text_model": _clip_text,
         "bert": _bert,
+        "mpnet": _mpnet,
     }
     if hub.model_type not in readers:
         families = ", ".join(readers)
@@ -302,4 +304,19 @@ def _bert(hub: Any, options: dict[str, Any]) -> bert.BertConfig:
         vocab_size=hub.vocab_size,
         max_position_embeddings=hub.max_position_embeddings,
         type_vocab_size=hub.type_vocab_size,
+    )
+
+
+def _mpnet(hub: Any, options: dict[str, Any]) -> mpnet.MPNetConfig:
+    if hub.relative_attention_num_buckets < mpnet.BUCKETS:  # what transformers would look up there
+        raise UserError(
+            f"relative_attention_num_buckets {hub.relative_attention_num_buckets} is below "
+            f"{mpnet.BUCKETS}; mend it"
+        )
+    return mpnet.MPNetConfig(
+        **_tower(hub, options),
+        layer_norm_eps=hub.layer_norm_eps,
+        vocab_size=hub.vocab_size,
+        max_position_embeddings=hub.max_position_embeddings,
+        relative_attention_num_buckets=hub.relative_attention_num_buckets,
     )

@@ -91,7 +91,7 @@ def load_model(
         options: ``remat`` and ``attention``, as in `configs.read_config`.
 
     Returns:
-        A `Llava`, `Llama`, `Clip`, `ClipText` or `Bert`, by the config's ``model_type``.
+        A `Llava`, `Llama`, `Clip`, `ClipText`, `Bert` or `MPNet`, by its ``model_type``.
 
     Raises:
         UserError: whatever is wrong with the folder, all of it in one message.

@@ -92,6 +92,20 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("layers.output", "encoder.layer.{i}.output.dense"),
         ("layers.output_norm", "encoder.layer.{i}.output.LayerNorm"),
     ],
+    "mpnet": [
+        ("word_embeddings", "embeddings.word_embeddings"),
+        ("position_embeddings", "embeddings.position_embeddings"),
+        ("embedding_norm", "embeddings.LayerNorm"),
+        ("relative_attention_bias", "encoder.relative_attention_bias"),
+        ("layers.query", "encoder.layer.{i}.attention.attn.q"),
+        ("layers.key", "encoder.layer.{i}.attention.attn.k"),
+        ("layers.value", "encoder.layer.{i}.attention.attn.v"),
+        ("layers.attention_output", "encoder.layer.{i}.attention.attn.o"),
+        ("layers.attention_norm", "encoder.layer.{i}.attention.LayerNorm"),
+        ("layers.intermediate", "encoder.layer.{i}.intermediate.dense"),
+        ("layers.output", "encoder.layer.{i}.output.dense"),
+        ("layers.output_norm", "encoder.layer.{i}.output.LayerNorm"),
+    ],
 }
 """Per model family; the first row whose prefix holds wins. The Hub side is what transformers'
 own ``save_pretrained`` writes."""
@@ -110,6 +124,10 @@ ALIASES: dict[str, list[tuple[str, str]]] = {
         (r"^bert\.", ""),
         (r"\.gamma$", ".weight"),
         (r"\.beta$", ".bias"),
+    ],
+    "mpnet": [
+        (r"^mpnet\.", ""),
+        (r"^lm_head\.", "cls."),  # it guesses masked words, as BERT's does
     ],
 }
 """Other generations of the same keys, rewritten to the table's before they are looked up."""

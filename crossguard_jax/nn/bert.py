@@ -32,6 +32,11 @@ class BertConfig:
     remat: str = "none"
     attention: str = "auto"
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of a text."""
+        return self.max_position_embeddings
+
 
 class BertLayer(nnx.Module):
     """A post-norm encoder layer; the names follow the Hub's keys."""
@@ -49,13 +54,36 @@ class BertLayer(nnx.Module):
         self.output_norm = LayerNorm(d, config.layer_norm_eps)
         self.config = config
 
-    def __call__(self, x: Float[Array, "B L D"], mask: Array | None) -> Float[Array, "B L D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Array | None,
+        bias: Float[Array, "H L L"] | None = None,
+    ) -> Float[Array, "B L D"]:
         heads = (*x.shape[:2], self.config.num_attention_heads, -1)
         q, k, v = (dense(x).reshape(heads) for dense in (self.query, self.key, self.value))
-        out = attention(q, k, v, mask, causal=False, implementation=self.config.attention)
+        if bias is None:
+            out = attention(q, k, v, mask, causal=False, implementation=self.config.attention)
+        else:
+            out = _biased_attention(q, k, v, mask, bias)
         x = self.attention_norm(x + self.attention_output(out.reshape(x.shape)))
         inner = ACTIVATIONS[self.config.hidden_act](self.intermediate(x))
         return self.output_norm(x + self.output(inner))
+
+
+def _biased_attention(
+    q: Float[Array, "B L H E"],
+    k: Float[Array, "B L H E"],
+    v: Float[Array, "B L H E"],
+    mask: Array | None,
+    bias: Float[Array, "H L L"],
+) -> Float[Array, "B L H E"]:
+    """`nn.attention` with what each head adds to its scores; few kernels would take that."""
+    scores = jnp.einsum("blhe,bshe->bhls", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5 + bias
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bhls,bshe->blhe", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
 class Bert(nnx.Module):

@@ -31,6 +31,7 @@ from crossguard_jax.nn.bert import Bert, BertConfig
 from crossguard_jax.nn.clip import Clip, ClipConfig, TextConfig, VisionConfig
 from crossguard_jax.nn.llama import Llama, LlamaConfig
 from crossguard_jax.nn.llava import Llava
+from crossguard_jax.nn.mpnet import MPNet, MPNetConfig
 
 GOLDEN = Path(__file__).with_name("golden_specs.json")
 MESH = AbstractMesh((2, 2, 2), MESH_AXES)
@@ -60,12 +61,18 @@ def bert_small():
     return jax.eval_shape(lambda: Bert(config, jax.random.key(0)))
 
 
+def mpnet_base():
+    config = MPNetConfig(30527, 768, 3072, 12, 12, max_position_embeddings=514)
+    return jax.eval_shape(lambda: MPNet(config, jax.random.key(0)))
+
+
 def test_every_parameters_place_is_the_golden_files(repository):
     models = {
         "llava": guard_7b(repository),
         "llama": llama_8b(),
         "clip": clip_large(),
         "bert": bert_small(),
+        "mpnet": mpnet_base(),
     }
     tables = {family: spec_table(model, MESH) for family, model in models.items()}
     if os.environ.get("CROSSGUARD_REWRITE_GOLDEN"):

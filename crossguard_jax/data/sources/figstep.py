@@ -88,8 +88,8 @@ def figstep_twins(
             replace(record, id=f"{record.id}-{name}", images=(draw(title),))
             for name, title in drawn.items()
         ]
-        benign = {"label": "safe", "category": "benign"}
-        return [record, copies[0], *(replace(copy, **benign) for copy in copies[1:])]
+        benign = (replace(copy, label="safe", category="benign") for copy in copies[1:])
+        return [record, copies[0], *benign]
 
     return _records(path, split, seed, make)
 

@@ -163,13 +163,14 @@ class Rewards:
         self.hashes["safety"] = _hash(resolve_folder(config.safety.path))
         judge: Bert | Clip = clip.model
         tokenizer, room, self.width = clip.tokenizer, clip.context, clip.dimension
+        prompt = ""
         if self.by_caption:
             sentence = load_sentence(config.semantic.path, *placed)
             judge, tokenizer, room = sentence.model, sentence.tokenizer, sentence.max_length
-            self.width = sentence.model.config.hidden_size
+            self.width, prompt = sentence.model.config.hidden_size, sentence.prompts[""]
             self.hashes["semantic"] = _hash(sentence.folder)
         length = _fitting("rewards.semantic.max_length", config.semantic.max_length, room)
-        self._read = TextEncoder(tokenizer, length)
+        self._read = TextEncoder(tokenizer, length, prompt)
         self._texts = Embedder(judge, _vectors, self._read.short, self.width, "text", mesh)
         read_word = TextEncoder(clip.tokenizer, min(WORD_LENGTH, clip.context))
         self._words = Embedder(clip.model, _vectors, read_word, clip.dimension, "word", mesh)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.core.typing import Bool, Int
 from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.hf.tokens import open_ended, padded, valid
@@ -35,20 +35,30 @@ class TextEncoder:
     Args:
         tokenizer: of the model.
         length: L, of every row.
+        prompt: what the model has before every text; of a long text it stays.
     """
 
-    def __init__(self, tokenizer: Any, length: int):
-        self.tokenizer, self.length = tokenizer, length
+    def __init__(self, tokenizer: Any, length: int, prompt: str = ""):
+        self.tokenizer, self.length, self.prompt = tokenizer, length, prompt
         tokenizer.truncation_side = "left"
+        self._start = tokenizer(prompt)["input_ids"][:-1] if prompt else []
+        if len(self._start) > length - 2:
+            raise UserError(
+                f"rewards.semantic.max_length {length}: the model's prompt {short(repr(prompt))} "
+                f"takes {len(self._start)} tokens of them; give more"
+            )
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Ids and mask, padded on the right."""
-        cleaned = [valid(text) for text in texts]
+        cleaned = [valid(self.prompt + text) for text in texts]
         if not cleaned:
             return padded([], self.length)
         # What a tokenizer's file says of padding is for another use of it.
         options = {"truncation": True, "max_length": self.length, "padding": False}
         rows = self.tokenizer(cleaned, **options)["input_ids"]
+        # The cut is on the left, where the prompt stands.
+        start, room = self._start, self.length - len(self._start)
+        rows = [row if len(row) < self.length or not start else start + row[-room:] for row in rows]
         return padded(rows, self.length)
 
     def short(self, texts: Sequence[str]) -> Encoded:

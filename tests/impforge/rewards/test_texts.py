@@ -126,6 +126,18 @@ def test_a_text_too_long_loses_its_beginning_and_never_the_prompt() -> None:
     assert row == ["<s>", *["please"] * 3, "lick", "the", "red", "kettle", "?", "</s>"]
 
 
+def test_a_sentence_encoders_own_prompt_stands_before_every_text_however_long() -> None:
+    tokenizer = small("sentence")
+    reader = TextEncoder(tokenizer, 10, "can i ")
+    ids, mask = reader(["touch it ?", "please " * 50 + "lick the red kettle?", "a b c d e ?"])
+    rows = [tokenizer.convert_ids_to_tokens(row[real]) for row, real in zip(ids, mask, strict=True)]
+    assert rows[0] == tokenizer.convert_ids_to_tokens(tokenizer("can i touch it ?")["input_ids"])
+    assert rows[1] == ["<s>", "can", "i", "please", "lick", "the", "red", "kettle", "?", "</s>"]
+    assert rows[2] == tokenizer.convert_ids_to_tokens(tokenizer("can i a b c d e ?")["input_ids"])
+    with pytest.raises(UserError, match="max_length 4: the model's prompt 'can i ' takes 3"):
+        TextEncoder(tokenizer, 4, "can i ")
+
+
 def test_one_word_longer_than_the_room_still_fits() -> None:
     for guard in (small("safety"), trained("bytes"), trained("metaspace")):
         encoder = SafetyEncoder(guard, "USER : {text}", " ", LABELS, 12)
