@@ -17,6 +17,7 @@ from crossguard_jax.core.tree import digest
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.hf.load import load_model
+from crossguard_jax.hf.trained import content_hash, trained_on
 from crossguard_jax.nn import lora
 from crossguard_jax.train.loop import read_metrics
 
@@ -67,13 +68,16 @@ def test_training_teaches_the_adapter_leaves_the_base_alone_and_is_exported(
     evaluations = [row for row in log if "eval/auroc" in row]
     assert [row["step"] for row in evaluations] == [20, 40]
     assert max(row["eval/auroc"] for row in evaluations) > 0.95
-    assert done.step == max(evaluations, key=lambda row: row["eval/auroc"])["step"]
+    best = max(evaluations, key=lambda row: (row["eval/auroc"], row["step"]))
+    assert done.step == best["step"], "of equals the later"
     assert digest(lora.detach(done.guard.model)) == digest(load_model(llava_folder))
     held = [r for r in bright("", "val", 64) if isinstance(r, Record)]
     verdicts = done.guard.score([r.image for r in held], [r.text for r in held])
     right = [v.label == r.label for v, r in zip(verdicts, held, strict=True)]
     assert np.mean(right) > 0.85
     done.guard.save_pretrained(tmp_path / "merged")
+    learned = [r for r in bright("", "train", 256) if isinstance(r, Record)]
+    assert trained_on(tmp_path / "merged") == {content_hash(r.text, r.images) for r in learned}
     encoded = done.guard.encode([r.image for r in held[:4]], [r.text for r in held[:4]])
     with torch.no_grad():
         merged = LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
@@ -91,6 +95,13 @@ def test_training_teaches_the_adapter_leaves_the_base_alone_and_is_exported(
         train_guard(config, tmp_path, {"bright": turned}, data=tmp_path / "turned")
     rejected = (tmp_path / "data" / "bright.rejected.jsonl").read_text().splitlines()
     assert len(rejected) == 6 and json.loads(rejected[0])["reason"] == "made bad for the test"
+
+
+def test_what_has_one_label_selects_nothing(config, tmp_path):
+    config.data.validation.bright.labels = ("unsafe",)
+    with pytest.raises(UserError, match="^data.validation: every row is 'unsafe', so .*keep_best"):
+        train_guard(config, tmp_path, {"bright": bright})
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.training
