@@ -16,6 +16,7 @@ from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.hf import names
 from crossguard_jax.hf.configs import MODELS, Model
 from crossguard_jax.hf.folder import CONFIG, INDEX, WEIGHTS, read_object
+from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.hf.trained import (
     TRAINING_DATA,
     TrainedRow,
@@ -108,6 +109,7 @@ def save_model(
     card: ModelCard | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    processor: Processor | None = None,
 ) -> None:
     """Writes a model as the Hub folder that transformers' own ``save_pretrained`` would.
 
@@ -118,11 +120,14 @@ def save_model(
         card: written as README.md, with the rows that the source lists beside its own.
         dtype: of the weights; None keeps each one's own.
         shard_bytes: a file's size limit; more than one file gets an index.
+        processor: what the model takes pictures through, in place of the source's.
     """
     folder, source = Path(folder), Path(source)
     folder.mkdir(parents=True, exist_ok=True)
     model = lora.fold(model)
     _copy_companions(source, folder)
+    if processor:
+        processor.save(folder)
     first = next(v for _, v in named_leaves(model))
     config = read_object(source / CONFIG)
     for stale in ("torch_dtype", "transformers_weights"):

@@ -1,5 +1,6 @@
 """Pictures to the pixels a CLIP tower reads."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +15,32 @@ from crossguard_jax.hf.folder import check_number, read_objects
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_ASPECT = 16
+PICTURES = ("", "pad", "crop")
+"""How a guard takes pictures: as its folder's processor does, whole, or the middle of them."""
+
 _BLOCK = 2**22  # pixels of a square that are made at once
+_MOST = 2**26  # pixels that a picture may be scaled to
 _FILES = ("preprocessor_config.json", "processor_config.json")
+# What of a processor has nothing to do with a picture's shape.
+_COLOURS = (
+    *("do_convert_rgb", "resample", "do_rescale", "rescale_factor"),
+    *("do_normalize", "image_mean", "image_std"),
+)
 
 
-def middle(picture: Image.Image) -> Image.Image:
-    """The picture without the ends that a centre crop leaves out anyway, if it is very long.
+def by_shorter_side(picture: Image.Image, side: int, how: int) -> Image.Image:
+    """The picture with its shorter side scaled to ``side``.
 
-    Where the shorter side is scaled first, a line of 1 x 3,000 pixels would take gigabytes on its
-    way to a square.
+    Raises:
+        UserError: it is so long that this would take gigabytes, most of which a crop leaves out.
     """
-    keep = MAX_ASPECT * min(picture.size)
-    left, top = (max(side - keep, 0) // 2 for side in picture.size)
-    box = (left, top, picture.width - left, picture.height - top)
-    return picture.crop(box) if left or top else picture
+    width, height = (int(side * n / min(picture.size)) for n in picture.size)
+    if width * height > _MOST:
+        raise UserError(
+            f"{picture.width:,} x {picture.height:,} pixels are too long to be cropped; cut the "
+            "picture, or use a guard that pads"
+        )
+    return picture.resize((width, height), how)
 
 
 @dataclass(frozen=True)
@@ -70,9 +82,7 @@ class Preprocess:
             square = Image.new("RGB", (side, side), (self.fill_color,) * 3)
             square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
             return square
-        picture = middle(picture)
-        short = min(picture.size)
-        large = picture.resize([int(side * n / short) for n in picture.size], how)
+        large = by_shorter_side(picture, side, how)
         # Python rounds halves to even, and so does torchvision's crop.
         left, top = (round((n - side) / 2) for n in large.size)
         return large.crop((left, top, left + side, top + side))
@@ -84,6 +94,11 @@ class Processor:
     Args:
         folder: the model's.
         size: X, the side of the pictures that the model takes.
+        picture: one of ``PICTURES``: "" does as the folder's files say, which is what transformers
+            does; "pad" sees the whole picture, in the middle of a square of the mean colour
+            (transformers' ``LlavaImageProcessor`` with ``do_pad``); "crop" scales the shorter side
+            and takes the middle (``CLIPImageProcessor``, as LLaVA is published). Colours and
+            filter stay the folder's.
 
     Attributes:
         mean, std: float32 [3, 1, 1], what pixels are normalized by.
@@ -93,13 +108,16 @@ class Processor:
         UserError: there is none, a file of it is damaged, or its pictures do not fit the model.
     """
 
-    def __init__(self, folder: str | Path, size: int):
+    def __init__(self, folder: str | Path, size: int, picture: str = ""):
         from transformers import AutoImageProcessor
 
+        if picture not in PICTURES:
+            raise UserError(f"picture {picture!r}: give 'pad', 'crop', or '' for the folder's own")
         # transformers takes a processor's own part of the whole one's file first.
-        inside = "image_processor" in read_objects(folder, _FILES[1])
-        read_objects(folder, _FILES[0])
+        whole, own = (read_objects(folder, name) for name in reversed(_FILES))
+        inside = "image_processor" in whole
         self.file = Path(folder) / _FILES[inside]
+        self._class = whole.get("processor_class") or own.get("processor_class")
         try:
             self._hub: Any = AutoImageProcessor.from_pretrained(
                 str(folder), local_files_only=True, backend="pil"
@@ -113,7 +131,8 @@ class Processor:
         factor = self._hub.rescale_factor if self._hub.do_rescale else 1
         check_number(f"{self.file}: rescale_factor", factor, 0, above=True)
         self.unit_range = math.isclose(factor, 1 / 255, rel_tol=1e-6)
-        self._square = self._padded_to()
+        if picture:
+            self._hub = _shaped(self._hub, size, picture)
         try:
             made = list(self(Image.new("RGB", (2 * size, size + 3))).shape)
         except Exception as error:
@@ -139,29 +158,85 @@ class Processor:
         mean, std = (np.reshape(v, (3, 1, 1)) for v in (self._hub.image_mean, self._hub.image_std))
         return mean.astype(np.float32), std.astype(np.float32)
 
-    def _padded_to(self) -> tuple[int, int] | None:
-        """Width and height that a square is scaled to; None if pictures are not padded first."""
-        hub = self._hub
-        if not (hasattr(hub, "pad_to_square") and hub.do_pad and hub.do_resize):
-            return None
-        size = hub.size
-        return (size.width or size.shortest_edge, size.height or size.shortest_edge)
+    @property
+    def crops(self) -> bool:
+        """Whether what lies at a picture's ends is left out."""
+        return bool(self._hub.do_center_crop and not self._pads)
+
+    @property
+    def _pads(self) -> bool:
+        return bool(hasattr(self._hub, "pad_to_square") and self._hub.do_pad)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether it scales and crops as most do, or as LLaVA's does."""
+        from transformers.image_processing_backends import PilBackend
+
+        kind = type(self._hub)
+        plain = kind._preprocess is PilBackend._preprocess or hasattr(kind, "pad_to_square")
+        return plain and kind.resize is PilBackend.resize and self._hub.resample is not None
 
     def __call__(self, picture: Image.Image) -> Float[np.ndarray, "C X Y"]:
-        """Normalized pixels of one RGB picture, float32, as transformers makes them."""
+        """Normalized pixels of one RGB picture, float32, as transformers makes them.
+
+        Raises:
+            UserError: it is too long to be cropped.
+        """
         settings = {}
-        if self._square:
-            picture = padded_square(picture, self._square, self._background, self._hub.resample)
-            settings = {"do_pad": False, "do_resize": False}
-        elif self._hub.do_center_crop and self._hub.size.shortest_edge:
-            picture = middle(picture)
+        if scaled := self._scaled(picture):
+            picture, settings = scaled, {"do_resize": False}
+            if self._pads:
+                settings["do_pad"] = False
         (values,) = self._hub(picture, return_tensors="np", **settings)["pixel_values"]
         return np.asarray(values, np.float32)
+
+    def _scaled(self, picture: Image.Image) -> Image.Image | None:
+        """What transformers makes of it up to the crop, in little memory; None: let it do so."""
+        size, how, short = self._hub.size, self._hub.resample, self._hub.size.shortest_edge
+        if not (self._hub.do_resize and self._is_plain):
+            return None
+        exact = (size.width, size.height) if size.width and size.height else None
+        if self._pads and (exact or short):
+            return padded_square(picture, exact or (short, short), self._background, how)
+        if exact:
+            return picture.resize(exact, how)
+        if not short or size.longest_edge or not self._hub.do_center_crop:
+            return None
+        large, crop = by_shorter_side(picture, short, how), self._hub.crop_size
+        left = max(large.width - crop.width, 0) // 2
+        top = max(large.height - crop.height, 0) // 2
+        # Where the crop is larger, transformers fills up.
+        right, bottom = min(left + crop.width, large.width), min(top + crop.height, large.height)
+        return large.crop((left, top, right, bottom))
+
+    def save(self, folder: str | Path) -> None:
+        """Makes it the one picture processor of a model's folder, as transformers reads it."""
+        own, whole = (Path(folder) / name for name in _FILES)
+        fields = json.loads(self._hub.to_json_string())
+        if self._class:
+            fields["processor_class"] = self._class
+        own.write_text(json.dumps(fields, indent=2) + "\n")
+        rest = read_objects(folder, whole.name)
+        if rest.pop("image_processor", None) is not None:
+            whole.write_text(json.dumps(rest, indent=2) + "\n")
 
     @property
     def _background(self) -> tuple[int, ...]:
         """LLaVA pads with the mean colour."""
         return tuple(int(255 * x) for x in self._hub.image_mean or (0, 0, 0))
+
+
+def _shaped(hub: Any, size: int, picture: str) -> Any:
+    """A processor of the same colours that pads or crops to a square of ``size``."""
+    from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
+
+    colours = {name: getattr(hub, name) for name in _COLOURS}
+    square = {"height": size, "width": size}
+    if picture == "pad":
+        return LlavaImageProcessorPil(
+            do_pad=True, size=square, do_center_crop=False, crop_size=square, **colours
+        )
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square, **colours)
 
 
 def padded_square(

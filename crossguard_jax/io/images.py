@@ -13,6 +13,7 @@ import io
 import os
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -28,6 +29,7 @@ Picture = Image.Image | bytes | bytearray | memoryview | str | os.PathLike | np.
 # Raster formats whose decoders stay inside this process (Pillow's EPS reader starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 32_767  # a square of the longest side is what padding scales down
 MAX_BYTES = 64 * 2**20
 
 # How files of those formats begin, for saying what a damaged one was meant to be.
@@ -38,6 +40,7 @@ _MAGIC = {
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }
+_STRIP = 2**22  # pixels of a picture that are converted at once
 _PNG = next(iter(_MAGIC))
 # All that the pixels of a PNG, and which way up they are, depend on.
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
@@ -188,11 +191,17 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 def _decoded(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """What any picture goes through that Pillow has opened."""
+    if picture.format == "WEBP":
+        max_pixels = 3 * max_pixels // 4  # its decoder keeps two more frames
     if picture.width * picture.height > max_pixels:
         raise _too_large(name, max_pixels)
+    if max(picture.size) > MAX_SIDE:
+        raise UserError(
+            f"{name}: the picture is longer than {MAX_SIDE:,} pixels; scale it down or drop the row"
+        )
     try:
         picture.load()
-        return _on_white(_upright(picture))
+        return _rgb(_upright(picture))
     except Exception as error:  # decoders of hostile bytes raise nearly anything
         raise UserError(
             f"{name}: the {picture.format or 'picture'} data is damaged or cut short "
@@ -248,9 +257,26 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
+def _rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB, made a few rows at a time: conversions of all of it at once take gigabytes."""
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture
+    deep = picture.mode in ("F", "I") or picture.mode.startswith("I;16")
+    full = _full_scale(picture) if deep else 0.0
+    converted = Image.new("RGB", picture.size)
+    for top, part in _strips(picture):
+        converted.paste(_on_white(_eight_bits(part, full) if deep else part), (0, top))
+    return converted
+
+
+def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Some rows at a time, each with the first one's number."""
+    rows = max(1, _STRIP // picture.width)
+    for top in range(0, picture.height, rows):
+        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+
+
 def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
-        picture = _eight_bits(picture)
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
@@ -258,13 +284,21 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Scales greys deeper than 8 bits: Pillow's own conversion clips them at 255 instead."""
-    values = np.nan_to_num(np.asarray(picture).astype(np.float32))
-    largest = float(values.max())
+def _full_scale(picture: Image.Image) -> float:
+    """What white is in greys deeper than 8 bits."""
+    largest = max(float(_finite(part).max()) for _, part in _strips(picture))
     scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
-    full = next((scale for scale in scales if largest <= scale), largest)
+    return next((scale for scale in scales if largest <= scale), largest)
+
+
+def _eight_bits(picture: Image.Image, full: float) -> Image.Image:
+    """Scales greys deeper than 8 bits: Pillow's own conversion clips them at 255 instead."""
+    values = _finite(picture)
     return Image.fromarray(np.round(values.clip(0, full) * (255.0 / full)).astype(np.uint8))
+
+
+def _finite(picture: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(picture).astype(np.float32))
 
 
 def _line(error: BaseException) -> str:

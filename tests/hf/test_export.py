@@ -11,13 +11,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import CLIPImageProcessor, LlavaForConditionalGeneration
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest, named_leaves
 from crossguard_jax.hf.export import ModelCard, save_model
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.peft import load_adapter, save_adapter
+from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.nn import lora
 from tests.draws import few
 from tests.hf import hub_models
@@ -88,6 +89,22 @@ def test_sharded_export_has_an_index_and_the_same_tree(source, tmp_path):
     assert len(set(index["weight_map"].values())) > 1
     assert digest(load_model(tmp_path / "out")) == digest(model)
     LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
+
+
+def test_an_export_takes_the_processor_that_it_is_given_in_place_of_the_sources(source, tmp_path):
+    folder, model, _ = source
+    size = model.config.vision.image_size
+    CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(folder)
+    for picture, kind in (("pad", "LlavaImageProcessor"), ("crop", "CLIPImageProcessor")):
+        save_model(
+            model, tmp_path / picture, folder, processor=Processor(folder, size, picture=picture)
+        )
+        fields = json.loads((tmp_path / picture / "preprocessor_config.json").read_text())
+        assert fields["image_processor_type"] == kind
+        assert bool(fields.get("do_pad")) == (picture == "pad") != fields["do_center_crop"]
+    save_model(model, tmp_path / "plain", folder)
+    plain = (tmp_path / "plain" / "preprocessor_config.json").read_bytes()
+    assert plain == (folder / "preprocessor_config.json").read_bytes()
 
 
 def test_peft_export_loads_in_peft_changes_logits_and_comes_back_bit_for_bit(source, tmp_path):

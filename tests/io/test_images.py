@@ -152,6 +152,35 @@ def test_a_decompression_bomb_is_refused_by_its_header_alone(side):
         images.decode(png_claiming(side, side), "bomb.png")
 
 
+@pytest.mark.parametrize("size", [(32_768, 2), (2, 32_768)])
+def test_a_picture_too_long_to_be_padded_is_refused_by_its_header(size):
+    with pytest.raises(UserError, match="^p: the picture is longer than 32,767 pixels; scale it"):
+        images.decode(png_claiming(*size), "p")
+
+
+def test_a_webp_has_less_room_since_its_decoder_takes_more():
+    for format in ("PNG", "WEBP"):
+        data = encoded(noise(10, 8), format)
+        assert images.decode(data, "p", max_pixels=107).size == (10, 8)
+    assert images.decode(encoded(noise(10, 8)), "p", max_pixels=80).size == (10, 8)
+    with pytest.raises(UserError, match="larger than 79 pixels"):
+        images.decode(data, "p", max_pixels=106)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "LA", "RGBA", "CMYK", "I;16", "F"])
+def test_strips_make_the_same_picture_as_all_of_it_at_once(mode, monkeypatch):
+    deep = {"I;16": np.uint16, "F": np.float32}
+    picture = noise().convert("RGBA" if mode in ("LA", "RGBA") else "RGB")
+    if mode in deep:
+        picture = Image.fromarray(GRADIENT.astype(deep[mode]))
+    elif mode in ("LA", "RGBA"):
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    picture = picture if mode in deep else picture.convert(mode)
+    whole = np.asarray(images.rgb(picture))
+    monkeypatch.setattr(images, "_STRIP", 5 * picture.width)
+    np.testing.assert_array_equal(np.asarray(images.rgb(picture)), whole)
+
+
 def test_the_pixel_limit_is_the_callers():
     with pytest.raises(UserError, match="larger than 100 pixels"):
         images.decode(encoded(noise()), "p.png", max_pixels=100)
