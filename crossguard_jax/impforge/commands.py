@@ -95,6 +95,7 @@ def match_files(
         MatchSettings(**settings.settings),
         folder,
         rebuild=rebuild,
+        roots=[p.parent if p.is_file() else p for p in map(Path, (queries, pictures))],
     )
 
 

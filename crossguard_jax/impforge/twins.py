@@ -4,6 +4,7 @@ Without them a guard learns the rewriter's style: all that sounds like it is uns
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 import numpy as np
 
@@ -51,7 +52,19 @@ def pair_twins(
                 caption=triplet.caption,
                 category=query.category,
                 cosine=triplet.cosine,
-                provenance={**triplet.provenance, "query": query.id, "twin_of": triplet.id},
+                provenance={**triplet.provenance, **_own(query), "twin_of": triplet.id},
             )
         )
     return twins
+
+
+def _own(query: Record) -> dict[str, str]:
+    """What a triplet's provenance says of its query, of this one; files by their names alone."""
+    at = query.provenance
+    return {
+        "query": query.id,
+        "query_source": query.source,
+        "query_label": query.label,
+        "query_file": PurePath(at.get("file", "")).name,
+        "query_row": at.get("row", ""),
+    }

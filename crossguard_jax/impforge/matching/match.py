@@ -124,6 +124,7 @@ def match(
     folder: str | Path,
     index: str | Path | None = None,
     rebuild: bool = False,
+    roots: Sequence[Path] = (),
 ) -> MatchSummary:
     """Writes ``folder/triplets.jsonl`` and, of the queries without one, ``folder/rejected.jsonl``.
 
@@ -141,6 +142,8 @@ def match(
         index: the folder of the embedded library, which several runs may share;
             ``folder/index`` unless given. Bad pictures are in its own ``rejected.jsonl``.
         rebuild: embed the library anew.
+        roots: folders from which provenance names the files of queries and pictures; a file that
+            is below none of them goes by its own name, as data travel and machines do not.
 
     Raises:
         UserError: the index is stale (see `build_index`), or not one picture is in it.
@@ -166,7 +169,7 @@ def match(
         for (query, _), mine, those in zip(worded, chosen, pairs, strict=True):
             if not mine:
                 reject(_unmatched(query, [verdicts[pair.row] for pair in those]), query.id)
-        triplets = _triplets(worded, chosen, candidates, extractor, towers, settings)
+        triplets = _triplets(worded, chosen, candidates, extractor, towers, settings, roots)
         summary.triplets = write_triplets(triplets, folder)
     scratch.replace(folder / REJECTED)
     summary.matched, summary.words = sum(map(bool, chosen)), len(near)
@@ -306,11 +309,13 @@ def _triplets(
     extractor: Extractor,
     towers: Towers,
     settings: MatchSettings,
+    roots: Sequence[Path],
 ) -> Iterator[Triplet]:
     for (query, _), pairs in zip(queries, chosen, strict=True):
         for number, pair in enumerate(pairs):
             picture, verdict = candidates.indexed[pair.row], candidates.verdicts[pair.row]
-            came_from = candidates.provenance(pair.row)
+            query_from = _portable(query.provenance, roots)
+            picture_from = _portable(candidates.provenance(pair.row), roots)
             yield Triplet(
                 id=f"{query.id}-{number}",
                 query=query.text,
@@ -323,10 +328,10 @@ def _triplets(
                     "query": query.id,
                     "query_source": query.source,
                     "query_label": query.label,
-                    **{f"query_{k}": query.provenance.get(k, "") for k in ("file", "row")},
+                    **{f"query_{k}": query_from.get(k, "") for k in ("file", "row")},
                     "picture": picture.id,
                     "picture_digest": picture.digest,
-                    **{f"picture_{k}": came_from.get(k, "") for k in ("library", "file", "row")},
+                    **{f"picture_{k}": picture_from.get(k, "") for k in ("library", "file", "row")},
                     "word": pair.keyword.word,
                     "word_pos": pair.keyword.pos,
                     "word_concreteness": f"{pair.keyword.concreteness:.2f}",
@@ -337,3 +342,13 @@ def _triplets(
                     "judge_answer": verdict.answer,
                 },
             )
+
+
+def _portable(provenance: Mapping[str, str], roots: Sequence[Path]) -> dict[str, str]:
+    """The same with the file named from its root, or by its own name alone."""
+    named = dict(provenance)
+    if "file" in named:
+        file = Path(named["file"])
+        root = next((root for root in roots if file.is_relative_to(root)), file.parent)
+        named["file"] = file.relative_to(root).as_posix()
+    return named
