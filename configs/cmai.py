@@ -262,8 +262,8 @@ def attack() -> dict[str, object]:
         "batch_size": 16,
         # Evaluations that a judge takes the mean of, where the system is random.
         "draws": 4,
-        # Of the prompts, in tokens; 0 is as long as the longest row needs.
-        "max_length": 0,
+        # Of several pictures of a row, the one that is perturbed, by its place; -1 is all.
+        "picture": -1,
         "seed": 0,
         "attacks": {
             # Oblivious of what checks; aware of it; through all the policy's branches and noise;

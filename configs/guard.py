@@ -39,7 +39,8 @@ def tiny() -> ConfigDict:
         "blank": "",
         # A picture that is no square is padded to one ("pad") or loses its margins ("crop").
         "picture": "pad",
-        # Tokens of a training row, its picture's among them; a longer text is cut.
+        # Tokens of a training row, its picture's among them: how long a window the guard reads by.
+        # Of a longer harmless text one window is learned from; a longer harmful one is left out.
         "max_length": 48,
         "sources": {
             "implicit": small_world("implicit", weight=0.4, limit=12_288),

@@ -18,7 +18,7 @@ from crossguard_jax.cmai.mbat import Answers
 from crossguard_jax.cmai.noise import content_keys
 from crossguard_jax.cmai.policy import Decisions, Policy
 from crossguard_jax.cmai.review import Flagged, ReviewQueue
-from crossguard_jax.cmai.task import Request, Task
+from crossguard_jax.cmai.task import Task, TaskRequest
 from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray
@@ -188,7 +188,7 @@ class Immunized:
         for record, request in zip(records, encoded, strict=True):
             if isinstance(request, UserError):
                 raise UserError(f"{record.id}: {request}") from request
-        requests = [request for request in encoded if isinstance(request, Request)]
+        requests = [request for request in encoded if isinstance(request, TaskRequest)]
         decided = self._decided(requests, batch_size)
         if decided.decisions.flagged.any():
             if queue is None:
@@ -196,7 +196,7 @@ class Immunized:
             queue.add(self._flagged(records, decided.decisions, decided.s_c))
         return decided
 
-    def _decided(self, requests: Sequence[Request], batch_size: int) -> "Decided":
+    def _decided(self, requests: Sequence[TaskRequest], batch_size: int) -> "Decided":
         """What comes of requests; those of one shape are computed together."""
         shapes = [(slots(len(r.rows)), slots(len(r.levels)), slots(len(r.read))) for r in requests]
         lengths = [len(r.rows[0].ids) for r in requests]
@@ -249,16 +249,16 @@ class Immunized:
         """As `score`, with the error of each row that has one in its place."""
         same_length(images, texts)
         shown = [pictures_of(each) for each in images]
-        out: list[Verdict | UserError | Request] = [*self.task.encode(texts, shown)]
-        places = [i for i, request in enumerate(out) if isinstance(request, Request)]
+        out: list[Verdict | UserError | TaskRequest] = [*self.task.encode(texts, shown)]
+        places = [i for i, request in enumerate(out) if isinstance(request, TaskRequest)]
         if not places:
             return [each for each in out if isinstance(each, UserError)]
-        requests = [request for request in out if isinstance(request, Request)]
+        requests = [request for request in out if isinstance(request, TaskRequest)]
         decided = self._decided(requests, batch_size)
         cut = self.settings.threshold if threshold is None else threshold
         for place, row in zip(places, range(len(places)), strict=True):
             out[place] = self._verdict(decided, row, cut)
-        return [each for each in out if not isinstance(each, Request)]
+        return [each for each in out if not isinstance(each, TaskRequest)]
 
     def _verdict(self, decided: "Decided", row: int, cut: float) -> Verdict | UserError:
         words, decisions = self.task.guard.settings.prompt, decided.decisions

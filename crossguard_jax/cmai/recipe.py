@@ -35,8 +35,8 @@ from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import Readers, answered, listed_rows, open_sources
-from crossguard_jax.guard.recipe import load_base, run_identity
+from crossguard_jax.guard.mixture import Readers, answered, fitting, listed_rows, open_sources
+from crossguard_jax.guard.recipe import load_base, run_identity, trained_settings
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.loop import Schedule, train
 from crossguard_jax.train.optim import optimizer
@@ -135,6 +135,11 @@ def immunize(
     held = open_sources(config.data.validation, data / "validation", readers, seed)
     task, trainable = _start(config, answers_of(config, sources), mesh, rules)
     sources = answered(sources, data, task.labels)
+    words = task.guard.settings.prompt
+    # A part of a statement that is false may be true.
+    harmless = words.negative if (words.negative, words.positive) == ("safe", "unsafe") else ""
+    fits = functools.partial(task.guard.encoder.fits, length=config.data.max_length)
+    sources = fitting(sources, harmless, fits)
     task.guard.trained_on = listed_rows(sources)
     held = answered(held, data / "validation", task.labels)
     run = _Run(config, folder, task, task.frozen_parts, sources, held, data, mesh, rules)
@@ -174,9 +179,10 @@ def answers_of(config: Any, sources: Mapping[str, RecordSource]) -> tuple[str, .
 def _start(config: Any, labels: tuple[str, ...], mesh: Any, rules: Rules) -> tuple[Task, Any]:
     """The task, with a fresh adapter and a fresh check."""
     guard = load_base(config, mesh, rules)
+    trained = trained_settings(config, guard)
     model_key, check_key = jax.random.split(jax.random.key(config.train.seed))
     model = lora.attach(guard.model, **config.lora, key=model_key)
-    guard = Guard(model, guard.folder, guard.settings, mesh, rules)
+    guard = Guard(model, guard.folder, trained, mesh, rules)
     if not config.cmcv.on:
         task = Task(guard, labels)
         return task, {"adapters": task.adapters}

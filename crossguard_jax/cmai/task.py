@@ -41,7 +41,7 @@ NO_PICTURE = 1.0
 
 
 @dataclass(frozen=True)
-class Request:
+class TaskRequest:
     """A request as a task takes it.
 
     Attributes:
@@ -137,13 +137,13 @@ class Task:
         read = self.reader.windows([r.text for r in records]) if self.reader else [[[]]] * len(rows)
         for record, row, windows in zip(records, rows, read, strict=True):
             levels, label = self._levels(record), self.label(record)
-            requests.append(Request(record.text, [row], levels, windows[:1], label))
+            requests.append(TaskRequest(record.text, [row], levels, windows[:1], label))
         arrays = self.stack(requests, longest)
         return {k: v[:, 0] if k in WINDOWED else v for k, v in arrays.items()}
 
     def encode(
         self, texts: Sequence[object], shown: Sequence[Sequence[Picture]]
-    ) -> list[Request | UserError]:
+    ) -> list[TaskRequest | UserError]:
         """Each request whole, in windows where its text is long, or what is wrong with it.
 
         Args:
@@ -151,7 +151,7 @@ class Task:
             shown: the pictures of each.
         """
         encoder = self.guard.encoder
-        out: list[Request | UserError] = []
+        out: list[TaskRequest | UserError] = []
         for text, pictures, rows in zip(
             texts, shown, encoder.windows(texts, [*map(len, shown)]), strict=True
         ):
@@ -162,12 +162,12 @@ class Task:
                     raise UserError("the text is longer than is read at once; shorten it")
                 levels = [encoder.levels(picture) for picture in pictures]
                 read = self.reader.windows([str(text)])[0] if self.reader else [[]]
-                out.append(Request(str(text), rows, levels, read))
+                out.append(TaskRequest(str(text), rows, levels, read))
             except UserError as error:
                 out.append(error)
         return out
 
-    def stack(self, requests: Sequence[Request], length: int = 0) -> Batch:
+    def stack(self, requests: Sequence[TaskRequest], length: int = 0) -> Batch:
         """Requests as arrays. The number W of windows, I of pictures and T of the check's windows
         are powers of two; what is missing repeats the last one, and the number of pictures is told.
 

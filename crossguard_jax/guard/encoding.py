@@ -64,7 +64,7 @@ class Encoder:
             raise UserError(
                 f"{folder}: its tokenizer tells no offsets; put its tokenizer.json there"
             )
-        self.processor = Processor(folder, config.vision.image_size)
+        self.processor = Processor(folder, config.vision.image_size, settings.picture)
         limit = settings.max_length or config.text.max_position_embeddings
         self.settings = replace(settings, max_length=limit)
         self.image_token_id = config.image_token_id

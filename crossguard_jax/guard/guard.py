@@ -18,11 +18,12 @@ from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate, get_template
 from crossguard_jax.guard.batches import arrange, bucket, fill, filled
 from crossguard_jax.guard.encoding import Encoder, Pictures, Row, pictures_of
-from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.settings import SETTINGS, Settings
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.export import ModelCard, save_model
 from crossguard_jax.hf.load import folder_name, load_model, resolve_folder
 from crossguard_jax.hf.peft import load_adapter, read_adapter_config, save_adapter
+from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.hf.trained import TrainedRow, read_training_data
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llava import Llava
@@ -73,6 +74,7 @@ class Guard:
         *,
         prompt: str | PromptTemplate | None = None,
         threshold: float | None = None,
+        picture: str | None = None,
         rules: Rules = DEFAULT_RULES,
         **options: Any,
     ) -> "Guard":
@@ -86,6 +88,8 @@ class Guard:
             mesh: where to put it; None is the first device.
             prompt: a template or a built-in one's name; None is what the folder says.
             threshold: None is what the folder says.
+            picture: "pad" or "crop" one that is no square, "" as the folder's own processor does;
+                None is what the folder says.
             rules: logical to mesh axes.
             options: ``remat`` and ``attention`` (see `hf.configs.read_config`).
 
@@ -103,13 +107,15 @@ class Guard:
             raise UserError(f"{folder}: a guard is a LLaVA, this is a {type(model).__name__}")
         if adapter is not None:
             model = load_adapter(model, adapter)
-            if (Path(adapter) / "guard_config.json").exists():
+            if not is_plain(adapter):
                 settings = Settings.read(Path(adapter))
         if prompt is not None:
             template = get_template(prompt) if isinstance(prompt, str) else prompt
             settings = replace(settings, prompt=template)
         if threshold is not None:
             settings = replace(settings, threshold=threshold)
+        if picture is not None:
+            settings = replace(settings, picture=picture)
         rows = read_training_data(adapter) if adapter is not None else ()
         return cls(model, folder, settings, mesh, rules, rows)
 
@@ -306,6 +312,9 @@ class Guard:
     ) -> None:
         """Writes a folder that transformers ("merged") or PEFT ("peft") loads unchanged.
 
+        A plain LLaVA becomes a guard by this, which pads pictures; what is a guard already takes
+        them as it does.
+
         Args:
             path: the folder; made if need be.
             format: "merged" (an ordinary LLaVA, for any server) or "peft" (the adapter alone).
@@ -318,13 +327,22 @@ class Guard:
         folder, base = Path(path), folder_name(self.folder)
         card = card or ModelCard(base=base)
         card = replace(card, rows=(*card.rows, *self.trained_on))
+        settings, size = self.settings, self.model.config.vision.image_size
+        if not settings.picture and is_plain(self.folder):
+            settings = replace(settings, picture="pad")
         if format == "merged":
-            save_model(self.model, folder, self.folder, card, dtype)
+            processor = Processor(self.folder, size, settings.picture)
+            save_model(self.model, folder, self.folder, card, dtype, processor=processor)
         elif format == "peft":
             save_adapter(self.model, folder, base, card)
         else:
             raise UserError(f"format {format!r} is neither 'merged' nor 'peft'")
-        self.settings.write(folder)
+        settings.write(folder)
+
+
+def is_plain(folder: str | Path) -> bool:
+    """Whether a folder is a LLaVA that nobody has made a guard of."""
+    return not (Path(folder) / SETTINGS).exists()
 
 
 def _base_of(adapter: Path) -> Path:

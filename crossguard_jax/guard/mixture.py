@@ -163,7 +163,7 @@ def _write(
             note.unlink(missing_ok=True)
             with noting() as files:
                 rows = left_out.accepted(_rows(spec, readers, settings.get("seed")))
-                kept = (row for row in rows if _wanted(name, spec, row))
+                kept = (row for row in rows if _asked_for(name, spec, row))
                 limited = islice(kept, spec.limit) if spec.limit else kept
                 labels: list[str] = []
                 contents = hashlib.sha256()
@@ -175,7 +175,7 @@ def _write(
         print(line if line.startswith(" ") else f"{name}: {line}")
 
 
-def _wanted(name: str, spec: ConfigDict, record: Record) -> bool:
+def _asked_for(name: str, spec: ConfigDict, record: Record) -> bool:
     """Whether a record has a label that is asked for, and lies in the part that is."""
     tenth = spec.get("tenth", "")
     if tenth not in TENTHS:

@@ -25,7 +25,7 @@ from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
 from crossguard_jax.guard.batches import microbatches
-from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.guard import Guard, is_plain
 from crossguard_jax.guard.mixture import (
     Readers,
     answered,
@@ -35,7 +35,7 @@ from crossguard_jax.guard.mixture import (
     open_sources,
 )
 from crossguard_jax.guard.settings import Settings
-from crossguard_jax.hf.load import encoding_hash, folder_hash
+from crossguard_jax.hf.load import encoding_hash, folder_hash, resolve_folder
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.checkpoint import Checkpoints
 from crossguard_jax.train.loop import BatchIterator, Hook, Schedule, train
@@ -174,12 +174,17 @@ def _check_both_labels(held: Mapping[str, RecordSource]) -> None:
 
 
 def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
-    """The configuration's base model as a guard that has learned nothing yet."""
+    """The configuration's base model as a guard that has learned nothing yet; a plain LLaVA pads
+    pictures from then on."""
+    picture = config.data.picture or None
+    if picture is None and is_plain(resolve_folder(config.model.path)):
+        picture = "pad"
     return Guard.from_pretrained(
         config.model.path,
         dtype=config.model.dtype,
         mesh=mesh,
         prompt=config.data.prompt or None,
+        picture=picture,
         rules=rules,
         remat=config.model.remat,
     )

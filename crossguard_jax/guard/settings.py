@@ -9,10 +9,9 @@ from typing import Any
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import LLAVA_V1, PromptTemplate
 from crossguard_jax.hf.folder import check_number, read_object
+from crossguard_jax.hf.pictures import PICTURES
 
 SETTINGS = "guard_config.json"
-PICTURES = ("", "pad", "crop")
-"""What becomes of a picture that is no square; "" is whatever the folder's own processor does."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Settings:
         window: tokens of a row, its pictures' not counted, that the guard was trained for. A longer
             text is read in overlapping windows of that length; 0 is all that ``max_length`` leaves.
         max_windows: a text that takes more is refused.
-        picture: a name in `PICTURES`.
+        picture: what becomes of one that is no square, a name in `hf.pictures.PICTURES`.
     """
 
     prompt: PromptTemplate = LLAVA_V1

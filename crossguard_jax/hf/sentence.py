@@ -105,8 +105,8 @@ def _prompts(folder: Path) -> dict[str, str]:
         )
     named = {"query": "", "document": ""} | (settings.get("prompts") or {})
     default = settings.get("default_prompt_name")
-    known = default is None or default in named and isinstance(named[default] or "", str)
-    if not known:
+    usable = default is None or default in named and isinstance(named[default] or "", str)
+    if not usable:
         raise UserError(f"{path}: default_prompt_name {default!r} names no prompt; mend it")
     names = {"": default, "query": "query", "document": "document"}
     prompts = {task: named.get(name) or "" for task, name in names.items()}

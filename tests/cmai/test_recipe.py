@@ -1,7 +1,6 @@
 """The recipe: who learns what, where it cuts, and that a kill changes nothing."""
 
 import functools
-import json
 import os
 import re
 import signal

@@ -25,7 +25,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness.runs import CellFolder, measure
-from crossguard_jax.evals.robustness.systems import SLACK
+from crossguard_jax.evals.robustness.systems import SLACK, which
 
 OBLIVIOUS, ADAPTIVE = "oblivious", "adaptive"
 STEPS = 20
@@ -102,7 +102,7 @@ def probe(
     pictured = [record for record in records if record.image is not None]
     if len(pictured) < 2:
         raise UserError(f"attack: {len(pictured)} of {len(records)} rows have a picture; give two")
-    x, rows = system.rows(pictured)
+    x, rows = system.rows(pictured, which(config))
     cut, epsilon = plain_cut(system), float(config.convergence.epsilon)
     budget = Budget(0.0, config.norm, steps)
     attacks = {OBLIVIOUS: NamedAttack(apgd, budget)}

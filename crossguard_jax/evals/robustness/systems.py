@@ -66,6 +66,11 @@ def make_suite(config: Any, system: Immunized, other: Immunized | None = None) -
     return Suite(attacks, _judge(system), config.batch_size, config.draws)
 
 
+def which(config: Any) -> int | None:
+    """The picture that ``attack.picture`` lets an attack perturb; None is all."""
+    return None if config.picture < 0 else int(config.picture)
+
+
 def attackable(records: Sequence[Record], labels: Sequence[str], left_out: LeftOut) -> list[Record]:
     """The records that an attack can be made on: with a picture, and a label that is an answer.
 
@@ -113,7 +118,7 @@ def attack_records(
     seen = [record for record in records if record.image is not None]
     if len(seen) < 2:
         raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
-    x, rows = system.rows(seen)
+    x, rows = system.rows(seen, which(config))
     suite = make_suite(config, system, other)
     params = {"own": system.params, "other": other.params if other else None}
     key, name = jax.random.key(config.seed), _fingerprint(config, system, params)

@@ -123,8 +123,8 @@ def _paired(stream: Stream, pair: tuple[str, str], index: int, numbered: bool) -
         if risky(other, request) != risky(kind, request) and not is_held_out(other, request)
     ]
     decoy = [pick(stream.rng, others)] if numbered else []
-    wanted, other = [0] if numbered else [], scene
-    while other is scene or referents(expression, other) != wanted:
+    referred, other = [0] if numbered else [], scene
+    while other is scene or referents(expression, other) != referred:
         other = scene_with(stream, decoy, ORDINARY)
     if numbered:
         expression = point_into(stream.rng, expression, index, stream.held_out_wording)
