@@ -172,8 +172,8 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
     Returns:
         The loss in nats, and metrics: ``info_nce``, ``s_c`` (mean of the aligned), ``ranked``
         (share of the misaligned pairs that score below the aligned pair of the same text or
-        picture) and, where there are attacked pictures, ``told`` (share that score below their own
-        clean one).
+        picture) and, where there are attacked pictures, ``lowered`` (share that score below their
+        own clean one).
     """
     v, t = check.see(pairs["h_v"]), check.read(pairs["h_t"])
     b = v.shape[0]
@@ -192,7 +192,7 @@ def pair_loss(check: Check, pairs: dict[str, Array]) -> tuple[Float[Array, ""], 
     if "attacked_v" in pairs:
         above = own - check.logits(check.see(pairs["attacked_v"]), t)
         loss = loss + mean(jax.nn.softplus(-above))
-        metrics = {"told": mean(above > 0)}
+        metrics = {"lowered": mean(above > 0)}
     if isinstance(check, Verifier):
         loss = loss + (mean(jax.nn.softplus(-own)) + _misaligned_loss(kinds)) / 2
     ranked = [((x < own[:, None]) & mask, mask) for x, mask in per_text + per_picture]

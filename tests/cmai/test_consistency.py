@@ -138,7 +138,7 @@ def test_an_attacked_picture_is_held_against_its_own_alone(kind):
     away = [grid[i, i] - wrong_v[i, 0] for i in range(4) if kept[i]]
     expected = torch.nn.functional.softplus(-torch.tensor(away)).mean().item()
     assert float(loss - without) == pytest.approx(expected, rel=1e-3)
-    assert float(metrics["told"]) == pytest.approx(np.mean([x > 0 for x in away]))
+    assert float(metrics["lowered"]) == pytest.approx(np.mean([x > 0 for x in away]))
 
 
 @KINDS

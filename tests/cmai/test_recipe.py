@@ -141,7 +141,7 @@ def test_arm_hardens_while_it_takes_alarm(whole):
     for name, knob in (("beta", config.arm.beta), ("epsilon", config.arm.epsilon)):
         expected = min(knob.start + (STEPS - 1) * knob.step, knob.maximum)
         assert line[name] == pytest.approx(expected, rel=1e-5)
-    assert {"info_nce", "ranked", "told", "adversarial_s_c", "clean_loss"} <= set(line)
+    assert {"info_nce", "ranked", "lowered", "adversarial_s_c", "clean_loss"} <= set(line)
 
 
 @pytest.mark.training
@@ -223,7 +223,7 @@ def test_only_what_is_learned_from_goes_through_the_whole_head(loss, data, tmp_p
     with pytest.raises(_ReachedError) as made:
         immunize(config, tmp_path, READERS, data)
     answer, settings, *_, outer = made.value.args
-    task = answer.__self__
+    task = outer.func.__self__
     batch = {k: jnp.asarray(x) for k, x in task.batch(records("implicit", "val", 2), 48).items()}
     trainable, frozen = {"adapters": task.adapters}, task.frozen_parts
     clean = (batch["pixels"], jnp.zeros((*batch["text_mask"].shape, task.width)))
