@@ -1,6 +1,8 @@
 """The three rewards, against loops over single rows and against transformers in torch."""
 
 import functools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +410,18 @@ def test_a_picture_that_does_not_decode_is_named() -> None:
     bad = Triplet("q7", "q", "k", b"no picture", "", "", 0.0, {})
     with pytest.raises(UserError, match="the picture of q7"):
         judges("caption").context([bad])
+
+
+def test_a_sentence_encoders_default_prompt_stands_before_all_that_it_reads(tmp_path: Path) -> None:
+    folder = tmp_path / "sentence"
+    shutil.copytree(resolve_folder("toy://sentence"), folder)
+    settings = {"prompts": {"q": "can i "}, "default_prompt_name": "q"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    rewards = Rewards(config(**{"semantic.path": str(folder)}), "toy://rewriter")
+    texts = ["touch the red kettle ?"]
+    prompted = judges("caption").embed([f"can i {text}" for text in texts])
+    np.testing.assert_allclose(rewards.embed(texts), prompted, atol=1e-6)
+    some = list(triplets(1))
+    plain = judges("caption").encode([f"can i {texts[0]}"], some)
+    np.testing.assert_array_equal(rewards.encode(texts, some)["text_ids"], plain["text_ids"])
+    assert rewards.hashes["semantic"] != judges("caption").hashes["semantic"]
