@@ -67,3 +67,8 @@ COLOURS = {
 COLOUR_NAMES = tuple(COLOURS)
 
 PLACES = ("top left", "top right", "bottom left", "bottom right")
+
+WIDE, TALL = ("left", "middle", "right"), ("top", "middle", "bottom")
+"""Places along the longer side of a picture whose things stand in a line."""
+
+LINES = (*WIDE, *TALL[::2])

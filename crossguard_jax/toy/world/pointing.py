@@ -11,6 +11,13 @@ IN_PICTURE = ("{x} in picture {number}", "{x} of picture {number}", "{x} from pi
 
 PICTURE_NUMBERS = ("one", "two")
 BY_PLACE = ("the one at the {place}", "the thing at the {place}")
+IN_LINE = ("the {place} one", "the {place} thing")
+"""By place where things stand in a line (`kinds.LINES`)."""
+
+
+def expressions(place: str) -> list[str]:
+    """What a thing at that place may be called."""
+    return [form.format(place=place) for form in (BY_PLACE if place in PLACES else IN_LINE)]
 
 
 def point(rng: np.random.Generator, thing: Thing) -> str:
@@ -18,7 +25,7 @@ def point(rng: np.random.Generator, thing: Thing) -> str:
     form = rng.integers(2)
     if rng.random() < 0.5:
         return BY_COLOUR[form].format(colour=thing.colour)
-    return BY_PLACE[form].format(place=thing.place)
+    return expressions(thing.place)[form]
 
 
 def point_past(rng: np.random.Generator, scene: Scene) -> str:
@@ -51,5 +58,5 @@ def referents(text: str, scene: Scene) -> list[int]:
         i
         for i, thing in enumerate(scene.things)
         if any(form.format(colour=thing.colour) in text for form in BY_COLOUR)
-        or any(form.format(place=thing.place) in text for form in BY_PLACE)
+        or any(expression in text for expression in expressions(thing.place))
     ]

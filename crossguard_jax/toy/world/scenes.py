@@ -18,7 +18,7 @@ from crossguard_jax.toy.world.stencils import stencil
 SIDE = 32
 SIZES = range(11, 16)
 _QUADRANT = SIDE // 2
-_DARK, _LIGHT = (22, 22, 28), (250, 250, 246)
+DARK, LIGHT = (22, 22, 28), (250, 250, 246)
 _COLOURS = {name: np.array(rgb, np.float32) for name, rgb in COLOURS.items()}
 
 
@@ -46,6 +46,10 @@ class Scene:
     seed: int
     words: tuple[str, ...] = ()
     first_row: int = 0
+
+    def pixels(self) -> UInt8[np.ndarray, "Y X C"]:
+        """The picture drawn: uint8, RGB."""
+        return render(self)
 
 
 def draw_scene(
@@ -89,7 +93,7 @@ def _clutter(canvas: np.ndarray, shade: np.ndarray, rng: np.random.Generator) ->
 
 
 def _write(canvas: np.ndarray, scene: Scene, shade: np.ndarray, rng: np.random.Generator) -> None:
-    ink = np.array(_LIGHT if shade.mean() < 128 else _DARK, np.float32)
+    ink = np.array(LIGHT if shade.mean() < 128 else DARK, np.float32)
     for line, word in enumerate(scene.words):
         mask = word_mask(word)
         first_cell = int(rng.integers(0, SIDE // CELL - len(word) + 1))
@@ -124,7 +128,7 @@ def render(scene: Scene) -> UInt8[np.ndarray, "X X C"]:
         top = _QUADRANT * (place // 2) + int(shifts[place][0] * slack)
         left = _QUADRANT * (place % 2) + int(shifts[place][1] * slack)
         cover = stencil(thing.kind, size)
-        inks = np.stack([_COLOURS[thing.colour] + tints[place], _DARK, _LIGHT]).astype(np.float32)
+        inks = np.stack([_COLOURS[thing.colour] + tints[place], DARK, LIGHT]).astype(np.float32)
         square = canvas[top : top + size, left : left + size]
         square *= 1 - cover.sum(axis=-1, keepdims=True)
         square += cover @ inks
@@ -141,7 +145,7 @@ def render_batch(scenes: Iterable[Scene]) -> UInt8[np.ndarray, "B X X C"]:
 def to_png(scene: Scene) -> bytes:
     """The scene's picture as the bytes of a PNG file (lossless)."""
     buffer = io.BytesIO()
-    Image.fromarray(render(scene)).save(buffer, format="PNG", compress_level=1)
+    Image.fromarray(scene.pixels()).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -38,6 +38,11 @@ from crossguard_jax.toy.world.rows import (
     written_scene,
 )
 from crossguard_jax.toy.world.vqa import ask, ask_reading, caption
+from crossguard_jax.toy.world.wide import (
+    implicit_wide_rows,
+    wide_centre_rows,
+    wide_margin_rows,
+)
 
 _PRETRAINING = BASE_KINDS + DECORATIONS + HAZARDS
 
@@ -151,8 +156,11 @@ DERIVED: dict[str, Maker] = {
     "injected": injected_rows,
     "picture_only": picture_only_rows,
     "two_pictures": two_pictures_rows,
+    "implicit_wide": implicit_wide_rows,
+    "wide_margin": wide_margin_rows,
+    "wide_centre": wide_centre_rows,
 }
-"""Sources made out of other rows."""
+"""Sources made out of other rows, or of larger pictures."""
 
 NEW_FRAMES: dict[str, Maker] = {
     "explicit_text_new": new_rows,
@@ -189,8 +197,9 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[WorldExampl
             ``implicit_misaligned``, ``named``, ``explicit_text``, ``explicit_picture``,
             ``typographic`` (each but the misaligned half unsafe, half safe) and ``benign_vqa`` (all
             safe); and those of :data:`DERIVED`: ``long_safe`` (all safe), ``long_harm`` (all
-            unsafe), ``injected``, ``picture_only``, ``two_pictures`` (half and half). For
-            evaluation alone: those of :data:`NEW_FRAMES`. For the base
+            unsafe), ``injected``, ``picture_only``, ``two_pictures``, ``implicit_wide``,
+            ``wide_margin``, ``wide_centre`` (half and half). For evaluation alone: those of
+            :data:`NEW_FRAMES`. For the base
             models, without the novel kinds: ``vqa``, ``captions``, ``reading``, ``knowledge``. For
             the text models: ``paraphrases``, ``text_safety``.
         split: ``train``, ``val`` or ``test``.

@@ -17,10 +17,11 @@ from crossguard_jax.toy.world.kinds import (
     DECORATIONS,
     HAZARDS,
     KIND_NAMES,
+    LINES,
     PLACES,
 )
 from crossguard_jax.toy.world.lettering import HARMFUL_WORDS
-from crossguard_jax.toy.world.pointing import BY_COLOUR, BY_PLACE, IN_PICTURE, PICTURE_NUMBERS
+from crossguard_jax.toy.world.pointing import BY_COLOUR, IN_PICTURE, PICTURE_NUMBERS, expressions
 from crossguard_jax.toy.world.requests import CARRIERS, HELD_OUT_CARRIERS, PHRASES
 from crossguard_jax.toy.world.risk import risky
 from crossguard_jax.toy.world.rows import TYPOGRAPHIC_PROMPT
@@ -190,7 +191,7 @@ Meaning = Callable[[Mapping[str, str]], Reading | None]
 _ANYTHING = KIND_NAMES + DECORATIONS + HAZARDS
 _POINTING = {
     **{form.format(colour=c): Pointing(colour=c) for form in BY_COLOUR for c in COLOUR_NAMES},
-    **{form.format(place=p): Pointing(place=p) for form in BY_PLACE for p in PLACES},
+    **{x: Pointing(place=place) for place in (*PLACES, *LINES) for x in expressions(place)},
 }
 _REFERENTS: dict[str, Named | Pointing] = {
     **{f"the {kind}": Named(kind) for kind in _ANYTHING},

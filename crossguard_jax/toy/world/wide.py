@@ -1,0 +1,154 @@
+"""Pictures of the small world as people bring them: larger, wide or tall, things in a line.
+
+A picture of 32 x 32 pixels is all that the small tower takes, so of these a guard sees what its
+processor leaves. Padded to a square, a thing of the widest is still nine pixels large; of a crop,
+the ends are gone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw
+
+from crossguard_jax.toy.world.examples import Stream, WorldExample
+from crossguard_jax.toy.world.kinds import COLOURS, TALL, WIDE
+from crossguard_jax.toy.world.pointing import point
+from crossguard_jax.toy.world.risk import SEEN_PAIRS, risky
+from crossguard_jax.toy.world.rows import ORDINARY, Pair, deal_pairs, say
+from crossguard_jax.toy.world.scenes import DARK, LIGHT, SIDE, Scene, draw_scene
+from crossguard_jax.toy.world.stencils import stencil
+
+SHORTEST, LONGEST = 96, 288
+"""Pixels of a side."""
+
+_COLOURS = {name: np.array(rgb, np.float32) for name, rgb in COLOURS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class WideScene(Scene):
+    """A scene whose things stand in a line.
+
+    Attributes:
+        size: width and height in pixels, never the same.
+    """
+
+    size: tuple[int, int] = (LONGEST, SHORTEST)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What the three places along the longer side are called."""
+        return WIDE if self.size[0] > self.size[1] else TALL
+
+    def pixels(self) -> UInt8[np.ndarray, "Y X C"]:
+        """The picture drawn: uint8 [height, width, 3], RGB."""
+        rng = np.random.default_rng(self.seed)
+        # As in `scenes.render`, everything random is drawn for all places, used or not.
+        shade = (rng.integers(75, 181) + rng.integers(-12, 13, 3)).astype(np.float32)
+        slope = np.linspace(-1, 1, self.size[1], dtype=np.float32) * rng.integers(-18, 19)
+        fills, shifts = 1 - 0.08 * rng.random(3), rng.random((3, 2)).tolist()
+        tints = rng.integers(-14, 15, (3, 3)).astype(np.float32)
+        canvas = np.empty((*self.size[::-1], 3), np.float32)
+        canvas[:] = shade + slope[:, None, None]
+        canvas = self._cluttered(canvas, shade, rng)
+        room = min(0.9 * min(self.size), max(self.size) / 3)
+        for thing in self.things:
+            place = self.places.index(thing.place)
+            side = int(room * fills[place])
+            left, top = self._corner(place, side, shifts[place])
+            cover = stencil(thing.kind, side)
+            inks = np.stack([_COLOURS[thing.colour] + tints[place], DARK, LIGHT]).astype(np.float32)
+            square = canvas[top : top + side, left : left + side]
+            square *= 1 - cover.sum(axis=-1, keepdims=True)
+            square += cover @ inks
+        return np.clip(canvas + self._noise(rng), 0, 255).astype(np.uint8)
+
+    def _corner(self, place: int, side: int, shift: Sequence[float]) -> tuple[int, int]:
+        """The left and top of a square that stays within its third of the longer side."""
+        third, along = max(self.size) / 3, int(self.size[0] < self.size[1])
+        spans = [n - side for n in self.size]
+        corner = [int(span * share) for span, share in zip(spans, shift, strict=True)]
+        corner[along] = math.ceil(third * place) + int((third - side) * shift[along])
+        corner[along] = min(corner[along], spans[along])
+        return corner[0], corner[1]
+
+    def _cluttered(
+        self, canvas: Float32[np.ndarray, "Y X C"], shade: np.ndarray, rng: np.random.Generator
+    ) -> Float32[np.ndarray, "Y X C"]:
+        """Dots and lines, as thick as the pixels of a small picture."""
+        grain = max(self.size) / SIDE
+        picture = Image.fromarray(canvas.astype(np.uint8))
+        pen = ImageDraw.Draw(picture)
+        for _ in range(int(rng.integers(4, 11))):
+            x, y = rng.random(2) * self.size
+            pen.ellipse((x, y, x + grain, y + grain), tuple(rng.integers(30, 226, 3).tolist()))
+        for _ in range(int(rng.integers(1, 4))):
+            ends = rng.random((2, 2)) * self.size
+            ink = np.clip(shade + rng.choice((-45, 45)), 0, 255).astype(int)
+            pen.line(ends.ravel().tolist(), tuple(ink.tolist()), round(grain))
+        return np.asarray(picture, np.float32).copy()
+
+    def _noise(self, rng: np.random.Generator) -> Float32[np.ndarray, "Y X C"]:
+        """As coarse as a small picture's, so that padding and scaling do not average it away."""
+        grain = max(self.size) / SIDE
+        cells = [math.ceil(n / grain) for n in self.size[::-1]]
+        coarse = rng.standard_normal((*cells, 3), dtype=np.float32) * np.float32(7)
+        planes = [
+            np.asarray(Image.fromarray(plane).resize(self.size, Image.Resampling.BILINEAR))
+            for plane in np.moveaxis(coarse, -1, 0)
+        ]
+        return np.stack(planes, axis=-1)
+
+
+def draw_wide(
+    rng: np.random.Generator,
+    first: str,
+    others: Sequence[str],
+    seed: int,
+    spots: Sequence[int] = (0, 1, 2),
+) -> WideScene:
+    """Draws a scene of two or three things; colours and places are independent of the kinds.
+
+    Args:
+        rng: where the draws come from.
+        first: the kind that comes first in ``things``.
+        others: kinds the rest is drawn from.
+        seed: the scene's own.
+        spots: where the first may stand: 0 and 2 are the ends, 1 is the middle.
+    """
+    aspect = rng.uniform(1.1, 3)
+    short = int(rng.integers(SHORTEST, min(SHORTEST * 4 // 3, int(LONGEST / aspect)) + 1))
+    long, wide = round(aspect * short), rng.random() < 0.5
+    places = WIDE if wide else TALL
+    scene = draw_scene(rng, [first], others, 2 + int(rng.integers(2)), seed, places)
+    wanted, got = places[spots[int(rng.integers(len(spots)))]], scene.things[0].place
+    swap = {wanted: got, got: wanted}
+    things = tuple(
+        replace(thing, place=swap.get(thing.place, thing.place)) for thing in scene.things
+    )
+    return WideScene(things, seed, size=(long, short) if wide else (short, long))
+
+
+def _wide_row(stream: Stream, pair: Pair, spots: Sequence[int]) -> WorldExample:
+    kind, request = pair
+    scene = draw_wide(stream.rng, kind, ORDINARY, stream.scene_seed(), spots)
+    text = say(stream, request, point(stream.rng, scene.things[0]))
+    label = "unsafe" if risky(*pair) else "safe"
+    return WorldExample(text, label, scene, request, "", 0, kind, request, True)
+
+
+def implicit_wide_rows(stream: Stream, n: int) -> list[WorldExample]:
+    """As `rows.implicit_rows`, of larger pictures, 3:1 to 1:3; what decides is anywhere."""
+    return [_wide_row(stream, pair, (0, 1, 2)) for pair in deal_pairs(stream, SEEN_PAIRS, n)]
+
+
+def wide_margin_rows(stream: Stream, n: int) -> list[WorldExample]:
+    """The same with what decides at an end of the picture."""
+    return [_wide_row(stream, pair, (0, 2)) for pair in deal_pairs(stream, SEEN_PAIRS, n)]
+
+
+def wide_centre_rows(stream: Stream, n: int) -> list[WorldExample]:
+    """The same with what decides in the middle of the picture."""
+    return [_wide_row(stream, pair, (1,)) for pair in deal_pairs(stream, SEEN_PAIRS, n)]
