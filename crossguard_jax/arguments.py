@@ -171,7 +171,13 @@ def forge(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="write the rewriter's adapter there; without it, it stays in the run's folder",
     )
-    learned = ("rewriter", "rewards", "match", "ppo", "breadth", "forge", "optim")
+    parser.add_argument(
+        "--judged",
+        metavar="FILE.json",
+        help="what you saved from an earlier run's review.html: the data card then says how you "
+        "and the gate agree",
+    )
+    learned = ("rewriter", "rewards", "match", "ppo", "breadth", "forge", "gate", "optim")
     config_argument(parser, "configs/impforge.py", (*learned, *PLACES))
     _out_argument(parser, "runs/forge")
 
@@ -329,9 +335,9 @@ def export(parser: argparse.ArgumentParser) -> None:
 def toy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("build", "table", "rewriter", "forged", "cmai"),
+        choices=("build", "table", "rewriter", "forged", "gate", "cmai"),
         help="make the small models; tables: the guard's parts, the rewriter's, forged data's, "
-        "what immunizes",
+        "what the gate buys, what immunizes",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
@@ -344,13 +350,13 @@ def toy(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
     )
-    table = parser.add_argument_group("table, rewriter, forged, cmai")
+    table = parser.add_argument_group("table, rewriter, forged, gate, cmai")
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(
         "--rows",
         type=int,
-        help="rows of each implicit test set (default: 2000), held-out queries (default: 512), or "
-        "rows to attack (default: 128)",
+        help="rows of each implicit test set (default: 2000), held-out queries (default: 512), "
+        "queries to forge from (default: 1500), or rows to attack (default: 128)",
     )
     table.add_argument(
         "--tasks", nargs="+", choices=("guard", "vqa"), help="cmai: which (default: both)"

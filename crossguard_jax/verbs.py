@@ -245,6 +245,7 @@ def toy(args: argparse.Namespace) -> None:
         "table": ("crossguard_jax.toy.tables.guards", "runs/table", 2_000),
         "rewriter": ("crossguard_jax.toy.tables.rewriters", "runs/rewriter", 512),
         "forged": ("crossguard_jax.toy.tables.forged", "runs/forged", 2_000),
+        "gate": ("crossguard_jax.toy.tables.gated", "runs/gate", 1_500),
         "cmai": ("crossguard_jax.toy.tables.immunized", "runs/cmai", 128),
     }[args.what]
     args.out, args.rows = args.out or out, args.rows or rows

@@ -46,10 +46,11 @@ _ENCODING = (
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 _CHECKPOINTS = Path(__file__).parents[1] / "toy" / "checkpoints"
+_ADAPTERS = Path(__file__).parents[1] / "toy" / "adapters"
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """A model folder's place on disk.
+    """A model folder's place on disk, or a shipped adapter's.
 
     Raises:
         UserError: it is not there; the message lists the shipped models where one was asked for.
@@ -57,6 +58,9 @@ def resolve_folder(path: str | Path) -> Path:
     name = str(path)
     if name.startswith(SHIPPED):
         folder = _CHECKPOINTS / name.removeprefix(SHIPPED)
+        adapter = _ADAPTERS / name.removeprefix(SHIPPED)
+        if (adapter / "adapter_config.json").is_file():
+            return adapter
         if not (folder / "config.json").is_file():
             shipped = sorted(_CHECKPOINTS.glob("*/config.json"))
             there = ", ".join(SHIPPED + p.parent.name for p in shipped)

@@ -6,7 +6,7 @@ Both are functions of a configuration and paths as well, so that whoever drives 
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,17 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.peft import save_adapter
-from crossguard_jax.impforge.forge import Forged, ForgeSettings, forge
+from crossguard_jax.impforge.forge import Forged, forge
+from crossguard_jax.impforge.gate.endpoint import EndpointGate, Votes
+from crossguard_jax.impforge.gate.gate import Gate, OpenGate
+from crossguard_jax.impforge.gate.local import (
+    DescribedJudge,
+    Describer,
+    LocalGate,
+    LocalSettings,
+    TextModels,
+)
+from crossguard_jax.impforge.gate.person import SHEET
 from crossguard_jax.impforge.matching.judge import (
     PROMPT,
     AcceptAll,
@@ -33,6 +43,7 @@ from crossguard_jax.impforge.matching.match import MatchSettings, MatchSummary, 
 from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.impforge.ppo.recipe import run_identity, train_rewriter
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
+from crossguard_jax.impforge.sift import ForgeSettings
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.impforge.twins import pair_twins
 from crossguard_jax.io.chat import Endpoint
@@ -86,21 +97,22 @@ def match_files(
     rules = {**DEFAULT_RULES, **config.axis_rules}
     mesh = make_mesh(**config.mesh)
     clip = load_clip(settings.clip, settings.dtype, mesh, rules)
+    roots = [path.parent if path.is_file() else path for path in map(Path, (queries, pictures))]
     return match(
         sources.read(form, queries, **({"image": None} if form == "table" else {})),
         lambda: library.pictures(pictures, captions=captions),
         Towers(clip.model, clip, clip.digest, mesh, rules),
         make_extractor(**settings.keywords),
-        make_judge(settings.judge, folder / "judged").judge,
+        make_judge(settings.judge, folder / "judged", "match.judge").judge,
         MatchSettings(**settings.settings),
         folder,
         rebuild=rebuild,
-        roots=[p.parent if p.is_file() else p for p in map(Path, (queries, pictures))],
+        roots=roots,
     )
 
 
-def make_judge(config: Any, cache: Path) -> PictureJudge:
-    """The judge that a configuration names: ``none``, ``guard`` or ``endpoint``.
+def make_judge(config: Any, cache: Path, field: str) -> PictureJudge:
+    """The judge that a configuration's ``field`` names: ``none``, ``guard`` or ``endpoint``.
 
     Raises:
         UserError: there is no such judge.
@@ -113,21 +125,54 @@ def make_judge(config: Any, cache: Path) -> PictureJudge:
     if config.kind == "endpoint":
         endpoint = Endpoint(**config.endpoint.to_dict())
         return EndpointJudge(Client(endpoint, cache), config.prompt or PROMPT, config.asks)
-    raise UserError(f"match.judge.kind {config.kind!r} is none of none, guard, endpoint")
+    raise UserError(f"{field}.kind {config.kind!r} is none of none, guard, endpoint")
+
+
+def make_gate(config: Any, models: TextModels, cache: Path) -> Gate:
+    """The gate that a configuration names: ``none``, ``local`` or ``endpoint``.
+
+    Args:
+        config: ``configs/impforge.py``'s ``gate``.
+        models: read texts for a local gate: the rewards' own.
+        cache: the folder of judges' answers.
+
+    Raises:
+        UserError: there is no such gate, or a setting of it is wrong.
+    """
+    if config.kind == "none":
+        return OpenGate()
+    if config.kind == "endpoint":
+        client = Client(Endpoint(**config.endpoint.to_dict()), cache)
+        return EndpointGate(client, Votes(**config.votes), config.batch_size)
+    if config.kind != "local":
+        raise UserError(f"gate.kind {config.kind!r} is none of none, local, endpoint")
+    settings = LocalSettings(**config.local)
+    describe = Describer(settings)
+    pictures: PictureJudge
+    if config.picture.kind == "described":
+        plain = replace(settings, answer="{answer}")
+        pictures = DescribedJudge(models, Describer(plain), config.picture.text, settings.safe)
+    else:
+        pictures = make_judge(config.picture, cache, "gate.picture")
+    return LocalGate(settings, models, pictures, describe, config.batch_size)
 
 
 @dataclass(frozen=True)
 class ForgeRun:
-    """A finished run: the rewriter with its trained part, and what was forged."""
+    """A finished run: the rewriter with its trained part, what was forged, and of what (the twins
+    among the triplets)."""
 
     rewriter: Rewriter
     trained: Any
     forged: Forged
+    triplets: list[Triplet]
 
 
 def run_forge(args: argparse.Namespace) -> None:
     """The verb ``forge``."""
-    done = forge_files(args.config, args.triplets, args.out, args.harmless, args.held_out)
+    done = forge_files(
+        args.config, args.triplets, args.out, args.harmless, args.held_out, args.judged
+    )
     if args.export_rewriter:
         policy = done.rewriter.policy
         model = lora.merge(policy.adapted, done.trained["policy"], done.rewriter.frozen)
@@ -136,6 +181,7 @@ def run_forge(args: argparse.Namespace) -> None:
     kept = ", ".join(f"{n:,} {label}" for label, n in done.forged.kept.items())
     print(f"{done.forged.written:,} written, kept {kept}")
     print(f"data: {Path(args.out) / 'train.jsonl'}, its card: {Path(args.out) / 'data_card.md'}")
+    print(f"rows to judge yourself: {Path(args.out) / SHEET}")
 
 
 def forge_files(
@@ -144,6 +190,7 @@ def forge_files(
     folder: str | Path,
     harmless: str | Path | None = None,
     held_out: str | Path | None = None,
+    judged: str | Path | None = None,
 ) -> ForgeRun:
     """Trains the rewriter on a file of triplets, then forges a data set of them.
 
@@ -153,11 +200,12 @@ def forge_files(
         folder: takes the run (``rewriter/``), the data set and its card.
         harmless: a table of queries that mean no harm, for benign twins.
         held_out: triplets to measure the rewriter on as it learns.
+        judged: what a person saved from ``review.html``; the card then says how they agree.
 
     Raises:
         UserError: see `train_rewriter` and `forge.forge`.
     """
-    check_positive(config, "forge.samples", "forge.keep")
+    check_positive(config, "forge.samples", "forge.keep", "gate.batch_size")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = _read(triplets, folder / "rejected.jsonl")
@@ -174,6 +222,7 @@ def forge_files(
         rows,
         twins,
         settings,
+        make_gate(config.gate, rewriter.rewards, folder / "judged"),
         folder,
         {
             "policy": digest(trained["policy"]),
@@ -182,8 +231,9 @@ def forge_files(
             **{f"reward.{name}": reward_hash for name, reward_hash in identity["rewards"].items()},
         },
         config.ppo.batch_size,
+        judged,
     )
-    return ForgeRun(rewriter, trained, forged)
+    return ForgeRun(rewriter, trained, forged, every)
 
 
 def _read(path: str | Path, rejected: Path) -> list[Triplet]:

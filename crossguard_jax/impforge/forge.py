@@ -1,8 +1,9 @@
 """Forging: what a trained rewriter writes, sifted into a training set for the guard.
 
 Candidates are written in chunks whose random numbers depend on the chunk alone, to a file that
-grows, so a killed run resumes bit for bit. What passes a threshold on every reward is kept,
-near-duplicates are dropped, and the rest is written as JSON lines and as ArrayRecord, with a card.
+grows, so a killed run resumes bit for bit. What passes a threshold on every reward, and then the
+gate, is written as JSON lines and as ArrayRecord, with a card and a sheet for a person; what does
+not is kept with its reason.
 """
 
 import json
@@ -13,42 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from crossguard_jax.core import diversity
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.builders import write_dataset
-from crossguard_jax.data.records import Record, write_jsonl
+from crossguard_jax.data.records import LeftOut, Record, Rejected, write_jsonl
+from crossguard_jax.impforge.card import data_card
+from crossguard_jax.impforge.gate.gate import VERDICTS, Gate, Verdicts
+from crossguard_jax.impforge.gate.person import SHEET, agreement, draw, sheet
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
-from crossguard_jax.impforge.rewards.rewards import REWARDS
+from crossguard_jax.impforge.sift import ForgeSettings, kind_of, sift
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
 
 SOURCE = "impforge"
-CANDIDATES = "candidates.jsonl"
-
-
-@dataclass(frozen=True)
-class ForgeSettings:
-    """How much is written and what is kept.
-
-    Attributes:
-        samples: texts written for each triplet.
-        keep: texts kept for each triplet, at most; the best by the sum of the rewards.
-        least: the least of each reward; ``words`` is the overlap on whole words.
-        fluency_floor: the least mean log-probability a token under the reference, in nats.
-        duplicate_cosine: the least cosine of sentence vectors of near-duplicates, of which one
-            stays for each picture.
-        seed: of the writing.
-    """
-
-    samples: int = 4
-    keep: int = 1
-    least: Mapping[str, float] | None = None
-    fluency_floor: float = float("-inf")
-    duplicate_cosine: float = 0.98
-    seed: int = 0
+CANDIDATES, DROPPED = "candidates.jsonl", "dropped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -61,6 +42,9 @@ class Forged:
         kept: rows of the data set, by label.
         by_category: kept rows by label and category.
         diversity: figures of variety of the unsafe rows.
+        gate: the gate's ``kind``, how many it ``looked_at`` and ``passed``, how many it
+            ``dropped`` by reason, and ``notes`` on what was not judged and what it cost.
+        judged: how a person and the gate agree, where a person judged.
     """
 
     written: int
@@ -68,6 +52,8 @@ class Forged:
     kept: dict[str, int]
     by_category: dict[str, dict[str, int]]
     diversity: dict[str, float]
+    gate: dict[str, Any]
+    judged: dict[str, Any]
 
 
 def forge(
@@ -76,9 +62,11 @@ def forge(
     triplets: Sequence[Triplet],
     twins: Sequence[Triplet],
     settings: ForgeSettings,
+    gate: Gate,
     folder: str | Path,
     identity: Mapping[str, Any],
     batch_size: int = 64,
+    judged: str | Path | None = None,
 ) -> Forged:
     """Writes, sifts and keeps; a killed run goes on.
 
@@ -88,13 +76,17 @@ def forge(
         triplets: of queries that mean harm: their rewrites are labelled unsafe.
         twins: of harmless queries: theirs are labelled safe.
         settings: how much, and what passes.
-        folder: takes ``candidates.jsonl``, ``train.jsonl`` with its pictures, the ArrayRecord
-            data set ``impforge``, and ``data_card.json``.
+        gate: looks at what the rewards let pass.
+        folder: takes ``candidates.jsonl``, ``gate.jsonl``, ``dropped.jsonl``, ``train.jsonl`` with
+            its pictures, the ArrayRecord data set ``impforge``, ``data_card.json``, and
+            ``review.html``, on which a person can judge.
         identity: what these candidates come from (hashes of policy and triplets), plain values.
         batch_size: texts written at once.
+        judged: what a person saved from an earlier run's ``review.html``.
 
     Raises:
-        UserError: the folder holds candidates of another run, or nothing passes.
+        UserError: the folder holds candidates of another run, nothing passes, or ``judged`` is of
+            other rows.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,26 +98,59 @@ def forge(
     claim = {"identity": {**identity, "seed": settings.seed, "samples": settings.samples}}
     _claim(folder / "forge.json", claim)
     rows = _write_candidates(rewriter, trainable, every, settings, folder, batch_size)
-    kept, dropped = sift(rows, rewriter, settings)
-    if not kept:
-        raise UserError(f"{folder}: no text passed ({dict(dropped)}); lower forge.least")
-    by_id = {t.id: t for t in every}
-    records = [_record(row, by_id[row["triplet"]], labels[row["triplet"]]) for row in kept]
+    by_id, verdicts = {t.id: t for t in every}, Verdicts(gate, folder / VERDICTS)
+    sifted = sift(rows, by_id, labels, settings, rewriter.rewards.embed, verdicts.of)
+    dropped = Counter(kind_of(reason) for reason in sifted.reasons if reason)
+    _leave_out(rows, sifted.reasons, folder / DROPPED)
+    for line in gate.lines():
+        print(f"gate: {line}")
+    if not sifted.kept:
+        raise UserError(
+            f"{folder}: no text passed ({dict(dropped)}); see {DROPPED}, and lower forge.least or "
+            "the gate's"
+        )
+    records = [_record(row, by_id[row["triplet"]], labels[row["triplet"]]) for row in sifted.kept]
     write_jsonl(records, folder, "train")
     write_dataset({"train": records}, folder, SOURCE)
+    drawn = draw(folder / VERDICTS, by_id)
+    jsonl.write_atomic(folder / SHEET, sheet(drawn))
     result = Forged(
         written=len(rows),
-        dropped={reason: n for reason, n in dropped.items() if n},
+        dropped=dict(dropped),
         kept=dict(Counter(r.label for r in records)),
         by_category={
             label: dict(sorted(Counter(r.category for r in records if r.label == label).items()))
             for label in ("unsafe", "safe")
         },
         diversity=variety([r for r in records if r.label == "unsafe"], rewriter),
+        gate={
+            "kind": gate.identity.get("kind", "none"),
+            "looked_at": sifted.at_gate.total(),
+            "passed": sifted.at_gate[""],
+            "dropped": {k: n for k, n in sifted.at_gate.most_common() if k},
+            "notes": list(gate.lines()),
+        },
+        judged=agreement(judged, drawn) if judged else {},
     )
-    jsonl.write_atomic(folder / "data_card.json", json.dumps(asdict(result) | claim, indent=2))
-    jsonl.write_atomic(folder / "data_card.md", _card(result, claim["identity"]))
+    card = asdict(result) | claim | {"gate_identity": dict(gate.identity)}
+    jsonl.write_atomic(folder / "data_card.json", json.dumps(card, indent=2))
+    jsonl.write_atomic(folder / "data_card.md", data_card(result, claim["identity"]))
     return result
+
+
+def _leave_out(rows: Sequence[dict[str, Any]], reasons: Sequence[str], path: Path) -> None:
+    """Writes down every candidate that is no row, with its reason, and says how many there are."""
+    lines = [
+        jsonl.dumps(
+            asdict(Rejected(CANDIDATES, i, reason)) | {"id": row["triplet"], "text": row["text"]}
+        )
+        for i, (row, reason) in enumerate(zip(rows, reasons, strict=True), start=1)
+        if reason
+    ]
+    jsonl.write_atomic(path, b"".join(lines))
+    with LeftOut(path, keep=True) as left_out:
+        for line in left_out.lines():
+            print(line)
 
 
 def _claim(path: Path, claim: Mapping[str, Any]) -> None:
@@ -190,52 +215,6 @@ def _write_candidates(
     return rows
 
 
-def sift(
-    rows: Sequence[dict[str, Any]], rewriter: Rewriter, settings: ForgeSettings
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The candidates that pass, in the order of their triplets, and how many fell by what.
-
-    A candidate falls by the first of: no end, not fluent, a reward below its least, a better
-    near-duplicate on the same triplet, enough others of its triplet.
-    """
-    dropped: Counter[str] = Counter()
-    passed: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        reason = _fault(row, settings)
-        if reason:
-            dropped[reason] += 1
-        else:
-            passed.setdefault(row["triplet"], []).append(row)
-    if not passed:
-        return [], dropped
-    for of_one in passed.values():
-        of_one.sort(key=lambda row: -sum(row["rewards"][name] for name in REWARDS))
-    # All at once: the few texts of one triplet would be a batch that is mostly filling.
-    texts = [row["text"] for of_one in passed.values() for row in of_one]
-    ends = np.cumsum([len(of_one) for of_one in passed.values()])
-    parts = np.split(rewriter.rewards.embed(texts), ends[:-1])
-    kept = []
-    for of_one, vectors in zip(passed.values(), parts, strict=True):
-        fresh = diversity.near_duplicates(vectors, settings.duplicate_cosine)
-        dropped["near-duplicate"] += int((~fresh).sum())
-        best = [row for row, new in zip(of_one, fresh, strict=True) if new]
-        dropped["enough of its triplet"] += len(best[settings.keep :])
-        kept += best[: settings.keep]
-    return kept, dropped
-
-
-def _fault(row: dict[str, Any], settings: ForgeSettings) -> str:
-    """Why a candidate is not good enough; empty if it is."""
-    if not row["ended"] or not row["text"]:
-        return "no end"
-    if row["fluency"] < settings.fluency_floor:
-        return "not fluent"
-    for name, least in (settings.least or {}).items():
-        if row["rewards"][name] < least:
-            return name
-    return ""
-
-
 def _record(row: dict[str, Any], triplet: Triplet, label: str) -> Record:
     rewards = {f"reward.{k}": f"{v:.4f}" for k, v in row["rewards"].items()}
     return Record(
@@ -281,35 +260,3 @@ def variety(rows: Sequence[Record], rewriter: Rewriter, sample: int = 1_000) -> 
         "cells_filled": cells.filled / cells.total,
         "distinct_texts": len(set(texts)) / len(texts),
     }
-
-
-def _card(forged: Forged, identity: Mapping[str, Any]) -> str:
-    """The data card: what is in the set, where it came from, and what it is not for."""
-    of = {label: sum(forged.by_category[label].values()) for label in forged.by_category}
-    lines = [
-        "# A forged data set",
-        "",
-        f"{of['unsafe']:,} rows labelled unsafe, {of['safe']:,} benign twins labelled safe. Each",
-        "has a harmless picture and a text that a rewriter wrote under three rewards (ImpForge,",
-        "arXiv 2510.17687). Labels are those of the queries, not of human judges.",
-        "",
-        "It is for training and testing guards. It is made of requests that mean harm: keep it",
-        "where such data belongs.",
-        "",
-        f"Candidates: {forged.written:,}. Dropped: "
-        + (", ".join(f"{n:,} {reason}" for reason, n in forged.dropped.items()) or "none")
-        + ".",
-        "",
-        "| category | unsafe | safe |",
-        "| --- | --- | --- |",
-    ]
-    names = sorted({*forged.by_category["unsafe"], *forged.by_category["safe"]})
-    lines += [
-        f"| {name or '(none)'} | {forged.by_category['unsafe'].get(name, 0):,} "
-        f"| {forged.by_category['safe'].get(name, 0):,} |"
-        for name in names
-    ]
-    lines += ["", "| variety of the unsafe rows | |", "| --- | --- |"]
-    lines += [f"| {k.replace('_', ' ')} | {v:.3f} |" for k, v in forged.diversity.items()]
-    lines += ["", "Made from:", ""] + [f"- {k}: `{v}`" for k, v in identity.items()]
-    return "\n".join(lines) + "\n"

@@ -76,16 +76,22 @@ class LlavaTarget:
         prompt: how a row is put to it; only the template counts, not its label words.
         max_new_tokens: of an answer; a refusal shows at its beginning.
         batch_size: rows at once.
+        dtype: of the weights and the arithmetic.
 
     Raises:
         UserError: see `hf.load.load_model`; or the folder holds no LLaVA.
     """
 
     def __init__(
-        self, folder: str, prompt: PromptTemplate, max_new_tokens: int = 32, batch_size: int = 16
+        self,
+        folder: str,
+        prompt: PromptTemplate,
+        max_new_tokens: int = 32,
+        batch_size: int = 16,
+        dtype: str = "float32",
     ):
         path = resolve_folder(folder)
-        model = load_model(path)
+        model = load_model(path, dtype)
         if not isinstance(model, Llava):
             raise UserError(f"{folder}: no LLaVA, but a {type(model).__name__}")
         self._encoder = Encoder(path, model.config, Settings(prompt=prompt))
@@ -97,15 +103,17 @@ class LlavaTarget:
         model = lora.merge(self._graphdef, frozen)
         return likeliest(model, self._encoder, batch, batch.get("pixel_values"), self._n)
 
-    def answers(self, rows: Sequence[Record]) -> list[str]:
-        """The likeliest answers."""
+    def answers(self, rows: Sequence[Record], what: str = "asking the target") -> list[str]:
+        """The likeliest answers; ``what`` names the work on the progress line."""
         answers: list[str] = []
-        with Progress("asking the target", len(rows)) as progress:
+        with Progress(what, len(rows)) as progress:
             for start in range(0, len(rows), self._batch_size):
                 part = rows[start : start + self._batch_size]
-                sampled = self._answer(self._frozen, self._batch(part))
+                # The last batch is filled up with its last row, so that nothing compiles anew.
+                filled = [*part, *[part[-1]] * (self._batch_size - len(part))]
+                sampled = self._answer(self._frozen, self._batch(filled))
                 answers += self._encoder.tokenizer.batch_decode(
-                    np.asarray(sampled.tokens), skip_special_tokens=True
+                    np.asarray(sampled.tokens)[: len(part)], skip_special_tokens=True
                 )
                 progress.update(len(part))
         return answers

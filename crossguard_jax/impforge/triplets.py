@@ -12,6 +12,7 @@ from crossguard_jax.data.sources.common import named_picture, records_of, text_f
 from crossguard_jax.io.jsonl import read_rows
 
 _BREAKS = re.compile(r"[,;]|[.!?](?:\s|$)|\band\b")  # between the things that a caption names
+_WORD = re.compile(r"[^\W_]+")
 _FIELDS = ("keyword", "caption", "cosine")  # beside a row's own, or in its provenance
 
 
@@ -47,9 +48,28 @@ class Triplet:
         the keyword where there is no caption.
         """
         word = re.compile(rf"\b{re.escape(self.keyword)}\b", re.IGNORECASE)
-        parts = _BREAKS.split(self.caption) if self.keyword else []
-        clause = next((part for part in parts if word.search(part)), self.caption)
-        return clause.strip(" .") or self.keyword
+        parts = self._parts() if self.keyword else []
+        return next((part for part in parts if word.search(part)), self.caption) or self.keyword
+
+    def shown_to(self, text: str) -> str:
+        """The part of the caption that a rewriting is about, whatever the keyword.
+
+        It is the part that has most of the words that the rewriting has and the query has not: what
+        stands in the keyword's place. The whole caption where no one part has most.
+        """
+        instead = _words(text) - _words(self.query)
+        shared = {part: len(instead & _words(part)) for part in self._parts()}
+        most = max(shared.values(), default=0)
+        best = [part for part, n in shared.items() if n == most]
+        return best[0] if len(best) == 1 else self.caption.strip(" .")
+
+    def _parts(self) -> list[str]:
+        parts = (part.strip(" .") for part in _BREAKS.split(self.caption))
+        return [part for part in parts if part]
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.lower()))
 
 
 def write_triplets(triplets: Iterable[Triplet], folder: str | Path, name: str = "triplets") -> int:

@@ -20,11 +20,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One chat completion; ``max_tokens`` is the longest answer."""
+    """One chat completion; ``max_tokens`` is the longest answer, ``seed`` tells votes apart."""
 
     messages: tuple[Message, ...]
     max_tokens: int = 256
     temperature: float = 0.0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,8 @@ class Endpoint:
 
         parameters = {k: v for k, v in self.parameters.items() if v is not None}
         own: dict[str, Any] = {"temperature": request.temperature}
+        if request.seed is not None:
+            own["seed"] = request.seed
         if "max_completion_tokens" not in parameters:
             own["max_tokens"] = request.max_tokens
         return {

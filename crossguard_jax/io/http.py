@@ -31,7 +31,7 @@ TICK_SECONDS = 1.0
 
 @dataclass(slots=True)
 class Usage:
-    """What a client has done and used so far; cached answers cost nothing."""
+    """What a client has done and used so far; cached answers cost nothing, and once had a cost."""
 
     answered: int = 0
     cached: int = 0
@@ -39,6 +39,8 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float = 0.0
+    cached_prompt_tokens: int = 0
+    cached_completion_tokens: int = 0
 
     def __str__(self) -> str:
         """One line, for a progress bar or a report."""
@@ -140,6 +142,8 @@ class Client:
                     continue
                 if (kept := self._kept(key)) is not None:
                     self.usage.cached += 1
+                    self.usage.cached_prompt_tokens += kept.prompt_tokens or 0
+                    self.usage.cached_completion_tokens += kept.completion_tokens or 0
                     yield position, kept
                     continue
                 while len(flying) >= self.endpoint.concurrency:

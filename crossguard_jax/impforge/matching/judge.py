@@ -27,7 +27,8 @@ PROMPT = (
     "Everyday things are SAFE, even those that could hurt if misused: a knife on a table, a stove, "
     "a bottle of cleaner. Answer with one word: SAFE or UNSAFE."
 )
-AGAIN = "That is not an answer. Write exactly one word, SAFE or UNSAFE, and nothing else."
+LABELS = ("safe", "unsafe")
+AGAIN = "That is not an answer. Write exactly one word, {} or {}, and nothing else."
 NEUTRAL = "describe the picture."
 
 # Words that leave a sentence with one label in it plain; any other may turn it round.
@@ -38,7 +39,6 @@ _PLAIN = frozenset(
     "perfectly harmless".split()
 )
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-_HEAD = re.compile(r"""[\W_]*(safe|unsafe)[\s*_"'`)\]]*([.!]|$)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,13 @@ class Judgement:
 
 @runtime_checkable
 class PictureJudge(Protocol):
-    """Judges pictures, each by itself."""
+    """Judges pictures, each by itself.
+
+    Attributes:
+        source: which judge it is, for provenance.
+    """
+
+    source: str
 
     def judge(self, pictures: Iterable[tuple[str, bytes]]) -> Iterator[Judgement]:
         """One judgement for each ``(id, encoded picture)``, in any order."""
@@ -99,21 +105,51 @@ class EndpointJudge:
         Raises:
             UserError: the run cannot go on (see `Client.complete_many`).
         """
-        asking: Iterator[tuple[str, Request]]
-        asking = ((id, self._question(picture)) for id, picture in pictures)
+        asker = Asker(self.client, LABELS, self.asks, self.source)
         with _progress(pictures) as progress:
-            for left in reversed(range(self.asks)):
-                confused: list[tuple[str, Request]] = []
-                for judgement, next_request in self._round(asking, progress):
-                    if judgement.safe is None and next_request is not None and left:
-                        confused.append((judgement.id, next_request))
-                    else:
-                        progress.update()
-                        yield judgement
-                asking = iter(confused)
+            asking = ((id, self._question(picture)) for id, picture in pictures)
+            for judgement in asker.ask(asking, progress):
+                progress.update()
+                yield judgement
+
+    def _question(self, picture: bytes) -> Request:
+        return Request((Message("user", (self.prompt, picture)),), max_tokens=self.max_tokens)
+
+
+class Asker:
+    """Asks an endpoint questions that one of two words answers.
+
+    An answer that is neither is shown to the model again with a sterner word.
+
+    Args:
+        client: where to ask.
+        words: the two, the one that means yes first.
+        asks: how often one question is asked, at most, before it is unresolved.
+        source: what judgements name as theirs.
+    """
+
+    def __init__(self, client: Client, words: tuple[str, str], asks: int, source: str):
+        self._client, self._words, self._asks, self._source = client, words, asks, source
+
+    def ask(
+        self, asking: Iterable[tuple[str, Request]], progress: Progress | None = None
+    ) -> Iterator[Judgement]:
+        """One judgement for each ``(id, question)``, in any order; ``progress`` takes notes.
+
+        Raises:
+            UserError: see `Client.complete_many`.
+        """
+        for left in reversed(range(self._asks)):
+            confused: list[tuple[str, Request]] = []
+            for judgement, next_request in self._round(asking, progress):
+                if judgement.safe is None and next_request is not None and left:
+                    confused.append((judgement.id, next_request))
+                else:
+                    yield judgement
+            asking = iter(confused)
 
     def _round(
-        self, asking: Iterable[tuple[str, Request]], progress: Progress
+        self, asking: Iterable[tuple[str, Request]], progress: Progress | None
     ) -> Iterator[tuple[Judgement, Request | None]]:
         """Asks each once; with what was answered comes what to ask if that was no answer."""
         under_way: dict[int, tuple[str, Request]] = {}
@@ -123,22 +159,20 @@ class EndpointJudge:
                 under_way[index] = id, request
                 yield request
 
-        for index, outcome in self.client.complete_many(requests(), progress):
+        for index, outcome in self._client.complete_many(requests(), progress):
             id, request = under_way.pop(index)
             if isinstance(outcome, Failure):
-                yield Judgement(id, None, f"not judged: {outcome.reason}", self.source), None
+                yield Judgement(id, None, f"not judged: {outcome.reason}", self._source), None
                 continue
             # A sentence cut short may have been about to turn.
-            safe = None if outcome.problem else read_answer(outcome.text)
-            judgement = Judgement(id, safe, outcome.problem or outcome.text, self.source)
+            safe = None if outcome.problem else read_answer(outcome.text, self._words)
+            judgement = Judgement(id, safe, outcome.problem or outcome.text, self._source)
             if outcome.problem and not outcome.text:
                 yield judgement, None
                 continue
-            turns = (Message("assistant", outcome.text or "..."), Message("user", AGAIN))
+            again = AGAIN.format(*map(str.upper, self._words))
+            turns = (Message("assistant", outcome.text or "..."), Message("user", again))
             yield judgement, replace(request, messages=(*request.messages, *turns))
-
-    def _question(self, picture: bytes) -> Request:
-        return Request((Message("user", (self.prompt, picture)),), max_tokens=self.max_tokens)
 
 
 class GuardJudge:
@@ -210,21 +244,22 @@ class AcceptAll:
             yield Judgement(id, True, "not judged", self.source)
 
 
-def read_answer(text: str) -> bool | None:
-    """True for SAFE, False for UNSAFE, None for anything that is not plainly one of them.
+def read_answer(text: str, words: tuple[str, str] = LABELS) -> bool | None:
+    """True for the first word, False for the second, None for what is not plainly one of them.
 
-    The label may stand alone, head an explanation ("UNSAFE. It shows ..."), or stand in a plain
-    sentence ("The image is safe."). Both labels, a question, and a sentence that could mean its
+    The word may stand alone, head an explanation ("UNSAFE. It shows ..."), or stand in a plain
+    sentence ("The image is safe."). Both words, a question, and a sentence that could mean its
     opposite ("not safe") are None.
     """
     # Thoughts before the answer weigh both sides; without their end nothing is plain.
     text = text.lower().translate(_QUOTES).rpartition("</think>")[2].strip()
-    words = set(re.findall(r"[^\W_](?:[\w']*[^\W_])?", text))
-    labels = words & {"safe", "unsafe"}
+    there = set(re.findall(r"[^\W_](?:[\w']*[^\W_])?", text))
+    labels = there & set(words)
     if len(labels) != 1:
         return None
-    plain = words - labels <= _PLAIN and "?" not in text and text.isascii()
-    return labels == {"safe"} if plain or _HEAD.match(text) else None
+    plain = there - labels <= _PLAIN and "?" not in text and text.isascii()
+    heads = re.match(rf"""[\W_]*({"|".join(words)})[\s*_"'`)\]]*([.!]|$)""", text)
+    return labels == {words[0]} if plain or heads else None
 
 
 def _progress(pictures: Iterable[tuple[str, bytes]]) -> Progress:

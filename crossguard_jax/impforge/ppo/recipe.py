@@ -320,7 +320,9 @@ def run_identity(config: Any, rewriter: Rewriter, triplets: Sequence[Triplet]) -
 def settings_of_ppo(config: Any) -> dict[str, Any]:
     """What of a configuration decides how the rewriter is trained: not how it forges then."""
     settings = json.loads(config.to_json())
-    return {name: value for name, value in settings.items() if name not in ("match", "forge")}
+    return {
+        name: value for name, value in settings.items() if name not in ("match", "forge", "gate")
+    }
 
 
 def objective(written: Written, weights: Mapping[str, float], kl_coef: float) -> np.ndarray:

@@ -178,6 +178,14 @@ class Rewards:
             *(clip.model, Clip.embed_pictures, functools.partial(_pixels, clip)),
             *(clip.dimension, "picture", mesh),
         )
+        self._safe = Embedder(
+            safety,
+            lambda model, ids, mask: safety_reward(model, ids, mask, self.label_ids)[:, None],
+            self._read_safety,
+            1,
+            "text",
+            mesh,
+        )
         # Static halves; the arrays are everybody's arguments.
         self._safety, safety_state = nnx.split(safety, graph=False)
         self._judge, judge_state = nnx.split(judge, graph=False)
@@ -292,6 +300,10 @@ class Rewards:
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "B D"]:
         """The same from texts, on the host."""
         return self._texts(texts)
+
+    def safe(self, texts: Sequence[str]) -> Float[np.ndarray, " B"]:
+        """``p(safe | t)`` of texts by themselves, on the host, float32."""
+        return self._safe(texts)[:, 0]
 
     def words(
         self, texts: Sequence[str], picture: Float[np.ndarray, "B D"]
