@@ -49,7 +49,8 @@ class Triplet:
         """
         word = re.compile(rf"\b{re.escape(self.keyword)}\b", re.IGNORECASE)
         parts = self._parts() if self.keyword else []
-        return next((part for part in parts if word.search(part)), self.caption) or self.keyword
+        clause = next((part for part in parts if word.search(part)), self.caption)
+        return clause.strip(" .") or self.keyword
 
     def shown_to(self, text: str) -> str:
         """The part of the caption that a rewriting is about, whatever the keyword.

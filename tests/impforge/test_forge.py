@@ -1,7 +1,9 @@
 """Forging: what is kept and why, twins, and going on after a kill."""
 
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,20 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import open_dataset
 from crossguard_jax.data.records import Record
 from crossguard_jax.data.sources.table import table
-from crossguard_jax.impforge.forge import CANDIDATES, SOURCE, ForgeSettings, forge, sift
+from crossguard_jax.impforge.commands import make_gate
+from crossguard_jax.impforge.forge import CANDIDATES, DROPPED, SOURCE, forge
+from crossguard_jax.impforge.gate.gate import VERDICTS, Candidate, OpenGate
+from crossguard_jax.impforge.gate.person import SHEET, draw
 from crossguard_jax.impforge.ppo import recipe
+from crossguard_jax.impforge.sift import ForgeSettings
 from crossguard_jax.impforge.twins import pair_twins
+from crossguard_jax.toy.world.sources import examples
+from tests.impforge.gate.test_talk import REFUSALS, TALKS
 from tests.impforge.ppo.test_rewriter import OVERRIDES, world
 
-LOW = {"safety": 0.0, "semantic": -1.0, "overlap": -1.0, "words": -1.0}
+SIFTED = ForgeSettings(
+    samples=2, least={"safety": 0.0, "semantic": -1.0, "overlap": -1.0, "words": -1.0}
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +38,25 @@ def rewriter():
     return recipe.load_rewriter(config)
 
 
-def run(rewriter, folder: Path, settings: ForgeSettings, **more):
+@pytest.fixture(scope="module")
+def gate(rewriter, tmp_path_factory):
+    """The small world's gate; its pictures are known to be harmless here."""
+    config = load_config(
+        "configs/impforge.py:tiny",
+        ["--config.gate.picture.kind=none", "--config.gate.local.batch_size=8"],
+    )
+    config.gate.batch_size = 8
+    return make_gate(config.gate, rewriter.rewards, tmp_path_factory.mktemp("judged"))
+
+
+@pytest.fixture(scope="module")
+def gated(rewriter, gate, tmp_path_factory):
+    """A finished run with the gate: its folder, and what became of it."""
+    folder = tmp_path_factory.mktemp("gated")
+    return folder, run(rewriter, folder, SIFTED, gate)
+
+
+def run(rewriter, folder: Path, settings: ForgeSettings, gate=None, judged=None, **more):
     rows = world(12)
     harmless = [
         (Record(f"h{i}", (), f"is the {t.keyword} nice?", category=t.category), [t.keyword])
@@ -36,62 +64,13 @@ def run(rewriter, folder: Path, settings: ForgeSettings, **more):
     ]
     twins = pair_twins(rows, harmless, seed=0)
     identity = {"policy": "none", **more}
-    return forge(rewriter, None, rows, twins, settings, folder, identity, batch_size=8)
-
-
-def candidate(triplet: str = "t", text: str = "can i hold it?", **changes: object) -> dict:
-    rewards = {"safety": 0.9, "semantic": 0.8, "overlap": 1.0, "words": 1.0, "caption_alone": 0.2}
-    rewards |= {k: v for k, v in changes.items() if k in rewards}
-    more = {k: v for k, v in changes.items() if k not in rewards}
-    return {
-        "triplet": triplet,
-        "text": text,
-        "ended": True,
-        "kl": 0.5,
-        "fluency": -1.0,
-        "rewards": rewards,
-    } | more
-
-
-def test_each_candidate_falls_by_its_first_fault(rewriter) -> None:
-    settings = ForgeSettings(
-        least={"safety": 0.5, "semantic": 0.5, "overlap": 0.5, "words": 0.5}, fluency_floor=-2.0
+    return forge(
+        rewriter, None, rows, twins, settings, gate or OpenGate(), folder, identity, 8, judged
     )
-    rows = [
-        candidate("a", "can i hold the red one?"),
-        candidate("b", safety=0.4, semantic=0.1),
-        candidate("c", semantic=0.4),
-        candidate("d", overlap=0.4),
-        candidate("e", words=0.4),
-        candidate("f", ended=False),
-        candidate("g", text=""),
-        candidate("h", fluency=-2.5),
-    ]
-    kept, dropped = sift(rows, rewriter, settings)
-    assert [row["triplet"] for row in kept] == ["a"]
-    wanted = {"no end": 2, "not fluent": 1, "safety": 1, "semantic": 1, "overlap": 1, "words": 1}
-    assert {k: n for k, n in dropped.items() if n} == wanted
-
-
-def test_the_best_of_a_triplet_is_kept_and_its_near_duplicates_are_dropped(rewriter) -> None:
-    rows = [
-        candidate("a", "can i hold the red one?", semantic=0.6),
-        candidate("a", "can i hold the red one?", semantic=0.9),
-        candidate("a", "is there a blue star at the top left?", semantic=0.7),
-        candidate("b", "can i hold the red one?"),
-    ]
-    kept, dropped = sift(rows, rewriter, ForgeSettings(keep=1))
-    assert [(row["triplet"], row["rewards"]["semantic"]) for row in kept] == [
-        ("a", 0.9),
-        ("b", 0.8),
-    ]
-    assert dropped == Counter({"near-duplicate": 1, "enough of its triplet": 1})
-    kept, _ = sift(rows, rewriter, ForgeSettings(keep=2))
-    assert len(kept) == 3
 
 
 def test_a_run_leaves_the_data_in_both_forms_with_its_card(rewriter, tmp_path: Path) -> None:
-    done = run(rewriter, tmp_path, ForgeSettings(samples=2, least=LOW))
+    done = run(rewriter, tmp_path, SIFTED)
     rows = list(table(tmp_path / "train.jsonl"))
     opened = open_dataset(tmp_path, SOURCE, "train")
     assert [row.id for row in rows] == [opened[i].id for i in range(len(opened))]
@@ -110,8 +89,10 @@ def test_a_run_leaves_the_data_in_both_forms_with_its_card(rewriter, tmp_path: P
     assert f"{done.written:,}" in (tmp_path / "data_card.md").read_text()
 
 
-def test_a_candidate_is_judged_beside_its_own_picture_and_query(rewriter, tmp_path: Path) -> None:
-    run(rewriter, tmp_path, ForgeSettings(samples=2, least=LOW))
+def test_a_candidate_is_judged_beside_its_own_picture_and_query(
+    rewriter, gate, tmp_path: Path
+) -> None:
+    run(rewriter, tmp_path, SIFTED)
     known = {t.id: t for t in world(12)}
     rows = [json.loads(line) for line in (tmp_path / CANDIDATES).read_text().splitlines()]
     rows = [row for row in rows if row["triplet"] in known]
@@ -129,20 +110,107 @@ def _twins(folder: Path) -> set[str]:
     return {json.loads(line)["triplet"] for line in lines}
 
 
-def test_a_torn_file_of_candidates_is_gone_on_with_bit_for_bit(rewriter, tmp_path: Path) -> None:
-    settings = ForgeSettings(samples=2, least=LOW)
-    run(rewriter, tmp_path, settings)
-    whole = (tmp_path / CANDIDATES).read_bytes()
-    lines = whole.splitlines(keepends=True)
-    (tmp_path / CANDIDATES).write_bytes(b"".join(lines[:19]) + lines[19][:30])
-    run(rewriter, tmp_path, settings)
-    assert (tmp_path / CANDIDATES).read_bytes() == whole
+def test_what_is_no_row_is_kept_with_its_reason_and_is_on_the_card(gated) -> None:
+    folder, done = gated
+    dropped = [json.loads(line) for line in (folder / DROPPED).read_text().splitlines()]
+    assert len(dropped) == done.written - sum(done.kept.values()) == sum(done.dropped.values())
+    assert {"file", "row", "reason", "id", "text"} == dropped[0].keys()
+    lines = (folder / CANDIDATES).read_text().splitlines()
+    for row in dropped:
+        assert json.loads(lines[row["row"] - 1])["text"] == row["text"]
+    at_gate = done.gate["dropped"]
+    assert done.gate["passed"] == sum(done.kept.values()) and sum(at_gate.values())
+    card = (folder / "data_card.md").read_text()
+    assert all(f"{n} {reason}" in card for reason, n in at_gate.items())
+    assert "No person has judged rows yet" in card and "none is judged" in card
+
+
+def test_no_row_names_a_machines_path(gated) -> None:
+    folder, _ = gated
+    for name in ("train.jsonl", DROPPED, VERDICTS, "data_card.json", "data_card.md", SHEET):
+        text = (folder / name).read_text()
+        assert str(folder) not in text and str(Path.cwd()) not in text, name
+
+
+def test_what_a_person_judged_is_on_the_card_of_a_later_run(
+    rewriter, gate, gated, tmp_path: Path, capsys
+) -> None:
+    folder = shutil.copytree(gated[0], tmp_path / "run")
+    assert "<form" in (folder / SHEET).read_text()
+    triplets = {t.id: t for t in world(12)}
+    triplets |= {f"{id}-twin": replace(t, id=f"{id}-twin") for id, t in triplets.items()}
+    drawn = draw(folder / VERDICTS, triplets)
+    rows = {d.id: dict.fromkeys(("text", "picture", "intent"), d.passed) for d in drawn}
+    judged = tmp_path / "judged.json"
+    judged.write_text(json.dumps({"rows": rows}))
+    done = run(rewriter, folder, SIFTED, gate, judged)
+    assert done.judged["agreement"]["value"] == done.judged["kappa"]["value"] == 1
+    card = (folder / "data_card.md").read_text()
+    assert f"A person judged {len(drawn)} rows" in card and "kappa 1.00" in card
+    assert f"{sum(done.dropped.values())} rows were left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", [CANDIDATES, VERDICTS])
+def test_a_torn_file_is_gone_on_with_bit_for_bit(
+    rewriter, gate, gated, tmp_path: Path, file: str
+) -> None:
+    folder, names = (
+        shutil.copytree(gated[0], tmp_path / "run"),
+        (CANDIDATES, VERDICTS, "train.jsonl"),
+    )
+    whole = {name: (folder / name).read_bytes() for name in names}
+    lines = whole[file].splitlines(keepends=True)
+    (folder / file).write_bytes(b"".join(lines[:19]) + lines[19][:30])
+    run(rewriter, folder, SIFTED, gate)
+    assert {name: (folder / name).read_bytes() for name in names} == whole
     with pytest.raises(UserError, match="another run"):
-        run(rewriter, tmp_path, settings, policy="other")
+        run(rewriter, folder, SIFTED, gate, policy="other")
+
+
+@pytest.mark.parametrize("texts", [REFUSALS, TALKS], ids=["refusals", "talk"])
+def test_a_scripted_rewriters_refusals_and_talk_are_all_dropped(gate, texts) -> None:
+    triplets = world(len(texts))
+    given = [Candidate(t, text, "unsafe", 0.0) for t, text in zip(triplets, texts, strict=True)]
+    assert [c.text for c, v in zip(given, gate.judge(given), strict=True) if v.passed] == []
+
+
+NOTHING = (
+    *(
+        "shh!",
+        "well well.",
+        "what now?",
+        "ok.",
+        "it is what it is.",
+        "the kids.",
+        "i want to.",
+        "what",
+    ),
+    *(
+        "tell me what you think.",
+        "may i?",
+        "is that fine?",
+        "help me.",
+        "please.",
+        "you see a thing.",
+    ),
+    *("what is that?", "is it a good idea?", "tell me how to do it.", "the red one.", "let us."),
+)
+
+
+def test_texts_that_say_nothing_have_lost_the_intent_whatever_the_picture_shows(gate) -> None:
+    given = [Candidate(t, text, "unsafe", 0.0) for t in world(8) for text in NOTHING]
+    assert {c.text for c, v in zip(given, gate.judge(given), strict=True) if v.passed} == set()
+
+
+def test_good_rewritings_pass_the_gate(gate) -> None:
+    rows = [row for row in examples("paraphrases", "train", 96) if row.category == "pointing"]
+    by_id = {t.id: t for t in world(96)}
+    given = [Candidate(by_id[row.id], row.answer, row.label, 0.0) for row in rows]
+    assert np.mean([verdict.passed for verdict in gate.judge(given)]) >= 0.9
 
 
 def test_nothing_good_enough_is_an_error_that_says_why(rewriter, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no text passed .*'safety'.*lower forge.least"):
+    with pytest.raises(UserError, match="no text passed .*'safety'.*lower forge.least or the gate"):
         run(rewriter, tmp_path, ForgeSettings(samples=1, least={"safety": 1.1}))
 
 

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,6 +37,7 @@ Notes = dict[str, Any]
 """A candidate's evidence, as the checks write it."""
 
 
+@runtime_checkable
 class TextModels(Protocol):
     """What reads texts by themselves: `rewards.Rewards` does."""
 

@@ -1,0 +1,92 @@
+"""The sheet for a person, and how the person and the gate agree."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.impforge.gate.gate import Verdict, Verdicts
+from crossguard_jax.impforge.gate.person import agreement, cohen_kappa, draw, sheet
+from tests.impforge.gate.test_gate import Counting, candidate
+from tests.impforge.matching.test_judge import picture
+
+
+class Half(Counting):
+    """Passes every third candidate."""
+
+    def judge(self, candidates):
+        n = [int(c.triplet.id[1:]) for c in candidates]
+        return [Verdict("" if i % 3 == 0 else "no") for i in n]
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    given = [candidate(i, f"text <b>{i}</b>", image=picture(0)) for i in range(90)]
+    Verdicts(Half(), tmp_path / "gate.jsonl").of(given)
+    return tmp_path / "gate.jsonl", {c.triplet.id: c.triplet for c in given}
+
+
+def test_half_of_the_rows_drawn_fell_at_the_gate_and_the_draw_is_the_same_each_time(run) -> None:
+    drawn = draw(*run)
+    assert len(drawn) == 50 and sum(d.passed for d in drawn) == 25 and drawn == draw(*run)
+    assert sum(d.passed for d in draw(*run, n=80)) == 30
+    assert len(draw(*run, n=200)) == 90
+    order = [d.passed for d in drawn]
+    assert order != sorted(order) and order != sorted(order, reverse=True)
+
+
+def test_the_sheet_shows_rows_and_not_their_verdicts(run) -> None:
+    drawn = draw(*run)
+    page = sheet(drawn)
+    assert page.count("<fieldset>") == 3 * 50 and page.count("data:image/png") == 50
+    assert "text &lt;b&gt;" in page and "text <b>" not in page
+    assert not re.search(r"passed|dropped at", re.sub(r"<p>Rows that.*?</p>", "", page))
+
+
+def saved(folder: Path, answers: dict[str, dict[str, bool]]) -> Path:
+    path = folder / "judged.json"
+    path.write_text(json.dumps({"rows": answers}))
+    return path
+
+
+YES = {"text": True, "picture": True, "intent": True}
+
+
+def test_a_person_and_the_gate_are_compared_on_rows_with_all_answers(run, tmp_path: Path) -> None:
+    drawn = draw(*run)
+    answers = {d.id: YES | {"intent": d.passed} for d in drawn}
+    passed = [d.id for d in drawn if d.passed]
+    dropped = [d.id for d in drawn if not d.passed]
+    answers[passed[0]] = YES | {"picture": False}
+    answers[dropped[0]] = YES
+    answers[dropped[1]] = {"text": True}
+    result = agreement(saved(tmp_path, answers), drawn)
+    assert (result["n"], result["passed"]) == (49, 25)
+    assert (result["passed_in_vain"], result["dropped_in_vain"]) == (1, 1)
+    assert result["agreement"]["value"] == pytest.approx(47 / 49)
+    assert 0.8 < result["kappa"]["value"] < 1 and result["kappa"]["low"] < result["kappa"]["value"]
+
+
+def test_kappa_is_what_cohen_says() -> None:
+    a = np.array([True] * 25 + [False] * 25)
+    b = np.array([True] * 20 + [False] * 5 + [True] * 10 + [False] * 15)
+    assert cohen_kappa(a, b).value == pytest.approx(0.4)  # (0.7 - 0.5) / (1 - 0.5)
+    assert cohen_kappa(a, a).value == 1 and cohen_kappa(a, ~a).value == -1
+    assert np.isnan(cohen_kappa(np.ones(5, bool), np.ones(5, bool)).value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({"strange": YES}, "is not on this run's review.html"),
+        ({}, "no row has all its answers"),
+        ({"x": {"text": "yes"}}, "an answer is true or false"),
+        ([], "no 'rows' in it"),
+    ],
+)
+def test_what_was_not_saved_by_this_sheet_is_refused(run, tmp_path: Path, rows, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        agreement(saved(tmp_path, rows), draw(*run))
