@@ -103,7 +103,7 @@ def match_files(
         lambda: library.pictures(pictures, captions=captions),
         Towers(clip.model, clip, clip.digest, mesh, rules),
         make_extractor(**settings.keywords),
-        make_judge(settings.judge, folder / "judged", "match.judge").judge,
+        make_judge(settings.judge, folder / "judged").judge,
         MatchSettings(**settings.settings),
         folder,
         rebuild=rebuild,
@@ -111,7 +111,7 @@ def match_files(
     )
 
 
-def make_judge(config: Any, cache: Path, field: str) -> PictureJudge:
+def make_judge(config: Any, cache: Path, field: str = "match.judge") -> PictureJudge:
     """The judge that a configuration's ``field`` names: ``none``, ``guard`` or ``endpoint``.
 
     Raises:

@@ -8,7 +8,7 @@ hash: what a row's author wrote stays text.
 import base64
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,11 +44,23 @@ class ReviewCard:
     facts: tuple[tuple[str, str], ...] = ()
 
 
-def render(title: str, cards: Sequence[ReviewCard]) -> str:
+VERDICTS = {"s": "safe", "u": "unsafe", "x": "skip"}
+"""What is decided of a request, by the key that says so."""
+
+
+def render(
+    title: str, cards: Sequence[ReviewCard], choices: Mapping[str, str] = VERDICTS, intro: str = ""
+) -> str:
     """The page, as text.
 
-    Its script saves ``{"decisions": [{"key", "decision", "note", "who", "when"}, ..]}`` with
-    ``safe``, ``unsafe`` or ``skip`` for a decision; a row that nobody touched is not in it.
+    Its script saves ``{"decisions": [{"key", "decision", "note", "who", "when"}, ..]}`` with one of
+    the choices for a decision; a row that nobody touched is not in it.
+
+    Args:
+        title: its heading.
+        cards: the rows.
+        choices: by the key that says so, other than n, p and e; ``skip`` is among them.
+        intro: what to decide.
     """
     pages = _environment()
     assert pages.loader is not None
@@ -58,6 +70,8 @@ def render(title: str, cards: Sequence[ReviewCard]) -> str:
     return pages.get_template("review.html.j2").render(
         title=title,
         cards=cards,
+        choices=choices,
+        intro=intro,
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(digest).decode("ascii"),
         name=keys[:16],

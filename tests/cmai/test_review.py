@@ -433,8 +433,9 @@ const row = (key) => ({
 });
 const rows = JSON.parse(process.argv[1]).map(row);
 const bar = { elements: named(["previous", "next", "where", "progress", "who", "save"]) };
+const choices = '{"s": "safe", "u": "unsafe", "x": "skip"}';
 const page = {
-  body: { dataset: { page: "a" } }, querySelectorAll: () => rows, querySelector: () => bar,
+  body: { dataset: { page: "a", choices } }, querySelectorAll: () => rows, querySelector: () => bar,
   ...listeners(),
 };
 const memory = {};

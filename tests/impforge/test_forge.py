@@ -140,9 +140,9 @@ def test_what_a_person_judged_is_on_the_card_of_a_later_run(
     triplets = {t.id: t for t in world(12)}
     triplets |= {f"{id}-twin": replace(t, id=f"{id}-twin") for id, t in triplets.items()}
     drawn = draw(folder / VERDICTS, triplets)
-    rows = {d.id: dict.fromkeys(("text", "picture", "intent"), d.passed) for d in drawn}
+    decisions = [{"key": d.id, "decision": "keep" if d.passed else "drop"} for d in drawn]
     judged = tmp_path / "judged.json"
-    judged.write_text(json.dumps({"rows": rows}))
+    judged.write_text(json.dumps({"decisions": decisions}))
     done = run(rewriter, folder, SIFTED, gate, judged)
     assert done.judged["agreement"]["value"] == done.judged["kappa"]["value"] == 1
     card = (folder / "data_card.md").read_text()
@@ -217,9 +217,12 @@ def test_nothing_good_enough_is_an_error_that_says_why(rewriter, tmp_path: Path)
 def test_twins_share_the_keyword_and_take_turns() -> None:
     rows = world(40)
     kinds = {t.keyword for t in rows}
-    known = sorted(kinds)[:5]
+    known, at = sorted(kinds)[:5], {"file": "/a/machine/harmless.jsonl", "row": "1"}
     harmless = [
-        (Record(f"{kind}-{i}", (), f"what is the {kind}?"), [kind, "what"])
+        (
+            Record(f"{kind}-{i}", (), f"what is the {kind}?", provenance=at),
+            [kind, "what"],
+        )
         for kind in known
         for i in range(2)
     ]
@@ -228,6 +231,7 @@ def test_twins_share_the_keyword_and_take_turns() -> None:
     by_id = {t.id: t for t in rows}
     used: Counter[str] = Counter()
     for twin in twins:
+        assert twin.provenance["query_file"] == "harmless.jsonl"
         assert twin.image == by_id[twin.provenance["twin_of"]].image
         assert twin.keyword in twin.query
         used[twin.provenance["query"]] += 1

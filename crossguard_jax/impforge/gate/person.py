@@ -14,20 +14,16 @@ from crossguard_jax.core.typing import Bool
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.http import content_key
-from crossguard_jax.report.sheet import Question, SheetItem, render
+from crossguard_jax.report.review import ReviewCard, render
 
 SHEET, DRAWN = "review.html", 50
 
-QUESTIONS = (
-    Question("text", "Is the text harmless by itself?"),
-    Question("picture", "Is the picture harmless by itself?"),
-    Question("intent", "Do both together ask what the query asks?"),
-)
+CHOICES = {"k": "keep", "d": "drop", "x": "skip"}
 _INTRO = (
-    "Rows that a forge wrote, some of which its gate dropped: which ones is not shown. Each has a "
-    "query, a picture that was matched to it, and a text that is to mean the same beside the "
-    "picture. Answer what you can, save the answers, and give the file to `forge --judged`; the "
-    "data card then says how you and the gate agree."
+    "Rows that a forge wrote, some of which its gate dropped: which ones is not shown. Keep a row "
+    "if its text is harmless by itself, its picture is, and both together ask what the query asks; "
+    "drop it if one of the three does not hold. Save the decisions, and give the file to forge "
+    "--judged: the data card then says how you and the gate agree."
 )
 
 
@@ -73,40 +69,33 @@ def draw(verdicts: Path, triplets: Mapping[str, Triplet], n: int = DRAWN) -> lis
 
 def sheet(drawn: Sequence[Drawn]) -> str:
     """The page on which a person judges."""
-    items = [
-        SheetItem(d.id, d.triplet.image, (("Query", d.triplet.query), ("Text", d.text)))
+    cards = [
+        ReviewCard(d.id, d.triplet.id, d.text, (d.triplet.image,), (("query", d.triplet.query),))
         for d in drawn
     ]
-    return render("Forged rows to judge", _INTRO, QUESTIONS, items, "judged.json")
+    return render("Forged rows to judge", cards, CHOICES, _INTRO)
 
 
 def agreement(judged: str | Path, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """How a person's answers agree with the gate: ``n``, ``agreement`` and ``kappa``, and more.
-
-    A row passes with a person if all questions are answered with yes; a row with an open question
-    does not count.
+    """How a person's decisions agree with the gate: ``n``, ``agreement``, ``kappa``, and more.
 
     Args:
-        judged: what the sheet saved.
+        judged: what the sheet saved; skipped rows do not count.
         drawn: the rows of the run's own sheet.
 
     Raises:
-        UserError: the file is no such, has no answered row, or is of other rows.
+        UserError: the file is no such, decides nothing, or is of other rows.
     """
-    answers = _read(Path(judged))
-    ours = {d.id: d.passed for d in drawn}
-    if strange := [id for id in answers if id not in ours]:
+    kept, ours = _read(Path(judged)), {d.id: d.passed for d in drawn}
+    if strange := [id for id in kept if id not in ours]:
         raise UserError(
             f"{judged}: row {short(repr(strange[0]))} is not on this run's {SHEET}; judge that one"
         )
-    names = [question.name for question in QUESTIONS]
-    whole = {id: row for id, row in answers.items() if all(name in row for name in names)}
-    if not whole:
-        raise UserError(f"{judged}: no row has all its answers; answer some on {SHEET}, and save")
-    person = np.array([all(row[name] for name in names) for row in whole.values()])
-    gate = np.array([ours[id] for id in whole])
+    if not kept:
+        raise UserError(f"{judged}: no row is decided; keep or drop some on {SHEET}, and save")
+    person, gate = np.array(list(kept.values())), np.array([ours[id] for id in kept])
     return {
-        "n": len(whole),
+        "n": len(kept),
         "passed": int(gate.sum()),
         "agreement": proportion(person == gate).as_dict(),
         "kappa": cohen_kappa(person, gate).as_dict(),
@@ -129,14 +118,22 @@ def cohen_kappa(a: Bool[np.ndarray, " B"], b: Bool[np.ndarray, " B"]) -> Estimat
     return Estimate(kappa, max(-1.0, kappa - spread), min(1.0, kappa + spread), n)
 
 
-def _read(path: Path) -> dict[str, dict[str, bool]]:
+def _read(path: Path) -> dict[str, bool]:
+    """Whether each decided row is kept; the last decision on a row counts."""
     value = jsonl.read_json(path)
-    rows = value.get("rows") if isinstance(value, dict) else None
-    if not isinstance(rows, dict):
-        raise UserError(f"{path}: no 'rows' in it; give what {SHEET} saved")
-    for id, row in rows.items():
-        if not isinstance(row, dict) or not all(isinstance(v, bool) for v in row.values()):
+    decisions = value.get("decisions") if isinstance(value, dict) else None
+    if not isinstance(decisions, list):
+        raise UserError(f"{path}: no list 'decisions' in it; give what {SHEET} saved")
+    kept = {}
+    for number, each in enumerate(decisions, start=1):
+        key, decision = (
+            (each.get("key"), each.get("decision")) if isinstance(each, dict) else (None, None)
+        )
+        if not isinstance(key, str) or decision not in CHOICES.values():
             raise UserError(
-                f"{path}, row {short(repr(id))}: an answer is true or false; save the sheet again"
+                f"{path}, decision {number}: no 'key', or none of {', '.join(CHOICES.values())}; "
+                f"give what {SHEET} saved"
             )
-    return rows
+        if decision != "skip":
+            kept[key] = decision == "keep"
+    return kept

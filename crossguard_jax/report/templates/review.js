@@ -1,7 +1,6 @@
 "use strict";
 // Decisions on the rows of one page, kept by the browser until they are saved.
 const PER_PAGE = 20;
-const DECISIONS = { s: "safe", u: "unsafe", x: "skip" };
 const STEPS = { n: 1, ArrowDown: 1, p: -1, ArrowUp: -1 };
 
 // What `crossguard review --decisions` takes in. A row with a note alone is skipped.
@@ -17,6 +16,7 @@ function payload(entries, who) {
 function start(page, kept, download) {
   const rows = [...page.querySelectorAll("form.row")];
   const bar = page.querySelector("#bar").elements;
+  const choices = JSON.parse(page.body.dataset.choices); // by the key that says so
   const name = `crossguard review ${page.body.dataset.page}`;
   let entries = new Map();
   let at = 0;
@@ -58,9 +58,9 @@ function start(page, kept, download) {
     if (typing && ["Escape", "Enter"].includes(event.key)) return event.target.blur();
     if (typing || event.ctrlKey || event.metaKey || event.altKey || !rows.length) return;
     const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (pressed in DECISIONS) {
+    if (pressed in choices) {
       if (event.repeat) return; // a key held down decides one row
-      rows[at].elements.decision.value = DECISIONS[pressed];
+      rows[at].elements.decision.value = choices[pressed];
       changed(rows[at]);
       show(at + 1, true);
     } else if (pressed in STEPS) show(at + STEPS[pressed], true);

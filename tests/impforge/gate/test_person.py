@@ -1,5 +1,6 @@
 """The sheet for a person, and how the person and the gate agree."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -41,29 +42,34 @@ def test_half_of_the_rows_drawn_fell_at_the_gate_and_the_draw_is_the_same_each_t
 def test_the_sheet_shows_rows_and_not_their_verdicts(run) -> None:
     drawn = draw(*run)
     page = sheet(drawn)
-    assert page.count("<fieldset>") == 3 * 50 and page.count("data:image/png") == 50
+    assert page.count('<form class="row"') == 50 and page.count("data:image/png") == 50
+    assert page.count('value="keep"') == page.count('value="drop"') == 50
+    (choices,) = re.findall(r'data-choices="([^"]*)"', page)
+    assert json.loads(html.unescape(choices)) == {"k": "keep", "d": "drop", "x": "skip"}
     assert "text &lt;b&gt;" in page and "text <b>" not in page
-    assert not re.search(r"passed|dropped at", re.sub(r"<p>Rows that.*?</p>", "", page))
+    # Two rows of other verdicts differ in what they say, and in nothing else.
+    forms = [form.partition("</form>")[0] for form in page.split('<form class="row"')[1:]]
+    shapes = {re.sub(r"\d+|data-key=.\w+.|value=.\w+.|src=\S+", "", form) for form in forms}
+    assert len(shapes) == 1
 
 
-def saved(folder: Path, answers: dict[str, dict[str, bool]]) -> Path:
+def saved(folder: Path, decisions: object) -> Path:
     path = folder / "judged.json"
-    path.write_text(json.dumps({"rows": answers}))
+    path.write_text(json.dumps({"decisions": decisions}))
     return path
 
 
-YES = {"text": True, "picture": True, "intent": True}
+def decision(key: str, what: str) -> dict[str, str]:
+    return {"key": key, "decision": what, "note": "", "who": "", "when": ""}
 
 
-def test_a_person_and_the_gate_are_compared_on_rows_with_all_answers(run, tmp_path: Path) -> None:
+def test_a_person_and_the_gate_are_compared_on_rows_that_are_decided(run, tmp_path: Path) -> None:
     drawn = draw(*run)
-    answers = {d.id: YES | {"intent": d.passed} for d in drawn}
+    word = {d.id: "keep" if d.passed else "drop" for d in drawn}
     passed = [d.id for d in drawn if d.passed]
     dropped = [d.id for d in drawn if not d.passed]
-    answers[passed[0]] = YES | {"picture": False}
-    answers[dropped[0]] = YES
-    answers[dropped[1]] = {"text": True}
-    result = agreement(saved(tmp_path, answers), drawn)
+    word |= {passed[0]: "drop", dropped[0]: "keep", dropped[1]: "skip"}
+    result = agreement(saved(tmp_path, [decision(*each) for each in word.items()]), drawn)
     assert (result["n"], result["passed"]) == (49, 25)
     assert (result["passed_in_vain"], result["dropped_in_vain"]) == (1, 1)
     assert result["agreement"]["value"] == pytest.approx(47 / 49)
@@ -81,10 +87,12 @@ def test_kappa_is_what_cohen_says() -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ({"strange": YES}, "is not on this run's review.html"),
-        ({}, "no row has all its answers"),
-        ({"x": {"text": "yes"}}, "an answer is true or false"),
-        ([], "no 'rows' in it"),
+        ([decision("strange", "keep")], "is not on this run's review.html"),
+        ([], "no row is decided"),
+        ([decision("x", "skip")], "no row is decided"),
+        ([decision("x", "safe")], "decision 1: no 'key', or none of keep, drop, skip"),
+        (["x"], "decision 1"),
+        ({}, "no list 'decisions' in it"),
     ],
 )
 def test_what_was_not_saved_by_this_sheet_is_refused(run, tmp_path: Path, rows, words: str) -> None:

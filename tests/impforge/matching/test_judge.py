@@ -135,7 +135,7 @@ def test_nonsense_is_asked_again_more_sternly(tmp_path, nonsense):
         assert set(server.times_asked.values()) == {3}
         last = server.asked[-1].body["messages"]
         assert [turn["role"] for turn in last] == ["user", "assistant"] * 2 + ["user"]
-        assert last[2]["content"] == last[4]["content"] == AGAIN
+        assert last[2]["content"] == last[4]["content"] == AGAIN.format("SAFE", "UNSAFE")
         assert all(turn["content"] for turn in last)
         assert_true(by_id(judge(server, tmp_path).judge(given)), given)
         assert set(server.times_asked.values()) == {3}

@@ -183,6 +183,28 @@ def test_a_triplet_says_where_all_of_it_came_from(tmp_path: Path) -> None:
     assert expected.items() <= triplet.provenance.items()
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("/data/raw/queries.jsonl", "queries.jsonl"),
+        ("/data/raw/in/a.jsonl", "in/a.jsonl"),
+        ("/elsewhere/mine/queries.jsonl", "queries.jsonl"),
+        ("../raw/queries.jsonl", "queries.jsonl"),
+        ("queries.jsonl", "queries.jsonl"),
+    ],
+)
+def test_provenance_names_files_from_the_datas_own_folder(
+    tmp_path: Path, file: str, name: str
+) -> None:
+    given = query(0, "a kettle?", provenance={"file": file, "row": "1"})
+    match(
+        *([given], lambda: world_pictures(200), towers(), KindWords(), Judge(), SETTINGS, tmp_path),
+        roots=[Path("/data/raw")],
+    )
+    (triplet,) = read_triplets(tmp_path / "triplets.jsonl")
+    assert triplet.provenance["query_file"] == name
+
+
 def test_what_the_judge_refuses_gives_way_to_the_next_nearest(tmp_path: Path) -> None:
     first, second, third = nearest("kettle", 3)
     judge = Judge(lambda id, image: {first: False, second: None}.get(id, True))
