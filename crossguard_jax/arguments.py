@@ -359,6 +359,14 @@ def toy(parser: argparse.ArgumentParser) -> None:
         "queries to forge from (default: 1500), or rows to attack (default: 128)",
     )
     table.add_argument(
+        "--rewriter",
+        metavar="FOLDER",
+        help="gate: an instruction-tuned Llama, to see what the gate makes of a real model's words",
+    )
+    table.add_argument(
+        "--sentence", metavar="FOLDER", help="gate: with it, a sentence encoder of its language"
+    )
+    table.add_argument(
         "--tasks", nargs="+", choices=("guard", "vqa"), help="cmai: which (default: both)"
     )
     table.add_argument(

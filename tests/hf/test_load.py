@@ -67,6 +67,7 @@ def write_folder(model, folder):
 
 def test_a_folder_is_found_and_a_missing_one_named(tmp_path):
     assert resolve_folder(tmp_path) == tmp_path
+    assert (resolve_folder("toy://guard_explicit_only") / "adapter_config.json").is_file()
     with pytest.raises(UserError, match="no-such': no such folder"):
         resolve_folder(tmp_path / "no-such")
     with pytest.raises(UserError, match=r"toy://nothing: no such shipped model \(there are: "):

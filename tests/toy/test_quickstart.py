@@ -43,7 +43,10 @@ IMMUNIZE = [
     # Searches by gradients are long in compiling, and have tests of their own.
     *(f"--config.attack.attacks.{name}.search=noise" for name in ATTACKS if name != "square"),
 ]
-FORGE = ["--config.ppo.iterations=2", "--config.ppo.batch_size=16", "--config.ppo.save_every=2"]
+FORGE = [
+    *("--config.ppo.iterations=2", "--config.ppo.batch_size=16", "--config.ppo.save_every=2"),
+    "--config.gate.picture.kind=none",
+]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 The rows without it are the same run's: what its rewards let pass. Beside the gate as it is stands
 one that reads no caption, so that all it knows of a picture is what the small LLaVA answers.
+
+With ``--rewriter`` and ``--sentence`` a real language model rewrites. The world's grammar reads few
+of its sentences: then what the gate dropped and why, and ``review.html``, are what tells.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import numpy as np
 
 from crossguard_jax.core import diversity
 from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate, proportion
 from crossguard_jax.impforge.commands import ForgeRun, make_gate
 from crossguard_jax.impforge.forge import CANDIDATES
@@ -45,9 +49,16 @@ def main(args: argparse.Namespace) -> None:
     """The verb's work: prints the table, and leaves ``gate.json`` and ``gate.md``."""
     folder = Path(args.out)
     names = args.only or list(ROWS)
-    of_seeds = [_forged(folder / str(seed), args.rows, seed) for seed in args.seeds]
+    variant, models = _models(args)
+    of_seeds = [
+        _forged(folder / str(seed), args.rows, seed, variant, models) for seed in args.seeds
+    ]
     results = {name: [figures[name] for figures in of_seeds] for name in names}
     command = f"crossguard toy gate --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
+    if models:
+        command += " --rewriter FOLDER --sentence FOLDER"
+        for seed in args.seeds:
+            print((folder / str(seed) / "forged" / "data_card.md").read_text())
     caption = (
         f"Percent of the rows labelled unsafe that {args.rows:,} queries were forged into, a twin "
         "for each; twins of those labelled safe, rows kept of those without the gate, entropy of "
@@ -57,15 +68,29 @@ def main(args: argparse.Namespace) -> None:
     cells.leave(folder, "gate", command, args.seeds, cells.pooled_figures(results, COLUMNS), page)
 
 
-def _forged(folder: Path, queries: int, seed: int) -> dict[str, cells.Cell]:
+def _models(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The variant of the configuration, and what of it a user's own models change."""
+    if not args.rewriter and not args.sentence:
+        return "tiny", []
+    if not (args.rewriter and args.sentence):
+        raise UserError("toy gate: give --rewriter and --sentence together, or neither")
+    return "instruct", [
+        f"--config.rewriter.path={args.rewriter}",
+        f"--config.rewards.semantic.path={args.sentence}",
+    ]
+
+
+def _forged(
+    folder: Path, queries: int, seed: int, variant: str, models: list[str]
+) -> dict[str, cells.Cell]:
     """One seed's run and its three cells, or what an earlier run found."""
     opened: list[tuple[Any, Matched, ForgeRun]] = []
 
     def run() -> tuple[Any, Matched, ForgeRun]:
         if not opened:
             config = load_config(
-                "configs/impforge.py:tiny",
-                [f"--config.ppo.seed={seed}", f"--config.forge.seed={seed}"],
+                f"configs/impforge.py:{variant}",
+                [f"--config.ppo.seed={seed}", f"--config.forge.seed={seed}", *models],
             )
             opened.append((config, *forge_world(config, folder, queries, seed)))
         return opened[0]
