@@ -32,6 +32,12 @@ MUTATIONS = {
         "jnp.where(n > 0, 1 + excess",
         "tests/impforge/rewards/test_rewards.py",
     ),
+    "what a text adds to its picture": (
+        "impforge/gate/local.py",
+        " & (similarity - alone >= s.gain)",
+        "",
+        "tests/impforge/gate/test_local.py",
+    ),
     "the projection to the ball": (
         "attacks/projections.py",
         "delta = jnp.clip(delta, -epsilon, epsilon)",

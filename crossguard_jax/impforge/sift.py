@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossguard_jax.core.typing import Float
-from crossguard_jax.impforge.gate.gate import Candidate, Verdict
+from crossguard_jax.impforge.gate.gate import Candidate, GateVerdict
 from crossguard_jax.impforge.rewards.rewards import REWARDS
 from crossguard_jax.impforge.triplets import Triplet
 
@@ -61,7 +61,7 @@ def sift(
     labels: Mapping[str, str],
     settings: ForgeSettings,
     embed: Callable[[Sequence[str]], Float[np.ndarray, "B D"]],
-    judge: Callable[[Sequence[Candidate]], list[Verdict]],
+    judge: Callable[[Sequence[Candidate]], list[GateVerdict]],
 ) -> Sifted:
     """Decides on every candidate.
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from crossguard_jax.impforge.gate.gate import INTENT, Verdict
+from crossguard_jax.impforge.gate.gate import INTENT, GateVerdict
 from crossguard_jax.impforge.sift import ENOUGH, NEAR, ForgeSettings, sift
 from crossguard_jax.impforge.triplets import Triplet
 
@@ -35,7 +35,9 @@ class Judge:
 
     def __call__(self, candidates):
         self.shown.append([(c.triplet.id, c.text, c.label) for c in candidates])
-        return [Verdict(INTENT + " (0.1)" if c.text in self.dropped else "") for c in candidates]
+        return [
+            GateVerdict(INTENT + " (0.1)" if c.text in self.dropped else "") for c in candidates
+        ]
 
 
 def run(rows, judge=None, labels=None, **settings):

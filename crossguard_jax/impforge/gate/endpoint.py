@@ -15,7 +15,7 @@ from crossguard_jax.impforge.gate.gate import (
     TEXT,
     UNRESOLVED,
     Candidate,
-    Verdict,
+    GateVerdict,
 )
 from crossguard_jax.impforge.gate.talk import fault_of_speech
 from crossguard_jax.impforge.matching.judge import LABELS, PROMPT, Asker
@@ -88,7 +88,7 @@ class EndpointGate:
             "prompts": prompts,
         }
 
-    def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+    def judge(self, candidates: Sequence[Candidate]) -> list[GateVerdict]:
         """See `Gate`; each question is put of what has passed those before it.
 
         Raises:
@@ -103,11 +103,11 @@ class EndpointGate:
         ):
             alive = [i for i, reason in enumerate(reasons) if not reason]
             messages = [question(candidates[i]) for i in alive]
-            for i, (yes, said) in zip(alive, self._decide(messages, words, fault), strict=True):
-                evidence[i][fault] = said
+            for i, (yes, tally) in zip(alive, self._decide(messages, words, fault), strict=True):
+                evidence[i][fault] = tally
                 if not yes:
-                    reasons[i] = f"{fault if yes is False else UNRESOLVED} ({said})"
-        return [Verdict(*each) for each in zip(reasons, evidence, strict=True)]
+                    reasons[i] = f"{fault if yes is False else UNRESOLVED} ({tally})"
+        return [GateVerdict(*each) for each in zip(reasons, evidence, strict=True)]
 
     def lines(self) -> Iterator[str]:
         """See `Gate`: requests and tokens, those of an earlier run of this folder among them."""
@@ -154,8 +154,8 @@ def _majority(
 ) -> tuple[bool | None, str]:
     yes, no = votes[True], votes[False]
     decided = True if 2 * yes > n else (False if 2 * no > n else None)
-    said = ", ".join(f"{k} {w}" for k, w in ((yes, words[0]), (no, words[1])) if k)
-    return decided, said or "no answer"
+    tally = ", ".join(f"{k} {w}" for k, w in ((yes, words[0]), (no, words[1])) if k)
+    return decided, tally or "no answer"
 
 
 def _about_text(candidate: Candidate) -> Message:

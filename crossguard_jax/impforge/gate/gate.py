@@ -34,7 +34,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """What a gate says of a candidate.
 
     Attributes:
@@ -65,7 +65,7 @@ class Gate(Protocol):
     batch_size: int
     remembers: bool
 
-    def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+    def judge(self, candidates: Sequence[Candidate]) -> list[GateVerdict]:
         """A verdict for each."""
         ...
 
@@ -81,9 +81,9 @@ class OpenGate:
     batch_size = 1_024
     remembers = True
 
-    def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+    def judge(self, candidates: Sequence[Candidate]) -> list[GateVerdict]:
         """See `Gate`."""
-        return [Verdict("")] * len(candidates)
+        return [GateVerdict("")] * len(candidates)
 
     def lines(self) -> Iterator[str]:
         """See `Gate`."""
@@ -104,16 +104,16 @@ class Verdicts:
     def __init__(self, gate: Gate, path: Path):
         self._gate, self._path = gate, path
         self._name = content_key(dict(gate.identity))[:16]
-        self._known: dict[tuple[str, str], Verdict] = {}
+        self._known: dict[tuple[str, str], GateVerdict] = {}
         rows = (
             [v for _, v in jsonl.read_jsonl(path) if isinstance(v, dict)] if path.exists() else []
         )
         kept = [row for row in rows if row["gate"] == self._name and not gate.remembers]
         for row in kept:
-            self._known[row["triplet"], row["text"]] = Verdict(row["reason"], row["evidence"])
+            self._known[row["triplet"], row["text"]] = GateVerdict(row["reason"], row["evidence"])
         jsonl.write_atomic(path, b"".join(map(jsonl.dumps, kept)))
 
-    def of(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+    def of(self, candidates: Sequence[Candidate]) -> list[GateVerdict]:
         """The verdicts on some candidates; those that were judged before are not judged again."""
         with (
             jsonl.JsonlWriter(self._path) as writer,
@@ -128,7 +128,7 @@ class Verdicts:
                 progress.update(len(batch))
         return [self._known[_key(candidate)] for candidate in candidates]
 
-    def _add(self, writer: jsonl.JsonlWriter, candidate: Candidate, verdict: Verdict) -> None:
+    def _add(self, writer: jsonl.JsonlWriter, candidate: Candidate, verdict: GateVerdict) -> None:
         if _key(candidate) in self._known:
             return
         self._known[_key(candidate)] = verdict

@@ -23,7 +23,7 @@ from crossguard_jax.impforge.gate.gate import (
     TEXT,
     UNRESOLVED,
     Candidate,
-    Verdict,
+    GateVerdict,
 )
 from crossguard_jax.impforge.gate.talk import fault_of_speech
 from crossguard_jax.impforge.matching.judge import Judgement, PictureJudge
@@ -170,7 +170,7 @@ class LocalGate:
             "pictures": pictures.source,
         }
 
-    def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+    def judge(self, candidates: Sequence[Candidate]) -> list[GateVerdict]:
         """See `Gate`."""
         reasons = [""] * len(candidates)
         evidence: list[dict[str, Any]] = [{} for _ in candidates]
@@ -178,10 +178,10 @@ class LocalGate:
         for check in (*checks, self._picture):
             alive = [i for i, reason in enumerate(reasons) if not reason]
             if alive:
-                found = check([candidates[i] for i in alive], [evidence[i] for i in alive])
-                for i, reason in zip(alive, found, strict=True):
+                faults = check([candidates[i] for i in alive], [evidence[i] for i in alive])
+                for i, reason in zip(alive, faults, strict=True):
                     reasons[i] = reason
-        return [Verdict(*each) for each in zip(reasons, evidence, strict=True)]
+        return [GateVerdict(*each) for each in zip(reasons, evidence, strict=True)]
 
     def lines(self) -> Iterator[str]:
         """See `Gate`."""
@@ -213,9 +213,9 @@ class LocalGate:
             c.triplet.shown_to(c.text) if self._settings.captions else "" for c in candidates
         ]
         carried = self._carried(candidates, captions, queries, evidence)
-        asked = [i for i, good in enumerate(carried) if self._settings.llava and not good]
+        unclear = [i for i, good in enumerate(carried) if self._settings.llava and not good]
         answers = [""] * len(candidates)
-        for i, answer in zip(asked, self._asked([candidates[i] for i in asked]), strict=True):
+        for i, answer in zip(unclear, self._views([candidates[i] for i in unclear]), strict=True):
             answers[i] = answer
         carried |= self._carried(candidates, answers, queries, evidence)
         return [
@@ -223,7 +223,7 @@ class LocalGate:
             for good, notes in zip(carried, evidence, strict=True)
         ]
 
-    def _asked(self, candidates: Sequence[Candidate]) -> list[str]:
+    def _views(self, candidates: Sequence[Candidate]) -> list[str]:
         """What the LLaVA says of the pictures, asked with the texts."""
         question = self._settings.question
         return self._describe(

@@ -28,7 +28,7 @@ _INTRO = (
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SheetRow:
     """A row of the sheet: a candidate that the gate looked at.
 
     Attributes:
@@ -47,7 +47,7 @@ class Drawn:
         return content_key([self.triplet.id, self.text])[:12]
 
 
-def draw(verdicts: Path, triplets: Mapping[str, Triplet], n: int = DRAWN) -> list[Drawn]:
+def draw(verdicts: Path, triplets: Mapping[str, Triplet], n: int = DRAWN) -> list[SheetRow]:
     """Rows for a person, half of them dropped at the gate where so many were, in mixed order.
 
     Args:
@@ -56,7 +56,7 @@ def draw(verdicts: Path, triplets: Mapping[str, Triplet], n: int = DRAWN) -> lis
         n: how many.
     """
     rows = [v for _, v in jsonl.read_jsonl(verdicts) if isinstance(v, dict)]
-    looked_at = [Drawn(triplets[v["triplet"]], v["text"], not v["reason"]) for v in rows]
+    looked_at = [SheetRow(triplets[v["triplet"]], v["text"], not v["reason"]) for v in rows]
     rng = np.random.default_rng(0)
     passed, dropped = (
         [of[i] for i in rng.permutation(len(of))]
@@ -67,7 +67,7 @@ def draw(verdicts: Path, triplets: Mapping[str, Triplet], n: int = DRAWN) -> lis
     return [both[i] for i in rng.permutation(len(both))]
 
 
-def sheet(drawn: Sequence[Drawn]) -> str:
+def sheet(drawn: Sequence[SheetRow]) -> str:
     """The page on which a person judges."""
     cards = [
         ReviewCard(d.id, d.triplet.id, d.text, (d.triplet.image,), (("query", d.triplet.query),))
@@ -76,7 +76,7 @@ def sheet(drawn: Sequence[Drawn]) -> str:
     return render("Forged rows to judge", cards, CHOICES, _INTRO)
 
 
-def agreement(judged: str | Path, drawn: Sequence[Drawn]) -> dict[str, Any]:
+def agreement(judged: str | Path, drawn: Sequence[SheetRow]) -> dict[str, Any]:
     """How a person's decisions agree with the gate: ``n``, ``agreement``, ``kappa``, and more.
 
     Args:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax.impforge.gate.gate import Candidate, OpenGate, Verdict, Verdicts
+from crossguard_jax.impforge.gate.gate import Candidate, OpenGate, GateVerdict, Verdicts
 from crossguard_jax.impforge.triplets import Triplet
 
 
@@ -25,7 +25,9 @@ class Counting:
     def judge(self, candidates):
         self.judged += len(candidates)
         first = candidates[0].triplet.id
-        return [Verdict("" if c.triplet.id > "t5" else "no (1)", {"of": first}) for c in candidates]
+        return [
+            GateVerdict("" if c.triplet.id > "t5" else "no (1)", {"of": first}) for c in candidates
+        ]
 
     def lines(self):
         yield from ()

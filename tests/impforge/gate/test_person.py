@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.impforge.gate.gate import Verdict, Verdicts
+from crossguard_jax.impforge.gate.gate import GateVerdict, Verdicts
 from crossguard_jax.impforge.gate.person import agreement, cohen_kappa, draw, sheet
 from tests.impforge.gate.test_gate import Counting, candidate
 from tests.impforge.matching.test_judge import picture
@@ -20,7 +20,7 @@ class Half(Counting):
 
     def judge(self, candidates):
         n = [int(c.triplet.id[1:]) for c in candidates]
-        return [Verdict("" if i % 3 == 0 else "no") for i in n]
+        return [GateVerdict("" if i % 3 == 0 else "no") for i in n]
 
 
 @pytest.fixture
