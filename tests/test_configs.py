@@ -160,6 +160,7 @@ ABLATIONS: dict[str, dict[str, set[str]]] = {
         "e2at": MBAT | {"lora.targets", "mbat.perturb", "mbat.text_epsilon"},
     },
     "impforge": {
+        "no_gate": {"gate.kind"},
         "no_safety": without("safety"),
         "no_semantic": without("semantic"),
         "no_overlap": without("overlap"),
@@ -196,7 +197,7 @@ def test_every_variant_is_a_scale_with_an_ablation_or_named_here() -> None:
     of_their_own = {
         "guard": {"forged", "nlvr", "refuses_explicit"},
         "cmai": {"forged", "nlvr"},
-        "impforge": set[str](),
+        "impforge": {"instruct"},
     }
     for file, scales in SCALES.items():
         names = {*scales, *of_their_own[file]}

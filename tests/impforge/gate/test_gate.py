@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax.impforge.gate.gate import Candidate, OpenGate, GateVerdict, Verdicts
+from crossguard_jax.impforge.gate.gate import Candidate, GateVerdict, OpenGate, Verdicts
 from crossguard_jax.impforge.triplets import Triplet
 
 
