@@ -75,8 +75,10 @@ def tiny() -> ConfigDict:
         # highest or, after "-", the lowest; of equals the later.
         "keep_best": "auroc",
         # -log p(label) over the whole "vocabulary", so that the guard answers by itself, or over
-        # the two "labels" alone (the paper's binary cross-entropy).
-        "loss": "vocabulary",
+        # the two "labels" alone (the paper's binary cross-entropy). The small base never read the
+        # two words: its head can hardly tell them from others, and with "vocabulary" nothing else
+        # was learned in as many steps (75% of verdicts right, and 63% of the mass theirs).
+        "loss": "labels",
         "seed": 0,
     }
     # Devices along each axis of the mesh, -1 for all that are left.
@@ -142,6 +144,7 @@ def llava_7b() -> ConfigDict:
     # Easy rows are in order long before the others are learned, and AUROC is 1 from then on.
     config.train.update({"steps": 3_000, "eval_every": 250, "save_every": 250})
     config.train.keep_best = "-loss"
+    config.train.loss = "vocabulary"
     # The frozen base is what fills the memory, so every device holds a part of it.
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     return config
@@ -174,9 +177,11 @@ def language_lora(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def labels_loss(config: ConfigDict) -> ConfigDict:
-    """Ablation: cross-entropy over the two label tokens, as the paper has it."""
-    config.train.loss = "labels"
+def other_loss(config: ConfigDict) -> ConfigDict:
+    """Ablation: cross-entropy over the two labels where the scale has it over the vocabulary, and
+    the reverse."""
+    losses = {"vocabulary": "labels", "labels": "vocabulary"}
+    config.train.loss = losses[config.train.loss]
     return config
 
 
@@ -232,7 +237,7 @@ def ablated(
     return variant
 
 
-ABLATIONS = (explicit_only, no_benign, vision_lora, language_lora, labels_loss, crop)
+ABLATIONS = (explicit_only, no_benign, vision_lora, language_lora, other_loss, crop)
 """Each of any scale; ``tiny``'s go by their names alone."""
 
 VARIANTS = {

@@ -144,7 +144,7 @@ ABLATIONS: dict[str, dict[str, set[str]]] = {
         "no_benign": {"data.sources.BENIGN.weight", "LABELS"},
         "vision_lora": {"lora.targets"},
         "language_lora": {"lora.targets"},
-        "labels_loss": {"train.loss"},
+        "other_loss": {"train.loss"},
         "crop": {"data.picture"},
     },
     "cmai": {
@@ -154,7 +154,7 @@ ABLATIONS: dict[str, dict[str, set[str]]] = {
         "seed": {"mbat.inner"},
         "evasive": {"mbat.inner"},
         "clean_check": {"cmcv.adversarial"},
-        "labels_loss": {"train.loss"},
+        "other_loss": {"train.loss"},
         "pgd_at": MBAT | {"lora.targets"},
         "fare": MBAT | {"lora.targets", "mbat.goal", "arm.lambda_.maximum"},
         "e2at": MBAT | {"lora.targets", "mbat.perturb", "mbat.text_epsilon"},
@@ -267,6 +267,11 @@ def test_a_7b_guard_is_selected_by_loss_and_a_small_one_by_its_auroc() -> None:
         config = guard(name)
         by = "-loss" if name.startswith("llava_7b") else "auroc" if config.data.validation else ""
         assert config.train.keep_best == by
+
+
+@pytest.mark.parametrize("file", ["guard", "cmai"])
+def test_a_7b_answers_by_itself(file: str) -> None:
+    assert load_config(f"configs/{file}.py:llava_7b").train.loss == "vocabulary"
 
 
 def test_the_7b_forge_is_the_papers() -> None:
