@@ -274,7 +274,7 @@ def score(parser: argparse.ArgumentParser) -> None:
     many.add_argument(
         "--format",
         choices=(
-            *("table", "nlvr", "nlvr2", "vlguard", "figstep", "vqav2"),
+            *("table", "nlvr", "nlvr2", "vlguard", "figstep", "figstep_twins", "vqav2"),
             *("beavertails", "coco_captions", "karpathy"),
         ),
         default="table",

@@ -20,11 +20,11 @@ from crossguard_jax.data.sources.beavertails import CATEGORIES
 from crossguard_jax.evals import evaluate
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
 from crossguard_jax.evals.scoring import score_benchmarks
-from crossguard_jax.guard import scoring
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import answered, contents_hash, open_sources
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io import images
+from crossguard_jax.systems import scoring, store
 
 LONG = "please " * 90
 
@@ -47,15 +47,15 @@ class StubGuard(Guard):
         self.folder = Path("stub")
 
     def score_each(
-        self, pictures: Sequence[Any], texts: Sequence[str], **options: Any
+        self, images: Sequence[Any], texts: Sequence[str], **options: Any
     ) -> list[Verdict | UserError]:
-        return [self._score(*row) for row in zip(pictures, texts, strict=True)]
+        return [self._score(*row) for row in zip(images, texts, strict=True)]
 
-    def _score(self, picture: Any, text: str) -> Verdict | UserError:
+    def _score(self, pictures: Sequence[Any], text: str) -> Verdict | UserError:
         if len(text) > self.limit:
             return UserError(f"{len(text)} tokens, the limit is {self.limit}; shorten the text")
         try:
-            p = 0.25 if picture is None else redness(picture)
+            p = redness(pictures[0]) if pictures else 0.25
         except UserError as error:
             return error
         return Verdict(p, p >= 0.5, 0.5, "unsafe" if p >= 0.5 else "safe", False)
@@ -71,7 +71,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             "from_pretrained",
             classmethod(lambda cls, path, *a, prompt=None, **k: guards[str(path)]),
         )
-        monkeypatch.setattr(scoring, "run_identity", lambda *a: {})
+        for module in (scoring, store):
+            monkeypatch.setattr(module, "identity", lambda system: {})
 
     return put
 
@@ -99,7 +100,7 @@ def mixed_rows(folder: Path) -> list[dict[str, Any]]:
     rows[2]["label"] = "perhaps"
     rows[3]["image"] = "missing.png"
     rows[4]["id"] = "q0"
-    rows[5]["text"] = " "
+    rows[5] |= {"text": " ", "image": None}
     rows[6]["label"] = ""
     return rows
 

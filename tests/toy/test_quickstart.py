@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from crossguard_jax import Guard
-from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.folders import load_immunized
 from crossguard_jax.core.config import load_config
 from crossguard_jax.guard.guard import _p_unsafe
 from crossguard_jax.toy import quickstart
@@ -105,7 +105,7 @@ def test_both_guards_are_attacked_on_the_same_rows(folder):
 
 
 def test_the_immunized_model_comes_with_its_check_and_its_policy(folder):
-    found = Immunized.from_pretrained(folder / "models" / "guard_immunized")
+    found = load_immunized(folder / "models" / "guard_immunized")
     assert [branch.do for branch in found.policy.branches] == ["reject", "accept"]
     assert found.threshold.n >= 320 and found.threshold.pass_rate == 0.99
 

@@ -109,6 +109,8 @@ def usable(
         try:
             if record.image is None:
                 raise UserError("the row has no picture; give it one or drop it")
+            if benchmark.kind == "vqa" and not record.text.strip():
+                raise UserError("the question is empty; write it or drop the row")
             answers = references(benchmark.kind, record.provenance)
             levels = np.round(255 * levels_of(record.image, "the picture")).astype(np.uint8)
             items.append(Item(record, answers, levels))

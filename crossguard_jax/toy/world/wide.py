@@ -123,8 +123,8 @@ def draw_wide(
     long, wide = round(aspect * short), rng.random() < 0.5
     places = WIDE if wide else TALL
     scene = draw_scene(rng, [first], others, 2 + int(rng.integers(2)), seed, places)
-    wanted, got = places[spots[int(rng.integers(len(spots)))]], scene.things[0].place
-    swap = {wanted: got, got: wanted}
+    needed, got = places[spots[int(rng.integers(len(spots)))]], scene.things[0].place
+    swap = {needed: got, got: needed}
     things = tuple(
         replace(thing, place=swap.get(thing.place, thing.place)) for thing in scene.things
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from crossguard_jax.cmai.folders import save_immunized
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.core.config import load_config
@@ -16,7 +17,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import write_jsonl
 from crossguard_jax.evals.robustness import attack
 from crossguard_jax.toy.world.sources import records
-from tests.cmai.small_systems import LENGTH, base, system_of
+from tests.cmai.small_systems import base, system_of
 from tests.draws import few
 
 ROWS = records("implicit", "test", 8)
@@ -31,7 +32,7 @@ def small_config() -> ConfigDict:
             "square": {"search": "square", "climb": "selective", "steps": 2},
             "other": {"search": "noise", "climb": "margin", "steps": 2, "transfer": True},
         }
-    config.attack.update({"epsilons": (0.0, 8 / 255), "batch_size": 8, "max_length": LENGTH})
+    config.attack.update({"epsilons": (0.0, 8 / 255), "batch_size": 8})
     config.attack.convergence.rows = 4
     return config
 
@@ -41,7 +42,7 @@ def immunized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     branches = [{"below": 0.0, "do": "reject"}]
     system = replace(system_of(base()), policy=Policy.from_config({"branches": branches}))
     folder = tmp_path_factory.mktemp("models") / "immunized"
-    system.save_pretrained(folder)
+    save_immunized(system, folder)
     return folder
 
 
@@ -121,7 +122,7 @@ def test_a_model_that_was_not_immunized_is_held_to_the_main_ones_answers(
 ) -> None:
     kept = json.loads((immunized / "cmai.json").read_text())
     one = Immunized.of(base(), ("red", "blue"))
-    one.save_pretrained(tmp_path / "one")
+    save_immunized(one, tmp_path / "one")
     found = attack.load_systems([f"a={tmp_path / 'one'}", "b=toy://llava"], None)
     assert [system.task.labels for system in found.values()] == [("red", "blue")] * 2
     cases: list[tuple[list[str], Any]] = [

@@ -50,7 +50,7 @@ class HalfSpace(Immunized):
     def params(self) -> dict[str, Any]:
         return {"w": W}
 
-    def rows(self, seen: list[Record], length: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def rows(self, seen: list[Record]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return self.x[: len(seen)], {"labels": np.zeros(len(seen), np.int32)}
 
     def predict(self, params: Any, inputs: Any, scale: Any) -> Any:
@@ -75,7 +75,7 @@ def settings(**changes: Any) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def found(system: HalfSpace, tmp_path_factory: pytest.TempPathFactory) -> Certified:
-    return certified(system, ROWS, settings(), 48, tmp_path_factory.mktemp("cells"))
+    return certified(system, ROWS, settings(), tmp_path_factory.mktemp("cells"))
 
 
 def test_no_radius_goes_beyond_the_plane(found: Certified, system: HalfSpace) -> None:
@@ -113,7 +113,7 @@ def test_no_attack_turns_a_certificate_and_one_that_claims_too_much_is_turned(
         return {name: replace(own, radius=own.radius + 1.0) for name, own in made.items()}
 
     monkeypatch.setattr(module, "certify", boasting)
-    lied = certified(system, ROWS, settings(), 48, tmp_path)
+    lied = certified(system, ROWS, settings(), tmp_path)
     for event in (ANSWER, SUSPICIOUS):
         certain = ~lied.events[event]["abstained"]
         assert lied.events[event]["turned"][certain].mean() > 0.9
@@ -123,13 +123,13 @@ def test_no_attack_turns_a_certificate_and_one_that_claims_too_much_is_turned(
 def test_a_second_call_finds_every_batch_made(
     system: HalfSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = certified(system, ROWS[:10], settings(), 48, tmp_path)
+    first = certified(system, ROWS[:10], settings(), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2 and len(first.answers) == 10
     monkeypatch.setattr(module, "_batch", None)
-    again = certified(system, ROWS[:10], settings(), 48, tmp_path)
+    again = certified(system, ROWS[:10], settings(), tmp_path)
     np.testing.assert_array_equal(again.events[ANSWER]["radius"], first.events[ANSWER]["radius"])
     with pytest.raises(TypeError):  # other settings are another run
-        certified(system, ROWS[:10], settings(sigma=0.2), 48, tmp_path)
+        certified(system, ROWS[:10], settings(sigma=0.2), tmp_path)
 
 
 def test_figures_are_shares_of_what_the_model_says_without_noise(found: Certified) -> None:
@@ -156,4 +156,4 @@ def test_what_cannot_be_certified(system: HalfSpace, tmp_path: Path) -> None:
         (ROWS[:2], {"n": 0}, "certificate.n 0"),
     ):
         with pytest.raises(UserError, match=words):
-            certified(system, rows, settings(**changes), 48, tmp_path)
+            certified(system, rows, settings(**changes), tmp_path)

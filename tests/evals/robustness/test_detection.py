@@ -37,6 +37,7 @@ CONFIG = ConfigDict(
     {
         "norm": "linf",
         "batch_size": 8,
+        "picture": -1,
         "seed": 3,
         "convergence": {"epsilon": LEVELS / 255, "rows": 4},
     }
