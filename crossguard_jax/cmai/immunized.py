@@ -125,7 +125,7 @@ class Immunized:
         return np.concatenate(parts)
 
     def outcome(
-        self, params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray
+        self, params: Any, rows: Any, x: Float[Array, "B *I C X Y"], key: PRNGKeyArray
     ) -> Outcome:
         """`attacks.named.RowObjective`: right or wrong by what the policy answers, caught by what
         it rejects."""
@@ -143,7 +143,7 @@ class Immunized:
         return Outcome(cross_entropy(log_p, labels), margin_from(log_p, labels), caught(s_c))
 
     def accepted(
-        self, params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray
+        self, params: Any, rows: Any, x: Float[Array, "B *I C X Y"], key: PRNGKeyArray
     ) -> Outcome:
         """The same of the plain answer alone: what any other branch would deal with is caught.
 

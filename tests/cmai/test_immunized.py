@@ -296,7 +296,7 @@ def test_the_regime_is_where_nothing_is_suspicious(trained, plain, guard):
     h_v = jax.jit(lambda t, x: picture_features(t, x, layers))(plain.model.vision_tower, pixels)
     check = system.task.check(system.trainable)
     s_c = jax.jit(relaxed.s_c)(relaxed.params, rows, jnp.asarray(x))
-    np.testing.assert_allclose(s_c[SEEN], check(h_v, jnp.asarray(rows["h_t"][SEEN])), atol=1e-4)
+    np.testing.assert_allclose(s_c[SEEN], check(h_v, jnp.asarray(rows["h_t"][SEEN, 0])), atol=1e-4)
 
 
 def seen_by_attacks_plainly(system, x, rows):

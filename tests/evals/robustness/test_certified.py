@@ -151,7 +151,6 @@ def test_what_cannot_be_certified(system: HalfSpace, tmp_path: Path) -> None:
     blind = [replace(ROWS[0], images=())]
     for rows, changes, words in (
         (blind, {}, "none of 1 rows has a picture"),
-        (ROWS[:1] * 2, {}, "occurs twice"),
         (ROWS[:2], {"alpha": 0.7}, "certificate.alpha 0.7"),
         (ROWS[:2], {"n": 0}, "certificate.n 0"),
     ):
