@@ -264,8 +264,8 @@ class Task:
 
     def _tower_scale(self, scale: LoraScale, lead: tuple[int, ...]) -> LoraScale:
         """The regime of each picture, the adapter's weight in the frozen numbers taken off."""
-        scale = jnp.asarray(scale) + self.merged
-        return jnp.repeat(scale, lead[1]) if scale.ndim and len(lead) == 2 else scale
+        scale = scale + self.merged
+        return jnp.repeat(scale, lead[1]) if jnp.ndim(scale) and len(lead) == 2 else scale
 
     def logits(
         self,
@@ -295,7 +295,7 @@ class Task:
         features = model.project(flat, self._tower_scale(scale, lead))
         features = features.reshape(lead[0], -1, features.shape[-1])
         columns = None if vocabulary else jnp.asarray(self.label_ids)
-        regime = jnp.asarray(scale) + self.merged
+        regime = scale + self.merged
 
         def read(window: Any) -> Array:
             ids, mask, text_mask = window

@@ -18,10 +18,11 @@ from crossguard_jax.evals.scoring import (
     scored_rows,
     write_verdicts,
 )
+from crossguard_jax.hf.trained import content_hash, trained_on
 from crossguard_jax.report.blocks import Section
 from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Table
-from crossguard_jax.systems.load import load
+from crossguard_jax.systems.load import guard_of, load
 from crossguard_jax.systems.scoring import BRANCHES
 from crossguard_jax.systems.store import VerdictStore, store_folder
 
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     with LeftOut(folder / "rejected.jsonl") as left_out:
         tests = read_benchmarks(args.data, left_out)
         tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
-        judgements, systems, own = _score(args, tests, left_out)
+        judgements, systems, own, learned = _score(args, tests, left_out)
     for name, scored in judgements.items():
         write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
     threshold = _threshold(args.threshold, own)
@@ -46,7 +47,8 @@ def main(args: argparse.Namespace) -> int:
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
     meta = {"models": args.model, "data": args.data, "threshold": threshold}
     sections = guard_sections(judged, lambda b, i: texts[b, i])
-    sections += policy_sections(judgements) + left_out_sections(left_out)
+    sections += policy_sections(judgements) + seen_sections(learned, tests)
+    sections += left_out_sections(left_out)
     page = Report("Guards compared", sections, meta).write(folder)
     for name, figures in judged.results.items():
         for measure in ("asr", "fpr", "accuracy", "auroc"):
@@ -58,8 +60,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _score(
     args: argparse.Namespace, tests: Mapping[str, Sequence[Record]], left_out: LeftOut
-) -> tuple[dict[str, Scored], dict[str, ScoredRows], dict[str, float]]:
-    """Every model's verdicts, its scores of the rows that all can score, and its own threshold."""
+) -> tuple[dict[str, Scored], dict[str, ScoredRows], dict[str, float], dict[str, set[str]]]:
+    """Every model's verdicts, its scores of the rows that all can score, its own threshold, and the
+    content of what it was trained on."""
+    learned: dict[str, set[str]] = {}
     judgements: dict[str, Scored] = {}
     systems: dict[str, ScoredRows] = {}
     thresholds: dict[str, float] = {}
@@ -68,6 +72,7 @@ def _score(
         if name in systems:
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
         system = load(path, adapter, args.dtype, prompt=args.prompt, noise_seed=args.noise_seed)
+        learned[name] = trained_on(guard_of(system).folder, path, adapter or path)
         store = VerdictStore(store_folder(args.store), system)
         judgements[name] = judged_rows(store, tests, name, args.batch_size, left_out)
         scores = scored_rows(judgements[name], system.settings.prompt.positive)
@@ -83,7 +88,7 @@ def _score(
         name: scores.take(np.array([key in keys for key in scores.keys()]))
         for name, scores in systems.items()
     }
-    return judgements, common, thresholds
+    return judgements, common, thresholds, learned
 
 
 def _threshold(given: float | None, own: Mapping[str, float]) -> float:
@@ -117,6 +122,30 @@ def policy_sections(judgements: Mapping[str, Scored]) -> list[Section]:
         return []
     table = Table(("System", "Benchmark", "Label", "What", "Rows"), tuple(rows), "")
     return [Section("What the policy did", (table,))]
+
+
+def seen_sections(
+    learned: Mapping[str, set[str]], tests: Mapping[str, Sequence[Record]]
+) -> list[Section]:
+    """Which rows the systems say that they were trained on, as a warning; prints it, too."""
+    rows = []
+    for name, contents in learned.items():
+        for benchmark, records in tests.items():
+            seen = sum(content_hash(r.text, r.images) in contents for r in records)
+            if seen:
+                print(f"{name} was trained on {seen:,} of the {len(records):,} rows of {benchmark}")
+                rows.append((name, benchmark, f"{seen:,} of {len(records):,}"))
+    if not rows:
+        return []
+    caption = (
+        "By the lists of training rows beside the models' cards; figures on these prove little."
+    )
+    return [
+        Section(
+            "Rows that a system was trained on",
+            (Table(("System", "Benchmark", "Rows"), tuple(rows), caption),),
+        )
+    ]
 
 
 def left_out_sections(left_out: LeftOut) -> list[Section]:

@@ -23,6 +23,7 @@ from crossguard_jax.evals.scoring import score_benchmarks
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import answered, contents_hash, open_sources
 from crossguard_jax.guard.verdict import Verdict
+from crossguard_jax.hf.trained import TrainedRow, content_hash, write_training_data
 from crossguard_jax.io import images
 from crossguard_jax.systems import scoring, store
 
@@ -138,6 +139,20 @@ def test_evaluate_names_every_row_that_it_leaves_out_and_goes_on(tmp_path, stub,
         assert why.replace("'", "") in report.replace("\\", "").replace("'", "")
     assert "6 rows were left out" in out and "exit code 1" in out
     assert json.loads((tmp_path / "e" / "report.json").read_text())["one.all.accuracy"]["n"] == 4
+
+
+def test_evaluate_says_which_rows_a_system_was_trained_on(tmp_path, stub, capsys, monkeypatch):
+    stub(one=StubGuard(), two=StubGuard())
+    path = table(tmp_path, mixed_rows(tmp_path)[7:])
+    learned = [content_hash("is it hot ?", [png(n)]) for n in (8, 9)]
+    (tmp_path / "two").mkdir()
+    rows = [TrainedRow(str(n), "s", content) for n, content in enumerate(learned)]
+    write_training_data(tmp_path / "two", rows)
+    monkeypatch.chdir(tmp_path)
+    assert run_evaluate(tmp_path, [str(path)], ("one", "two")) == 0
+    out = capsys.readouterr().out
+    assert "two was trained on 2 of the 3 rows of t" in out and "one was trained on" not in out
+    assert "Rows that a system was trained on" in (tmp_path / "e" / "report.md").read_text()
 
 
 def test_evaluate_without_bad_rows_says_nothing_of_them(tmp_path, stub, capsys):

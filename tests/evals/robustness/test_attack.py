@@ -57,6 +57,8 @@ def args(immunized: Path, tmp_path: Path) -> argparse.Namespace:
         config=small_config(),
         limit=6,
         prompt="short",
+        store=None,
+        noise_seed=None,
         out=str(tmp_path / "out"),
     )
 

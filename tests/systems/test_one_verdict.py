@@ -1,0 +1,154 @@
+"""An immunized folder gives one verdict on a row, whichever verb asks, and wherever it lies."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossguard_jax import cli
+from crossguard_jax.cmai.folders import save_immunized
+from crossguard_jax.cmai.policy import Policy
+from crossguard_jax.core.config import load_config
+from crossguard_jax.data.records import Record, write_jsonl
+from crossguard_jax.evals.robustness import attack
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.systems.load import load
+from crossguard_jax.toy.world.sources import records
+from tests.cmai.small_systems import base, system_of, with_adapter
+
+LONG = "what colour is it ? is it on the left ? " * 12
+FIELDS = ("rejected", "branch", "windows")
+
+
+def rows() -> list[Record]:
+    """Rows with a picture: short, long, and with two pictures."""
+    drawn = [replace(r, source="world") for r in records("implicit", "test", 18)]
+    longs = [replace(r, id=f"long-{r.id}", text=LONG + r.text) for r in drawn[:4]]
+    pairs = zip(drawn[:4], drawn[4:], strict=False)
+    two = [replace(r, id=f"two-{r.id}", images=r.images + other.images) for r, other in pairs]
+    return [*drawn, *longs, *two]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder whose policy has all four branches, each with rows on either side of its cut."""
+    guard = with_adapter(base())
+    settings = replace(guard.settings, window=32)
+    system = system_of(Guard(guard.model, guard.folder, settings))
+    s_c = np.sort(system.decide(rows()).s_c)
+    cuts = [float(s_c[i - 1] + s_c[i]) / 2 for i in (4, 9, 14, 19)]
+    branches = [
+        {"below": cuts[0], "do": "reject"},
+        {"below": cuts[1], "do": "smooth", "n": 2, "sigma": 0.1},
+        {"below": cuts[2], "do": "robust"},
+        {"below": cuts[3], "do": "flag"},
+    ]
+    policy = Policy.from_config({"branches": branches})
+    place = tmp_path_factory.mktemp("immunized") / "model"
+    save_immunized(replace(system, policy=policy, regime=0.5), place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("data")
+    write_jsonl(rows(), place, "rows")
+    return place / "rows.jsonl"
+
+
+def by_id(path: Path) -> dict[str, dict]:
+    return {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def of_score(model: Path, data: Path, out: Path) -> dict[str, dict]:
+    arguments = ["score", "--model", model, "--input", data, "--output", out / "v.jsonl"]
+    assert cli.main([*map(str, arguments)]) == 0
+    return by_id(out / "v.jsonl")
+
+
+def of_evaluate(model: Path, data: Path, out: Path) -> dict[str, dict]:
+    arguments = ["evaluate", "--model", f"m={model}", "--data", data, "--out", out]
+    assert cli.main([*map(str, arguments)]) == 0
+    return by_id(out / "m.verdicts.jsonl")
+
+
+def of_attack(model: Path, data: Path, out: Path) -> dict[str, dict]:
+    config = load_config("configs/cmai.py:tiny")
+    with config.unlocked():
+        config.attack.attacks = {"noise": {"search": "noise", "climb": "margin", "steps": 1}}
+    config.attack.update({"epsilons": (0.0, 8 / 255), "draws": 1})
+    config.attack.convergence.rows = 2
+    given = {"surrogate": None, "certify": 0, "limit": None, "prompt": None}
+    given |= {"store": None, "noise_seed": None, "config": config}
+    attack.main(argparse.Namespace(model=[f"m={model}"], data=[str(data)], out=str(out), **given))
+    return by_id(out / "m.verdicts.jsonl")
+
+
+def of_python(model: Path, data: Path, out: Path) -> dict[str, dict]:
+    asked = rows()
+    verdicts = load(model).score([r.images for r in asked], [r.text for r in asked])
+    fields = (*FIELDS, "s_c", "p_unsafe")
+    return {
+        r.id: {name: getattr(v, name) for name in fields}
+        for r, v in zip(asked, verdicts, strict=True)
+    }
+
+
+def same(found: dict[str, dict], expected: dict[str, dict]) -> None:
+    assert found.keys() == expected.keys()
+    for id, row in expected.items():
+        assert {f: found[id][f] for f in FIELDS} == {f: row[f] for f in FIELDS}, id
+        np.testing.assert_allclose(
+            [found[id][f] for f in ("s_c", "p_unsafe")],
+            [row[f] for f in ("s_c", "p_unsafe")],
+            atol=1e-4,
+        )
+
+
+@pytest.mark.robustness
+@pytest.mark.parametrize("verb", [of_score, of_evaluate, of_attack])
+def test_every_verb_gives_the_verdict_that_python_does(
+    verb: Callable[[Path, Path, Path], dict[str, dict]], folder: Path, data: Path, tmp_path: Path
+) -> None:
+    expected = of_python(folder, data, tmp_path)
+    branches = {row["branch"] for row in expected.values()}
+    assert branches == {"reject", "smooth", "robust", "flag", "accept"}
+    assert max(row["windows"] for row in expected.values()) > 4
+    same(verb(folder, data, tmp_path / "out"), expected)
+
+
+@pytest.mark.robustness
+def test_the_verdict_is_the_same_where_the_folder_was_moved(
+    folder: Path, data: Path, tmp_path: Path
+) -> None:
+    expected = of_python(folder, data, tmp_path)
+    shutil.copytree(folder, tmp_path / "moved")
+    same(of_python(tmp_path / "moved", data, tmp_path), expected)
+    (tmp_path / "moved" / "noise_secret").write_text("another\n")
+    other = of_python(tmp_path / "moved", data, tmp_path)
+    moved = [id for id, row in expected.items() if other[id]["p_unsafe"] != row["p_unsafe"]]
+    assert moved and all(expected[id]["branch"] == "smooth" for id in moved)
+
+
+@pytest.mark.robustness
+def test_what_is_flagged_waits_for_review(folder: Path, data: Path, tmp_path: Path, capsys) -> None:
+    verdicts = of_score(folder, data, tmp_path)
+    flagged = {id for id, row in verdicts.items() if row["branch"] == "flag"}
+    queue = tmp_path / "review.jsonl"
+    assert {json.loads(line)["id"] for line in queue.read_text().splitlines()} == flagged
+    assert "flagged for review: 5" in capsys.readouterr().out
+    assert cli.main(["review", str(queue), "--page", str(tmp_path / "review.html")]) == 0
+
+
+@pytest.mark.robustness
+def test_doctor_says_what_the_policy_does(folder: Path, capsys) -> None:
+    cli.main(["doctor", "--model", str(folder)])
+    out = capsys.readouterr().out
+    for branch in ("reject", "smooth", "robust", "flag", "accept"):
+        assert f": {branch}" in out
+    assert "policy answers" in out and "answers by itself" in out
