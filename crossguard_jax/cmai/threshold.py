@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Float
@@ -46,6 +45,8 @@ def choose_threshold(
     for name, value in (("pass_rate", pass_rate), ("confidence", confidence)):
         if not 0.0 < value < 1.0:
             raise UserError(f"cmcv.{name} {value!r}: a share between 0 and 1")
+    from scipy import special  # a verdict needs none of it
+
     scores = np.sort(np.asarray(clean_scores, np.float64))
     n = scores.size
     if not np.isfinite(scores).all():

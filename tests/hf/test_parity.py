@@ -71,10 +71,13 @@ def test_llava_logits_equal_transformers(seed, tmp_path):
             pixel_values=pixels,
             attention_mask=torch.tensor(mask),
         ).logits
-    slots = jnp.asarray(pixels.numpy())[jnp.array([[0, 0], [0, 0], [1, 2]])]
-    close(jax.jit(type(ours).__call__)(ours, ids, slots, mask.astype(bool)), theirs, mask)
+    pictures, index = jnp.asarray(pixels.numpy()), jnp.array([[0, 0], [0, 0], [1, 2]])
+    whole = jax.jit(lambda ids, mask: ours(ids, pictures, mask, picture_index=index))
+    close(whole(ids, mask.astype(bool)), theirs, mask)
 
-    last = ours.last_logits(jnp.asarray(ids), slots, jnp.asarray(mask, bool))
+    last = ours.last_logits(
+        jnp.asarray(ids), pictures, jnp.asarray(mask, bool), picture_index=index
+    )
     ends = length - 1 - mask[:, ::-1].argmax(1)
     close(last, theirs[torch.arange(3), torch.tensor(ends)])
 

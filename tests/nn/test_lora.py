@@ -26,7 +26,8 @@ def rows(base):
 
 @jax.jit
 def _logits(model, rows, scale):
-    return model(rows["input_ids"], rows["pixel_values"], rows["attention_mask"] == 1, scale)
+    mask, index = rows["attention_mask"] == 1, rows.get("picture_index")
+    return model(rows["input_ids"], rows["pixel_values"], mask, scale, index)
 
 
 def logits(model, rows, scale=1.0):
@@ -128,8 +129,9 @@ def test_each_row_takes_its_own_scale_with_several_pictures_a_row(base):
     rows = on_device(batch(config, n=2, n_text=p + 6))
     ids = np.array(rows["input_ids"])
     ids[0, p + 3 : 2 * p + 3] = config.image_token_id
-    slots = jax.random.normal(jax.random.key(5), (2, 2, *rows["pixel_values"].shape[1:]))
-    rows |= {"input_ids": jnp.asarray(ids), "pixel_values": slots}
+    pictures = jax.random.normal(jax.random.key(5), (4, *rows["pixel_values"].shape[1:]))
+    index = jnp.array([[2, 0], [3, 3]])  # the second row shows one alone
+    rows |= {"input_ids": jnp.asarray(ids), "pixel_values": pictures, "picture_index": index}
     model = adapted(base)
     off, mixed, on = (logits(model, rows, scales) for scales in ([0, 0], [0, 1], [1, 1]))
     np.testing.assert_allclose(mixed, jnp.stack([off[0], on[1]]), atol=1e-5)

@@ -4,14 +4,14 @@ A maker draws ``n`` rows from a stream. `sources` names them, and adds what is m
 models; `derived` makes other rows out of these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from crossguard_jax.toy.world.examples import Stream, WorldExample, halves
-from crossguard_jax.toy.world.explicit import explicit_text
+from crossguard_jax.toy.world.explicit import explicit_text, plain_text
 from crossguard_jax.toy.world.kinds import DECORATIONS, HAZARDS, KIND_NAMES, PLACES
 from crossguard_jax.toy.world.lettering import (
     BENIGN_WORDS,
@@ -85,10 +85,18 @@ def implicit_rows(stream: Stream, n: int) -> list[WorldExample]:
 
 
 def explicit_text_rows(stream: Stream, n: int) -> list[WorldExample]:
-    """Texts that mean harm by themselves, and harmless ones, beside ordinary pictures."""
+    """Texts whose intent is plain, in the few forms that the base has read."""
+    return _explicit(stream, n, plain_text)
 
+
+def explicit_shapes_rows(stream: Stream, n: int) -> list[WorldExample]:
+    """The same in many more shapes."""
+    return _explicit(stream, n, explicit_text)
+
+
+def _explicit(stream: Stream, n: int, draw: Callable[..., tuple[str, str]]) -> list[WorldExample]:
     def make(stream: Stream, unsafe: bool) -> WorldExample:
-        text, category = explicit_text(stream.rng, unsafe, stream.held_out_wording)
+        text, category = draw(stream.rng, unsafe, stream.held_out_wording)
         scene = scene_with(stream, [], ORDINARY)
         return WorldExample(text, "unsafe" if unsafe else "safe", scene, category)
 
