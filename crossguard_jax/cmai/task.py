@@ -262,7 +262,7 @@ class Task:
         h_v = pooled(states)
         return states.reshape(*lead, *states.shape[1:]), h_v.reshape(*lead, -1)
 
-    def _tower_scale(self, scale: LoraScale, lead: tuple[int, ...]) -> LoraScale:
+    def _tower_scale(self, scale: LoraScale, lead: tuple[int, ...]) -> Any:
         """The regime of each picture, the adapter's weight in the frozen numbers taken off."""
         scale = scale + self.merged
         return jnp.repeat(scale, lead[1]) if jnp.ndim(scale) and len(lead) == 2 else scale

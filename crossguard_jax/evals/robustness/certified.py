@@ -190,7 +190,7 @@ def _attacked(
     sigma: Array,
     radius: Float[Array, " B"],
     holds: Bool[Array, " B"],
-) -> Float[Array, "B C X Y"]:
+) -> Float[Array, "B *I C X Y"]:
     """Pictures inside each row's radius that speak against what its noise says."""
 
     def against(x: Array, key: PRNGKeyArray) -> Outcome:

@@ -75,12 +75,18 @@ def pick(system: Immunized, probe: Probe, n: int = 6, seed: int = 0) -> list[Sho
         Shown(
             text=probe.records[row].text,
             label=probe.records[row].label,
-            pictures=(np.moveaxis(before[i], 0, -1), np.moveaxis(after[i], 0, -1)),
+            pictures=(_drawn(before[i]), _drawn(after[i])),
             verdicts=(verdicts[0][i], verdicts[1][i]),
             s_c=(float(s_cs[0][i]), float(s_cs[1][i])),
         )
         for i, row in enumerate(rows.tolist())
     ]
+
+
+def _drawn(pixels: np.ndarray) -> Shaped[np.ndarray, "X Y C"]:
+    """A row's pictures side by side."""
+    one = pixels if pixels.ndim == 3 else np.concatenate([*pixels], axis=-1)
+    return np.moveaxis(one, 0, -1)
 
 
 def _verdicts(

@@ -43,7 +43,7 @@ class Attacked:
     """
 
     rows: Int[np.ndarray, " R"]
-    pictures: Shaped[np.ndarray, "R C X Y"]
+    pictures: Shaped[np.ndarray, "R *I C X Y"]
     s_c: Float[np.ndarray, " R"]
     fooled: Bool[np.ndarray, " R"]
 
@@ -67,7 +67,7 @@ class Probe:
     steps: int
     cut: float | None
     records: Sequence[Record]
-    x: Float[np.ndarray, "B C X Y"]
+    x: Float[np.ndarray, "B *I C X Y"]
     rows: Mapping[str, np.ndarray]
     s_c: Float[np.ndarray, " B"]
     attacked: Mapping[str, Attacked]

@@ -201,8 +201,9 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[WorldExampl
             safe); and those of :data:`DERIVED`: ``long_safe`` (all safe), ``long_harm`` (all
             unsafe), ``injected``, ``picture_only``, ``two_pictures``, ``explicit_shapes``,
             ``implicit_wide``, ``wide_margin``, ``wide_centre`` (half and half). For evaluation
-            alone: those of :data:`NEW_FRAMES`. For the base models, without the novel kinds: ``vqa``, ``captions``, ``reading``, ``knowledge``. For
-            the text models: ``paraphrases``, ``text_safety``.
+            alone: those of :data:`NEW_FRAMES`. For the base models, without the novel kinds:
+            ``vqa``, ``captions``, ``reading``, ``knowledge``. For the text models:
+            ``paraphrases``, ``text_safety``.
         split: ``train``, ``val`` or ``test``.
         n: how many.
         seed: other rows of the same kind.
