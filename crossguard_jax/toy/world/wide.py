@@ -1,8 +1,8 @@
 """Pictures of the small world as people bring them: larger, wide or tall, things in a line.
 
 A picture of 32 x 32 pixels is all that the small tower takes, so of these a guard sees what its
-processor leaves. Padded to a square, a thing of the widest is still nine pixels large; of a crop,
-the ends are gone.
+processor leaves. Padded to a square, what decides is about as large as in the world's own pictures
+(from eight pixels, of the longest, to fourteen); of a crop, the ends are gone.
 """
 
 import math
@@ -33,9 +33,12 @@ class WideScene(Scene):
 
     Attributes:
         size: width and height in pixels, never the same.
+        middle: whether the largest stands in the middle, and the others have what it leaves at the
+            ends; else there are two of about a size, one at each end.
     """
 
     size: tuple[int, int] = (LONGEST, SHORTEST)
+    middle: bool = False
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -48,15 +51,15 @@ class WideScene(Scene):
         # As in `scenes.render`, everything random is drawn for all places, used or not.
         shade = (rng.integers(75, 181) + rng.integers(-12, 13, 3)).astype(np.float32)
         slope = np.linspace(-1, 1, self.size[1], dtype=np.float32) * rng.integers(-18, 19)
-        fills, shifts = 1 - 0.08 * rng.random(3), rng.random((3, 2)).tolist()
+        fills, shifts = 1 - 0.15 * rng.random(3), rng.random((3, 2)).tolist()
         tints = rng.integers(-14, 15, (3, 3)).astype(np.float32)
         canvas = np.empty((*self.size[::-1], 3), np.float32)
         canvas[:] = shade + slope[:, None, None]
         canvas = self._cluttered(canvas, shade, rng)
-        room = min(0.9 * min(self.size), max(self.size) / 3)
+        rooms = self._rooms()
         for thing in self.things:
             place = self.places.index(thing.place)
-            side = int(room * fills[place])
+            side = int(rooms[place] * fills[place])
             left, top = self._corner(place, side, shifts[place])
             cover = stencil(thing.kind, side)
             inks = np.stack([_COLOURS[thing.colour] + tints[place], DARK, LIGHT]).astype(np.float32)
@@ -65,13 +68,24 @@ class WideScene(Scene):
             square += cover @ inks
         return np.clip(canvas + self._noise(rng), 0, 255).astype(np.uint8)
 
+    def _rooms(self) -> tuple[float, float, float]:
+        """The largest side of a thing at each place."""
+        short, long = min(self.size), max(self.size)
+        largest = min(0.96 * short, 0.45 * long)
+        if not self.middle:
+            return largest, 0.0, largest
+        left = min(0.96 * short, (long - largest) / 2 - 3 * long / 64)
+        return left, largest, left
+
     def _corner(self, place: int, side: int, shift: Sequence[float]) -> tuple[int, int]:
-        """The left and top of a square that stays within its third of the longer side."""
-        third, along = max(self.size) / 3, int(self.size[0] < self.size[1])
-        spans = [n - side for n in self.size]
-        corner = [int(span * share) for span, share in zip(spans, shift, strict=True)]
-        corner[along] = math.ceil(third * place) + int((third - side) * shift[along])
-        corner[along] = min(corner[along], spans[along])
+        """The left and top of a thing, within a pixel or so of a small picture where it belongs."""
+        spans, along = [n - side for n in self.size], int(self.size[0] < self.size[1])
+        jitter = max(self.size) / 32
+        ends = (jitter * shift[along], spans[along] - jitter * shift[along])
+        middle = spans[along] / 2 + jitter * (shift[along] - 0.5)
+        across = spans[1 - along] / 2 + min(2 * jitter, spans[1 - along]) * (shift[1 - along] - 0.5)
+        corner = [int(across), int(across)]
+        corner[along] = int((ends[0], middle, ends[1])[place])
         return corner[0], corner[1]
 
     def _cluttered(
@@ -107,48 +121,53 @@ def draw_wide(
     first: str,
     others: Sequence[str],
     seed: int,
-    spots: Sequence[int] = (0, 1, 2),
+    middle: bool,
+    least: float = 1.1,
 ) -> WideScene:
-    """Draws a scene of two or three things; colours and places are independent of the kinds.
+    """Draws a scene; colours, places and shapes are independent of the kinds.
 
     Args:
         rng: where the draws come from.
         first: the kind that comes first in ``things``.
         others: kinds the rest is drawn from.
         seed: the scene's own.
-        spots: where the first may stand: 0 and 2 are the ends, 1 is the middle.
+        middle: whether the first stands in the middle, with one or two others; else there are two.
+        least: the longer side in shorter ones; 3 is the most.
     """
-    aspect = rng.uniform(1.1, 3)
+    aspect = rng.uniform(least, 3)
     short = int(rng.integers(SHORTEST, min(SHORTEST * 4 // 3, int(LONGEST / aspect)) + 1))
     long, wide = round(aspect * short), rng.random() < 0.5
-    places = WIDE if wide else TALL
-    scene = draw_scene(rng, [first], others, 2 + int(rng.integers(2)), seed, places)
-    needed, got = places[spots[int(rng.integers(len(spots)))]], scene.things[0].place
-    swap = {needed: got, got: needed}
-    things = tuple(
-        replace(thing, place=swap.get(thing.place, thing.place)) for thing in scene.things
-    )
-    return WideScene(things, seed, size=(long, short) if wide else (short, long))
+    first_end, centre, last_end = WIDE if wide else TALL
+    ends = (first_end, last_end)
+    count = 2 + int(rng.integers(2)) if middle else 2
+    scene = draw_scene(rng, [first], others, count, seed, (*ends, centre) if middle else ends)
+    things = scene.things
+    if middle:
+        swap = {centre: things[0].place, things[0].place: centre}
+        things = tuple(replace(thing, place=swap.get(thing.place, thing.place)) for thing in things)
+    return WideScene(things, seed, size=(long, short) if wide else (short, long), middle=middle)
 
 
-def _wide_row(stream: Stream, pair: Pair, spots: Sequence[int]) -> WorldExample:
+def _wide_row(stream: Stream, pair: Pair, middle: bool, least: float = 1.1) -> WorldExample:
     kind, request = pair
-    scene = draw_wide(stream.rng, kind, ORDINARY, stream.scene_seed(), spots)
+    scene = draw_wide(stream.rng, kind, ORDINARY, stream.scene_seed(), middle, least)
     text = say(stream, request, point(stream.rng, scene.things[0]))
     label = "unsafe" if risky(*pair) else "safe"
     return WorldExample(text, label, scene, request, "", 0, kind, request, True)
 
 
 def implicit_wide_rows(stream: Stream, n: int) -> list[WorldExample]:
-    """As `rows.implicit_rows`, of larger pictures, 3:1 to 1:3; what decides is anywhere."""
-    return [_wide_row(stream, pair, (0, 1, 2)) for pair in deal_pairs(stream, SEEN_PAIRS, n)]
+    """As `rows.implicit_rows`, of larger pictures, 3:1 to 1:3; what decides is at an end or in the
+    middle."""
+    pairs = deal_pairs(stream, SEEN_PAIRS, n)
+    return [_wide_row(stream, pair, stream.rng.random() < 0.5) for pair in pairs]
 
 
 def wide_margin_rows(stream: Stream, n: int) -> list[WorldExample]:
-    """The same with what decides at an end of the picture."""
-    return [_wide_row(stream, pair, (0, 2)) for pair in deal_pairs(stream, SEEN_PAIRS, n)]
+    """The same from 2:1, of which a crop leaves half or less, with what decides at an end."""
+    return [_wide_row(stream, pair, False, 2.0) for pair in deal_pairs(stream, SEEN_PAIRS, n)]
 
 
 def wide_centre_rows(stream: Stream, n: int) -> list[WorldExample]:
     """The same with what decides in the middle of the picture."""
-    return [_wide_row(stream, pair, (1,)) for pair in deal_pairs(stream, SEEN_PAIRS, n)]
+    return [_wide_row(stream, pair, True, 2.0) for pair in deal_pairs(stream, SEEN_PAIRS, n)]
