@@ -51,7 +51,7 @@ class WideScene(Scene):
         # As in `scenes.render`, everything random is drawn for all places, used or not.
         shade = (rng.integers(75, 181) + rng.integers(-12, 13, 3)).astype(np.float32)
         slope = np.linspace(-1, 1, self.size[1], dtype=np.float32) * rng.integers(-18, 19)
-        fills, shifts = 1 - 0.15 * rng.random(3), rng.random((3, 2)).tolist()
+        fills, shifts = 1 - 0.08 * rng.random(3), rng.random((3, 2)).tolist()
         tints = rng.integers(-14, 15, (3, 3)).astype(np.float32)
         canvas = np.empty((*self.size[::-1], 3), np.float32)
         canvas[:] = shade + slope[:, None, None]
