@@ -217,8 +217,8 @@ def clean_check(config: ConfigDict) -> ConfigDict:
 
 
 def other_loss(config: ConfigDict) -> ConfigDict:
-    """Row (iv) with cross-entropy over the answers where the scale has it over the vocabulary, and the
-    reverse."""
+    """Row (iv) with cross-entropy over the answers where the scale has it over the vocabulary, and
+    the reverse."""
     losses = {"vocabulary": "labels", "labels": "vocabulary"}
     config.train.loss = losses[config.train.loss]
     return config
