@@ -230,9 +230,20 @@ def review(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Loads a model (and adapter) as it is and writes it anew."""
+    """Loads a model (and adapter) as it is and writes it anew.
+
+    Raises:
+        UserError: it is immunized, and would lose its check and its policy by this.
+    """
+    from crossguard_jax.cmai.folders import is_immunized
+    from crossguard_jax.core.errors import UserError
     from crossguard_jax.guard.guard import Guard
 
+    if is_immunized(args.model):
+        raise UserError(
+            f"--model {args.model}: is immunized, and transformers loads it as it is; copy the "
+            "folder, since an export would leave out its check and its policy"
+        )
     guard = Guard.from_pretrained(args.model, args.adapter, dtype=None)
     guard.save_pretrained(args.out, args.format, dtype=args.dtype)
     print(f"{args.format} model: {args.out}")

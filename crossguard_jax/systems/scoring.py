@@ -340,6 +340,10 @@ def _score_window(
             yield row_out(item, asdict(verdict))
 
 
+def _reason(s_c: float | None) -> str:
+    return "S_c is no number" if s_c is None else f"S_c {s_c:.4g}"
+
+
 def queue_flagged(
     queue: ReviewQueue,
     system: System,
@@ -349,7 +353,7 @@ def queue_flagged(
     """Adds what a policy flagged to the queue for review; it is on the disk when this returns."""
     model = folder_name(guard_of(system).folder)
     flagged = [
-        Flagged(record, f"S_c {each.s_c:.4g}", each.p_unsafe, each.s_c, each.branch, model)
+        Flagged(record, _reason(each.s_c), each.p_unsafe, each.s_c, each.branch, model)
         for record, each in zip(records, verdicts, strict=True)
         if isinstance(each, Verdict) and each.branch == "flag"
     ]

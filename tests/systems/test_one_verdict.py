@@ -13,11 +13,14 @@ import pytest
 from crossguard_jax import cli
 from crossguard_jax.cmai.folders import save_immunized
 from crossguard_jax.cmai.policy import Policy
+from crossguard_jax.cmai.review import ReviewQueue, read_queue
 from crossguard_jax.core.config import load_config
 from crossguard_jax.data.records import Record, write_jsonl
 from crossguard_jax.evals.robustness import attack
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.systems.load import load
+from crossguard_jax.systems.scoring import queue_flagged
 from crossguard_jax.toy.world.sources import records
 from tests.cmai.small_systems import base, system_of, with_adapter
 
@@ -143,6 +146,20 @@ def test_what_is_flagged_waits_for_review(folder: Path, data: Path, tmp_path: Pa
     assert {json.loads(line)["id"] for line in queue.read_text().splitlines()} == flagged
     assert "flagged for review: 5" in capsys.readouterr().out
     assert cli.main(["review", str(queue), "--page", str(tmp_path / "review.html")]) == 0
+
+
+def test_a_flagged_request_whose_agreement_is_no_number_waits_for_review(tmp_path: Path) -> None:
+    queue, (row,) = ReviewQueue(tmp_path / "q.jsonl"), rows()[:1]
+    flagged = Verdict(0.2, False, 0.5, "safe", s_c=None, branch="flag")
+    queue_flagged(queue, base(), [row], [flagged])
+    assert [each.reason for each in read_queue(tmp_path / "q.jsonl")] == ["S_c is no number"]
+
+
+def test_an_export_does_not_leave_a_policy_behind_unsaid(tmp_path: Path, capsys) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "cmai.json").write_text("{}")
+    assert cli.main(["export", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "e")]) == 1
+    assert "is immunized" in capsys.readouterr().err and not (tmp_path / "e").exists()
 
 
 @pytest.mark.robustness
