@@ -1,4 +1,4 @@
-"""The guard: LoRA on both towers of a LLaVA, cross-entropy on the two label tokens.
+"""The guard: LoRA on both towers of a LLaVA, cross-entropy on the label that comes next.
 
 From the paper (CrossGuard, arXiv 2510.17687): the base LLaVA-1.5-7B, adapters on the vision tower
 and on the language model, the loss, and the mixture's kinds of data (implicit from ImpForge,
