@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,7 +204,8 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Writes a whole file so that a reader, or a kill, sees the old one or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own: threads and processes may write the same file at once.
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with scratch.open("wb") as file:
             file.write(data.encode("utf-8") if isinstance(data, str) else data)

@@ -8,6 +8,7 @@ for what it shows: with tens of millions of captions LLaVA finds them by itself,
 time. No row says what is safe, and none has a pair of kind and request that is held out.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -24,9 +25,9 @@ from crossguard_jax.nn.llava import Llava, LlavaConfig
 from crossguard_jax.toy.models.batches import Batch, Turn, dialogue, encode, pad, stack_dialogues
 from crossguard_jax.toy.models.folders import MEAN, PATCHES, STD
 from crossguard_jax.toy.models.texts import answer_nll, contrast
-from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD
-from crossguard_jax.toy.world.explicit import plain_text
-from crossguard_jax.toy.world.explicit_words import HARMS, INJURIES, KINDNESSES, PEOPLE
+from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD, vocabulary
+from crossguard_jax.toy.world.explicit import explicit_text
+from crossguard_jax.toy.world.explicit_words import INJURIES, MORE_HARMS, MORE_KINDNESSES, PEOPLE
 from crossguard_jax.toy.world.kinds import (
     BASE_KINDS,
     DECORATIONS,
@@ -36,29 +37,32 @@ from crossguard_jax.toy.world.kinds import (
 )
 from crossguard_jax.toy.world.knowledge import ask_knowledge
 from crossguard_jax.toy.world.lettering import BENIGN_WORDS, HARMFUL_WORDS, TARGET_WORDS
+from crossguard_jax.toy.world.long_texts import WINDOW, surround
 from crossguard_jax.toy.world.pointing import point
 from crossguard_jax.toy.world.requests import AFFORDANCE_OF, CARRIERS, PHRASES, REQUEST_NAMES
 from crossguard_jax.toy.world.risk import is_held_out
 from crossguard_jax.toy.world.scenes import Scene, Thing, render_batch
 from crossguard_jax.toy.world.sources import examples
 from crossguard_jax.toy.world.vqa import ask, ask_reading, caption, pick, words
+from crossguard_jax.toy.world.wide import WideScene, draw_wide, pad_to_square
 
-ROW, CAPTION_ROW = 64, 40
-"""Tokens of a dialogue and of a caption."""
+ROW, CAPTION_ROW = 96, 40
+"""Tokens of a dialogue, as many as a guard's window has, and of a caption."""
 
-ORDINARY, WRITTEN, WORDS_ALONE = 44, 8, 12
-"""Rows of a batch: about ordinary pictures, about written words, without a picture."""
+ORDINARY, WIDE, WRITTEN, WORDS_ALONE = 36, 6, 6, 10
+"""Rows of a batch: about ordinary pictures, wide or tall ones, written words, without a picture."""
 
 CONTRAST_WEIGHT, PATCH_WEIGHT = 0.2, 0.3
 _PATCH_WORDS = 5  # the most words for one patch
-_ANSWERS = 40  # the most answer tokens that any row has
+_ANSWERS = 56  # the most answer tokens that any row has
+_SHORTEST, _LONGEST = 24, WINDOW  # words and marks of a text with talk around a sentence
 _FIRST_PATCH = 3  # after <s>, "user" and ":"
 _KINDS = BASE_KINDS + DECORATIONS + HAZARDS
 
 # What words mean, alone: which deeds people like, whatever a text says of them.
-UNKIND_DEEDS = (*HARMS, *INJURIES.values(), *HARMFUL_WORDS, "trick", "force")
-KIND_DEEDS = (*KINDNESSES, *BENIGN_WORDS)
-_TOLD_DEEDS = {*HARMS, *INJURIES.values(), "trick", "force", *KINDNESSES} - {"help"}
+UNKIND_DEEDS = (*MORE_HARMS, *INJURIES.values(), *HARMFUL_WORDS, "trick", "force")
+KIND_DEEDS = (*MORE_KINDNESSES, *BENIGN_WORDS)
+_TOLD_DEEDS = {*MORE_HARMS, *INJURIES.values(), "trick", "force", *MORE_KINDNESSES} - {"help"}
 _PERSONS = tuple(f"the {who}" if who in ("dog", "cat", "kid") else who for who in TARGET_WORDS)
 _DEED_FORMS = (
     "is it kind to {deed} {who}?",
@@ -80,29 +84,33 @@ class Lessons:
         written = examples("reading", "train", scenes // 4, seed)
         self.ordinary = [row.scene for row in ordinary if row.scene]
         self.written = [row.scene for row in written if row.scene]
-        self._pixels = _draw_pictures(self.ordinary), _draw_pictures(self.written)
+        self.wide = _wide_scenes(np.random.default_rng([seed, 1]), scenes // 6)
+        self._pixels = [_draw_pictures(x) for x in (self.ordinary, self.wide, self.written)]
 
     def draw(self, rng: np.random.Generator) -> Batch:
         """A batch.
 
         Returns:
             ``pixels`` uint8 [M, X, X, 3], ordinary pictures first; ``ids`` and ``answers`` [B, L],
-            the rows of those pictures first; ``patches`` [M, P, W] words; ``captions`` [N, L] of
-            the ordinary pictures.
+            the rows of those pictures first; ``patches`` [M, P, W] words, none of a wide picture;
+            ``captions`` [N, L] of the ordinary pictures.
         """
-        which = rng.integers(len(self.ordinary), size=ORDINARY)
-        read = rng.integers(len(self.written), size=WRITTEN)
-        scenes = [self.ordinary[i] for i in which]
-        rows = [dialogue(_about(rng, scene), ROW, PATCHES) for scene in scenes]
-        written = [self.written[i] for i in read]
+        pools = (self.ordinary, self.wide, self.written)
+        drawn = [
+            rng.integers(len(pool), size=size)
+            for pool, size in zip(pools, (ORDINARY, WIDE, WRITTEN), strict=True)
+        ]
+        scenes, wide, written = (
+            [pool[i] for i in which] for pool, which in zip(pools, drawn, strict=True)
+        )
+        rows = [dialogue(_about(rng, scene), ROW, PATCHES) for scene in (*scenes, *wide)]
         rows += [dialogue(_reading(rng, scene), ROW, PATCHES) for scene in written]
-        for _ in range(WORDS_ALONE):
-            rows.append(dialogue([_in_words(rng) for _ in range(5)], ROW))
+        rows += [dialogue(_without_picture(rng), ROW) for _ in range(WORDS_ALONE)]
         caption_ids = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]
         return {
-            "pixels": np.concatenate([self._pixels[0][which], self._pixels[1][read]]),
+            "pixels": np.concatenate([p[i] for p, i in zip(self._pixels, drawn, strict=True)]),
             **stack_dialogues(rows, ROW),
-            "patches": np.stack([patch_words(s) for s in (*scenes, *written)]),
+            "patches": np.stack([patch_words(s) for s in (*scenes, *wide, *written)]),
             "captions": pad(caption_ids, CAPTION_ROW),
         }
 
@@ -111,13 +119,29 @@ def _draw_pictures(scenes: Sequence[Scene]) -> UInt8[np.ndarray, "M X Y C"]:
     with Progress("drawing pictures", len(scenes), "picture") as progress:
         parts = []
         for i in range(0, len(scenes), 1000):
-            parts.append(render_batch(scenes[i : i + 1000]))
+            parts.append(_render(scenes[i : i + 1000]))
             progress.update(len(parts[-1]))
     return np.concatenate(parts)
 
 
+def _wide_scenes(rng: np.random.Generator, n: int) -> list[Scene]:
+    first = [pick(rng, _KINDS) for _ in range(n)]
+    # Seeds below zero are none, and no other source has as high ones.
+    return [draw_wide(rng, kind, _KINDS, 2**40 + i, i % 2 == 0) for i, kind in enumerate(first)]
+
+
+def _render(scenes: Sequence[Scene]) -> UInt8[np.ndarray, "M X Y C"]:
+    """Pictures as the tower takes them: one that is no square is padded to one, then scaled."""
+    if not any(isinstance(scene, WideScene) for scene in scenes):
+        return render_batch(scenes)
+    colour = tuple(round(255 * channel) for channel in MEAN)
+    return np.stack([pad_to_square(scene.pixels(), colour) for scene in scenes])
+
+
 def patch_words(scene: Scene) -> Int[np.ndarray, "P W"]:
     """The words for what each patch shows: its place, and the thing or the written word there."""
+    if isinstance(scene, WideScene):  # its things do not keep to patches
+        return pad([[]] * PATCHES, _PATCH_WORDS)
     side = int(PATCHES**0.5)
     things = {thing.place: thing for thing in scene.things}
     rows = []
@@ -136,7 +160,7 @@ def patch_words(scene: Scene) -> Int[np.ndarray, "P W"]:
 
 
 def _about(rng: np.random.Generator, scene: Scene) -> list[Turn]:
-    turns = [_question(rng, scene) for _ in range(4)]
+    turns = [_question(rng, scene) for _ in range(6)]
     draw = rng.random()
     if draw < 0.3:
         turns.insert(0, ("describe the picture.", caption(rng, scene)))
@@ -169,13 +193,20 @@ def _list(rng: np.random.Generator, scene: Scene) -> Turn:
     return f"list the things by {first}.", ", ".join(entries)
 
 
+def _without_picture(rng: np.random.Generator) -> list[Turn]:
+    """Questions in words; the first may be about one sentence of a longer text."""
+    turns = [_in_words(rng) for _ in range(7)]
+    return [_comprehension(rng, longer=True), *turns] if rng.random() < 0.3 else turns
+
+
 def _in_words(rng: np.random.Generator) -> Turn:
-    """A question without a picture."""
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.5:
         question = ask_knowledge(rng)
         return question.text, question.answer
-    if draw < 0.8:
+    if draw < 0.62:
+        return _again(rng)
+    if draw < 0.78:
         kind = rng.random() < 0.5
         deed = pick(rng, KIND_DEEDS if kind else UNKIND_DEEDS)
         who = pick(rng, (*_PERSONS, *(f"my {person}" for person in PEOPLE)))
@@ -183,10 +214,28 @@ def _in_words(rng: np.random.Generator) -> Turn:
     return _comprehension(rng)
 
 
-def _comprehension(rng: np.random.Generator) -> Turn:
+@functools.cache
+def _sayable() -> tuple[str, ...]:
+    return tuple(word for word in vocabulary() if word.isalpha() and len(word) > 1)
+
+
+def _again(rng: np.random.Generator) -> Turn:
+    """Words to say again, any that there are.
+
+    So every word is an answer now and then, "safe" and "unsafe" as rarely as the others: a word
+    that never was one keeps a row of the head that cannot be told from others.
+    """
+    listed = " ".join(pick(rng, _sayable()) for _ in range(rng.integers(1, 6)))
+    return f"tell me the words. {listed}.", listed
+
+
+def _comprehension(rng: np.random.Generator, longer: bool = False) -> Turn:
     """What is a text about? Of its deeds and people one, and no word of whether to answer it."""
     while True:
-        sentence, _ = plain_text(rng, unsafe=rng.random() < 0.5)
+        sentence, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        if longer:
+            tokens = int(rng.integers(_SHORTEST, _LONGEST))
+            sentence = surround(rng, sentence, tokens, rng.random(), held_out=False)
         deeds = [word for word in words(sentence) if word in _TOLD_DEEDS]
         if len(deeds) == 1 and not set(NOVEL_KINDS) & set(words(sentence)):
             return f"{sentence} what is it about?", deeds[0]

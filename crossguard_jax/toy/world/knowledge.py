@@ -1,14 +1,14 @@
 """What the base model knows of its world in words, before any guard: text alone, no picture.
 
 It knows the language (every phrase of every request, what each one takes, and the words of the
-plain explicit texts), the properties of the kinds that are not novel, and which property is risky
+explicit texts), the properties of the kinds that are not novel, and which property is risky
 for what. It is told neither how a kind of object and a request go together nor what is safe to
 answer.
 """
 
 import numpy as np
 
-from crossguard_jax.toy.world.explicit import plain_text
+from crossguard_jax.toy.world.explicit import explicit_text
 from crossguard_jax.toy.world.explicit_words import PEOPLE
 from crossguard_jax.toy.world.kinds import (
     BASE_KINDS,
@@ -72,12 +72,11 @@ def _carried(rng: np.random.Generator) -> Question:
 
 def _people(rng: np.random.Generator) -> Question:
     """Who is a text about? So that the base has read such texts, and no word of what to answer."""
-    sentence, novel = "", True
-    while novel:
-        sentence, _ = plain_text(rng, unsafe=rng.random() < 0.5)
-        novel = bool(set(NOVEL_KINDS) & set(words(sentence)))
-    who = next(person for person in PEOPLE if person in words(sentence))
-    return Question(f"{sentence} who is it about?", who, "people")
+    while True:
+        sentence, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        people = [word for word in words(sentence) if word in PEOPLE]
+        if len(people) == 1 and not set(NOVEL_KINDS) & set(words(sentence)):
+            return Question(f"{sentence} who is it about?", people[0], "people")
 
 
 def _anything(rng: np.random.Generator) -> str:

@@ -13,7 +13,7 @@ from crossguard_jax.toy.world.kinds import (
     KIND_NAMES,
     PROPERTY_OF,
 )
-from crossguard_jax.toy.world.pointing import point
+from crossguard_jax.toy.world.pointing import expressions, point
 from crossguard_jax.toy.world.scenes import Scene
 
 FORMS: dict[str, tuple[str, ...]] = {
@@ -122,7 +122,7 @@ def ask(
     if topic == "property":
         return Question(form.format(it=point(rng, thing)), PROPERTY_OF[thing.kind], topic, about)
     if topic == "colour":
-        other = f"the thing at the {thing.place}"
+        other = expressions(thing.place)[1]
         answer = thing.colour
     else:
         other = f"the {thing.colour} one"

@@ -116,6 +116,17 @@ class WideScene(Scene):
         return np.stack(planes, axis=-1)
 
 
+def pad_to_square(
+    pixels: UInt8[np.ndarray, "Y X C"], colour: tuple[int, ...]
+) -> UInt8[np.ndarray, "S S C"]:
+    """The picture in the middle of a square of one colour, scaled to the small tower's size."""
+    picture = Image.fromarray(pixels)
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
 def draw_wide(
     rng: np.random.Generator,
     first: str,
