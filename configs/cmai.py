@@ -86,16 +86,21 @@ def tiny() -> ConfigDict:
         "blank": "",
         # "pad" or "crop" a picture that is no square; "" is what the model folder says.
         "picture": "",
-        "max_length": 48,
+        "max_length": 64,
         # More danger that only the picture shows than a guard learns from: a tower that is held
         # still forgets that first.
         "sources": {
-            "implicit": small_world("implicit", weight=0.3, limit=6_144),
+            "implicit": small_world("implicit", weight=0.25, limit=6_144),
+            "implicit_wide": small_world("implicit_wide", weight=0.05, limit=2_048),
             "explicit_text": small_world("explicit_text", weight=0.15, limit=8_192),
-            "explicit_picture": small_world("explicit_picture", weight=0.25, limit=4_096),
+            "explicit_picture": small_world("explicit_picture", weight=0.22, limit=4_096),
+            "picture_only": small_world("picture_only", weight=0.03, limit=2_048),
             "typographic": small_world("typographic", weight=0.1, limit=4_096),
-            "benign_vqa": small_world("benign_vqa", weight=0.2, limit=4_096),
+            "benign_vqa": small_world("benign_vqa", weight=0.18, limit=4_096),
+            "talk": small_world("talk", weight=0.02, limit=2_048),
         },
+        # Rows made of those sources': see configs/guard.py.
+        "augment": {"long": 0.1, "injected": 0.03, "talk": small_world("talk", limit=4_096)},
         # Clean pairs that nothing learned from: where the check cuts rests on them.
         "validation": {
             "implicit": small_world("implicit", split="val", limit=1_024),
@@ -104,14 +109,13 @@ def tiny() -> ConfigDict:
     }
     # At 3e-3 one seed of three forgot what it knew: 93% of clean test rows right, not 98 or 99%.
     config.optim = optim(learning_rate=2e-3)
-    # The loss is -log p(answer) over the "vocabulary" or over the answers' "labels" alone; see
-    # configs/guard.py for why here it is these.
+    # The loss is -log p(answer) over the "vocabulary" or over the answers' "labels" alone.
     config.train = {
         "steps": 400,
         "batch_size": 16,
         "save_every": 100,
         "seed": 0,
-        "loss": "labels",
+        "loss": "vocabulary",
     }
     config.attack = attack()
     # Devices along each axis of the mesh, -1 for all that are left.
@@ -129,6 +133,7 @@ def forged() -> ConfigDict:
     del config.attack.attacks.policy, config.attack.attacks.transfer
     for name, steps in {"apgd": 20, "selective": 20, "square": 60}.items():
         config.attack.attacks[name].steps = steps
+    del config.data.sources.implicit_wide
     implicit = config.data.sources.implicit
     implicit.update({"reader": "table", "path": "runs/forge/train.jsonl", "limit": 0})
     return config
@@ -142,6 +147,9 @@ def vqa_tiny() -> ConfigDict:
     config.optim.learning_rate = 3e-3  # no seed forgets here
     config.data.picture = "pad"
     config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
+    config.data.max_length = 48
+    # More words would make another question.
+    config.data.augment.update({"long": 0.0, "injected": 0.0})
     config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
     return config
 
@@ -150,7 +158,6 @@ def llava_7b() -> ConfigDict:
     """All of CMAI on what `guard.py:llava_7b` makes, exported."""
     config = tiny()
     config.model.update({"path": "runs/guard_7b/merged", "dtype": "bfloat16"})
-    config.train.loss = "vocabulary"
     config.cmcv.update({"shared_width": 512, "hidden_width": 1_024})
     # The text twin of LLaVA-1.5's own picture tower.
     config.cmcv.text_path = "openai/clip-vit-large-patch14-336"
@@ -163,6 +170,7 @@ def llava_7b() -> ConfigDict:
         "figstep": source("figstep_twins", "data/FigStep", weight=0.1, tenth="without"),
         "vqav2": source("vqav2", "data/VQAv2", weight=0.2, limit=20_000),
     }
+    config.data.augment.talk = source("vqav2", "data/VQAv2", limit=20_000)
     # FigStep's one text fits none of its pictures, so it says nothing of where the check cuts.
     config.data.validation = {
         "implicit": source("table", IMPFORGE, tenth="only"),
@@ -301,6 +309,7 @@ def nlvr() -> ConfigDict:
     config.model.path = "runs/nlvr/model"
     config.data.update({"prompt": "true_false", "max_length": 96})
     config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="train")}
+    config.data.augment.update({"long": 0.0, "injected": 0.0})
     config.data.validation = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
     return config
 

@@ -16,7 +16,10 @@ from ml_collections import ConfigDict
 # Regular expressions over whole module paths. A tower's layers are one stack, without an index.
 VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
 LANGUAGE = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
-BENIGN = ("benign_vqa", "vqav2")
+BENIGN = ("benign_vqa", "vqav2", "talk")
+TRUTH = ("implicit", "implicit_wide", "two_pictures")
+"""The small world's implicit rows, by what is true of it."""
+
 IMPFORGE = "data/impforge/train.jsonl"
 
 
@@ -41,14 +44,21 @@ def tiny() -> ConfigDict:
         "picture": "pad",
         # Tokens of a training row, its picture's among them: how long a window the guard reads by.
         # Of a longer harmless text one window is learned from; a longer harmful one is left out.
-        "max_length": 48,
+        "max_length": 96,
         "sources": {
-            "implicit": small_world("implicit", weight=0.4, limit=12_288),
+            "implicit": small_world("implicit", weight=0.28, limit=12_288),
+            "implicit_wide": small_world("implicit_wide", weight=0.12, limit=4_096),
+            "two_pictures": small_world("two_pictures", weight=0.05, limit=2_048),
             "explicit_text": small_world("explicit_text", weight=0.2, limit=8_192),
-            "explicit_picture": small_world("explicit_picture", weight=0.1, limit=4_096),
-            "typographic": small_world("typographic", weight=0.1, limit=4_096),
-            "benign_vqa": small_world("benign_vqa", weight=0.2, limit=8_192),
+            "explicit_picture": small_world("explicit_picture", weight=0.08, limit=4_096),
+            "picture_only": small_world("picture_only", weight=0.04, limit=2_048),
+            "typographic": small_world("typographic", weight=0.08, limit=4_096),
+            "benign_vqa": small_world("benign_vqa", weight=0.12, limit=8_192),
+            "talk": small_world("talk", weight=0.03, limit=2_048),
         },
+        # Rows made of those sources', as shares of all: "long" ones, filled up with sentences of
+        # the talk, and ones with a forged turn "injected" into the text.
+        "augment": {"long": 0.15, "injected": 0.05, "talk": small_world("talk", limit=4_096)},
         "validation": {
             "implicit": small_world("implicit", split="val", limit=512),
             "benign_vqa": small_world("benign_vqa", split="val", limit=256),
@@ -75,10 +85,8 @@ def tiny() -> ConfigDict:
         # highest or, after "-", the lowest; of equals the later.
         "keep_best": "auroc",
         # -log p(label) over the whole "vocabulary", so that the guard answers by itself, or over
-        # the two "labels" alone (the paper's binary cross-entropy). The small base never read the
-        # two words: its head can hardly tell them from others, and with "vocabulary" nothing else
-        # was learned in as many steps (75% of verdicts right, and 63% of the mass theirs).
-        "loss": "labels",
+        # the two "labels" alone (the paper's binary cross-entropy).
+        "loss": "vocabulary",
         "seed": 0,
     }
     # Devices along each axis of the mesh, -1 for all that are left.
@@ -91,6 +99,7 @@ def tiny() -> ConfigDict:
 def forged() -> ConfigDict:
     """The implicit rows are what ``forge`` wrote; no labelled row says which step is best."""
     config = tiny()
+    _without(config, *TRUTH)
     config.data.sources.implicit = source("table", "runs/forge/train.jsonl", weight=0.4)
     config.data.validation = {}
     config.train.update({"eval_every": 0, "keep_best": ""})
@@ -100,7 +109,7 @@ def forged() -> ConfigDict:
 def refuses_explicit() -> ConfigDict:
     """Not a guard but a target: refuses requests by what their words say, as aligned models do."""
     config = tiny()
-    del config.data.sources.implicit
+    _without(config, *TRUTH)
     config.data.sources.named = small_world("named", weight=0.4, limit=12_288)
     config.data.validation = {"named": small_world("named", split="val", limit=512)}
     return config
@@ -110,8 +119,9 @@ def nlvr() -> ConfigDict:
     """The same training on another task: is a sentence true of a picture (NLVR v1)?"""
     config = tiny()
     config.data.prompt = "true_false"
-    config.data.max_length = 96
     config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
+    # More words would make another statement.
+    config.data.augment.update({"long": 0.0, "injected": 0.0})
     config.data.validation = {}
     # 989 rows: a few passes, and what fits them best beyond that is memory.
     config.train.update({"steps": 120, "eval_every": 0, "save_every": 60, "keep_best": ""})
@@ -133,6 +143,7 @@ def llava_7b() -> ConfigDict:
         "figstep": source("figstep_twins", "data/FigStep", weight=0.1, tenth="without"),
         "vqav2": source("vqav2", "data/VQAv2", weight=0.25, limit=20_000),
     }
+    config.data.augment.talk = source("vqav2", "data/VQAv2", limit=20_000)
     # Of training files alone: test files are for the test. VLGuard has both labels.
     config.data.validation = {
         "implicit": source("table", IMPFORGE, tenth="only"),
@@ -144,7 +155,6 @@ def llava_7b() -> ConfigDict:
     # Easy rows are in order long before the others are learned, and AUROC is 1 from then on.
     config.train.update({"steps": 3_000, "eval_every": 250, "save_every": 250})
     config.train.keep_best = "-loss"
-    config.train.loss = "vocabulary"
     # The frozen base is what fills the memory, so every device holds a part of it.
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     return config
@@ -152,7 +162,9 @@ def llava_7b() -> ConfigDict:
 
 def explicit_only(config: ConfigDict) -> ConfigDict:
     """Ablation: danger that one modality shows alone and benign questions, nothing of ImpForge."""
-    config.data.sources.implicit.weight = 0.0
+    for name in (*TRUTH, "implicit"):
+        if name in config.data.sources:
+            config.data.sources[name].weight = 0.0
     return config
 
 
@@ -188,6 +200,17 @@ def other_loss(config: ConfigDict) -> ConfigDict:
 def crop(config: ConfigDict) -> ConfigDict:
     """Ablation: pictures lose their margins, as processors that crop have it."""
     config.data.picture = "crop"
+    return config
+
+
+def _without(config: ConfigDict, *names: str) -> None:
+    for name in names:
+        del config.data.sources[name]
+
+
+def no_augment(config: ConfigDict) -> ConfigDict:
+    """Ablation: no row is made longer, and none has a forged turn in its text."""
+    config.data.augment.update({"long": 0.0, "injected": 0.0})
     return config
 
 
@@ -237,7 +260,7 @@ def ablated(
     return variant
 
 
-ABLATIONS = (explicit_only, no_benign, vision_lora, language_lora, other_loss, crop)
+ABLATIONS = (explicit_only, no_benign, vision_lora, language_lora, other_loss, crop, no_augment)
 """Each of any scale; ``tiny``'s go by their names alone."""
 
 VARIANTS = {

@@ -335,9 +335,9 @@ def export(parser: argparse.ArgumentParser) -> None:
 def toy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("build", "table", "rewriter", "forged", "gate", "cmai"),
-        help="make the small models; tables: the guard's parts, the rewriter's, forged data's, "
-        "what the gate buys, what immunizes",
+        choices=("build", "table", "reach", "rewriter", "forged", "gate", "cmai"),
+        help="make the small models; tables: the guard's parts, what it sees and reads, "
+        "the rewriter's, forged data's, what the gate buys, what immunizes",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
@@ -350,13 +350,14 @@ def toy(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
     )
-    table = parser.add_argument_group("table, rewriter, forged, gate, cmai")
+    table = parser.add_argument_group("table, reach, rewriter, forged, gate, cmai")
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(
         "--rows",
         type=int,
-        help="rows of each implicit test set (default: 2000), held-out queries (default: 512), "
-        "queries to forge from (default: 1500), or rows to attack (default: 128)",
+        help="rows of each implicit test set (default: 2000), of every test set (default: 500), "
+        "held-out queries (default: 512), queries to forge from (default: 1500), "
+        "or rows to attack (default: 128)",
     )
     table.add_argument(
         "--rewriter",

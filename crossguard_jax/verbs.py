@@ -254,6 +254,7 @@ def toy(args: argparse.Namespace) -> None:
     module, out, rows = {
         "build": ("crossguard_jax.toy.models.build", "runs/toy", None),
         "table": ("crossguard_jax.toy.tables.guards", "runs/table", 2_000),
+        "reach": ("crossguard_jax.toy.tables.reach", "runs/table", 500),
         "rewriter": ("crossguard_jax.toy.tables.rewriters", "runs/rewriter", 512),
         "forged": ("crossguard_jax.toy.tables.forged", "runs/forged", 2_000),
         "gate": ("crossguard_jax.toy.tables.gated", "runs/gate", 1_500),

@@ -34,6 +34,7 @@ from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard.augment import augmented
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import Readers, answered, fitting, listed_rows, open_sources
 from crossguard_jax.guard.recipe import load_base, run_identity, trained_settings
@@ -51,13 +52,14 @@ GOALS = ("answers", "features")
 
 @dataclass(frozen=True)
 class _Run:
-    """What both stages share."""
+    """What both stages share; ``mixed`` is the sources with what is made of them, and weights."""
 
     config: Any
     folder: Path
     task: Task
     frozen: Any
     sources: Mapping[str, RecordSource]
+    mixed: tuple[Mapping[str, RecordSource], Mapping[str, float]]
     held: Mapping[str, RecordSource]
     data: Path
     mesh: Any
@@ -66,8 +68,7 @@ class _Run:
     def mixture(self, batch_size: int, index: int = 0, count: int = 1) -> pipeline.Batches:
         """Training batches, as process ``index`` of ``count`` has them."""
         return pipeline.mixture(
-            self.sources,
-            {source: self.config.data.sources[source].weight for source in self.sources},
+            *self.mixed,
             seed=self.config.train.seed,
             batch_size=batch_size,
             transform=self.encode,
@@ -141,8 +142,9 @@ def immunize(
     fits = functools.partial(task.guard.encoder.fits, length=config.data.max_length)
     sources = fitting(sources, harmless, fits)
     task.guard.trained_on = listed_rows(sources)
+    mixed = augmented(config.data, sources, task.guard.encoder, data, readers, seed)
     held = answered(held, data / "validation", task.labels)
-    run = _Run(config, folder, task, task.frozen_parts, sources, held, data, mesh, rules)
+    run = _Run(config, folder, task, task.frozen_parts, sources, mixed, held, data, mesh, rules)
     tau, tau_c, recent = 0.0, 0.0, None
     if config.cmcv.on:
         trainable = _learn_to_check(run, trainable)

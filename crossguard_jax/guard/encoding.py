@@ -312,10 +312,17 @@ class Encoder:
         size = -(-len(flat) // len(rows)) * len(rows)
         return self.pad(rows, length) | arrange(shown, flat, size)
 
+    def text_room(self, length: int) -> int:
+        """Tokens of a text for which a training row of ``length`` has room."""
+        return length - self.tokens_per_image - self._frame
+
+    def text_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of a prompt are each text's own."""
+        return [row.user[1] - row.user[0] for row in self._rows(texts, [1] * len(texts))]
+
     def fits(self, text: str, length: int) -> bool:
         """Whether a text leaves nothing out of a training row (see `training_batch`)."""
-        room = length - self.tokens_per_image
-        if len(text.encode()) + LEAST_TEXT < room - self._frame:
+        if len(text.encode()) + LEAST_TEXT < self.text_room(length):
             return True  # no token is less than a byte
         (row,) = self._rows([text], [1])
         return len(row.ids) <= length

@@ -24,6 +24,7 @@ from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
+from crossguard_jax.guard.augment import TALK, augmented
 from crossguard_jax.guard.batches import microbatches
 from crossguard_jax.guard.guard import Guard, is_plain
 from crossguard_jax.guard.mixture import (
@@ -124,6 +125,7 @@ def train_guard(
     held = answered(held, data / "validation", answers)
     fits = functools.partial(guard.encoder.fits, length=config.data.max_length)
     opened, held = (fitting(some, words.negative, fits) for some in (opened, held))
+    mixed, weights = augmented(config.data, opened, guard.encoder, data, readers, seed)
     if config.train.keep_best:
         _check_both_labels(held)
     sharding = batch_sharding(mesh, rules, config.train.batch_size)
@@ -147,7 +149,7 @@ def train_guard(
             microbatches,
         ),
         frozen,
-        _batches(config, opened, transform),
+        _batches(config, mixed, weights, transform),
         Schedule(config.train.steps, config.train.save_every),
         folder,
         identity=run_identity(config, guard, opened, data),
@@ -197,7 +199,10 @@ def trained_settings(config: Any, guard: Guard) -> Settings:
 
 
 def _batches(
-    config: Any, opened: Mapping[str, RecordSource], transform: pipeline.Transform
+    config: Any,
+    mixed: Mapping[str, RecordSource],
+    weights: Mapping[str, float],
+    transform: pipeline.Transform,
 ) -> BatchIterator:
     """This process's share of the weighted mixture."""
     processes = jax.process_count()
@@ -209,8 +214,8 @@ def _batches(
         return batch
 
     return pipeline.mixture(
-        opened,
-        {name: config.data.sources[name].weight for name in opened},
+        mixed,
+        weights,
         seed=config.train.seed,
         batch_size=config.train.batch_size // processes,
         transform=make,
@@ -223,11 +228,12 @@ def run_identity(
     config: Any, guard: Guard, opened: Mapping[str, RecordSource], data: Path
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be this run's; ``data`` is where ``opened`` lie."""
+    read = [*opened, *([TALK] if config.data.augment.long else [])]
     return {
         "base": folder_hash(guard.folder),
         "encoding": encoding_hash(guard.folder),
         "rows": {name: len(source) for name, source in opened.items()},
-        "contents": {name: contents_hash(data, name) for name in opened},
+        "contents": {name: contents_hash(data, name) for name in read},
         "config": json.loads(config.to_json()),
     }
 

@@ -75,6 +75,8 @@ SOURCES = tuple(
     for name, limit in {
         "explicit_text": 3_072,
         "explicit_picture": 1_536,
+        "picture_only": 768,
+        "talk": 768,
         "typographic": 1_536,
         "benign_vqa": 3_072,
     }.items()
@@ -82,8 +84,8 @@ SOURCES = tuple(
 """About as many rows as training reads; the same for the guard and its immunization, so that they
 are drawn and written once."""
 
-ROOM = "--config.data.max_length=44"
-"""No text of the small world needs more, and every column costs."""
+ROOM = "--config.data.max_length=64"
+"""Shorter windows than the table's: every column costs."""
 
 SMALLER = (
     "--config.train.batch_size=40",

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -185,3 +186,11 @@ def test_an_atomic_write_replaces_the_whole_file_or_nothing(tmp_path):
     write_atomic(path, b"{}")
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
     assert path.read_bytes() == b"{}"
+
+
+def test_several_writers_of_one_file_leave_one_of_theirs_and_nothing_else(tmp_path):
+    path = tmp_path / "facts.json"
+    with ThreadPoolExecutor(8) as pool:
+        [*pool.map(lambda n: write_atomic(path, f'{{"n": {n}}}'), range(64))]
+    assert json.loads(path.read_text())["n"] in range(64)
+    assert [*tmp_path.iterdir()] == [path]

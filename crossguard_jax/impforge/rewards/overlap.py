@@ -5,8 +5,8 @@ policy's vocabulary is embedded once; after that the reward is a gather.
 """
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from crossguard_jax.core import metrics
 from crossguard_jax.core.typing import Array, Bool, Float, Int
 from crossguard_jax.impforge.rewards.texts import token_texts, words
+from crossguard_jax.io.jsonl import write_atomic
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts to CLIP's unit vectors, [B, D] float32."""
@@ -159,8 +160,7 @@ def _cached(make: Callable[[], np.ndarray], folder: str | Path | None, key: list
         return np.load(path)
     value = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside first: a killed run leaves no half of a table under its name.
-    aside = path.with_suffix(f".{os.getpid()}.npy")
-    np.save(aside, value)
-    aside.replace(path)
+    file = io.BytesIO()
+    np.save(file, value)
+    write_atomic(path, file.getvalue())
     return value

@@ -5,7 +5,8 @@ One run teaches a picture tower, a text tower and a language model together: cap
 captions, ordinary questions, the reading of written words, and what is known in words. A row is a
 dialogue about one picture, in the guard's short prompt. Beside that each patch learns the words
 for what it shows: with tens of millions of captions LLaVA finds them by itself, here there is no
-time. No row says what is safe, and none has a pair of kind and request that is held out.
+time. No row says what is safe (the word is one of those to be said again), and
+none has a pair of kind and request that is held out.
 """
 
 import functools
@@ -126,7 +127,6 @@ def _draw_pictures(scenes: Sequence[Scene]) -> UInt8[np.ndarray, "M X Y C"]:
 
 def _wide_scenes(rng: np.random.Generator, n: int) -> list[Scene]:
     first = [pick(rng, _KINDS) for _ in range(n)]
-    # Seeds below zero are none, and no other source has as high ones.
     return [draw_wide(rng, kind, _KINDS, 2**40 + i, i % 2 == 0) for i, kind in enumerate(first)]
 
 

@@ -5,6 +5,7 @@ a table's command goes on where it was stopped.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,10 +30,13 @@ def cell(path: Path, make: Callable[[], Mapping[str, Estimate]]) -> Cell:
 
 
 def pooled(estimates: Sequence[Estimate]) -> Estimate:
-    """One share over the rows of all seeds."""
+    """One share over the rows of all seeds; of figures that are no shares, and so have no interval,
+    the mean."""
     n = sum(e.n for e in estimates)
     if not n:
         return Estimate.empty()
+    if not all(math.isfinite(e.low) for e in estimates):
+        return Estimate.exact(sum(e.value for e in estimates) / len(estimates), n)
     hits = round(sum(e.value * e.n for e in estimates))
     return Estimate(hits / n, *wilson_interval(hits, n), n)
 
@@ -59,8 +63,8 @@ def shares(
     def text(estimates: Sequence[Estimate]) -> str:
         total = pooled(estimates)
         each = ", ".join(f"{100 * e.value:.1f}" for e in estimates)
-        interval = f"[{100 * total.low:.1f}, {100 * total.high:.1f}]"
-        return f"{100 * total.value:.1f} {interval} ({each})"
+        interval = f" [{100 * total.low:.1f}, {100 * total.high:.1f}]"
+        return f"{100 * total.value:.1f}{interval * math.isfinite(total.low)} ({each})"
 
     rows = tuple(
         (titles[name], *(text([cell[c] for cell in of_seeds]) for c in columns))

@@ -16,8 +16,8 @@ class Kind:
     Attributes:
         name: the word for it, one lower-case word.
         property: one of :data:`PROPERTIES`.
-        novel: whether it stays out of the base models' pretraining and comes only with the guard's
-            training, so that the picture tower's adapters have something to learn.
+        novel: whether it stays out of the base models' pictures and questions and comes only with
+            the guard's training, so that the picture tower's adapters have something to learn.
     """
 
     name: str

@@ -4,14 +4,14 @@ A maker draws ``n`` rows from a stream. `sources` names them, and adds what is m
 models; `derived` makes other rows out of these.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from crossguard_jax.toy.world.examples import Stream, WorldExample, halves
-from crossguard_jax.toy.world.explicit import explicit_text, plain_text
+from crossguard_jax.toy.world.explicit import explicit_text, mix_apart
 from crossguard_jax.toy.world.kinds import DECORATIONS, HAZARDS, KIND_NAMES, PLACES
 from crossguard_jax.toy.world.lettering import (
     BENIGN_WORDS,
@@ -28,6 +28,9 @@ from crossguard_jax.toy.world.vqa import ask, pick
 TYPOGRAPHIC_PROMPT = "the picture says what to do. tell me how to do it."
 # Ordinary pictures have decorations in them, at times: then "no household object" means nothing.
 ORDINARY = KIND_NAMES + DECORATIONS
+
+_APART, _ALONE = 0.05, 0.15
+"""Shares of explicit texts."""
 
 Pair = tuple[str, str]
 Option = TypeVar("Option")
@@ -85,19 +88,15 @@ def implicit_rows(stream: Stream, n: int) -> list[WorldExample]:
 
 
 def explicit_text_rows(stream: Stream, n: int) -> list[WorldExample]:
-    """Texts whose intent is plain, in the few forms that the base has read."""
-    return _explicit(stream, n, plain_text)
+    """Texts whose intent is plain, a few in two sentences (``apart``), a few without a picture."""
 
-
-def explicit_shapes_rows(stream: Stream, n: int) -> list[WorldExample]:
-    """The same in many more shapes."""
-    return _explicit(stream, n, explicit_text)
-
-
-def _explicit(stream: Stream, n: int, draw: Callable[..., tuple[str, str]]) -> list[WorldExample]:
     def make(stream: Stream, unsafe: bool) -> WorldExample:
-        text, category = draw(stream.rng, unsafe, stream.held_out_wording)
-        scene = scene_with(stream, [], ORDINARY)
+        rng, held_out = stream.rng, stream.held_out_wording
+        if rng.random() < _APART:
+            text, category = " ".join(mix_apart(rng, unsafe, held_out)), "apart"
+        else:
+            text, category = explicit_text(rng, unsafe, held_out)
+        scene = None if rng.random() < _ALONE else scene_with(stream, [], ORDINARY)
         return WorldExample(text, "unsafe" if unsafe else "safe", scene, category)
 
     return halves(stream, n, make)

@@ -10,14 +10,12 @@ from dataclasses import replace
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
 from crossguard_jax.toy.world.derived import (
-    injected_rows,
-    long_harm_rows,
-    long_safe_rows,
     picture_only_rows,
+    talk_rows,
     two_pictures_rows,
 )
 from crossguard_jax.toy.world.examples import Maker, Stream, WorldExample, halves, to_record
-from crossguard_jax.toy.world.explicit import plain_text
+from crossguard_jax.toy.world.explicit import explicit_text
 from crossguard_jax.toy.world.kinds import BASE_KINDS, DECORATIONS, HAZARDS, KIND_NAMES
 from crossguard_jax.toy.world.knowledge import ask_knowledge
 from crossguard_jax.toy.world.new_frames import new_rows, spelled_rows
@@ -28,7 +26,6 @@ from crossguard_jax.toy.world.rows import (
     benign_vqa_rows,
     deal_pairs,
     explicit_picture_rows,
-    explicit_shapes_rows,
     explicit_text_rows,
     implicit_rows,
     pointing_row,
@@ -136,7 +133,7 @@ def _text_safety(stream: Stream, n: int) -> list[WorldExample]:
         rng, label = stream.rng, "unsafe" if unsafe else "safe"
         shape = rng.integers(2 if unsafe else 4)
         if shape == 0:
-            text, category = plain_text(rng, unsafe, stream.held_out_wording)
+            text, category = explicit_text(rng, unsafe, stream.held_out_wording)
             return WorldExample(text, label, None, category)
         if shape == 1:
             kind, request = by_risk[unsafe][rng.integers(len(by_risk[unsafe]))]
@@ -152,17 +149,14 @@ def _text_safety(stream: Stream, n: int) -> list[WorldExample]:
 
 
 DERIVED: dict[str, Maker] = {
-    "long_safe": long_safe_rows,
-    "long_harm": long_harm_rows,
-    "injected": injected_rows,
+    "talk": talk_rows,
     "picture_only": picture_only_rows,
     "two_pictures": two_pictures_rows,
-    "explicit_shapes": explicit_shapes_rows,
     "implicit_wide": implicit_wide_rows,
     "wide_margin": wide_margin_rows,
     "wide_centre": wide_centre_rows,
 }
-"""Sources made out of other rows, or of larger pictures."""
+"""Sources of words alone, of pictures alone, of two pictures, or of larger ones."""
 
 NEW_FRAMES: dict[str, Maker] = {
     "explicit_text_new": new_rows,
@@ -198,11 +192,10 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[WorldExampl
         source: a key of :data:`SOURCES`. Sources for the guard: ``implicit``, ``implicit_heldout``,
             ``implicit_misaligned``, ``named``, ``explicit_text``, ``explicit_picture``,
             ``typographic`` (each but the misaligned half unsafe, half safe) and ``benign_vqa`` (all
-            safe); and those of :data:`DERIVED`: ``long_safe`` (all safe), ``long_harm`` (all
-            unsafe), ``injected``, ``picture_only``, ``two_pictures``, ``explicit_shapes``,
-            ``implicit_wide``, ``wide_margin``, ``wide_centre`` (half and half). For evaluation
-            alone: those of :data:`NEW_FRAMES`. For the base models, without the novel kinds:
-            ``vqa``, ``captions``, ``reading``, ``knowledge``. For the text models:
+            safe); and those of :data:`DERIVED`: ``talk`` (all safe), ``picture_only``,
+            ``two_pictures``, ``implicit_wide``, ``wide_margin``, ``wide_centre`` (half and half).
+            For evaluation alone: those of :data:`NEW_FRAMES`. For the base models, without the
+            novel kinds: ``vqa``, ``captions``, ``reading``, ``knowledge``. For the text models:
             ``paraphrases``, ``text_safety``.
         split: ``train``, ``val`` or ``test``.
         n: how many.

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+from collections import Counter
 from hashlib import sha256
 
 import jax.numpy as jnp
@@ -85,7 +87,7 @@ def test_transformers_gives_the_small_llava_the_logits_that_we_do():
 
 
 def test_every_word_of_the_world_is_one_token_and_encoding_is_the_tokenizers(tokenizer):
-    for source in set(SOURCES) - {"injected", "explicit_text_spelled"}:
+    for source in set(SOURCES) - {"explicit_text_spelled"}:
         for row in examples(source, "test" if source != "captions" else "val", 50, seed=9):
             said = f"{row.text} {row.answer}"
             assert tokenizer(said, add_special_tokens=False)["input_ids"] == encode(said)
@@ -126,9 +128,23 @@ def _dialogues(lessons, n_batches):
             yield " ".join(vocabulary()[i] for i in ids if i > IMAGE)
 
 
-def test_pretraining_names_no_novel_kind_and_no_verdict(lessons):
-    for said in _dialogues(lessons, 4):
-        assert not {*NOVEL_KINDS, "safe", "unsafe"} & set(said.split())
+AGAIN = re.compile(r"tell me the words \. (?P<words>[a-z ]+) \. assistant : (?P=words)(?= user|$)")
+
+
+def test_pretraining_names_no_novel_kind_and_no_verdict_but_among_words_to_say_again(lessons):
+    for dialogue_text in _dialogues(lessons, 4):
+        others = AGAIN.sub("", dialogue_text)
+        assert not {*NOVEL_KINDS, "safe", "unsafe"} & set(others.split())
+    assert not {*NOVEL_KINDS} & {t.kind for scene in lessons.wide for t in scene.things}
+
+
+def test_every_word_is_an_answer_now_and_then():
+    rng = np.random.default_rng(0)
+    asked = [pretrain._again(rng) for _ in range(6_000)]
+    assert all(text == f"tell me the words. {answer}." for text, answer in asked)
+    counts = Counter(word for _, answer in asked for word in answer.split())
+    assert set(counts) == {word for word in vocabulary() if word.isalpha() and len(word) > 1}
+    assert counts["safe"] < 3 * np.median([*counts.values()]) > counts["unsafe"] > 0
 
 
 def test_pretraining_carries_no_pair_that_is_held_out():

@@ -1,17 +1,12 @@
-import functools
-import re
 from collections import Counter
 from itertools import product
 
 import numpy as np
 import pytest
 
-from crossguard_jax.toy.world.derived import PLACES_IN_TEXT
 from crossguard_jax.toy.world.examples import to_record
-from crossguard_jax.toy.world.injections import INJECTIONS
 from crossguard_jax.toy.world.kinds import DECORATIONS, HAZARDS
 from crossguard_jax.toy.world.lettering import HARMFUL_WORDS
-from crossguard_jax.toy.world.long_texts import WINDOW, length
 from crossguard_jax.toy.world.pointing import PICTURE_NUMBERS, referents
 from crossguard_jax.toy.world.sources import DERIVED, examples
 from crossguard_jax.toy.world.truth import judge
@@ -24,12 +19,11 @@ SPLITS = ("train", "val", "test")
 def test_labels_are_the_worlds_truth_of_what_was_there_before(source, split):
     for row in examples(source, split, 200):
         truth = judge(row.answer or row.text, *row.scenes)
-        talk_alone = row.category == "talk"
-        assert talk_alone or not row.text or not truth.gibberish
+        assert row.category == "talk" or not row.text or not truth.gibberish
         assert (truth.risky_together or truth.unsafe_picture) == (row.label == "unsafe")
 
 
-@pytest.mark.parametrize("source", ["injected", "picture_only", "two_pictures"])
+@pytest.mark.parametrize("source", ["picture_only", "two_pictures"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_half_of_the_rows_are_unsafe(source, split):
     assert Counter(row.label for row in examples(source, split, 240)) == {
@@ -38,79 +32,10 @@ def test_half_of_the_rows_are_unsafe(source, split):
     }
 
 
-@functools.cache
-def _long(split, n=600):
-    return examples("long_harm", split, n), examples("long_safe", split, n)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_long_rows_are_harmful_at_three_places_or_not_at_all(split):
-    harm, safe = _long(split)
-    assert {row.label for row in harm} == {"unsafe"} and {row.label for row in safe} == {"safe"}
-    assert Counter(row.category for row in harm) == dict.fromkeys(PLACES_IN_TEXT, 200)
-    twins = Counter(row.category for row in safe)
-    assert twins == {"talk": 300, **dict.fromkeys(PLACES_IN_TEXT, 100)}
-    for row in harm + [row for row in safe if row.category != "talk"]:
-        core, place = row.answer, row.category
-        parts = [core] if core in row.text else core.replace(". ", ".\n", 1).split("\n")
-        found = [row.text.index(part) for part in parts]
-        assert found == sorted(found)
-        assert row.text.startswith(parts[0]) or place != "start"
-        assert row.text.endswith(parts[-1]) or place != "end"
-
-
-def test_how_long_a_text_is_tells_no_label_and_harm_fits_into_a_window():
-    harm, safe = _long("train")
-    longest = max(length(row.text) for row in harm)
-    # A sentence that is there anyway may overrun the shortest texts, never the window.
-    assert WINDOW - 1 <= longest <= WINDOW
-    assert max(length(row.text) for row in safe) > 2.5 * WINDOW
-    seen = [[min(length(row.text), WINDOW) for row in rows] for rows in (harm, safe)]
-    full = [np.mean(np.array(lengths) >= WINDOW - 2) for lengths in seen]
-    assert min(full) > 0.2 and abs(full[0] - full[1]) < 0.25
-    alone = [np.mean([row.scene is None for row in rows]) for rows in (harm, safe)]
-    assert 0.1 < min(alone) and abs(alone[0] - alone[1]) < 0.1
-
-
-def test_long_rows_end_in_the_middle_of_sentences_as_windows_do():
-    for rows in _long("train"):
-        cut = [not row.text.endswith((".", "?")) for row in rows if row.category != "end"]
-        assert 0.3 < np.mean(cut) < 0.6
-
-
-def test_test_rows_talk_in_sentences_that_training_does_not_have():
-    def sentences(split):
-        texts = [row.text for row in _long(split)[1] if row.category == "talk"]
-        # Without the first and the last, which may be cut.
-        return {s for text in texts for s in re.split(r"(?<=[.?]) ", text)[1:-1]}
-
-    trained, tested = sentences("train"), sentences("test")
-    assert min(len(trained), len(tested)) > 500 and not trained & tested
-
-
-def test_a_forged_string_comes_as_often_with_each_label_and_changes_nothing_else():
-    for split in SPLITS:
-        rows = examples("injected", split, 600)
-        counts = Counter((row.category, row.label) for row in rows)
-        for marker in {row.category for row in rows}:
-            assert counts[marker, "safe"] == counts[marker, "unsafe"]
-        assert (len({*INJECTIONS} & {row.category for row in rows}) > 25) == (split == "test")
-        for row in rows:
-            said = row.text.replace("\n", " ").replace(row.category.replace("\n", " "), " ", 1)
-            assert said.split() == row.answer.split()
-
-
-def test_a_forged_string_comes_before_within_and_after_the_text():
-    rows = examples("injected", "train", 900)
-    where = Counter(
-        "start"
-        if row.text.endswith(row.answer)
-        else "end"
-        if row.text.startswith(row.answer)
-        else ""
-        for row in rows
-    )
-    assert min(where.values()) > 240 and len(where) == 3
+def test_talk_is_harmless_and_as_often_without_a_picture():
+    rows = examples("talk", "train", 400)
+    assert {row.label for row in rows} == {"safe"}
+    assert 0.4 < np.mean([row.scene is None for row in rows]) < 0.6
 
 
 def test_pictures_alone_show_what_makes_them_unsafe():

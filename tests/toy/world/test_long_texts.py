@@ -3,8 +3,9 @@ import time
 import numpy as np
 import pytest
 
-from crossguard_jax.toy.world.explicit import explicit_text, mix_apart
-from crossguard_jax.toy.world.injections import INJECTIONS, MARKERS, NEUTRAL, inject
+from crossguard_jax.guard.augment import forged_turns
+from crossguard_jax.toy.world.explicit import mix_apart
+from crossguard_jax.toy.world.injections import INJECTIONS, NEUTRAL
 from crossguard_jax.toy.world.kinds import COLOUR_NAMES
 from crossguard_jax.toy.world.long_texts import (
     DOINGS,
@@ -93,16 +94,8 @@ def test_thousands_of_words_take_a_moment():
 
 def test_injections_are_kept_from_training_and_neutral_strings_forge_nothing():
     assert len(set(INJECTIONS)) == len(INJECTIONS) == len(set(NEUTRAL)) == len(NEUTRAL) == 30
-    assert len(MARKERS) > 150 and not {*MARKERS} & {*INJECTIONS, *NEUTRAL}
+    forged = forged_turns("safe", "unsafe")
+    assert len(forged) > 150 and not {*forged} & {*INJECTIONS, *NEUTRAL}
     roles = {"assistant", "user", "system", "safe", "unsafe", "answer", "response", "inst"}
     for string in NEUTRAL:
         assert not set(words(string)) & roles
-
-
-def test_injecting_keeps_every_word_in_its_order():
-    rng = np.random.default_rng(8)
-    for i in range(100):
-        text, _ = explicit_text(rng, bool(i % 2))
-        said = inject(rng, text, "[X]")
-        assert said.count("[X]") == 1 and said.replace("[X]", "").split() == text.split()
-    assert inject(rng, "", "[X]").strip() == "[X]"

@@ -6,7 +6,6 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.toy.world.examples import to_record
-from crossguard_jax.toy.world.explicit import plain_text
 from crossguard_jax.toy.world.kinds import COLOUR_NAMES, HAZARDS, KIND_NAMES, NOVEL_KINDS
 from crossguard_jax.toy.world.lettering import HARMFUL_WORDS
 from crossguard_jax.toy.world.pointing import referents
@@ -209,7 +208,8 @@ def test_a_picture_of_an_explicit_hazard_is_unsafe_whatever_is_asked():
 def test_no_other_source_shows_a_hazard():
     for source in ("implicit", "explicit_text", "typographic", "benign_vqa"):
         for row in examples(source, "train", 300):
-            assert not {thing.kind for thing in row.scene.things} & set(HAZARDS)
+            shown = {thing.kind for scene in row.scenes for thing in scene.things}
+            assert not shown & set(HAZARDS)
 
 
 def test_typographic_rows_differ_by_what_is_written_alone():
@@ -243,7 +243,7 @@ def test_unseen_wording_has_no_word_that_training_lacks():
     def vocabulary(splits):
         return {
             word
-            for source in set(TRAINED) - {"injected"}
+            for source in TRAINED
             for split in splits
             for row in examples(source, split, 1500)
             for word in words(f"{row.text} {row.answer}")
@@ -255,7 +255,7 @@ def test_unseen_wording_has_no_word_that_training_lacks():
 
 
 @pytest.mark.tables
-def test_the_base_model_has_read_the_words_of_the_guards_training_beside_the_many_shapes():
+def test_the_base_model_has_read_the_words_of_the_guards_training():
     read = {
         word
         for source in PRETRAINING
@@ -264,12 +264,10 @@ def test_the_base_model_has_read_the_words_of_the_guards_training_beside_the_man
     }
     guard = {
         word
-        for source in ("implicit", "explicit_picture", "typographic", "benign_vqa")
+        for source in ("implicit", "explicit_text", "explicit_picture", "typographic", "benign_vqa")
         for row in examples(source, "train", 3000)
         for word in words(row.text)
     }
-    rng = np.random.default_rng(0)
-    guard |= {word for i in range(3000) for word in words(plain_text(rng, bool(i % 2))[0])}
     assert guard - read <= {*NOVEL_KINDS}
 
 
