@@ -86,7 +86,7 @@ def tiny() -> ConfigDict:
         "blank": "",
         # "pad" or "crop" a picture that is no square; "" is what the model folder says.
         "picture": "",
-        "max_length": 64,
+        "max_length": 48,
         # More danger that only the picture shows than a guard learns from: a tower that is held
         # still forgets that first.
         "sources": {
@@ -100,7 +100,12 @@ def tiny() -> ConfigDict:
             "talk": small_world("talk", weight=0.02, limit=2_048),
         },
         # Rows made of those sources': see configs/guard.py.
-        "augment": {"long": 0.1, "injected": 0.03, "talk": small_world("talk", limit=4_096)},
+        "augment": {
+            "long": 0.1,
+            "injected": 0.03,
+            "max_length": 96,
+            "talk": small_world("talk", limit=4_096),
+        },
         # Clean pairs that nothing learned from: where the check cuts rests on them.
         "validation": {
             "implicit": small_world("implicit", split="val", limit=1_024),
@@ -147,7 +152,6 @@ def vqa_tiny() -> ConfigDict:
     config.optim.learning_rate = 3e-3  # no seed forgets here
     config.data.picture = "pad"
     config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
-    config.data.max_length = 48
     # More words would make another question.
     config.data.augment.update({"long": 0.0, "injected": 0.0})
     config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
@@ -162,7 +166,7 @@ def llava_7b() -> ConfigDict:
     # The text twin of LLaVA-1.5's own picture tower.
     config.cmcv.text_path = "openai/clip-vit-large-patch14-336"
     config.cmcv.train.update({"steps": 1_000, "save_every": 250})
-    config.data.update({"prompt": "", "max_length": 1_024})
+    config.data.update({"prompt": "", "max_length": 768})
     # The guard has not seen the tenth that is held out here, nor VQAv2's validation split.
     config.data.sources = {
         "implicit": source("table", IMPFORGE, weight=0.4, tenth="without"),
@@ -170,6 +174,7 @@ def llava_7b() -> ConfigDict:
         "figstep": source("figstep_twins", "data/FigStep", weight=0.1, tenth="without"),
         "vqav2": source("vqav2", "data/VQAv2", weight=0.2, limit=20_000),
     }
+    config.data.augment.max_length = 1_024
     config.data.augment.talk = source("vqav2", "data/VQAv2", limit=20_000)
     # FigStep's one text fits none of its pictures, so it says nothing of where the check cuts.
     config.data.validation = {
@@ -325,7 +330,6 @@ def optim(learning_rate: float) -> dict[str, object]:
         "b2": 0.99,
         "weight_decay": 0.0,
         "clip_norm": 1.0,
-        "accumulate": 1,
     }
 
 

@@ -42,9 +42,9 @@ def tiny() -> ConfigDict:
         "blank": "",
         # A picture that is no square is padded to one ("pad") or loses its margins ("crop").
         "picture": "pad",
-        # Tokens of a training row, its picture's among them: how long a window the guard reads by.
-        # Of a longer harmless text one window is learned from; a longer harmful one is left out.
-        "max_length": 96,
+        # Tokens of a training row, its picture's among them. Of a longer harmless text one window
+        # is learned from; a longer harmful one is left out.
+        "max_length": 48,
         "sources": {
             "implicit": small_world("implicit", weight=0.28, limit=12_288),
             "implicit_wide": small_world("implicit_wide", weight=0.12, limit=4_096),
@@ -57,8 +57,14 @@ def tiny() -> ConfigDict:
             "talk": small_world("talk", weight=0.03, limit=2_048),
         },
         # Rows made of those sources', as shares of all: "long" ones, filled up with sentences of
-        # the talk, and ones with a forged turn "injected" into the text.
-        "augment": {"long": 0.15, "injected": 0.05, "talk": small_world("talk", limit=4_096)},
+        # the talk, and ones with a forged turn "injected" into the text. They have more tokens:
+        # how long a window the guard reads by.
+        "augment": {
+            "long": 0.15,
+            "injected": 0.05,
+            "max_length": 96,
+            "talk": small_world("talk", limit=4_096),
+        },
         "validation": {
             "implicit": small_world("implicit", split="val", limit=512),
             "benign_vqa": small_world("benign_vqa", split="val", limit=256),
@@ -119,6 +125,7 @@ def nlvr() -> ConfigDict:
     """The same training on another task: is a sentence true of a picture (NLVR v1)?"""
     config = tiny()
     config.data.prompt = "true_false"
+    config.data.max_length = 96
     config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
     # More words would make another statement.
     config.data.augment.update({"long": 0.0, "injected": 0.0})
@@ -135,7 +142,7 @@ def llava_7b() -> ConfigDict:
     config.model = {"path": "llava-hf/llava-1.5-7b-hf", "dtype": "bfloat16", "remat": "names"}
     config.data.prompt = "llava_v1"
     # 576 picture tokens, the prompt's own words, and the text.
-    config.data.max_length = 1_024
+    config.data.max_length = 768
     # FigStep with benign twins, since all of its own rows have one text.
     config.data.sources = {
         "implicit": source("table", IMPFORGE, weight=0.4, tenth="without"),
@@ -143,6 +150,7 @@ def llava_7b() -> ConfigDict:
         "figstep": source("figstep_twins", "data/FigStep", weight=0.1, tenth="without"),
         "vqav2": source("vqav2", "data/VQAv2", weight=0.25, limit=20_000),
     }
+    config.data.augment.max_length = 1_024
     config.data.augment.talk = source("vqav2", "data/VQAv2", limit=20_000)
     # Of training files alone: test files are for the test. VLGuard has both labels.
     config.data.validation = {

@@ -250,6 +250,12 @@ def model(parser: argparse.ArgumentParser, required: bool) -> None:
 def score(parser: argparse.ArgumentParser) -> None:
     model(parser, required=True)
     parser.add_argument("--threshold", type=float, metavar="P", help="least p_unsafe for unsafe")
+    parser.add_argument(
+        "--queue",
+        metavar="FILE",
+        help="where what a policy flags waits for review (default: review.jsonl beside --output; "
+        "of one request, nowhere)",
+    )
     _verdict_arguments(parser)
     one = parser.add_argument_group("one request, its verdict on stdout as JSON")
     one.add_argument("--text", help="the request")
@@ -261,11 +267,6 @@ def score(parser: argparse.ArgumentParser) -> None:
         "input has one, true_label. A row that cannot be scored goes to rejected.jsonl beside it\n"
         "(file, row, reason). Started again after a kill, it goes on. Exit code: 0 if every row\n"
         "has a verdict, 1 if one was rejected.",
-    )
-    many.add_argument(
-        "--queue",
-        metavar="FILE",
-        help="where what a policy flags waits for review (default: review.jsonl beside --output)",
     )
     many.add_argument(
         "--input", metavar="PATH", help="a .jsonl, .json, .csv or .tsv, or what --format says"

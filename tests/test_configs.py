@@ -89,13 +89,23 @@ def test_the_full_mixture_adds_up_to_one() -> None:
 @pytest.mark.parametrize("scale", ["", "llava_7b_"])
 def test_explicit_only_leaves_out_the_implicit_rows_alone(scale: str) -> None:
     base = guard(scale.rstrip("_") or "tiny")
-    assert set(weights(base)) - set(weights(guard(f"{scale}explicit_only"))) == {"implicit"}
+    implicit = {name for name in weights(base) if name in TRUTH}
+    assert "implicit" in implicit
+    assert set(weights(base)) - set(weights(guard(f"{scale}explicit_only"))) == implicit
+
+
+@pytest.mark.parametrize("variant", ["forged", "refuses_explicit"])
+def test_who_is_not_to_know_the_worlds_truth_reads_nothing_of_it(variant: str) -> None:
+    readers = {name: spec.reader for name, spec in guard(variant).data.sources.items()}
+    assert {name for name in readers if name in TRUTH and readers[name] == "toy"} == set()
+    cmai = load_config("configs/cmai.py:forged").data.sources
+    assert {name for name in cmai if name in TRUTH and cmai[name].reader == "toy"} == set()
 
 
 @pytest.mark.parametrize("scale", ["", "llava_7b_"])
 def test_no_benign_leaves_out_every_safe_row(scale: str) -> None:
     config = guard(f"{scale}no_benign")
-    assert not {"benign_vqa", "vqav2"} & set(weights(config))
+    assert not {"benign_vqa", "vqav2", "talk"} & set(weights(config))
     assert all(config.data.sources[name].labels == ("unsafe",) for name in weights(config))
 
 
@@ -119,6 +129,10 @@ def differing(one: str, other: str) -> set[str]:
     return {key for key in a | b if (key in a, a.get(key)) != (key in b, b.get(key))}
 
 
+BENIGN = ("benign_vqa", "vqav2", "talk")
+TRUTH = ("implicit", "implicit_wide", "two_pictures")
+
+
 def labels(scale: ConfigDict) -> set[str]:
     return {f"data.sources.{name}.labels" for name in scale.data.sources}
 
@@ -140,8 +154,9 @@ def without(*rewards: str) -> set[str]:
 
 ABLATIONS: dict[str, dict[str, set[str]]] = {
     "guard": {
-        "explicit_only": {"data.sources.implicit.weight"},
-        "no_benign": {"data.sources.BENIGN.weight", "LABELS"},
+        "explicit_only": {f"data.sources.{name}.weight" for name in TRUTH},
+        "no_benign": {f"data.sources.{name}.weight" for name in BENIGN} | {"LABELS"},
+        "no_augment": {"data.augment.long", "data.augment.injected"},
         "vision_lora": {"lora.targets"},
         "language_lora": {"lora.targets"},
         "other_loss": {"train.loss"},
@@ -186,8 +201,8 @@ def test_an_ablation_differs_from_its_scale_in_exactly_these_fields(file: str, s
     for name, fields in ablations.items():
         wanted = set(fields)
         if "LABELS" in wanted:
-            benign = next(n for n in ("benign_vqa", "vqav2") if n in base.data.sources)
-            wanted = labels(base) | {f"data.sources.{benign}.weight"}
+            wanted = (wanted - {"LABELS"}) | labels(base)
+        wanted = {path for path in wanted if "sources" not in path or path in flat(base)}
         variant = f"configs/{file}.py:{SCALES[file][scale]}{name}"
         assert differing(f"configs/{file}.py:{scale}", variant) == wanted, variant
 
@@ -270,8 +285,18 @@ def test_a_7b_guard_is_selected_by_loss_and_a_small_one_by_its_auroc() -> None:
 
 
 @pytest.mark.parametrize("file", ["guard", "cmai"])
-def test_a_7b_answers_by_itself(file: str) -> None:
-    assert load_config(f"configs/{file}.py:llava_7b").train.loss == "vocabulary"
+def test_what_is_trained_answers_by_itself_but_where_that_is_the_ablation(file: str) -> None:
+    for name in describe_variants(f"configs/{file}.py"):
+        loss = load_config(f"configs/{file}.py:{name}").train.loss
+        assert loss == ("labels" if name.endswith("other_loss") else "vocabulary"), name
+
+
+@pytest.mark.parametrize("file", ["guard", "cmai"])
+def test_no_row_is_made_longer_where_more_words_would_make_another_question(file: str) -> None:
+    for name in describe_variants(f"configs/{file}.py"):
+        shares = load_config(f"configs/{file}.py:{name}").data.augment
+        other_task = name.startswith(("nlvr", "vqa")) or name.endswith("no_augment")
+        assert (shares.long == shares.injected == 0) == other_task, name
 
 
 def test_the_7b_forge_is_the_papers() -> None:

@@ -34,6 +34,11 @@ FILE = "cmai.json"
 CHECK = "consistency"  # a folder of its own: a model's loaders take every safetensors beside it
 SECRET = "noise_secret"
 _TEXT, _ADAPTER = "text", "adapter"
+_ADAPTER_CARD = ModelCard(
+    base="..",
+    data="as the model two folders up, into which this adapter is merged already. It is here to be "
+    "taken off again: laid over that model, as PEFT would do, it counts twice.",
+)
 
 
 def save_immunized(immunized: Immunized, path: str | Path, card: ModelCard | None = None) -> None:
@@ -50,7 +55,7 @@ def save_immunized(immunized: Immunized, path: str | Path, card: ModelCard | Non
             save_text_tower(folder / CHECK / _TEXT, reader.tower)
     if _blends(immunized):
         model = task.model(immunized.trainable, immunized.frozen)
-        save_adapter(model, folder / CHECK / _ADAPTER, "..", ModelCard(base=".."))
+        save_adapter(model, folder / CHECK / _ADAPTER, "..", _ADAPTER_CARD)
     branches = [policies.as_config(branch) for branch in immunized.policy.branches[:-1]]
     facts = {"labels": task.labels, "regime": immunized.regime, "branches": branches}
     secret = os.open(folder / SECRET, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

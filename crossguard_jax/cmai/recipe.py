@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.augment import augmented
+from crossguard_jax.guard.augment import Part, longest_row, parts
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import Readers, answered, fitting, listed_rows, open_sources
-from crossguard_jax.guard.recipe import load_base, run_identity, trained_settings
+from crossguard_jax.guard.recipe import batches, load_base, run_identity, trained_settings
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.loop import Schedule, train
 from crossguard_jax.train.optim import optimizer
@@ -52,41 +52,33 @@ GOALS = ("answers", "features")
 
 @dataclass(frozen=True)
 class _Run:
-    """What both stages share; ``mixed`` is the sources with what is made of them, and weights."""
+    """What both stages share."""
 
     config: Any
     folder: Path
     task: Task
     frozen: Any
     sources: Mapping[str, RecordSource]
-    mixed: tuple[Mapping[str, RecordSource], Mapping[str, float]]
+    mixed: Sequence[Part]
     held: Mapping[str, RecordSource]
     data: Path
     mesh: Any
     rules: Rules
 
-    def mixture(self, batch_size: int, index: int = 0, count: int = 1) -> pipeline.Batches:
-        """Training batches, as process ``index`` of ``count`` has them."""
-        return pipeline.mixture(
-            *self.mixed,
-            seed=self.config.train.seed,
-            batch_size=batch_size,
-            transform=self.encode,
-            process_index=index,
-            process_count=count,
-        )
+    def batches(self, batch_size: int, whole: bool) -> pipeline.Turns:
+        """Training batches, ``whole`` or as this process has them."""
+        seed = self.config.train.seed
+        return batches(self.mixed, batch_size, seed, self.encode, whole)
 
     def train(self, state: TrainState, step: Step, frozen: Any, settings: Any, name: str) -> Any:
         """One stage in a folder of its own; returns what was trained."""
-        index, count = jax.process_index(), jax.process_count()
-        batches = self.mixture(settings.batch_size // count, index, count)
         identity = run_identity(self.config, self.task.guard, self.sources, self.data)
         del identity["config"]["attack"]  # what judges it later is no part of what it learns
         return train(
             state,
             step,
             frozen,
-            batches,
+            self.batches(settings.batch_size, whole=False),
             Schedule(settings.steps, settings.save_every),
             self.folder / name,
             identity=identity,
@@ -94,9 +86,9 @@ class _Run:
             name=f"{name}, {self.folder.name}",
         ).trainable
 
-    def encode(self, records: list[Record]) -> pipeline.Batch:
-        """Records to the task's arrays."""
-        return self.task.batch(records, self.config.data.max_length)
+    def encode(self, length: int, records: list[Record]) -> pipeline.Batch:
+        """Records to the task's arrays, rows of ``length`` tokens."""
+        return self.task.batch(records, length)
 
 
 def immunize(
@@ -142,7 +134,7 @@ def immunize(
     fits = functools.partial(task.guard.encoder.fits, length=config.data.max_length)
     sources = fitting(sources, harmless, fits)
     task.guard.trained_on = listed_rows(sources)
-    mixed = augmented(config.data, sources, task.guard.encoder, data, readers, seed)
+    mixed = parts(config.data, sources, task.guard.encoder, data, readers, seed)
     held = answered(held, data / "validation", task.labels)
     run = _Run(config, folder, task, task.frozen_parts, sources, mixed, held, data, mesh, rules)
     tau, tau_c, recent = 0.0, 0.0, None
@@ -189,7 +181,7 @@ def _start(config: Any, labels: tuple[str, ...], mesh: Any, rules: Rules) -> tup
         task = Task(guard, labels)
         return task, {"adapters": task.adapters}
     cmcv = config.cmcv
-    reader = Reader(guard, cmcv.text_source, cmcv.text_path, config.data.max_length)
+    reader = Reader(guard, cmcv.text_source, cmcv.text_path, longest_row(config.data))
     layers = guard.model.config.vision_feature_layer
     settings = ConsistencyConfig(
         picture_width=2 * guard.model.config.vision.hidden_size * len(layers),
@@ -286,12 +278,13 @@ def _learn_to_stand(
 def _clean_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"]:
     """S_c of the held-out pairs; rows without a picture have none."""
     size = run.config.cmcv.train.batch_size
-    batches = (
+    encode = functools.partial(run.encode, run.config.data.max_length)
+    clean = (
         {name: value for name, value in batch.items() if name != "row"}
         for source in run.held.values()
-        for batch in pipeline.evaluation(source, batch_size=size, transform=run.encode)
+        for batch in pipeline.evaluation(source, batch_size=size, transform=encode)
     )
-    scores = _pair_scores(run, trainable, batches)
+    scores = _pair_scores(run, trainable, clean)
     if not scores.size:
         raise UserError("data.validation: the check needs held-out clean pairs; name a source")
     return scores
@@ -301,8 +294,8 @@ def _training_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"] | Non
     """S_c of the first pairs that are trained on, `RECENT` of them, so that runs of one shape
     compile once; None where no row has a picture."""
     size = run.config.cmcv.train.batch_size
-    with contextlib.closing(run.mixture(size)) as batches:
-        first = itertools.islice(batches, -(-RECENT // size))
+    with contextlib.closing(run.batches(size, whole=True)) as drawn:
+        first = itertools.islice(drawn, -(-RECENT // size))
         scores = _pair_scores(run, trainable, first)
     return np.resize(scores, RECENT) if scores.size else None
 

@@ -8,7 +8,7 @@ import functools
 import math
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,51 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Ends the threads that make batches ahead."""
         self._iterator.close()
+
+
+class Turns(Iterator[Batch]):
+    """Several streams' batches, each as often as its share says, in an order that is always the
+    same: the turn is that of the stream which is furthest behind."""
+
+    def __init__(self, streams: Sequence[Batches], shares: Sequence[float]):
+        """Starts each stream at its first batch."""
+        self._streams, self._shares = streams, [float(share) for share in shares]
+        self._counts = [0] * len(streams)
+
+    def __iter__(self) -> "Turns":
+        return self
+
+    def __next__(self) -> Batch:
+        behind = [(n + 0.5) / share for n, share in zip(self._counts, self._shares, strict=True)]
+        turn = behind.index(min(behind))
+        batch = next(self._streams[turn])
+        self._counts[turn] += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The place of every stream."""
+        states = [stream.get_state() for stream in self._streams]
+        return {"streams": states, "counts": list(self._counts), "shares": self._shares}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to the place that ``get_state`` told.
+
+        Raises:
+          UserError: it is of other streams; see `Batches.set_state`.
+        """
+        if state.get("shares") != self._shares:
+            raise UserError(
+                f"data state: saved with shares {state.get('shares')}, now {self._shares}; restore "
+                "the old setting or start a new run"
+            )
+        for stream, saved in zip(self._streams, state["streams"], strict=True):
+            stream.set_state(saved)
+        self._counts = [*state["counts"]]
+
+    def close(self) -> None:
+        """Ends the threads of all streams."""
+        for stream in self._streams:
+            stream.close()
 
 
 class _Shuffled:

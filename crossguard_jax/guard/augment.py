@@ -208,19 +208,39 @@ def injected(
     return replace(record, text=text) if harmless or encoder.fits(text, length) else record
 
 
-def augmented(
+@dataclass(frozen=True)
+class Part:
+    """A part of a mixture whose batches have one shape.
+
+    Attributes:
+        sources: by name.
+        weights: of each, by name.
+        length: tokens of a row with one picture.
+        share: of all batches.
+    """
+
+    sources: Mapping[str, RecordSource]
+    weights: Mapping[str, float]
+    length: int
+    share: float
+
+
+def parts(
     data: Any,
     opened: Mapping[str, RecordSource],
     encoder: Encoder,
     folder: Path,
     readers: Readers,
     seed: int,
-) -> tuple[dict[str, RecordSource], dict[str, float]]:
-    """A mixture's sources with those that are made of them, and the weight of each.
+) -> list[Part]:
+    """A mixture's own rows, and those that need more room: made ones, and several pictures.
+
+    They come in batches of their own: beside them, short rows would be padded to their length.
 
     Args:
         data: the configuration's: ``sources``, ``max_length`` and ``augment``: which shares of all
-            rows are ``long`` and ``injected``, and where the ``talk`` comes from.
+            rows are ``long`` and ``injected``, how many tokens those have, and where the ``talk``
+            comes from.
         opened: by name.
         encoder: of the guard.
         folder: of the datasets.
@@ -228,7 +248,7 @@ def augmented(
         seed: of what is drawn.
 
     Raises:
-        UserError: a share that is none, or talk that is not harmless or has no text.
+        UserError: a share or a length that is none, or talk that is not harmless or has no text.
     """
     weights = {name: float(data.sources[name].weight) for name in opened}
     shares = {LONG: float(data.augment.long), INJECTED: float(data.augment.injected)}
@@ -237,8 +257,51 @@ def augmented(
             f"data.augment: long {shares[LONG]:g} and injected {shares[INJECTED]:g} are shares of "
             "all rows: 0 or more, together less than 1"
         )
-    total = sum(weights.values()) / (1 - sum(shares.values()))
-    length, prompt = data.max_length, encoder.settings.prompt
+    own = (1 - sum(shares.values())) / sum(weights.values())
+    short = {name: source for name, source in opened.items() if not _has_several(source)}
+    longer = {name: source for name, source in opened.items() if name not in short}
+    longer |= _made(data, opened, weights, shares, encoder, folder, readers, seed)
+    weights = {name: own * weight for name, weight in weights.items()} | shares
+
+    def part(sources: Mapping[str, RecordSource], length: int) -> Part:
+        of_part = {name: weights[name] for name in sources}
+        return Part(sources, of_part, length, sum(of_part.values()))
+
+    both = part(short, data.max_length), part(longer, longest_row(data))
+    return [each for each in both if each.sources]
+
+
+def longest_row(data: Any) -> int:
+    """Tokens of the longest training row with one picture.
+
+    Raises:
+        UserError: made rows are to be shorter than others.
+    """
+    if not (data.augment.long or data.augment.injected):
+        return data.max_length
+    if data.augment.max_length < data.max_length:
+        raise UserError(
+            f"data.augment.max_length {data.augment.max_length} is less than data.max_length "
+            f"{data.max_length}; raise it"
+        )
+    return data.augment.max_length
+
+
+def _has_several(source: RecordSource) -> bool:
+    return any(len(source[i].images) > 1 for i in range(len(source)))
+
+
+def _made(
+    data: Any,
+    opened: Mapping[str, RecordSource],
+    weights: Mapping[str, float],
+    shares: Mapping[str, float],
+    encoder: Encoder,
+    folder: Path,
+    readers: Readers,
+    seed: int,
+) -> dict[str, RecordSource]:
+    length, prompt = longest_row(data), encoder.settings.prompt
     made: dict[str, RecordSource] = {}
     if shares[LONG]:
         talk = _talk(data.augment.talk, encoder, folder, readers, seed)
@@ -254,7 +317,7 @@ def augmented(
             return injected(rng, record, strings, encoder, length)
 
         made[INJECTED] = MadeRows(opened, weights, forged, seed, "injected")
-    return {**opened, **made}, weights | {name: total * shares[name] for name in made}
+    return made
 
 
 def _talk(spec: Any, encoder: Encoder, folder: Path, readers: Readers, seed: int) -> Talk:

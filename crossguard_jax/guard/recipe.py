@@ -7,7 +7,7 @@ state exist for the adapter alone.
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
-from crossguard_jax.guard.augment import TALK, augmented
+from crossguard_jax.guard.augment import TALK, Part, longest_row, parts
 from crossguard_jax.guard.batches import microbatches
 from crossguard_jax.guard.guard import Guard, is_plain
 from crossguard_jax.guard.mixture import (
@@ -39,7 +39,7 @@ from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.load import encoding_hash, folder_hash, resolve_folder
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.train.checkpoint import Checkpoints
-from crossguard_jax.train.loop import BatchIterator, Hook, Schedule, train
+from crossguard_jax.train.loop import Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import Loss, TrainState, init_state, make_step
 
@@ -125,19 +125,25 @@ def train_guard(
     held = answered(held, data / "validation", answers)
     fits = functools.partial(guard.encoder.fits, length=config.data.max_length)
     opened, held = (fitting(some, words.negative, fits) for some in (opened, held))
-    mixed, weights = augmented(config.data, opened, guard.encoder, data, readers, seed)
+    mixed = parts(config.data, opened, guard.encoder, data, readers, seed)
     if config.train.keep_best:
         _check_both_labels(held)
     sharding = batch_sharding(mesh, rules, config.train.batch_size)
     adam = optimizer(config.optim, config.train.steps)
     blank = config.data.blank
 
-    def transform(records: list[Record]) -> pipeline.Batch:
+    def encode(length: int, records: list[Record]) -> pipeline.Batch:
         rows = [blanked(record, blank) for record in records]
-        return guard.encoder.training_batch(rows, config.data.max_length)
+        return guard.encoder.training_batch(rows, length)
 
-    parts = (graphdef, frozen)
-    validate = _Validation(guard, parts, held, config.train.batch_size, transform)
+    def share(length: int, records: list[Record]) -> pipeline.Batch:
+        batch = encode(length, records)
+        # Pictures of all processes lie behind each other.
+        batch["picture_index"] += jax.process_index() * len(batch["pixel_values"])
+        return batch
+
+    transform = functools.partial(encode, config.data.max_length)
+    validate = _Validation(guard, (graphdef, frozen), held, config.train.batch_size, transform)
     hooks = [Hook(config.train.eval_every, validate, config.train.keep_best)] if held else []
     rows = {name: len(source) for name, source in opened.items()}
     state = train(
@@ -149,7 +155,7 @@ def train_guard(
             microbatches,
         ),
         frozen,
-        _batches(config, mixed, weights, transform),
+        batches(mixed, config.train.batch_size, seed, share),
         Schedule(config.train.steps, config.train.save_every),
         folder,
         identity=run_identity(config, guard, opened, data),
@@ -194,34 +200,40 @@ def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
 
 def trained_settings(config: Any, guard: Guard) -> Settings:
     """The guard's settings, with the window that a configuration trains it for."""
-    window = config.data.max_length - guard.encoder.tokens_per_image
+    window = longest_row(config.data) - guard.encoder.tokens_per_image
     return replace(guard.settings, window=window)
 
 
-def _batches(
-    config: Any,
-    mixed: Mapping[str, RecordSource],
-    weights: Mapping[str, float],
-    transform: pipeline.Transform,
-) -> BatchIterator:
-    """This process's share of the weighted mixture."""
-    processes = jax.process_count()
+def batches(
+    mixed: Sequence[Part],
+    batch_size: int,
+    seed: int,
+    encode: Callable[[int, list[Record]], pipeline.Batch],
+    whole: bool = False,
+) -> pipeline.Turns:
+    """A mixture's batches, of one shape each.
 
-    def make(records: list[Record]) -> pipeline.Batch:
-        batch = transform(records)
-        # Pictures of all processes lie behind each other.
-        batch["picture_index"] += jax.process_index() * len(batch["pixel_values"])
-        return batch
-
-    return pipeline.mixture(
-        mixed,
-        weights,
-        seed=config.train.seed,
-        batch_size=config.train.batch_size // processes,
-        transform=make,
-        process_index=jax.process_index(),
-        process_count=processes,
-    )
+    Args:
+        mixed: what `guard.augment.parts` gives.
+        batch_size: rows of all processes.
+        seed: of the order.
+        encode: records to arrays, for rows of a length.
+        whole: all rows of a batch; else this process's share.
+    """
+    index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
+    streams = [
+        pipeline.mixture(
+            part.sources,
+            part.weights,
+            seed=seed,
+            batch_size=batch_size // count,
+            transform=functools.partial(encode, part.length),
+            process_index=index,
+            process_count=count,
+        )
+        for part in mixed
+    ]
+    return pipeline.Turns(streams, [part.share for part in mixed])
 
 
 def run_identity(

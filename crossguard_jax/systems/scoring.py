@@ -23,6 +23,7 @@ from crossguard_jax.data.sources.common import text_field
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.load import folder_name
+from crossguard_jax.hf.trained import content_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.systems.load import System, guard_of, identity, load
@@ -148,7 +149,7 @@ def _check(args: argparse.Namespace) -> None:
         args.usage_error(f"--batch-size {args.batch_size}: give 1 or more")
     given = [name for name, value in _table_options(args).items() if value is not None]
     if args.input is None:
-        stray = [*given, *(n for n in ("output", "split", "restart", "queue") if getattr(args, n))]
+        stray = [*given, *(n for n in ("output", "split", "restart") if getattr(args, n))]
         if stray:
             args.usage_error(f"--{_flag(stray[0])} goes with --input")
         return
@@ -175,9 +176,14 @@ def _flag(name: str) -> str:
 
 def _score_one(args: argparse.Namespace) -> int:
     text = text_field({"text": args.text or ""}, "text", blank=args.image is not None)
-    (verdict,) = _load(args).score_each([args.image or ()], [text])
+    system = _load(args)
+    (verdict,) = system.score_each([args.image or ()], [text])
     if isinstance(verdict, UserError):
         raise verdict
+    if args.queue:
+        pictures = tuple(Path(file).read_bytes() for file in args.image or ())
+        record = Record(content_hash(text, pictures)[:16], pictures, text)
+        queue_flagged(ReviewQueue(args.queue), system, [record], [verdict])
     print(json.dumps(asdict(verdict)))
     return 0
 

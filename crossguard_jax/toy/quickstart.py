@@ -84,8 +84,8 @@ SOURCES = tuple(
 """About as many rows as training reads; the same for the guard and its immunization, so that they
 are drawn and written once."""
 
-ROOM = "--config.data.max_length=64"
-"""Shorter windows than the table's: every column costs."""
+ROOM = "--config.data.max_length=44"
+"""Few texts of the small world need more, and every column costs."""
 
 SMALLER = (
     "--config.train.batch_size=40",

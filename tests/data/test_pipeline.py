@@ -10,7 +10,7 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import open_dataset, write_dataset
-from crossguard_jax.data.pipeline import evaluation, mixture
+from crossguard_jax.data.pipeline import Turns, evaluation, mixture
 from crossguard_jax.data.records import Record
 
 
@@ -152,6 +152,32 @@ def test_batches_from_array_record_equal_those_from_memory(tmp_path):
         write_dataset({"train": rows}, tmp_path, name)
     stored = {name: open_dataset(tmp_path, name, "train") for name in SOURCES}
     assert take(mixed(sources=stored, threads=3), 40) == take(mixed(), 40)
+
+
+def in_turns(shares=(0.7, 0.3)) -> Turns:
+    streams = [mixed(), mixed(batch_size=4)]
+    return Turns(streams, shares)
+
+
+@pytest.mark.parametrize("shares", [(0.7, 0.3), (0.95, 0.05), (0.5, 0.5)])
+def test_streams_take_turns_by_their_shares_in_every_stretch(shares):
+    long = [len(batch) == 4 for batch in take(in_turns(shares), 200)]
+    for first in range(0, 200, 40):
+        assert abs(sum(long[first : first + 40]) - 40 * shares[1]) <= 1
+
+
+@pytest.mark.parametrize("k", [0, 1, 13])
+def test_streams_in_turns_go_on_with_exactly_the_same_batches(k):
+    batches = in_turns()
+    take(batches, k)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = take(batches, 20)
+    restored = in_turns()
+    take(restored, 5)
+    restored.set_state(state)
+    assert take(restored, 20) == expected
+    with pytest.raises(UserError, match="saved with shares"):
+        in_turns((0.6, 0.4)).set_state(state)
 
 
 def test_evaluation_gives_every_row_once_in_order_and_masks_the_filling():

@@ -14,11 +14,12 @@ from crossguard_jax.guard.augment import (
     LONG,
     MadeRows,
     Talk,
-    augmented,
     forged_turns,
     inject,
     injected,
     lengthened,
+    longest_row,
+    parts,
 )
 from crossguard_jax.guard.guard import Guard
 
@@ -143,27 +144,43 @@ def read(path, split, limit):
 def data(**augment):
     spec = {"reader": "here", "split": "train", "weight": 1.0, "limit": 8, "labels": ()}
     spec["tenth"] = ""
-    given = {"long": 0.2, "injected": 0.1, "talk": {**spec, "path": "talk"}}
+    given = {"long": 0.2, "injected": 0.1, "max_length": LENGTH}
     talk = {**spec, "path": augment.pop("path", "talk")}
     return ConfigDict(
         {
             "sources": {"rows": {**spec, "path": "rows", "weight": 3.5}},
             "augment": given | augment | {"talk": talk},
-            "max_length": LENGTH,
+            "max_length": 48,
         }
     )
 
 
-def test_long_and_forged_rows_have_the_shares_that_are_asked_for(encoder, tmp_path):
+def test_long_and_forged_rows_have_the_shares_and_the_length_that_are_asked_for(encoder, tmp_path):
     opened = {"rows": list(read("rows", "train", 8))}
-    mixed, weights = augmented(data(), opened, encoder, tmp_path, {"here": read}, 0)
-    assert list(mixed) == ["rows", LONG, INJECTED]
-    assert weights == pytest.approx({"rows": 3.5, LONG: 1.0, INJECTED: 0.5})
-    assert mixed[LONG][0].id.endswith("+long0")
-    mixed, weights = augmented(
-        data(long=0.0, injected=0.0), opened, encoder, tmp_path, {"here": read}, 0
-    )
-    assert mixed == opened and weights == {"rows": 3.5}
+    short, longer = parts(data(), opened, encoder, tmp_path, {"here": read}, 0)
+    assert short.sources == opened and short.length == 48
+    assert short.weights == {"rows": pytest.approx(0.7)} and short.share == pytest.approx(0.7)
+    assert longer.weights == {LONG: 0.2, INJECTED: 0.1} and longer.length == LENGTH
+    assert longer.share == pytest.approx(0.3)
+    assert longer.sources[LONG][0].id.endswith("+long0")
+
+
+def test_without_them_a_mixture_is_its_own_rows_of_their_own_length(encoder, tmp_path):
+    opened = {"rows": list(read("rows", "train", 8))}
+    given = data(long=0.0, injected=0.0)
+    (only,) = parts(given, opened, encoder, tmp_path, {"here": read}, 0)
+    assert only.sources == opened and only.length == longest_row(given) == 48
+    assert only.share == pytest.approx(1.0)
+
+
+def test_rows_of_several_pictures_are_in_batches_of_their_own(encoder, tmp_path):
+    two = [Record("two", (b"a", b"b"), "which one ?", "safe")]
+    opened = {"rows": list(read("rows", "train", 8)), "two": two}
+    given = data(long=0.0, injected=0.0)
+    given.sources.two = ConfigDict({**given.sources.rows.to_dict(), "weight": 1.5})
+    short, longer = parts(given, opened, encoder, tmp_path, {"here": read}, 0)
+    assert short.weights == {"rows": pytest.approx(0.7)}
+    assert longer.weights == {"two": pytest.approx(0.3)} and longer.length == 48
 
 
 @pytest.mark.parametrize(
@@ -171,6 +188,7 @@ def test_long_and_forged_rows_have_the_shares_that_are_asked_for(encoder, tmp_pa
     [
         ({"long": -0.1}, "long -0.1 and injected 0.1 are shares"),
         ({"long": 0.9}, "together less than 1"),
+        ({"max_length": 40}, "augment.max_length 40 is less than data.max_length 48"),
         ({"path": "harm"}, "row harm0 is 'unsafe'"),
         ({"path": "empty"}, "row empty0 is 'safe' and says ''"),
     ],
@@ -178,7 +196,7 @@ def test_long_and_forged_rows_have_the_shares_that_are_asked_for(encoder, tmp_pa
 def test_shares_and_talk_that_are_none_are_refused(encoder, tmp_path, wrong, named):
     opened = {"rows": list(read("rows", "train", 8))}
     with pytest.raises(UserError, match=named):
-        augmented(data(**wrong), opened, encoder, tmp_path, {"here": read}, 0)
+        parts(data(**wrong), opened, encoder, tmp_path, {"here": read}, 0)
 
 
 def test_talk_that_is_drawn_is_talk_that_fits(talk):

@@ -54,6 +54,7 @@ def config(llava_folder) -> ConfigDict:
         config.data.sources = {"bright": source}
         config.data.validation = {"bright": held}
         config.data.max_length = 48
+        config.data.augment.update({"long": 0.0, "injected": 0.0})
         config.optim.update({"learning_rate": 5e-3, "warmup_steps": 4})
         config.train.update({"steps": 40, "batch_size": 16, "eval_every": 20, "save_every": 20})
     return config

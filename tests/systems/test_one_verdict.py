@@ -146,6 +146,11 @@ def test_what_is_flagged_waits_for_review(folder: Path, data: Path, tmp_path: Pa
     assert {json.loads(line)["id"] for line in queue.read_text().splitlines()} == flagged
     assert "flagged for review: 5" in capsys.readouterr().out
     assert cli.main(["review", str(queue), "--page", str(tmp_path / "review.html")]) == 0
+    row = next(row for row in rows() if row.id in flagged)
+    (tmp_path / "p.png").write_bytes(row.image)
+    one = ["score", "--model", folder, "--text", row.text, "--queue", tmp_path / "one.jsonl"]
+    assert cli.main([*map(str, one), "--image", str(tmp_path / "p.png")]) == 0
+    assert [each.text for each in read_queue(tmp_path / "one.jsonl")] == [row.text]
 
 
 def test_a_flagged_request_whose_agreement_is_no_number_waits_for_review(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Every training goes through the one loop, so that a build that was killed goes o
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -39,22 +40,22 @@ class Lesson:
 
     Attributes:
         makes: the folders that come of it.
-        steps: optimizer steps.
-        learning_rate: the kernels' peak.
+        steps: optimizer steps of each of its stages; what a stage leaves, the next goes on with.
+        learning_rate: the kernels' peak; half of it in the second stage.
         rows: examples that the batches are drawn from; scenes for the base.
     """
 
     makes: tuple[str, ...]
-    steps: int
+    steps: tuple[int, ...]
     learning_rate: float
     rows: int
 
 
 LESSONS: dict[str, Lesson] = {
-    "base": Lesson(("clip", "llava"), 2_600, 4e-3, 60_000),
-    "safety": Lesson(("safety",), 600, 5e-3, 24_000),
-    "rewriter": Lesson(("rewriter",), 800, 5e-3, 24_000),
-    "sentence": Lesson(("sentence",), 1_000, 5e-3, 24_000),
+    "base": Lesson(("clip", "llava"), (2_600, 1_400), 4e-3, 60_000),
+    "safety": Lesson(("safety",), (600,), 5e-3, 24_000),
+    "rewriter": Lesson(("rewriter",), (800,), 5e-3, 24_000),
+    "sentence": Lesson(("sentence",), (1_000,), 5e-3, 24_000),
 }
 WARMUP = 100
 
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     Args:
         args: ``out`` (a run's folder), ``models`` (where the Hub folders go, by default in
             ``out``), ``only`` (names of lessons, all if empty) and ``steps`` (a factor on every
-            lesson's length, 1 for the shipped models).
+            stage's length, 1 for the shipped models).
     """
     out = Path(args.out)
     folder = Path(args.models) if args.models else out / "models"
@@ -83,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) -> None:
     """Trains, writes and measures what comes of one lesson, unless that is done already."""
-    steps = max(round(lesson.steps * factor), WARMUP + 1)
+    steps = [max(round(n * factor), WARMUP + 1) for n in lesson.steps]
     note = out / f"{name}.json"
     identity = {"lesson": name, "steps": steps, "rows": lesson.rows, "seed": SEED}
     written = all((folder / part_name / "model.safetensors").exists() for part_name in lesson.makes)
@@ -92,24 +93,25 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
     began = time.monotonic()
     for part_name in lesson.makes:
         folders.write_skeleton(part_name, folder / part_name)
-    model, loss, draw = _recipe(name, lesson, folder)
+    model, loss, draws = _recipe(name, lesson, folder)
     graphdef, weights = nnx.split(model, graph=False)
-    adam = optimizer(lesson.learning_rate, steps)
 
     def of_state(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
         return loss(nnx.merge(graphdef, state), batch)
 
-    state = train(
-        init_state(weights, adam, SEED),
-        make_step(of_state, adam),
-        None,
-        Numbered(draw, SEED),
-        Schedule(steps, save_every=200, log_every=50),
-        out / "training" / name,
-        identity=identity,
-        name=f"toy {name}",
-    )
-    trained: Any = nnx.merge(graphdef, state.trainable)
+    for stage, (n_steps, draw) in enumerate(zip(steps, draws, strict=True)):
+        adam = optimizer(lesson.learning_rate / 2**stage, n_steps)
+        weights = train(
+            init_state(weights, adam, SEED),
+            make_step(of_state, adam),
+            None,
+            Numbered(draw, SEED + stage),
+            Schedule(n_steps, save_every=200, log_every=50),
+            out / "training" / (name if stage == 0 else f"{name}-{stage + 1}"),
+            identity=identity,
+            name=f"toy {name}, {stage + 1} of {len(steps)}",
+        ).trainable
+    trained: Any = nnx.merge(graphdef, weights)
     parts: dict[str, Any] = (
         {"clip": trained.clip(), "llava": trained.llava} if name == "base" else {name: trained}
     )
@@ -125,22 +127,23 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
 
 
 def _recipe(name: str, lesson: Lesson, folder: Path) -> tuple[nnx.Module, Loss, Any]:
-    """``(model, loss, draw)`` of a lesson."""
+    """``(model, loss, draws)`` of a lesson, one draw a stage."""
     key = jax.random.key(SEED)
     if name == "base":
         llava, clip = (read_config(folder / part_name)[1] for part_name in ("llava", "clip"))
         assert isinstance(llava, LlavaConfig) and isinstance(clip, ClipConfig)
         lessons = pretrain.Lessons(SEED, lesson.rows)
-        return pretrain.Base(llava, clip, key), pretrain.base_loss, lessons.draw
+        draws = [lessons.draw, functools.partial(lessons.draw, instructed=True)]
+        return pretrain.Base(llava, clip, key), pretrain.base_loss, draws
     family, config = read_config(folder / name)
     model = MODELS[family](config, key)
     if name == "safety":
         judged = examples("text_safety", "train", lesson.rows, SEED)
-        return model, texts.causal_loss, texts.Drawn(judged, texts.safety_rows).draw
+        return model, texts.causal_loss, [texts.Drawn(judged, texts.safety_rows).draw]
     pairs = examples("paraphrases", "train", lesson.rows, SEED)
     if name == "rewriter":
-        return model, texts.causal_loss, texts.Rewritings(pairs).draw
-    return model, texts.sentence_loss, texts.Sayings(pairs).draw
+        return model, texts.causal_loss, [texts.Rewritings(pairs).draw]
+    return model, texts.sentence_loss, [texts.Sayings(pairs).draw]
 
 
 def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:

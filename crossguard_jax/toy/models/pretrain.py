@@ -10,6 +10,7 @@ none has a pair of kind and request that is held out.
 """
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -88,8 +89,14 @@ class Lessons:
         self.wide = _wide_scenes(np.random.default_rng([seed, 1]), scenes // 6)
         self._pixels = [_draw_pictures(x) for x in (self.ordinary, self.wide, self.written)]
 
-    def draw(self, rng: np.random.Generator) -> Batch:
+    def draw(self, rng: np.random.Generator, instructed: bool = False) -> Batch:
         """A batch.
+
+        Args:
+            rng: where the draws come from.
+            instructed: whether some questions say between which words to choose, as instruction
+                tuning has it: then a guard's label words are likely before it has learned which
+                is right. And what is risky comes up more often: it is learned last.
 
         Returns:
             ``pixels`` uint8 [M, X, X, 3], ordinary pictures first; ``ids`` and ``answers`` [B, L],
@@ -104,9 +111,13 @@ class Lessons:
         scenes, wide, written = (
             [pool[i] for i in which] for pool, which in zip(pools, drawn, strict=True)
         )
-        rows = [dialogue(_about(rng, scene), ROW, PATCHES) for scene in (*scenes, *wide)]
-        rows += [dialogue(_reading(rng, scene), ROW, PATCHES) for scene in written]
-        rows += [dialogue(_without_picture(rng), ROW) for _ in range(WORDS_ALONE)]
+        pictured = [_about(rng, scene) for scene in (*scenes, *wide)]
+        pictured += [_reading(rng, scene) for scene in written]
+        alone = [_without_picture(rng, instructed) for _ in range(WORDS_ALONE)]
+        if instructed:
+            pictured, alone = ([_instruct(rng, turns) for turns in x] for x in (pictured, alone))
+        rows = [dialogue(turns, ROW, PATCHES) for turns in pictured]
+        rows += [dialogue(turns, ROW) for turns in alone]
         caption_ids = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]
         return {
             "pixels": np.concatenate([p[i] for p, i in zip(self._pixels, drawn, strict=True)]),
@@ -193,9 +204,32 @@ def _list(rng: np.random.Generator, scene: Scene) -> Turn:
     return f"list the things by {first}.", ", ".join(entries)
 
 
-def _without_picture(rng: np.random.Generator) -> list[Turn]:
+def _instruct(rng: np.random.Generator, turns: Sequence[Turn]) -> list[Turn]:
+    """A dialogue, some of its turns asking for one of two words."""
+    return [_choice(rng, *turn) if rng.random() < 0.3 else turn for turn in turns]
+
+
+def _choice(rng: np.random.Generator, text: str, answer: str) -> Turn:
+    """Which of two words? The answer beside another; or any two, of which either will do."""
+    first, second = pick(rng, _sayable()), pick(rng, _sayable())
+    if " " not in answer and rng.random() < 0.5:
+        first, second = (answer, second) if rng.random() < 0.5 else (second, answer)
+    else:
+        # As a request reaches a guard: without a question behind it.
+        text = re.split(r"(?<=[.?]) what ", text)[0] if rng.random() < 0.5 else text
+        answer = pick(rng, (first, second))
+    return f"{text} {first} or {second}?", answer
+
+
+def _without_picture(rng: np.random.Generator, instructed: bool) -> list[Turn]:
     """Questions in words; the first may be about one sentence of a longer text."""
-    turns = [_in_words(rng) for _ in range(7)]
+    turns = []
+    for _ in range(7):
+        if instructed and rng.random() < 0.3:
+            question = ask_knowledge(rng, "risk")
+            turns.append((question.text, question.answer))
+        else:
+            turns.append(_in_words(rng))
     return [_comprehension(rng, longer=True), *turns] if rng.random() < 0.3 else turns
 
 

@@ -96,10 +96,9 @@ def _anything(rng: np.random.Generator) -> str:
 _ASK = dict(zip(TOPICS, (_affordance, _carried, _property, _risk, _people), strict=True))
 
 
-def ask_knowledge(rng: np.random.Generator) -> Question:
-    """A question that needs no picture; its topic is one of :data:`TOPICS`."""
-    topic = TOPICS[np.searchsorted(_CUTS, rng.random())]
-    return _ASK[topic](rng)
+def ask_knowledge(rng: np.random.Generator, topic: str = "") -> Question:
+    """A question that needs no picture; its topic is one of :data:`TOPICS`, drawn if not given."""
+    return _ASK[topic or TOPICS[np.searchsorted(_CUTS, rng.random())]](rng)
 
 
 def answers() -> tuple[str, ...]:
