@@ -93,6 +93,10 @@ def tiny() -> ConfigDict:
         # -log p(label) over the whole "vocabulary", so that the guard answers by itself, or over
         # the two "labels" alone (the paper's binary cross-entropy).
         "loss": "vocabulary",
+        # The share of steps in which the labels alone count, before the vocabulary does too: as a
+        # first thing, lifting two words that the base never says there costs what it would say,
+        # and the verdict needs that. A prompt that asks for the two words needs no such steps.
+        "labels_first": 0.5,
         "seed": 0,
     }
     # Devices along each axis of the mesh, -1 for all that are left.
@@ -163,6 +167,7 @@ def llava_7b() -> ConfigDict:
     # Easy rows are in order long before the others are learned, and AUROC is 1 from then on.
     config.train.update({"steps": 3_000, "eval_every": 250, "save_every": 250})
     config.train.keep_best = "-loss"
+    config.train.labels_first = 0.0
     # The frozen base is what fills the memory, so every device holds a part of it.
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     return config
@@ -202,6 +207,12 @@ def other_loss(config: ConfigDict) -> ConfigDict:
     the reverse."""
     losses = {"vocabulary": "labels", "labels": "vocabulary"}
     config.train.loss = losses[config.train.loss]
+    return config
+
+
+def at_once(config: ConfigDict) -> ConfigDict:
+    """Ablation: the labels' mass counts from the first step on."""
+    config.train.labels_first = 0.0
     return config
 
 
@@ -278,7 +289,7 @@ VARIANTS = {
     "nlvr": nlvr,
     "refuses_explicit": refuses_explicit,
 }
-VARIANTS |= {ablation.__name__: ablated(tiny, ablation) for ablation in ABLATIONS}
+VARIANTS |= {ablation.__name__: ablated(tiny, ablation) for ablation in (*ABLATIONS, at_once)}
 VARIANTS |= {f"llava_7b_{ablation.__name__}": ablated(llava_7b, ablation) for ablation in ABLATIONS}
 
 

@@ -188,7 +188,11 @@ ABLATIONS: dict[str, dict[str, set[str]]] = {
     },
 }
 BREADTH = {"breadth.quota", "breadth.normalize_by_category"}
-ONLY_OF = {("impforge", "tiny"): {"plain": BREADTH}, ("impforge", "llama_7b"): {"broad": BREADTH}}
+ONLY_OF = {
+    ("guard", "tiny"): {"at_once": {"train.labels_first"}},
+    ("impforge", "tiny"): {"plain": BREADTH},
+    ("impforge", "llama_7b"): {"broad": BREADTH},
+}
 """What is an ablation of one scale is the other scale itself."""
 
 

@@ -154,12 +154,6 @@ LLAVA_V1 = PromptTemplate(
 SHORT = PromptTemplate(
     name="short", template="USER: {image}{text} ASSISTANT:", negative="safe", positive="unsafe"
 )
-SAFE_OR_UNSAFE = PromptTemplate(
-    name="safe_or_unsafe",
-    template="USER: {image}{text} safe or unsafe? ASSISTANT:",
-    negative="safe",
-    positive="unsafe",
-)
 TRUE_FALSE = PromptTemplate(
     name="true_false",
     template=(
@@ -171,7 +165,7 @@ TRUE_FALSE = PromptTemplate(
     positive="true",
 )
 
-TEMPLATES = {template.name: template for template in (LLAVA_V1, SHORT, SAFE_OR_UNSAFE, TRUE_FALSE)}
+TEMPLATES = {template.name: template for template in (LLAVA_V1, SHORT, TRUE_FALSE)}
 
 
 def get_template(name: str) -> PromptTemplate:

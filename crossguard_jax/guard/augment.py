@@ -265,7 +265,7 @@ def parts(
 
     def part(sources: Mapping[str, RecordSource], length: int) -> Part:
         of_part = {name: weights[name] for name in sources}
-        return Part(sources, of_part, length, sum(of_part.values()))
+        return Part(sources, of_part, length, float(sum(of_part.values())))
 
     both = part(short, data.max_length), part(longer, longest_row(data))
     return [each for each in both if each.sources]

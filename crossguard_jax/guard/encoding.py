@@ -209,7 +209,8 @@ class Encoder:
         return before, neutralize(text, (self.image_token, *special), prompt.markers), behind
 
     def _encoded(self, prompts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
-        encoded = self.tokenizer(list(prompts), return_offsets_mapping=True)
+        # Not verbose: that a text is longer than the model takes is what windows are for.
+        encoded = self.tokenizer(list(prompts), return_offsets_mapping=True, verbose=False)
         ids = without_closing(self.tokenizer, encoded["input_ids"])
         offsets = [o[: len(i)] for i, o in zip(ids, encoded["offset_mapping"], strict=True)]
         return list(zip(ids, offsets, strict=True))

@@ -62,6 +62,9 @@ class Trained:
 def guard_loss(graphdef: Any, label_ids: tuple[int, int], over: str = "vocabulary") -> Loss:
     """Mean cross-entropy (nats) and accuracy of a batch with ``labels``, by the adapter.
 
+    ``-log p(label)`` is the cross-entropy over the two labels plus ``-log`` of the mass that both
+    have. The loss takes a weight of the second as its last argument.
+
     Args:
         graphdef: the model's.
         label_ids: of the (negative, positive) label.
@@ -74,18 +77,25 @@ def guard_loss(graphdef: Any, label_ids: tuple[int, int], over: str = "vocabular
         raise UserError(f"train.loss {over!r} is none of {', '.join(verdict.LOSSES)}")
     ids = jnp.asarray(label_ids)
 
-    def loss(adapters: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+    def loss(
+        adapters: Any, frozen: Any, batch: Any, key: PRNGKeyArray, weight: Array | float = 1.0
+    ) -> tuple[Array, Any]:
         model, labels = lora.merge(graphdef, adapters, frozen), batch["labels"]
+        every = verdict.label_logits(model, batch, None if over == "vocabulary" else ids)
+        logits = every[:, ids] if over == "vocabulary" else every
+        losses = verdict.cross_entropy(logits, labels)
+        metrics = {"accuracy": ((logits[:, 1] > logits[:, 0]) == labels).mean()}
         if over == "vocabulary":
-            every = verdict.label_logits(model, batch, None)
-            logits, losses = every[:, ids], verdict.vocabulary_loss(every, ids, labels)
-        else:
-            logits = verdict.label_logits(model, batch, ids)
-            losses = verdict.cross_entropy(logits, labels)
-        right = (logits[:, 1] > logits[:, 0]) == labels
-        return losses.mean(), {"accuracy": right.mean()}
+            log_mass = verdict.log_mass(every, ids)
+            losses, metrics["mass"] = losses - weight * log_mass, jnp.exp(log_mass).mean()
+        return losses.mean(), metrics
 
     return loss
+
+
+def mass_weight(first: float, step: Array) -> Array:
+    """Weight of the labels' mass: 0 in the ``first`` steps, then 1."""
+    return (step >= first).astype(jnp.float32)
 
 
 def train_guard(
@@ -109,6 +119,9 @@ def train_guard(
     """
     check_positive(config, *(f"train.{name}" for name in ("steps", "batch_size", "save_every")))
     check_positive(config, "lora.rank", "optim.accumulate", "data.max_length")
+    labels_first = float(config.train.labels_first)
+    if not 0 <= labels_first <= 1:
+        raise UserError(f"train.labels_first {labels_first:g}: a share of steps, 0 to 1")
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
@@ -153,6 +166,7 @@ def train_guard(
             adam,
             config.optim.accumulate,
             microbatches,
+            functools.partial(mass_weight, labels_first * config.train.steps),
         ),
         frozen,
         batches(mixed, config.train.batch_size, seed, share),

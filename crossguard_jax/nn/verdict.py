@@ -50,6 +50,12 @@ def cross_entropy(logits: Float[Array, "B 2"], labels: Int[Array, " B"]) -> Floa
     return jax.nn.softplus(margin)
 
 
+def log_mass(logits: Float[Array, "B V"], label_ids: Int[Array, " K"]) -> Float[Array, " B"]:
+    """Log of the probability that the next token is one of the labels."""
+    labels = jax.nn.logsumexp(logits[:, jnp.asarray(label_ids)], axis=1)
+    return labels - jax.nn.logsumexp(logits, axis=1)
+
+
 def vocabulary_loss(
     logits: Float[Array, "B V"], label_ids: Int[Array, " K"], labels: Int[Array, " B"]
 ) -> Float[Array, " B"]:

@@ -12,10 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, partition_spec
-from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.core.typing import Array
 
 Metrics = dict[str, Array]
-Loss = Callable[[Any, Any, Any, PRNGKeyArray], tuple[Array, Metrics]]
+Loss = Callable[..., tuple[Array, Metrics]]
 """``loss(trainable, frozen, batch, key) -> (mean loss of the batch, metrics of the batch)``."""
 
 
@@ -92,6 +92,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     split: Split = strided,
+    schedule: Callable[[Array], Array] | None = None,
 ) -> Step:
     """A jitted optimizer step on ``loss``.
 
@@ -101,6 +102,7 @@ def make_step(
         accumulate: microbatches a step is split into, one after the other. As all are equally
             large, the mean of their gradients is the gradient of the whole batch.
         split: how.
+        schedule: a number by the step, which the loss takes as its last argument.
 
     Raises:
         UserError: (when called) the batch does not split evenly.
@@ -111,8 +113,9 @@ def make_step(
         return grads, {"loss": value, **metrics}
 
     def gradients(state: TrainState, frozen: Any, batch: Any, key: Array) -> tuple[Any, Metrics]:
+        scheduled = () if schedule is None else (schedule(state.step),)
         if accumulate == 1:
-            return gradient(state.trainable, frozen, batch, key)
+            return gradient(state.trainable, frozen, batch, key, *scheduled)
         n = jax.tree.leaves(batch)[0].shape[0]
         if n % accumulate:
             raise UserError(f"optim.accumulate {accumulate} does not divide the batch of {n}")
@@ -120,12 +123,12 @@ def make_step(
 
         def one(total: Any, part: Any) -> tuple[Any, None]:
             micro_batch, micro_key = part
-            outputs = gradient(state.trainable, frozen, micro_batch, micro_key)
+            outputs = gradient(state.trainable, frozen, micro_batch, micro_key, *scheduled)
             return jax.tree.map(jnp.add, total, outputs), None
 
         keys = jax.random.split(key, accumulate)
         first = jax.tree.map(lambda x: x[0], (micro, keys))
-        shapes = jax.eval_shape(gradient, state.trainable, frozen, *first)
+        shapes = jax.eval_shape(gradient, state.trainable, frozen, *first, *scheduled)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         total, _ = jax.lax.scan(one, zero, (micro, keys))
         return jax.tree.map(lambda x: x / accumulate, total)

@@ -16,7 +16,15 @@ from crossguard_jax.guard.guard import _p_unsafe
 from crossguard_jax.toy import quickstart
 from crossguard_jax.toy.world.sources import records
 
-SOURCES = ("implicit", "explicit_text", "explicit_picture", "typographic", "benign_vqa")
+SOURCES = (
+    "implicit",
+    "explicit_text",
+    "explicit_picture",
+    "picture_only",
+    "typographic",
+    "benign_vqa",
+    "talk",
+)
 ATTACKS = ("apgd", "selective", "square")
 SHORT = [
     "--config.train.steps=6",
@@ -130,17 +138,19 @@ def test_guards_run_as_one_program_and_the_untrained_one_is_the_base():
     # Where training puts an adapter, or the guard that was trained here is another program.
     for guard in (trained, untrained):
         assert all(x.sharding.mesh == guard.mesh for x in jax.tree.leaves(guard._parts[1]))
-    (wanted,) = Guard.from_pretrained("toy://llava", prompt="short").score([row.image], [row.text])
+    base = Guard.from_pretrained("toy://llava", prompt="short")
+    (wanted,) = base.score([row.image], [row.text])
     assert found.p_unsafe == pytest.approx(wanted.p_unsafe, abs=1e-6)
 
 
 def test_data_lies_beside_its_pictures(folder):
-    for split, least in (("train", 5 * 64), ("val", 512 + 256), ("test", 64)):
+    for split, least in (("train", 7 * 64), ("val", 512 + 256), ("test", 64)):
         found = rows(folder, split)
         assert len(found) == least
         for row in found[:20]:
             assert {"id", "image", "text", "label", "category", "source"} <= set(row)
-            assert Image.open(folder / "data" / row["image"]).size == (32, 32)
+            pictures = [row["image"]] if row["image"] else []
+            assert all(Image.open(folder / "data" / p).size == (32, 32) for p in pictures)
         assert {row["label"] for row in found} == {"safe", "unsafe"}
 
 

@@ -39,7 +39,7 @@ from crossguard_jax.toy.world.kinds import (
 )
 from crossguard_jax.toy.world.knowledge import ask_knowledge
 from crossguard_jax.toy.world.lettering import BENIGN_WORDS, HARMFUL_WORDS, TARGET_WORDS
-from crossguard_jax.toy.world.long_texts import WINDOW, surround
+from crossguard_jax.toy.world.long_texts import surround
 from crossguard_jax.toy.world.pointing import point
 from crossguard_jax.toy.world.requests import AFFORDANCE_OF, CARRIERS, PHRASES, REQUEST_NAMES
 from crossguard_jax.toy.world.risk import is_held_out
@@ -57,7 +57,7 @@ ORDINARY, WIDE, WRITTEN, WORDS_ALONE = 36, 6, 6, 10
 CONTRAST_WEIGHT, PATCH_WEIGHT = 0.2, 0.3
 _PATCH_WORDS = 5  # the most words for one patch
 _ANSWERS = 56  # the most answer tokens that any row has
-_SHORTEST, _LONGEST = 24, WINDOW  # words and marks of a text with talk around a sentence
+_SHORTEST, _LONGEST = 24, 72  # words and marks of a text with talk around a sentence
 _FIRST_PATCH = 3  # after <s>, "user" and ":"
 _KINDS = BASE_KINDS + DECORATIONS + HAZARDS
 

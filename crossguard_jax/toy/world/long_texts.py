@@ -14,9 +14,6 @@ from crossguard_jax.toy.world.explicit_words import PEOPLE, SPOTS
 from crossguard_jax.toy.world.requests import carriers
 from crossguard_jax.toy.world.vqa import FORMS, pick, words
 
-WINDOW = 72
-"""Words and marks of a full training row: with the prompt and a picture of 16 tokens, 96 tokens."""
-
 _SLOTS: dict[str, tuple[str, ...]] = {
     "person": PEOPLE,
     "spot": SPOTS,
