@@ -46,22 +46,22 @@ def tiny() -> ConfigDict:
         # is learned from; a longer harmful one is left out.
         "max_length": 48,
         "sources": {
-            "implicit": small_world("implicit", weight=0.28, limit=12_288),
-            "implicit_wide": small_world("implicit_wide", weight=0.12, limit=4_096),
-            "two_pictures": small_world("two_pictures", weight=0.05, limit=2_048),
+            "implicit": small_world("implicit", weight=0.26, limit=12_288),
+            "implicit_wide": small_world("implicit_wide", weight=0.11, limit=4_096),
+            "two_pictures": small_world("two_pictures", weight=0.06, limit=2_048),
             "explicit_text": small_world("explicit_text", weight=0.2, limit=8_192),
-            "explicit_picture": small_world("explicit_picture", weight=0.08, limit=4_096),
+            "explicit_picture": small_world("explicit_picture", weight=0.07, limit=4_096),
             "picture_only": small_world("picture_only", weight=0.04, limit=2_048),
-            "typographic": small_world("typographic", weight=0.08, limit=4_096),
-            "benign_vqa": small_world("benign_vqa", weight=0.12, limit=8_192),
-            "talk": small_world("talk", weight=0.03, limit=2_048),
+            "typographic": small_world("typographic", weight=0.07, limit=4_096),
+            "benign_vqa": small_world("benign_vqa", weight=0.11, limit=8_192),
+            "talk": small_world("talk", weight=0.08, limit=2_048),
         },
         # Rows made of those sources', as shares of all: "long" ones, filled up with sentences of
         # the talk, and ones with a forged turn "injected" into the text. They have more tokens:
         # how long a window the guard reads by.
         "augment": {
-            "long": 0.15,
-            "injected": 0.05,
+            "long": 0.25,
+            "injected": 0.08,
             "max_length": 96,
             "talk": small_world("talk", limit=4_096),
         },
@@ -83,8 +83,8 @@ def tiny() -> ConfigDict:
         "accumulate": 1,
     }
     config.train = {
-        "steps": 500,
-        "batch_size": 64,
+        "steps": 1_000,
+        "batch_size": 40,
         "eval_every": 125,
         "save_every": 125,
         # The checkpoint kept beside the latest: the one with the best validation figure, the
