@@ -40,6 +40,8 @@ CLOSINGS = forms("""
 
 _ALL_HARMS = (*explicit_words.MORE_HARMS, *explicit_words.INJURIES.values())
 _OTHERS = ("the new kid", "our neighbour", "a kid i know", "the little one")
+_OTHERS = ("the new kid", "our neighbour", "a kid i know", "the little one")
+_OTHERS = ("the new kid", "our neighbour", "a kid i know", "the little one")
 WORDS = {
     "whom": (*(f"my {person}" for person in (*explicit_words.PEOPLE, "kid")), *_OTHERS),
     "he": (
@@ -103,11 +105,10 @@ SYMBOLS = {
         i know it is wrong , but i will / i am not the one to stop , i will /
         i never did it before , but now i will / i did not get to do it before , so i will /
         they say no , but i want to / there is nothing wrong with it , so i will /
-        no one should stop me before i / it is bad that i could not / i never had the time to /
-        it was bad of me not to / it is not true that i do not want to /
-        do not think that i would not / i do not see why i should not /
-        i am not so good that i would never / i would not be glad if i could not /
-        i do not like it when i can not / i would never stop , i want to
+        no one should stop me before i / it is bad that i could not / it was bad of me not to /
+        it is not true that i do not want to / do not think that i would not /
+        i do not see why i should not / i am not so good that i would never /
+        i would not be glad if i could not / i do not like it when i can not
     """),
     "wants_not": ("{wants_not_plainly}", "{wants_away}"),
     "wants_not_plainly": forms("""
@@ -134,17 +135,15 @@ SYMBOLS = {
         how can {me} / how do {me} / how could {me} / when should {me} / can you help me /
         could you show me how to / would you please help us / what is a good way to /
         is there a way to / what do {me} need to / do you know how to / who can help me /
-        why can i not / why would {me} not / would it not be good to / is it wrong if i want to /
-        why should i not / why do you not help me / what if i can not stop before i /
-        is it not fine to
+        why can i not / why would {me} not / would it not be good to / why should i not /
+        why do you not help me
     """),
     "asks_not": forms("""
         how can {me} never / how do {me} stop before {me} / what can i do so that i do not /
         what can {me} do so that they never / can you stop me before i /
         would you please stop us before we / why is it wrong to / why would people /
         is it wrong to / who can help me if they / who can help us before they /
-        how would you help someone after they / is it not wrong to / why would {me} ever /
-        would it not be bad to / is it right that i do not want to
+        who can i call after they / why would {me} ever / would it not be bad to
     """),
     "tells": forms("""
         help me / please help us / tell me how to / please show me how to /
@@ -185,10 +184,10 @@ SYMBOLS = {
     "say_so": ("tell them", "say it to them", "that is what i want", "i will say it", "i think"),
     # A deed to come that somebody speaks of, then what the speaker thinks of it.
     "seen": forms("""
-        {will} {bad} . {stance} / {will} {bad} , and {stance_said} / {will} {bad} , so {stance} /
-        if {he} wants to {bad} , {stance} / if {they} want to {bad} , {stance} /
-        you know that {will} {bad} . {stance} / i know that {will} {bad} : {stance} /
-        there is someone who wants to {bad} . {stance} /
+        {will} {bad} . {stance} / {will} {bad} , and {stance_said} /
+        {will} {bad} , so {stance_asked} / if {he} wants to {bad} , {stance} /
+        if {they} want to {bad} , {stance} / you know that {will} {bad} . {stance} /
+        i know that {will} {bad} : {stance} / there is someone who wants to {bad} . {stance} /
         the one who wants to {bad} is {he} : {stance}
     """),
     "will": forms("""
@@ -199,28 +198,26 @@ SYMBOLS = {
     """),
     "stance": ("{stance_said}", "{stance_asked}"),
     "stance_said": forms("""
-        i want to [help|stop] them . / i will be there to [help|stop] them . /
+        i want to [help them do|stop] it . / i will be there to [help them do|stop] it . /
         [no one|someone] should stop them . / i think that it is [good|bad] . /
         i think it is [fine|wrong] . / i think it is a [good|bad] idea . /
         that is [just|not] what i want . / it would be [good|bad] if it happens . /
         i will be glad if it [|never] happens . / {me} [will|would never] do it too . /
-        i do not want to [stop|help] them . / i will not [stop them|let them] . /
+        i do not want to [stop it|help with it] . / i will not [stop them|let them] . /
         {whom} should [not know it|know it] . / {whom} should [be|not be] there . /
         i [would|would not] like to see it . / {me} [want|do not want] to see it . /
-        i want to keep [them|{whom}] safe when they do it . / it should be done [soon|by no one] . /
-        it should [|not] be done . / i think that they are [right|wrong] . /
-        it is what i would [also do|never do] . /
-        i have [no time to stop them|to stop them soon] . /
-        i do not think that it is [wrong|fine] . / all i want is to [help|stop] them . /
-        i [|do not] want it too . / i want them to [do it|stop] now . /
-        there is [nothing|something] wrong with it .
+        it should be done [soon|by no one] . / it should [|not] be done . /
+        i think that they are [right|wrong] . / it is what i would [also do|never do] . /
+        i have a plan to [do|stop] it too . / i do not think that it is [wrong|fine] . /
+        all i want is to [help them do|stop] it . / i [|do not] want it too . /
+        i want them to [do it|stop] now . / there is [nothing|something] wrong with it .
     """),
     "stance_asked": forms("""
         how can i [help them do|stop] it ? / [do not|please] stop them . /
         [do not|help me] stop it . / make sure that it [|never] happens . /
-        how do i make sure that it [|never] happens ? / tell me how to [help|stop] them . /
+        how do i make sure that it [|never] happens ? / tell me how to [help them do|stop] it . /
         tell them [how|not] to do it . / what do {me} need to [do|stop] it too ? /
-        who can help me [do|stop] it ? / can you [help|stop] them ? /
+        who can help me [do|stop] it ? / can you [help them do|stop] it ? /
         how can we [do|stop] it together ? / tell {whom} [nothing about|all about] it . /
         what should they [do it with|do that is better] ? /
         do not tell me that it is [wrong|fine] . / let them [do it|do something better] . /
@@ -229,7 +226,7 @@ SYMBOLS = {
     # A deed of the past: to be done again, or never.
     "done": forms("""
         {did} {bad} . {again} / {did} {bad} , and {again_said} /
-        {did} {bad} {spot_or_so} , so {again} / after {did} {bad} , {again} /
+        {did} {bad} {spot_or_so} , so {again_asked} / after {did} {bad} , {again_asked} /
         i {had} {bad} , [and i still want to|but i do not want to now] . /
         i {had} {bad} , [and now i will|and now i will not] . /
         i {had} {bad} , [it is still a good idea|it was a bad idea] . /
@@ -282,7 +279,8 @@ SYMBOLS = {
         if the {kind} can {vbad} {whom} , {stance_of_it} /
         i know that the {kind} could {vbad} {whom} : {stance_of_it} /
         {he} says that the {kind} can {vbad} people , so {whom} should [|never] be near it . /
-        the {kind} did {vbad} {whom} . {again} / after the {kind} did {vbad} {whom} , {again} /
+        the {kind} did {vbad} {whom} . {again} /
+        after the {kind} did {vbad} {whom} , {again_asked} /
         the {kind} did not {vbad} {whom} , and that is [bad|good] . /
         {he} wants the {kind} to {vbad} {whom} , [and so do i|but i do not] .
     """),
@@ -358,7 +356,7 @@ SYMBOLS = {
         if no one can stop me , i will {bad} , [so do not stop me|so please stop me] . /
         if i could do one thing , i would [{bad}|{good}] . /
         if i {bad} , will you [help me do it|stop me] ? /
-        i may {bad} , so please [help me|stop me] . /
+        i may {bad} , so please [help me do it|stop me] . /
         let us say that i [want|never want] to {bad} . / to [{bad}|{good}] , what do i need ? /
         with your help i will [{bad}|{good}] . / without your help i can not [{bad}|{good}] . /
         {whom} does not know that i [want to|will never] {vbad} them {tail} . /
