@@ -23,13 +23,22 @@ LONGEST = 22
 _TOKEN = re.compile(r"\{~?\w+\}|[a-z]+|[^\sa-z]")
 
 
-@functools.cache
-def _table(unsafe: bool) -> Mapping[str, tuple[tuple[str, ...], ...]]:
-    """Symbol -> its forms in a text of this label, each as words, marks and ``{symbols}``."""
+_Part = str | tuple[str, bool]
+"""Of a form: a word or mark, or a symbol and the label that it is to have."""
 
-    def of_label(form: str) -> tuple[str, ...]:
+
+@functools.cache
+def _table(unsafe: bool) -> Mapping[str, tuple[tuple[_Part, ...], ...]]:
+    """Symbol -> its forms in a text of this label."""
+
+    def part(token: str) -> _Part:
+        if token[0] != "{":
+            return token
+        return token.strip("{~}"), unsafe != token.startswith("{~")
+
+    def of_label(form: str) -> tuple[_Part, ...]:
         chosen = re.sub(r"\[([^|]*)\|([^]]*)\]", r"\1" if unsafe else r"\2", form)
-        return tuple(match[0] for match in _TOKEN.finditer(chosen))
+        return tuple(part(match[0]) for match in _TOKEN.finditer(chosen))
 
     whole = {"opening": OPENINGS, "closing": CLOSINGS, **SYMBOLS, **WORDS}
     return {symbol: tuple(map(of_label, forms)) for symbol, forms in whole.items()}
@@ -74,13 +83,6 @@ def _draw_words(rng: np.random.Generator, category: str) -> dict[str, str]:
     return drawn
 
 
-def _named(token: str, unsafe: bool) -> tuple[str, bool] | None:
-    """The symbol that a token of a form stands for, and its label; None for a word or mark."""
-    if token[0] != "{":
-        return None
-    return token.strip("{~}"), unsafe != token.startswith("{~")
-
-
 def _expand(
     rng: np.random.Generator, symbol: str, unsafe: bool, drawn: Mapping[str, str]
 ) -> list[str]:
@@ -88,9 +90,8 @@ def _expand(
         return drawn[symbol].split()
     forms = _table(unsafe)[symbol]
     tokens: list[str] = []
-    for token in forms[rng.integers(len(forms))]:
-        inner = _named(token, unsafe)
-        tokens += _expand(rng, *inner, drawn) if inner else [token]
+    for part in forms[rng.integers(len(forms))]:
+        tokens += [part] if isinstance(part, str) else _expand(rng, *part, drawn)
     return tokens
 
 
@@ -109,15 +110,15 @@ def meanings(text: str) -> set[bool]:
         after: set[int] = set()
         for form in _table(unsafe)[symbol]:
             places = {start}
-            for token in form:
-                if inner := _named(token, unsafe):
-                    places = {end for place in places for end in ends(*inner, place)}
+            for part in form:
+                if isinstance(part, tuple):
+                    places = {end for place in places for end in ends(*part, place)}
                 else:
                     # The mark at the very end is not needed.
                     places = {
                         min(place + 1, size)
                         for place in places
-                        if tokens[place] == token or (place == size and token in ".?")
+                        if tokens[place] == part or (place == size and part in ".?")
                     }
                 if not places:
                     break
