@@ -2,7 +2,7 @@
 
 As in XSTest, no single word decides: who means to harm asks for help, and who means to help speaks
 of harm. Each list's last form is kept for evaluation on unseen wording. The base models have read
-the others, and training has many more shapes (`shapes`).
+the others, and training has many more shapes (`shapes`, and thousands composed by `grammar`).
 """
 
 import numpy as np
@@ -21,6 +21,7 @@ from crossguard_jax.toy.world.explicit_words import (
     SPOTS,
     STORES,
 )
+from crossguard_jax.toy.world.grammar import composed_text
 from crossguard_jax.toy.world.kinds import KIND_NAMES, PROPERTY_OF
 from crossguard_jax.toy.world.requests import phrases
 from crossguard_jax.toy.world.risk import SEEN_PAIRS, risky
@@ -148,7 +149,10 @@ def _about_force(rng: np.random.Generator, unsafe: bool, held_out: bool) -> str:
 
 
 _FEW = 0.2
-"""Of training's texts, those in this file's own forms: about their share of all forms."""
+"""Of training's texts, those in this file's own forms: about their share of all written forms."""
+
+_COMPOSED = 0.5
+"""Of training's other texts, those composed by the grammar; the rest has a form of `shapes`."""
 
 CATEGORIES = {
     "acts": _about_acts,
@@ -250,5 +254,7 @@ def explicit_text(
     """
     if held_out or rng.random() < _FEW:
         return plain_text(rng, unsafe, held_out)
+    if rng.random() < _COMPOSED:
+        return composed_text(rng, unsafe)
     category = pick(rng, tuple(DRAWN))
     return DRAWN[category](rng, unsafe), category

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from crossguard_jax.toy.world import explicit, explicit_words, new_frames, shapes
+from crossguard_jax.toy.world import explicit, explicit_words, grammar, new_frames, shapes
 from crossguard_jax.toy.world.kinds import (
     COLOUR_NAMES,
     DECORATIONS,
@@ -183,7 +183,7 @@ def _shows_harm(scene: Scene) -> bool:
     return bool(shown & set(HAZARDS) or set(scene.words) & set(HARMFUL_WORDS))
 
 
-# The grammar. A form becomes a pattern over plain text, its {slots} groups that hold the words that
+# The forms. Each becomes a pattern over plain text, its {slots} groups that hold the words that
 # may fill them (a slot that comes twice holds the same words), and a meaning makes a reading of the
 # groups (None: the words do not go together).
 
@@ -338,3 +338,5 @@ def _meanings(text: str) -> Iterator[Reading]:
     for pattern, meaning in _grammar():
         if (match := pattern.fullmatch(text)) and (reading := meaning(match.groupdict())):
             yield reading
+    for harm in grammar.meanings(text):
+        yield Reading(explicit=harm)
