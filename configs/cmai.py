@@ -153,7 +153,7 @@ def vqa_tiny() -> ConfigDict:
     config.data.picture = "pad"
     config.data.sources = {"vqa": small_world("vqa_closed", limit=8_192)}
     # More words would make another question.
-    config.data.augment.update({"long": 0.0, "injected": 0.0})
+    config.data.augment.update({"long": 0.0, "injected": 0.0, "talk": source("", "")})
     config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
     return config
 
@@ -314,7 +314,7 @@ def nlvr() -> ConfigDict:
     config.model.path = "runs/nlvr/model"
     config.data.update({"prompt": "true_false", "max_length": 96})
     config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="train")}
-    config.data.augment.update({"long": 0.0, "injected": 0.0})
+    config.data.augment.update({"long": 0.0, "injected": 0.0, "talk": source("", "")})
     config.data.validation = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
     return config
 

@@ -46,15 +46,15 @@ def tiny() -> ConfigDict:
         # is learned from; a longer harmful one is left out.
         "max_length": 48,
         "sources": {
-            "implicit": small_world("implicit", weight=0.26, limit=12_288),
-            "implicit_wide": small_world("implicit_wide", weight=0.11, limit=4_096),
+            "implicit": small_world("implicit", weight=0.23, limit=12_288),
+            "implicit_wide": small_world("implicit_wide", weight=0.09, limit=4_096),
             "two_pictures": small_world("two_pictures", weight=0.06, limit=2_048),
-            "explicit_text": small_world("explicit_text", weight=0.2, limit=8_192),
+            "explicit_text": small_world("explicit_text", weight=0.27, limit=12_288),
             "explicit_picture": small_world("explicit_picture", weight=0.07, limit=4_096),
             "picture_only": small_world("picture_only", weight=0.04, limit=2_048),
             "typographic": small_world("typographic", weight=0.07, limit=4_096),
-            "benign_vqa": small_world("benign_vqa", weight=0.11, limit=8_192),
-            "talk": small_world("talk", weight=0.08, limit=2_048),
+            "benign_vqa": small_world("benign_vqa", weight=0.1, limit=8_192),
+            "talk": small_world("talk", weight=0.07, limit=2_048),
         },
         # Rows made of those sources', as shares of all: "long" ones, filled up with sentences of
         # the talk, and ones with a forged turn "injected" into the text. They have more tokens:
@@ -83,7 +83,7 @@ def tiny() -> ConfigDict:
         "accumulate": 1,
     }
     config.train = {
-        "steps": 1_000,
+        "steps": 1_500,
         "batch_size": 40,
         "eval_every": 125,
         "save_every": 125,
@@ -132,7 +132,7 @@ def nlvr() -> ConfigDict:
     config.data.max_length = 96
     config.data.sources = {"nlvr": source("nlvr", "data/nlvr", split="dev")}
     # More words would make another statement.
-    config.data.augment.update({"long": 0.0, "injected": 0.0})
+    config.data.augment.update({"long": 0.0, "injected": 0.0, "talk": source("", "")})
     config.data.validation = {}
     # 989 rows: a few passes, and what fits them best beyond that is memory.
     config.train.update({"steps": 120, "eval_every": 0, "save_every": 60, "keep_best": ""})

@@ -34,7 +34,7 @@ from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.augment import Part, longest_row, parts
+from crossguard_jax.guard.augment import MixturePart, longest_row, parts
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import Readers, answered, fitting, listed_rows, open_sources
 from crossguard_jax.guard.recipe import batches, load_base, run_identity, trained_settings
@@ -59,13 +59,13 @@ class _Run:
     task: Task
     frozen: Any
     sources: Mapping[str, RecordSource]
-    mixed: Sequence[Part]
+    mixed: Sequence[MixturePart]
     held: Mapping[str, RecordSource]
     data: Path
     mesh: Any
     rules: Rules
 
-    def batches(self, batch_size: int, whole: bool) -> pipeline.Turns:
+    def batches(self, batch_size: int, whole: bool) -> pipeline.Interleaved:
         """Training batches, ``whole`` or as this process has them."""
         seed = self.config.train.seed
         return batches(self.mixed, batch_size, seed, self.encode, whole)

@@ -165,7 +165,7 @@ class Batches(Iterator[Batch]):
         self._iterator.close()
 
 
-class Turns(Iterator[Batch]):
+class Interleaved(Iterator[Batch]):
     """Several streams' batches, each as often as its share says, in an order that is always the
     same: the turn is that of the stream which is furthest behind."""
 
@@ -174,7 +174,7 @@ class Turns(Iterator[Batch]):
         self._streams, self._shares = streams, [float(share) for share in shares]
         self._counts = [0] * len(streams)
 
-    def __iter__(self) -> "Turns":
+    def __iter__(self) -> "Interleaved":
         return self
 
     def __next__(self) -> Batch:

@@ -209,7 +209,7 @@ def injected(
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """A part of a mixture whose batches have one shape.
 
     Attributes:
@@ -232,7 +232,7 @@ def parts(
     folder: Path,
     readers: Readers,
     seed: int,
-) -> list[Part]:
+) -> list[MixturePart]:
     """A mixture's own rows, and those that need more room: made ones, and several pictures.
 
     They come in batches of their own: beside them, short rows would be padded to their length.
@@ -263,9 +263,9 @@ def parts(
     longer |= _made(data, opened, weights, shares, encoder, folder, readers, seed)
     weights = {name: own * weight for name, weight in weights.items()} | shares
 
-    def part(sources: Mapping[str, RecordSource], length: int) -> Part:
+    def part(sources: Mapping[str, RecordSource], length: int) -> MixturePart:
         of_part = {name: weights[name] for name in sources}
-        return Part(sources, of_part, length, float(sum(of_part.values())))
+        return MixturePart(sources, of_part, length, float(sum(of_part.values())))
 
     both = part(short, data.max_length), part(longer, longest_row(data))
     return [each for each in both if each.sources]

@@ -24,7 +24,7 @@ from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
-from crossguard_jax.guard.augment import TALK, Part, longest_row, parts
+from crossguard_jax.guard.augment import TALK, MixturePart, longest_row, parts
 from crossguard_jax.guard.batches import microbatches
 from crossguard_jax.guard.guard import Guard, is_plain
 from crossguard_jax.guard.mixture import (
@@ -219,12 +219,12 @@ def trained_settings(config: Any, guard: Guard) -> Settings:
 
 
 def batches(
-    mixed: Sequence[Part],
+    mixed: Sequence[MixturePart],
     batch_size: int,
     seed: int,
     encode: Callable[[int, list[Record]], pipeline.Batch],
     whole: bool = False,
-) -> pipeline.Turns:
+) -> pipeline.Interleaved:
     """A mixture's batches, of one shape each.
 
     Args:
@@ -247,7 +247,7 @@ def batches(
         )
         for part in mixed
     ]
-    return pipeline.Turns(streams, [part.share for part in mixed])
+    return pipeline.Interleaved(streams, [part.share for part in mixed])
 
 
 def run_identity(

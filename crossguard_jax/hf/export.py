@@ -158,6 +158,14 @@ def _copy_companions(source: Path, folder: Path) -> None:
         shutil.copytree(module, folder / module.name, dirs_exist_ok=True)
 
 
+def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes a safetensors file that others may read as far as any new file of this process."""
+    path.touch()
+    mode = path.stat().st_mode  # safetensors leaves one that its owner alone may read
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
 def write_weights(model: Model, folder: Path, dtype: Any = None, limit: int = SHARD_BYTES) -> None:
     """Writes a model's weights alone, as `save_model`; an older model's there are removed."""
     pending: dict[str, np.ndarray] = {}
@@ -167,7 +175,7 @@ def write_weights(model: Model, folder: Path, dtype: Any = None, limit: int = SH
     def flush() -> None:
         nonlocal pending, size, n
         if pending:
-            save_file(pending, folder / f"part-{n}.tmp", metadata={"format": "pt"})
+            save_tensors(pending, folder / f"part-{n}.tmp")
             n += 1
         pending, size = {}, 0
 

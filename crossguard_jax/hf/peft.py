@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf import names
-from crossguard_jax.hf.export import ModelCard, family_of
+from crossguard_jax.hf.export import ModelCard, family_of, save_tensors
 from crossguard_jax.hf.folder import check_number, read_object
 from crossguard_jax.hf.load import Tensors, open_tensors, spellings
 from crossguard_jax.nn import lora
@@ -108,7 +107,7 @@ def save_adapter(
                 key = f"{module.replace('{i}', str(i))}.{word}.weight"
                 tensors[key] = np.asarray((value[i] if stacked else value).T, order="C")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if family == "llama" else None,

@@ -10,7 +10,7 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import open_dataset, write_dataset
-from crossguard_jax.data.pipeline import Turns, evaluation, mixture
+from crossguard_jax.data.pipeline import Interleaved, evaluation, mixture
 from crossguard_jax.data.records import Record
 
 
@@ -154,9 +154,9 @@ def test_batches_from_array_record_equal_those_from_memory(tmp_path):
     assert take(mixed(sources=stored, threads=3), 40) == take(mixed(), 40)
 
 
-def in_turns(shares=(0.7, 0.3)) -> Turns:
+def in_turns(shares=(0.7, 0.3)) -> Interleaved:
     streams = [mixed(), mixed(batch_size=4)]
-    return Turns(streams, shares)
+    return Interleaved(streams, shares)
 
 
 @pytest.mark.parametrize("shares", [(0.7, 0.3), (0.95, 0.05), (0.5, 0.5)])

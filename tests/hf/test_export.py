@@ -119,6 +119,18 @@ def test_peft_export_loads_in_peft_changes_logits_and_comes_back_bit_for_bit(sou
     assert digest(load_adapter(base, tmp_path / "adapter")) == digest(model)
 
 
+@pytest.mark.parametrize("format", ["merged", "peft"])
+def test_who_may_read_an_export_may_read_its_weights(format, source, tmp_path):
+    folder, model, _ = source
+    if format == "merged":
+        save_model(adapted(model), tmp_path / "out", folder)
+    else:
+        save_adapter(adapted(model), tmp_path / "out", str(folder), ModelCard())
+    (tmp_path / "new").touch()
+    (weights,) = (tmp_path / "out").glob("*.safetensors")
+    assert weights.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_older_key_generations_load_to_the_same_tree(source, tmp_path):
     folder, model, _ = source
     tensors = load_file(folder / "model.safetensors")

@@ -2,7 +2,7 @@
 
 As in XSTest, no single word decides: who means to harm asks for help, and who means to help speaks
 of harm. Each list's last form is kept for evaluation on unseen wording. The base models have read
-the others, and training has many more shapes (`shapes`, and thousands composed by `grammar`).
+the others and `shapes`; `grammar` composes thousands more.
 """
 
 import numpy as np
@@ -21,7 +21,6 @@ from crossguard_jax.toy.world.explicit_words import (
     SPOTS,
     STORES,
 )
-from crossguard_jax.toy.world.grammar import composed_text
 from crossguard_jax.toy.world.kinds import KIND_NAMES, PROPERTY_OF
 from crossguard_jax.toy.world.requests import phrases
 from crossguard_jax.toy.world.risk import SEEN_PAIRS, risky
@@ -151,9 +150,6 @@ def _about_force(rng: np.random.Generator, unsafe: bool, held_out: bool) -> str:
 _FEW = 0.2
 """Of training's texts, those in this file's own forms: about their share of all written forms."""
 
-_COMPOSED = 0.5
-"""Of training's other texts, those composed by the grammar; the rest has a form of `shapes`."""
-
 CATEGORIES = {
     "acts": _about_acts,
     "injuries": _about_injuries,
@@ -225,7 +221,7 @@ DRAWN = {
 
 
 def plain_text(rng: np.random.Generator, unsafe: bool, held_out: bool = False) -> tuple[str, str]:
-    """A text in one of this file's few forms: what the base models read, and what is held out.
+    """A text in one of this file's few forms, one of which is held out.
 
     Args:
         rng: where the draws come from.
@@ -254,7 +250,5 @@ def explicit_text(
     """
     if held_out or rng.random() < _FEW:
         return plain_text(rng, unsafe, held_out)
-    if rng.random() < _COMPOSED:
-        return composed_text(rng, unsafe)
     category = pick(rng, tuple(DRAWN))
     return DRAWN[category](rng, unsafe), category

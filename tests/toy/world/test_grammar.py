@@ -136,9 +136,7 @@ def test_no_wording_that_is_held_out_is_composed(drawn):
     assert not [wording for wording in held_out if any(wording[:-1] in shape for shape in shapes)]
 
 
-def test_training_has_composed_texts_and_evaluation_none():
+def test_no_text_that_is_kept_for_evaluation_is_composed():
     rng = np.random.default_rng(2)
-    composed = [bool(meanings(explicit.explicit_text(rng, bool(i % 2))[0])) for i in range(300)]
-    assert 0.3 < np.mean(composed) < 0.6
     held_out = [explicit.explicit_text(rng, bool(i % 2), held_out=True)[0] for i in range(100)]
     assert not any(map(meanings, held_out))
