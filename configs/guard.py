@@ -18,7 +18,7 @@ VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
 LANGUAGE = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 BENIGN = ("benign_vqa", "vqav2", "talk")
 TRUTH = ("implicit", "implicit_wide", "two_pictures")
-"""The small world's implicit rows, by what is true of it."""
+"""Sources of implicit rows; all but a forged table know what is true of the small world."""
 
 IMPFORGE = "data/impforge/train.jsonl"
 
@@ -175,7 +175,7 @@ def llava_7b() -> ConfigDict:
 
 def explicit_only(config: ConfigDict) -> ConfigDict:
     """Ablation: danger that one modality shows alone and benign questions, nothing of ImpForge."""
-    for name in (*TRUTH, "implicit"):
+    for name in TRUTH:
         if name in config.data.sources:
             config.data.sources[name].weight = 0.0
     return config

@@ -35,8 +35,8 @@ CHECK = "consistency"  # a folder of its own: a model's loaders take every safet
 SECRET = "noise_secret"
 _TEXT, _ADAPTER = "text", "adapter"
 _ADAPTER_CARD = ModelCard(
-    base="..",
-    data="as the model two folders up, into which this adapter is merged already. It is here to be "
+    base="the model two folders up",
+    data="As the base, into which this adapter is merged already. It is here to be "
     "taken off again: laid over that model, as PEFT would do, it counts twice.",
 )
 

@@ -4,6 +4,8 @@ import io
 import json
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest
 from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.guard import recipe
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.trained import content_hash, trained_on
@@ -116,4 +119,31 @@ def test_a_finished_run_started_again_gives_the_same_adapter(config, tmp_path):
     with pytest.raises(
         UserError, match=r"another run \(config.optim.learning_rate: [0-9.]+ -> 0.001\)"
     ):
+        train_guard(config, tmp_path, {"bright": bright})
+
+
+def test_the_loss_is_the_labels_alone_until_the_vocabulary_counts_too(monkeypatch):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9)), jnp.float32)
+    labels, ids = jnp.array([0, 1, 1, 0]), (3, 7)
+    monkeypatch.setattr(recipe.lora, "merge", lambda *parts: None)
+    monkeypatch.setattr(recipe.verdict, "label_logits", lambda model, batch, ids: logits)
+    loss = recipe.guard_loss(None, ids)
+    weights = [float(recipe.mass_weight(5.0, jnp.int32(step))) for step in (0, 4, 5, 9)]
+    assert weights == [0.0, 0.0, 1.0, 1.0]
+    rest = (None, None, {"labels": labels}, jax.random.key(0))
+    first, metrics = loss(*rest, 0.0)
+    whole, _ = loss(*rest, 1.0)
+    log_p = jax.nn.log_softmax(logits, axis=1)[jnp.arange(4), jnp.array(ids)[labels]]
+    both = logits[:, jnp.array(ids)]
+    alone = jax.nn.log_softmax(both, axis=1)[jnp.arange(4), labels]
+    assert float(whole) == pytest.approx(-float(log_p.mean()), rel=1e-5)
+    assert float(first) == pytest.approx(-float(alone.mean()), rel=1e-5)
+    mass = jax.nn.softmax(logits, axis=1)[:, jnp.array(ids)].sum(axis=1).mean()
+    assert float(metrics["mass"]) == pytest.approx(float(mass), rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_steps_that_is_none_is_refused(config, tmp_path, share):
+    config.train.labels_first = share
+    with pytest.raises(UserError, match=f"train.labels_first {share:g}: a share of steps"):
         train_guard(config, tmp_path, {"bright": bright})

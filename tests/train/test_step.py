@@ -91,6 +91,22 @@ def test_microbatches_draw_apart_and_their_metrics_are_averaged():
     np.testing.assert_allclose(*values, rtol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_loss_is_given_what_its_schedule_says_of_the_step(accumulate):
+    def weighted(w, frozen, rows, key, weight):
+        return weight * (rows["x"] @ w).mean(), {"weight": weight}
+
+    step = make_step(weighted, SGD, accumulate, schedule=lambda step: 10.0 * step)
+    state, seen, moved = init_state(jnp.ones(2), SGD, 0), [], []
+    for _ in range(3):
+        before = np.asarray(state.trainable)
+        state, metrics = step(state, 0.0, ROWS)
+        seen.append(float(metrics["weight"]))
+        moved.append(np.abs(np.asarray(state.trainable) - before).max())
+    assert seen == [0.0, 10.0, 20.0]
+    assert moved[0] == 0.0 and moved[2] == pytest.approx(2 * moved[1], rel=1e-4)
+
+
 def test_a_state_on_a_mesh_of_one_is_the_state():
     adam = optax.adamw(1e-2)
     mesh = make_mesh(devices=jax.devices()[:1])
