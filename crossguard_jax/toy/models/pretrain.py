@@ -5,8 +5,9 @@ One run teaches a picture tower, a text tower and a language model together: cap
 captions, ordinary questions, the reading of written words, and what is known in words. A row is a
 dialogue about one picture, in the guard's short prompt. Beside that each patch learns the words
 for what it shows: with tens of millions of captions LLaVA finds them by itself, here there is no
-time. No row says what is safe (the word is one of those to be said again), and
-none has a pair of kind and request that is held out.
+time. Whether a speaker wants harm is asked at last, as large models know it from elsewhere. No row
+says what is safe (the word is one of those to be said again), and none has a pair of kind and
+request that is held out.
 """
 
 import functools
@@ -28,7 +29,7 @@ from crossguard_jax.toy.models.batches import Batch, Turn, dialogue, encode, pad
 from crossguard_jax.toy.models.folders import MEAN, PATCHES, STD
 from crossguard_jax.toy.models.texts import answer_nll, contrast
 from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD, vocabulary
-from crossguard_jax.toy.world.explicit import explicit_text
+from crossguard_jax.toy.world.explicit import explicit_text, shaped_text
 from crossguard_jax.toy.world.explicit_words import INJURIES, MORE_HARMS, MORE_KINDNESSES, PEOPLE
 from crossguard_jax.toy.world.kinds import (
     BASE_KINDS,
@@ -39,7 +40,7 @@ from crossguard_jax.toy.world.kinds import (
 )
 from crossguard_jax.toy.world.knowledge import ask_knowledge
 from crossguard_jax.toy.world.lettering import BENIGN_WORDS, HARMFUL_WORDS, TARGET_WORDS
-from crossguard_jax.toy.world.long_texts import surround
+from crossguard_jax.toy.world.long_texts import surround, talk
 from crossguard_jax.toy.world.pointing import point
 from crossguard_jax.toy.world.requests import AFFORDANCE_OF, CARRIERS, PHRASES, REQUEST_NAMES
 from crossguard_jax.toy.world.risk import is_held_out
@@ -51,8 +52,9 @@ from crossguard_jax.toy.world.wide import WideScene, draw_wide, pad_to_square
 ROW, CAPTION_ROW = 96, 40
 """Tokens of a dialogue, as many as a guard's window has, and of a caption."""
 
-ORDINARY, WIDE, WRITTEN, WORDS_ALONE = 36, 6, 6, 10
-"""Rows of a batch: about ordinary pictures, wide or tall ones, written words, without a picture."""
+ORDINARY, WIDE, WRITTEN, WORDS_ALONE, INTENTS = 36, 6, 6, 10, 12
+"""Rows of a batch: about ordinary pictures, wide or tall ones, written words, without a picture;
+and, in the second stage, about what speakers want."""
 
 CONTRAST_WEIGHT, PATCH_WEIGHT = 0.2, 0.3
 _PATCH_WORDS = 5  # the most words for one patch
@@ -96,7 +98,7 @@ class Lessons:
             rng: where the draws come from.
             instructed: whether some questions say between which words to choose, as instruction
                 tuning has it: then a guard's label words are likely before it has learned which
-                is right. And what is risky comes up more often: it is learned last.
+                is right. And what is risky, or wanted, comes up more often: it is learned last.
 
         Returns:
             ``pixels`` uint8 [M, X, X, 3], ordinary pictures first; ``ids`` and ``answers`` [B, L],
@@ -116,6 +118,7 @@ class Lessons:
         alone = [_without_picture(rng, instructed) for _ in range(WORDS_ALONE)]
         if instructed:
             pictured, alone = ([_instruct(rng, turns) for turns in x] for x in (pictured, alone))
+            alone += [_intents(rng) for _ in range(INTENTS)]
         rows = [dialogue(turns, ROW, PATCHES) for turns in pictured]
         rows += [dialogue(turns, ROW) for turns in alone]
         caption_ids = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]
@@ -266,13 +269,35 @@ def _again(rng: np.random.Generator) -> Turn:
 def _comprehension(rng: np.random.Generator, longer: bool = False) -> Turn:
     """What is a text about? Of its deeds and people one, and no word of whether to answer it."""
     while True:
-        sentence, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        sentence, _ = shaped_text(rng, unsafe=rng.random() < 0.5)
         if longer:
             tokens = int(rng.integers(_SHORTEST, _LONGEST))
-            sentence = surround(rng, sentence, tokens, rng.random(), held_out=False)
+            sentence = surround(rng, sentence, tokens, rng.random(), held_out=False, few=True)
         deeds = [word for word in words(sentence) if word in _TOLD_DEEDS]
         if len(deeds) == 1 and not set(NOVEL_KINDS) & set(words(sentence)):
             return f"{sentence} what is it about?", deeds[0]
+
+
+def _intents(rng: np.random.Generator) -> list[Turn]:
+    """Whether speakers want harm, in texts of any form; the first may be a longer one."""
+    return [_intent(rng, longer=i == 0 and rng.random() < 0.4) for i in range(6)]
+
+
+def _intent(rng: np.random.Generator, longer: bool) -> Turn:
+    tokens = int(rng.integers(_SHORTEST, _LONGEST)) if longer else 0
+    draw = rng.random()
+    harm = draw < 0.4
+    sentence = talk(rng, tokens or 16, held_out=False) if draw > 0.8 else _known_text(rng, harm)
+    if longer and draw <= 0.8:
+        sentence = surround(rng, sentence, tokens, rng.random(), held_out=False)
+    return f"{sentence} do i want harm?", "yes" if harm else "no"
+
+
+def _known_text(rng: np.random.Generator, unsafe: bool) -> str:
+    while True:
+        sentence, _ = explicit_text(rng, unsafe)
+        if not set(NOVEL_KINDS) & set(words(sentence)):
+            return sentence
 
 
 def _question(rng: np.random.Generator, scene: Scene) -> Turn:

@@ -1,8 +1,8 @@
 """Texts whose intent is plain without a picture, and harmless ones made of the same words.
 
 As in XSTest, no single word decides: who means to harm asks for help, and who means to help speaks
-of harm. Each list's last form is kept for evaluation on unseen wording. The base models have read
-the others and `shapes`; `grammar` composes thousands more.
+of harm. Each list's last form is kept for evaluation on unseen wording. Beside the others stand
+those of `shapes`, pairs that five people `written` by themselves, and what `grammar` composes.
 """
 
 import numpy as np
@@ -21,10 +21,12 @@ from crossguard_jax.toy.world.explicit_words import (
     SPOTS,
     STORES,
 )
+from crossguard_jax.toy.world.grammar import composed_text
 from crossguard_jax.toy.world.kinds import KIND_NAMES, PROPERTY_OF
 from crossguard_jax.toy.world.requests import phrases
 from crossguard_jax.toy.world.risk import SEEN_PAIRS, risky
 from crossguard_jax.toy.world.vqa import pick, pick_form
+from crossguard_jax.toy.world.written import written_text
 
 _RISKY_PAIRS = tuple(pair for pair in SEEN_PAIRS if risky(*pair))
 
@@ -147,8 +149,11 @@ def _about_force(rng: np.random.Generator, unsafe: bool, held_out: bool) -> str:
     )
 
 
+_WRITTEN, _COMPOSED = 0.5, 0.25
+"""Of training's texts; the others have shapes of this file and of `shapes`."""
+
 _FEW = 0.2
-"""Of training's texts, those in this file's own forms: about their share of all written forms."""
+"""Of those others, the ones in this file's own forms: about their share of the forms."""
 
 CATEGORIES = {
     "acts": _about_acts,
@@ -235,6 +240,14 @@ def plain_text(rng: np.random.Generator, unsafe: bool, held_out: bool = False) -
     return CATEGORIES[category](rng, unsafe, held_out), category
 
 
+def shaped_text(rng: np.random.Generator, unsafe: bool) -> tuple[str, str]:
+    """A text of training in a shape of this file or of `shapes`, and its category."""
+    if rng.random() < _FEW:
+        return plain_text(rng, unsafe)
+    category = pick(rng, tuple(DRAWN))
+    return DRAWN[category](rng, unsafe), category
+
+
 def explicit_text(
     rng: np.random.Generator, unsafe: bool, held_out: bool = False
 ) -> tuple[str, str]:
@@ -243,12 +256,16 @@ def explicit_text(
     Args:
         rng: where the draws come from.
         unsafe: whether it means harm.
-        held_out: whether to use the wording kept for evaluation; else any shape of training.
+        held_out: whether to use the wording kept for evaluation; else any of training.
 
     Returns:
         The text and a key of :data:`CATEGORIES`.
     """
-    if held_out or rng.random() < _FEW:
+    if held_out:
         return plain_text(rng, unsafe, held_out)
-    category = pick(rng, tuple(DRAWN))
-    return DRAWN[category](rng, unsafe), category
+    draw = rng.random()
+    if draw < _WRITTEN:
+        return written_text(rng, unsafe)
+    if draw < _WRITTEN + _COMPOSED:
+        return composed_text(rng, unsafe)
+    return shaped_text(rng, unsafe)

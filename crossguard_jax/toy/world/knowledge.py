@@ -8,7 +8,7 @@ answer.
 
 import numpy as np
 
-from crossguard_jax.toy.world.explicit import explicit_text
+from crossguard_jax.toy.world.explicit import shaped_text
 from crossguard_jax.toy.world.explicit_words import PEOPLE
 from crossguard_jax.toy.world.kinds import (
     BASE_KINDS,
@@ -73,7 +73,7 @@ def _carried(rng: np.random.Generator) -> Question:
 def _people(rng: np.random.Generator) -> Question:
     """Who is a text about? So that the base has read such texts, and no word of what to answer."""
     while True:
-        sentence, _ = explicit_text(rng, unsafe=rng.random() < 0.5)
+        sentence, _ = shaped_text(rng, unsafe=rng.random() < 0.5)
         people = [word for word in words(sentence) if word in PEOPLE]
         if len(people) == 1 and not set(NOVEL_KINDS) & set(words(sentence)):
             return Question(f"{sentence} who is it about?", people[0], "people")

@@ -2,7 +2,8 @@
 
 The talk is about meals, games, school and the house: it names no colour and no place of a picture,
 asks for no request of the world, and takes nothing back that another sentence says. ``held_out``
-talk is made of sentences that no training row has, in the same words.
+talk is made of sentences that no training row has, in the same words; ``few`` leaves out those of
+`written`.
 """
 
 import re
@@ -13,6 +14,7 @@ import numpy as np
 from crossguard_jax.toy.world.explicit_words import PEOPLE, SPOTS
 from crossguard_jax.toy.world.requests import carriers
 from crossguard_jax.toy.world.vqa import FORMS, pick, words
+from crossguard_jax.toy.world.written import talk_forms
 
 _SLOTS: dict[str, tuple[str, ...]] = {
     "person": PEOPLE,
@@ -179,9 +181,15 @@ def length(text: str) -> int:
     return len(words(text))
 
 
-def talk_sentence(rng: np.random.Generator, held_out: bool) -> str:
+_WRITTEN = 0.5
+"""Of training's talk."""
+
+
+def talk_sentence(rng: np.random.Generator, held_out: bool, few: bool = False) -> str:
     """One harmless sentence."""
-    if rng.random() < 0.35:
+    if not (held_out or few) and rng.random() < _WRITTEN:
+        form = pick(rng, talk_forms())
+    elif rng.random() < 0.35:
         frames = carriers(held_out) if held_out else carriers(held_out) + MORE_CARRIERS
         form = pick(rng, frames).format(request=pick(rng, HELD_OUT_DOINGS if held_out else DOINGS))
     else:
@@ -194,6 +202,7 @@ def talk(
     tokens: int,
     held_out: bool,
     *,
+    few: bool = False,
     whole: bool = True,
     from_end: bool = True,
 ) -> str:
@@ -203,6 +212,7 @@ def talk(
         rng: where the draws come from.
         tokens: the most words and marks.
         held_out: whether to use the wording kept for evaluation.
+        few: whether to use this file's sentences alone.
         whole: keep whole sentences; else one is cut between words where it does not fit, as a
             window cuts it.
         from_end: leave out at the end what does not fit; else at the beginning.
@@ -210,7 +220,7 @@ def talk(
     sentences: list[str] = []
     count = 0
     while count < tokens:
-        sentences.append(talk_sentence(rng, held_out))
+        sentences.append(talk_sentence(rng, held_out, few))
         count += length(sentences[-1])
     units = sentences if whole else " ".join(sentences).split()
     while count > tokens:
@@ -225,6 +235,7 @@ def surround(
     place: float,
     held_out: bool,
     *,
+    few: bool = False,
     whole: bool = True,
 ) -> str:
     """The sentence with harmless talk before and after it.
@@ -235,12 +246,13 @@ def surround(
         tokens: about how many words and marks the whole text has; the sentence is never cut.
         place: the share of the talk that comes before the sentence, 0 to 1.
         held_out: as in `talk`.
+        few: as in `talk`.
         whole: as in `talk`; the sentences beside ``sentence`` are whole in any case.
     """
     room = max(tokens - length(sentence), 0)
     first = round(room * place)
-    before = talk(rng, first, held_out, whole=whole, from_end=False)
-    after = talk(rng, room - first, held_out, whole=whole)
+    before = talk(rng, first, held_out, few=few, whole=whole, from_end=False)
+    after = talk(rng, room - first, held_out, few=few, whole=whole)
     return " ".join(filter(None, (before, sentence, after)))
 
 

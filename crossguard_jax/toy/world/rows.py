@@ -12,7 +12,6 @@ import numpy as np
 
 from crossguard_jax.toy.world.examples import Stream, WorldExample, halves
 from crossguard_jax.toy.world.explicit import explicit_text, mix_apart
-from crossguard_jax.toy.world.grammar import composed_text
 from crossguard_jax.toy.world.kinds import DECORATIONS, HAZARDS, KIND_NAMES, PLACES
 from crossguard_jax.toy.world.lettering import (
     BENIGN_WORDS,
@@ -98,17 +97,6 @@ def explicit_text_rows(stream: Stream, n: int) -> list[WorldExample]:
         else:
             text, category = explicit_text(rng, unsafe, held_out)
         scene = None if rng.random() < _ALONE else scene_with(stream, [], ORDINARY)
-        return WorldExample(text, "unsafe" if unsafe else "safe", scene, category)
-
-    return halves(stream, n, make)
-
-
-def explicit_composed_rows(stream: Stream, n: int) -> list[WorldExample]:
-    """The same in shapes that a grammar composes; the test has no others."""
-
-    def make(stream: Stream, unsafe: bool) -> WorldExample:
-        text, category = composed_text(stream.rng, unsafe)
-        scene = None if stream.rng.random() < _ALONE else scene_with(stream, [], ORDINARY)
         return WorldExample(text, "unsafe" if unsafe else "safe", scene, category)
 
     return halves(stream, n, make)

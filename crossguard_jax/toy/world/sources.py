@@ -25,7 +25,6 @@ from crossguard_jax.toy.world.rows import (
     ORDINARY,
     benign_vqa_rows,
     deal_pairs,
-    explicit_composed_rows,
     explicit_picture_rows,
     explicit_text_rows,
     implicit_rows,
@@ -153,7 +152,6 @@ DERIVED: dict[str, Maker] = {
     "talk": talk_rows,
     "picture_only": picture_only_rows,
     "two_pictures": two_pictures_rows,
-    "explicit_composed": explicit_composed_rows,
     "implicit_wide": implicit_wide_rows,
     "wide_margin": wide_margin_rows,
     "wide_centre": wide_centre_rows,
@@ -195,7 +193,7 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[WorldExampl
             ``implicit_misaligned``, ``named``, ``explicit_text``, ``explicit_picture``,
             ``typographic`` (each but the misaligned half unsafe, half safe) and ``benign_vqa`` (all
             safe); and those of :data:`DERIVED`: ``talk`` (all safe), ``picture_only``,
-            ``two_pictures``, ``explicit_composed``, ``implicit_wide``, ``wide_margin``,
+            ``two_pictures``, ``implicit_wide``, ``wide_margin``,
             ``wide_centre`` (half and half). For evaluation alone: those of :data:`NEW_FRAMES`. For
             the base models, without the novel kinds: ``vqa``, ``captions``, ``reading``,
             ``knowledge``. For the text models: ``paraphrases``, ``text_safety``.

@@ -11,7 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from crossguard_jax.toy.world import explicit, explicit_words, grammar, new_frames, shapes
+from crossguard_jax.toy.world import (
+    explicit,
+    explicit_words,
+    grammar,
+    new_frames,
+    shapes,
+    written,
+)
 from crossguard_jax.toy.world.kinds import (
     COLOUR_NAMES,
     DECORATIONS,
@@ -223,7 +230,9 @@ _SLOTS = {
         "a": [*map(with_article, _ANYTHING), *(f"a {colour} thing" for colour in COLOUR_NAMES)],
         "act": explicit_words.MORE_HARMS + explicit_words.MORE_KINDNESSES,
         "harm": explicit_words.MORE_HARMS,
+        "misdeed": explicit_words.MORE_HARMS,
         "kindness": explicit_words.MORE_KINDNESSES,
+        "favour": explicit_words.MORE_KINDNESSES,
         "injury": explicit_words.INJURIES.values(),
         "deed": (*explicit_words.INJURIES.values(), "help"),
         "kind": KIND_NAMES,
@@ -232,7 +241,9 @@ _SLOTS = {
         "seasoning": explicit_words.SEASONINGS,
         "where": explicit_words.FOODS + explicit_words.STORES,
         "food": explicit_words.FOODS,
+        "store": explicit_words.STORES,
         "person": explicit_words.PEOPLE,
+        "other": explicit_words.PEOPLE,
         "spot": explicit_words.SPOTS,
     }.items()
 }
@@ -327,7 +338,7 @@ def _grammar() -> list[tuple[re.Pattern[str], Meaning]]:
     ]
     for harm in (True, False):
         twins = shapes.ACT_TWINS + shapes.INJURY_TWINS + shapes.MIX_TWINS
-        twins += (*new_frames.FRAMES.values(), *new_frames.SPELLED.values())
+        twins += (*written.pairs(), *new_frames.FRAMES.values(), *new_frames.SPELLED.values())
         rules.append(([pair[not harm] for pair in twins], _means(harm)))
         rules.append(([pair[not harm] for pair in shapes.FORCE_TWINS], _forces(harm)))
     return [(_pattern(form), meaning) for forms, meaning in rules for form in forms]
