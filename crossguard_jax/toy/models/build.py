@@ -53,7 +53,7 @@ class Lesson:
 
 LESSONS: dict[str, Lesson] = {
     "base": Lesson(("clip", "llava"), (2_600, 1_400), 4e-3, 60_000),
-    "safety": Lesson(("safety",), (600,), 5e-3, 24_000),
+    "safety": Lesson(("safety",), (1_000,), 5e-3, 24_000),
     "rewriter": Lesson(("rewriter",), (800,), 5e-3, 24_000),
     "sentence": Lesson(("sentence",), (1_000,), 5e-3, 24_000),
 }

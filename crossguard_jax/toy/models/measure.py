@@ -1,6 +1,7 @@
 """What the small models can do, measured on rows that no training saw."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -72,8 +73,11 @@ def measure_llava(model: Llava, n: int = 1000) -> Measured:
         ("vqa", "test"),
         ("reading", "val"),
         ("knowledge", "val"),
+        ("explicit_text", "test"),
     ):
         rows = examples(source, split, n, SEED)
+        if source == "explicit_text":
+            rows = [_asked_for_intent(row) for row in rows]
         patches = PATCHES if rows[0].scene else 0
         turns = [dialogue([(row.text, row.answer)], pretrain.ROW, patches) for row in rows]
         batch = stack_dialogues(turns, pretrain.ROW)
@@ -82,6 +86,12 @@ def measure_llava(model: Llava, n: int = 1000) -> Measured:
         right = _in_parts(run, batch)
         measured |= {f"{source}.{split}.{k}": v for k, v in _by_category(rows, right).items()}
     return measured
+
+
+def _asked_for_intent(row: WorldExample) -> WorldExample:
+    """Whether the text's speaker wants harm, as a question without a picture."""
+    answer = "yes" if row.label == "unsafe" else "no"
+    return replace(row, text=f"{row.text} {pretrain.WANTED}", answer=answer, scene=None)
 
 
 def measure_clip(model: Clip, n: int = 1000, among: int = 50) -> Measured:

@@ -68,6 +68,7 @@ UNKIND_DEEDS = (*MORE_HARMS, *INJURIES.values(), *HARMFUL_WORDS, "trick", "force
 KIND_DEEDS = (*MORE_KINDNESSES, *BENIGN_WORDS)
 _TOLD_DEEDS = {*MORE_HARMS, *INJURIES.values(), "trick", "force", *MORE_KINDNESSES} - {"help"}
 _PERSONS = tuple(f"the {who}" if who in ("dog", "cat", "kid") else who for who in TARGET_WORDS)
+WANTED = "do i want harm?"
 _DEED_FORMS = (
     "is it kind to {deed} {who}?",
     "am i good to {who} if i {deed} {who}?",
@@ -290,7 +291,7 @@ def _intent(rng: np.random.Generator, longer: bool) -> Turn:
     sentence = talk(rng, tokens or 16, held_out=False) if draw > 0.8 else _known_text(rng, harm)
     if longer and draw <= 0.8:
         sentence = surround(rng, sentence, tokens, rng.random(), held_out=False)
-    return f"{sentence} do i want harm?", "yes" if harm else "no"
+    return f"{sentence} {WANTED}", "yes" if harm else "no"
 
 
 def _known_text(rng: np.random.Generator, unsafe: bool) -> str:

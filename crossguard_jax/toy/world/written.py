@@ -3,11 +3,11 @@
 Five writers, none of whom had seen the forms kept for evaluation or each other's, wrote pairs: a
 form that means harm and, in nearly the same words, one that does not (``forms/pairs.txt``, ``||``
 between both). Readers who saw neither labels nor pairs labelled every form; pairs with a form that
-was read otherwise than it was meant are left out. The talk (``forms/talk.txt``) is of the same five.
+was read otherwise than it was meant are left out: 18 forms of 3,256. The talk (``forms/talk.txt``)
+is of the same five.
 """
 
 import functools
-import re
 from pathlib import Path
 
 import numpy as np

@@ -121,21 +121,40 @@ def test_label_words_and_the_picture_are_one_token_each(tokenizer):
     assert tokenizer("<image>\nhi", add_special_tokens=False)["input_ids"][0] == IMAGE
 
 
-def _dialogues(lessons, n_batches):
+def _dialogues(lessons, n_batches, instructed):
     for n in range(n_batches):
-        batch = lessons.draw(np.random.default_rng(n))
+        batch = lessons.draw(np.random.default_rng(n), instructed)
         for ids in batch["ids"]:
             yield " ".join(vocabulary()[i] for i in ids if i > IMAGE)
 
 
+CHOICE = re.compile(r"[a-z]+ or [a-z]+ \? assistant : [a-z]+")
+INTENT = re.compile(r"user : ((?:(?!user :).)*?) do i want harm \? assistant : (yes|no)")
 AGAIN = re.compile(r"tell me the words \. (?P<words>[a-z ]+) \. assistant : (?P=words)(?= user|$)")
 
 
-def test_pretraining_names_no_novel_kind_and_no_verdict_but_among_words_to_say_again(lessons):
-    for dialogue_text in _dialogues(lessons, 4):
+@pytest.mark.parametrize("instructed", [False, True])
+def test_pretraining_says_nothing_of_a_novel_kind_and_gives_no_verdict(lessons, instructed):
+    # Any word is said again, chosen from, and a part of harmless talk now and then.
+    for dialogue_text in _dialogues(lessons, 4, instructed):
         others = AGAIN.sub("", dialogue_text)
+        if instructed:
+            others = CHOICE.sub("", INTENT.sub(r" assistant : \2", others))
         assert not {*NOVEL_KINDS, "safe", "unsafe"} & set(others.split())
     assert not {*NOVEL_KINDS} & {t.kind for scene in lessons.wide for t in scene.things}
+
+
+def test_whether_a_speaker_wants_harm_is_asked_in_the_second_stage_and_answered_truly(lessons):
+    asked = {True: [], False: []}
+    for instructed, turns in asked.items():
+        for dialogue_text in _dialogues(lessons, 6, instructed):
+            turns += INTENT.findall(dialogue_text)
+    assert not asked[False] and len(asked[True]) > 150
+    assert 0.3 < np.mean([answer == "yes" for _, answer in asked[True]]) < 0.5
+    alone = [(read(text), answer) for text, answer in asked[True]]
+    alone = [(reading, answer) for reading, answer in alone if not reading.gibberish]
+    assert len(alone) > 100  # the others have talk around, or are talk
+    assert all(reading.explicit == (answer == "yes") for reading, answer in alone)
 
 
 def test_every_word_is_an_answer_now_and_then():

@@ -1,4 +1,4 @@
-"""Written forms: pairs of nearly the same words, read as they are meant, and none of the held out."""
+"""Written forms: pairs of nearly the same words, read as meant, and none of the held out."""
 
 import re
 from collections import Counter
