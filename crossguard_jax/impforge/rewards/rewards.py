@@ -13,6 +13,7 @@ into; what still does not, in the judges' own tokens, is not read and earns noth
 """
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -326,9 +327,7 @@ class Rewards:
             semantic = clip_sum_reward(judge, e["text_ids"], e["text_mask"], picture, query)
         vocabulary, special = frozen["vocabulary"], frozen["special"]
         empty = overlap.empty_texts(tokens, token_mask, special)
-        read = e["safety_mask"].any(axis=1) & e["text_mask"].any(axis=1)
-        if self.by_caption:
-            read &= e["joined_mask"].any(axis=1)
+        read = _was_read(encoded)
         nothing = empty | ~read
         shown = overlap.overlap_reward(tokens, token_mask, vocabulary, special, picture, self._tau)
         return {
@@ -342,10 +341,10 @@ class Rewards:
 
     def vectors(self, frozen: dict[str, Any], encoded: Mapping[str, Any]) -> Float[Array, "B D"]:
         """The semantic model's unit vectors of the texts alone, pure; for an archive. Zero for a
-        text that it has no room for."""
+        text that a judge has no room for."""
         judge: Any = nnx.merge(self._judge, frozen["semantic"])
         vectors = _vectors(judge, encoded["text_ids"], encoded["text_mask"])
-        return jnp.where(encoded["text_mask"].any(axis=1, keepdims=True), vectors, 0.0)
+        return jnp.where(_was_read(encoded)[:, None], vectors, 0.0)
 
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "B D"]:
         """The same from texts of any length, on the host."""
@@ -366,6 +365,12 @@ class Rewards:
             picture: the ``picture`` of each text's own `context`.
         """
         return overlap.overlap_of_words(texts, picture, self._words, self._tau)
+
+
+def _was_read(encoded: Mapping[str, Any]) -> Bool[Array, " B"]:
+    """Texts for which every judge has room; see `Rewards.encode`."""
+    masks = [jnp.asarray(value) for name, value in encoded.items() if name.endswith("_mask")]
+    return functools.reduce(operator.and_, [mask.any(axis=1) for mask in masks])
 
 
 def _pixels(clip: ClipEncoder, rows: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray]:
