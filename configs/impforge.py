@@ -239,6 +239,8 @@ def instruct() -> ConfigDict:
     encoder of its language."""
     config = tiny()
     config.rewriter.update({"path": "", "prompt": INSTRUCTION, "chat": True, "prompt_length": 160})
+    # A word of real English is some four tokens of the small world's.
+    config.rewards.safety.max_length = 160
     config.rewards.semantic.update({"path": "", "max_length": 96})
     config.gate.local.update({"similarity": 0.6, "gain": 0.02, "fluency": float("-inf")})
     config.ppo.update({"iterations": 4, "batch_size": 16, "save_every": 2})
@@ -270,7 +272,7 @@ def llama_7b() -> ConfigDict:
         }
     )
     config.rewards.semantic.update(
-        {"path": "sentence-transformers/all-MiniLM-L6-v2", "max_length": 128}
+        {"path": "sentence-transformers/all-MiniLM-L6-v2", "max_length": 256}
     )
     config.rewards.overlap.update({"path": "openai/clip-vit-large-patch14", "tau": 0.2})
     # The paper's sum of the rewards and no more; `broad` has the rest.

@@ -64,7 +64,7 @@ VERBS: dict[str, Verb] = {
             "--pictures runs/quickstart/forge/raw "
             "--captions runs/quickstart/forge/raw/library.jsonl"
         ),
-        handler="crossguard_jax.impforge.commands:run_match",
+        handler="crossguard_jax.verbs:match",
         add_arguments=arguments.match,
     ),
     "forge": Verb(
@@ -73,7 +73,7 @@ VERBS: dict[str, Verb] = {
             "forge --config configs/impforge.py:tiny --triplets runs/match/triplets.jsonl "
             "--harmless runs/quickstart/forge/raw/harmless.jsonl --out runs/forge"
         ),
-        handler="crossguard_jax.impforge.commands:run_forge",
+        handler="crossguard_jax.verbs:forge",
         add_arguments=arguments.forge,
     ),
     "immunize": Verb(
@@ -195,6 +195,22 @@ def immunize(args: argparse.Namespace) -> None:
         cut = done.threshold
         print(f"S_c below {cut.tau:.4g}: {cut.pass_rate:.0%} of clean pairs are above, n={cut.n}")
     print(f"immunized model: {folder}")
+
+
+def match(args: argparse.Namespace) -> int:
+    """ImpForge's first stage; its judge of pictures is what `systems.load` makes of a folder."""
+    from crossguard_jax.impforge.commands import run_match
+    from crossguard_jax.systems.load import identified
+
+    return run_match(args, identified)
+
+
+def forge(args: argparse.Namespace) -> None:
+    """Its second stage, with the same judge."""
+    from crossguard_jax.impforge.commands import run_forge
+    from crossguard_jax.systems.load import identified
+
+    run_forge(args, identified)
 
 
 def review(args: argparse.Namespace) -> int:

@@ -290,7 +290,7 @@ def test_match_says_so_where_no_picture_is_judged(
     kind: str, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = argparse.Namespace(rejected=0, lines=lambda: ["matched"])
-    monkeypatch.setattr(commands, "match_files", lambda *args: summary)
+    monkeypatch.setattr(commands, "match_files", lambda *args, load_system: summary)
     argv = ["--config", "configs/impforge.py:tiny", f"--config.match.judge.kind={kind}"]
     assert cli.main(["match", *argv, "--queries", "q.jsonl", "--pictures", "p"]) == 0
     assert ("match.judge.kind is none" in capsys.readouterr().out) == told

@@ -22,6 +22,7 @@ from crossguard_jax.nn.clip import VisionConfig
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import Llava, LlavaConfig
 from crossguard_jax.nn.lora import dense_layers
+from crossguard_jax.systems.load import identified
 from tests import published
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -349,8 +350,8 @@ START: dict[str, Callable[[ConfigDict, Path], object]] = {
     "guard": train_guard,
     "cmai": immunize,
     "impforge": lambda config, folder: train_rewriter(config, [], folder),
-    "forge": lambda config, folder: forge_files(config, "", folder),
-    "match": lambda config, folder: match_files(config, "", "", folder),
+    "forge": lambda config, folder: forge_files(config, "", folder, load_system=identified),
+    "match": lambda config, folder: match_files(config, "", "", folder, load_system=identified),
 }
 COUNTS = {
     "guard": ["train.steps", "train.batch_size", "train.save_every", "lora.rank"]

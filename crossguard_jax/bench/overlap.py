@@ -21,7 +21,7 @@ from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.hf.tokens import load_tokenizer
 from crossguard_jax.impforge.rewards import rewards
-from crossguard_jax.impforge.rewards.embedding import Embedder
+from crossguard_jax.impforge.rewards.embedding import Embedder, WholeTexts, mean_direction
 from crossguard_jax.impforge.rewards.overlap import embed_vocabulary, overlap_reward
 from crossguard_jax.impforge.rewards.texts import TextEncoder
 from crossguard_jax.io.progress import rounds
@@ -105,7 +105,11 @@ def _vocabulary(path: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """The table of unit vectors as `Rewards` makes it."""
     clip = load_clip(path)
     read = TextEncoder(clip.tokenizer, min(rewards.WORD_LENGTH, clip.context))
-    embed = Embedder(clip.model, Clip.embed_texts, read, clip.dimension, "word")
+    embed = WholeTexts(
+        Embedder(clip.model, Clip.embed_texts, read.pad, clip.dimension, "word"),
+        read.windows,
+        mean_direction,
+    )
     return embed_vocabulary(embed, clip.dimension, tokenizer, len(tokenizer))
 
 

@@ -55,7 +55,7 @@ class PromptTemplate:
     @property
     def markers(self) -> tuple[str, ...]:
         """What says whose turn it is, such as ``USER:`` and ``ASSISTANT:``."""
-        return tuple(dict.fromkeys(_ROLE.findall(self.template)))
+        return role_markers(self.template)
 
     def around(self, pictures: int, image_token: str = "<image>") -> tuple[str, str]:
         """What stands before and behind a row's text, with one image token a picture."""
@@ -93,6 +93,11 @@ class PromptTemplate:
                 f"{self.positive!r}; map the labels or choose another prompt"
             )
         return int(label == self.positive)
+
+
+def role_markers(prompt: str) -> tuple[str, ...]:
+    """What says in a prompt whose turn it is, each once."""
+    return tuple(dict.fromkeys(_ROLE.findall(prompt)))
 
 
 def neutralize(text: str, special_tokens: Iterable[str] = (), markers: Iterable[str] = ()) -> str:

@@ -49,20 +49,23 @@ def load_tokenizer(
     return tokenizer
 
 
-def encode(tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, np.ndarray]:
+def encode(tokenizer: Any, texts: Sequence[str], limit: int | None = None) -> dict[str, np.ndarray]:
     """Texts as ``input_ids`` (int32) and ``attention_mask`` (bool), both [B, L].
 
-    Longer texts are cut to ``limit`` tokens with the closing token kept. Rows are padded on the
-    right with id 0, to the next multiple of `LENGTH_STEP` and at most to ``limit``. Half a
+    Texts longer than a ``limit`` are cut to so many tokens with the closing token kept. Rows are
+    padded on the right with id 0, to the next multiple of `LENGTH_STEP` and at most to it. Half a
     surrogate pair, which no tokenizer takes, is read as a question mark.
     """
     rows: list[list[int]] = []
     if texts:
         valid_texts = [valid(text) for text in texts]
         # What a tokenizer's file says of padding and cutting is for another use of it.
-        rows = tokenizer(valid_texts, truncation=True, max_length=limit)["input_ids"]
+        options = {"truncation": limit is not None, "max_length": limit, "verbose": False}
+        rows = tokenizer(valid_texts, **options)["input_ids"]
     longest = max([1, *map(len, rows)])
-    length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
+    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    if limit is not None:
+        length = min(length, limit)
     ids, mask = padded(rows, length)
     return {"input_ids": ids, "attention_mask": mask}
 

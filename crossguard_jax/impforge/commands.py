@@ -16,8 +16,7 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import digest
 from crossguard_jax.data import library, sources
 from crossguard_jax.data.records import LeftOut, Record, Rejected
-from crossguard_jax.guard.guard import Guard
-from crossguard_jax.hf.clip import load_clip
+from crossguard_jax.hf.clip import ClipEncoder, load_clip
 from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.peft import save_adapter
 from crossguard_jax.impforge.forge import Forged, forge
@@ -36,6 +35,7 @@ from crossguard_jax.impforge.matching.judge import (
     AcceptAll,
     EndpointJudge,
     GuardJudge,
+    LoadSystem,
     PictureJudge,
 )
 from crossguard_jax.impforge.matching.keywords import make_extractor
@@ -43,6 +43,7 @@ from crossguard_jax.impforge.matching.match import MatchSettings, MatchSummary, 
 from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.impforge.ppo.recipe import run_identity, train_rewriter
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
+from crossguard_jax.impforge.rewards.rewards import WORD_LENGTH
 from crossguard_jax.impforge.sift import ForgeSettings
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.impforge.twins import pair_twins
@@ -51,7 +52,7 @@ from crossguard_jax.io.http import Client
 from crossguard_jax.nn import lora
 
 
-def run_match(args: argparse.Namespace) -> int:
+def run_match(args: argparse.Namespace, load_system: LoadSystem) -> int:
     """The verb ``match``: exit code 1 if a query has no triplet."""
     if args.config.match.judge.kind == "none":
         print("pictures are taken as harmless, none is judged: match.judge.kind is none")
@@ -63,6 +64,7 @@ def run_match(args: argparse.Namespace) -> int:
         args.format,
         args.captions,
         args.rebuild,
+        load_system=load_system,
     )
     print("\n".join(summary.lines()))
     print(f"triplets: {Path(args.out) / 'triplets.jsonl'}")
@@ -77,6 +79,8 @@ def match_files(
     form: str = "table",
     captions: str | Path | None = None,
     rebuild: bool = False,
+    *,
+    load_system: LoadSystem,
 ) -> MatchSummary:
     """Matches a file of queries with a library of pictures.
 
@@ -88,22 +92,24 @@ def match_files(
         form: the queries' format: a name in `data.sources`.
         captions: a table of the pictures' captions, where the library's own layout has none.
         rebuild: embed the library anew.
+        load_system: loads a judge of pictures, with its policy if it has one.
 
     Raises:
-        UserError: see `matching.match`.
+        UserError: see `matching.match`; or CLIP has no room for a word beside the prompt.
     """
     check_positive(config, "match.settings.batch_size", "match.judge.batch_size")
     settings, folder = config.match, Path(folder)
     rules = {**DEFAULT_RULES, **config.axis_rules}
     mesh = make_mesh(**config.mesh)
     clip = load_clip(settings.clip, settings.dtype, mesh, rules)
+    _check_prompt(settings.settings.prompt, clip)
     roots = [path.parent if path.is_file() else path for path in map(Path, (queries, pictures))]
     return match(
         sources.read(form, queries, **({"image": None} if form == "table" else {})),
         lambda: library.pictures(pictures, captions=captions),
         Towers(clip.model, clip, clip.digest, mesh, rules),
         make_extractor(**settings.keywords),
-        make_judge(settings.judge, folder / "judged").judge,
+        make_judge(settings.judge, folder / "judged", load_system).judge,
         MatchSettings(**settings.settings),
         folder,
         rebuild=rebuild,
@@ -111,8 +117,26 @@ def match_files(
     )
 
 
-def make_judge(config: Any, cache: Path, field: str = "match.judge") -> PictureJudge:
+def _check_prompt(prompt: str, clip: ClipEncoder) -> None:
+    """Raises a `UserError` where CLIP would read a part of what is asked for a word."""
+    beside = len(clip.tokenizer(prompt.replace("{}", ""))["input_ids"])
+    if beside + WORD_LENGTH > clip.context:
+        raise UserError(
+            f"match.settings.prompt takes {beside} of the {clip.context} tokens that CLIP reads, "
+            f"and a word up to {WORD_LENGTH}; shorten it"
+        )
+
+
+def make_judge(
+    config: Any, cache: Path, load_system: LoadSystem, field: str = "match.judge"
+) -> PictureJudge:
     """The judge that a configuration's ``field`` names: ``none``, ``guard`` or ``endpoint``.
+
+    Args:
+        config: the field's value.
+        cache: the folder of its answers.
+        load_system: loads the guard, with its policy if it has one.
+        field: for errors.
 
     Raises:
         UserError: there is no such judge.
@@ -120,21 +144,21 @@ def make_judge(config: Any, cache: Path, field: str = "match.judge") -> PictureJ
     if config.kind == "none":
         return AcceptAll()
     if config.kind == "guard":
-        guard = Guard.from_pretrained(config.guard)
-        return GuardJudge(guard, cache, config.text, config.batch_size)
+        return GuardJudge(*load_system(config.guard), cache, config.text, config.batch_size)
     if config.kind == "endpoint":
         endpoint = Endpoint(**config.endpoint.to_dict())
         return EndpointJudge(Client(endpoint, cache), config.prompt or PROMPT, config.asks)
     raise UserError(f"{field}.kind {config.kind!r} is none of none, guard, endpoint")
 
 
-def make_gate(config: Any, models: TextModels, cache: Path) -> Gate:
+def make_gate(config: Any, models: TextModels, cache: Path, load_system: LoadSystem) -> Gate:
     """The gate that a configuration names: ``none``, ``local`` or ``endpoint``.
 
     Args:
         config: ``configs/impforge.py``'s ``gate``.
         models: read texts for a local gate: the rewards' own.
         cache: the folder of judges' answers.
+        load_system: loads a judge of pictures, with its policy if it has one.
 
     Raises:
         UserError: there is no such gate, or a setting of it is wrong.
@@ -153,7 +177,7 @@ def make_gate(config: Any, models: TextModels, cache: Path) -> Gate:
         plain = replace(settings, answer="{answer}")
         pictures = DescribedJudge(models, Describer(plain), config.picture.text, settings.safe)
     else:
-        pictures = make_judge(config.picture, cache, "gate.picture")
+        pictures = make_judge(config.picture, cache, load_system, "gate.picture")
     return LocalGate(settings, models, pictures, describe, config.batch_size)
 
 
@@ -168,10 +192,11 @@ class ForgeRun:
     triplets: list[Triplet]
 
 
-def run_forge(args: argparse.Namespace) -> None:
+def run_forge(args: argparse.Namespace, load_system: LoadSystem) -> None:
     """The verb ``forge``."""
     done = forge_files(
-        args.config, args.triplets, args.out, args.harmless, args.held_out, args.judged
+        *(args.config, args.triplets, args.out, args.harmless, args.held_out, args.judged),
+        load_system=load_system,
     )
     if args.export_rewriter:
         policy = done.rewriter.policy
@@ -191,6 +216,8 @@ def forge_files(
     harmless: str | Path | None = None,
     held_out: str | Path | None = None,
     judged: str | Path | None = None,
+    *,
+    load_system: LoadSystem,
 ) -> ForgeRun:
     """Trains the rewriter on a file of triplets, then forges a data set of them.
 
@@ -201,6 +228,7 @@ def forge_files(
         harmless: a table of queries that mean no harm, for benign twins.
         held_out: triplets to measure the rewriter on as it learns.
         judged: what a person saved from ``review.html``; the card then says how they agree.
+        load_system: loads a judge of pictures, with its policy if it has one.
 
     Raises:
         UserError: see `train_rewriter` and `forge.forge`.
@@ -222,7 +250,7 @@ def forge_files(
         rows,
         twins,
         settings,
-        make_gate(config.gate, rewriter.rewards, folder / "judged"),
+        make_gate(config.gate, rewriter.rewards, folder / "judged", load_system),
         folder,
         {
             "policy": digest(trained["policy"]),

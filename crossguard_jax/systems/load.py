@@ -95,3 +95,9 @@ def identity(system: System) -> dict[str, Any]:
         "regime": system.regime,
         "noise": hashlib.sha256(system.secret).hexdigest(),
     }
+
+
+def identified(path: str) -> tuple[System, dict[str, Any]]:
+    """`load`, and the `identity` of what was loaded: for rooms below that are handed a loader."""
+    system = load(path)
+    return system, identity(system)

@@ -14,6 +14,7 @@ from crossguard_jax.core.metrics import Estimate, proportion
 from crossguard_jax.impforge.commands import ForgeRun, forge_files, match_files
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.io import jsonl
+from crossguard_jax.systems.load import identified
 from crossguard_jax.toy.world import queries
 from crossguard_jax.toy.world.queries import LIBRARY, read_scenes, write_library, write_queries
 from crossguard_jax.toy.world.scenes import Scene
@@ -69,7 +70,8 @@ def match_world(
         jsonl.write_atomic(files[label], b"".join(map(jsonl.dumps, of_label)))
     write_library(raw, pictures, seed, split)
     captions = raw / f"{LIBRARY}.jsonl"
-    match_files(config, files["unsafe"], raw, folder / "matched", captions=captions)
+    place = folder / "matched"
+    match_files(config, files["unsafe"], raw, place, captions=captions, load_system=identified)
     return Matched(folder / "matched" / "triplets.jsonl", files["safe"], read_scenes(raw))
 
 
@@ -83,7 +85,9 @@ def forge_world(config: Any, folder: Path, n: int, seed: int = 0) -> tuple[Match
         seed: of queries and pictures.
     """
     matched = match_world(config, folder, "train", n, 2 * n, seed)
-    run = forge_files(config, matched.triplets, folder / "forged", harmless=matched.harmless)
+    run = forge_files(
+        *(config, matched.triplets, folder / "forged", matched.harmless), load_system=identified
+    )
     return matched, run
 
 

@@ -457,6 +457,10 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, vqav2, karpathy):
             evaluate_tasks(["toy://llava"], data, bad, limit=2)
     with pytest.raises(UserError, match="a CLIP answers no questions"):
         evaluate_tasks(["toy://clip"], [spec], bad, limit=2)
+    (tmp_path / "immunized").mkdir()
+    (tmp_path / "immunized" / "cmai.json").write_text("{}")
+    with pytest.raises(UserError, match="immunized, and tasks asks a model in words"):
+        evaluate_tasks([str(tmp_path / "immunized")], [spec], bad, limit=2)
     with pytest.raises(UserError, match="two systems"):
         data = [f"karpathy:{karpathy}"]
         evaluate_tasks(["toy://clip", "toy://clip"], data, bad, limit=2)

@@ -21,6 +21,7 @@ from crossguard_jax.impforge.gate.person import SHEET, draw
 from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.sift import ForgeSettings
 from crossguard_jax.impforge.twins import pair_twins
+from crossguard_jax.systems.load import identified
 from crossguard_jax.toy.world.sources import examples
 from tests.impforge.gate.test_talk import REFUSALS, TALKS
 from tests.impforge.ppo.test_rewriter import OVERRIDES, world
@@ -46,7 +47,7 @@ def gate(rewriter, tmp_path_factory):
         ["--config.gate.picture.kind=none", "--config.gate.local.batch_size=8"],
     )
     config.gate.batch_size = 8
-    return make_gate(config.gate, rewriter.rewards, tmp_path_factory.mktemp("judged"))
+    return make_gate(config.gate, rewriter.rewards, tmp_path_factory.mktemp("judged"), identified)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,15 @@ from crossguard_jax.cmai.folders import save_immunized
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.review import ReviewQueue, read_queue
 from crossguard_jax.core.config import load_config
-from crossguard_jax.data.records import Record, write_jsonl
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import LeftOut, Record, write_jsonl
 from crossguard_jax.evals.robustness import attack
+from crossguard_jax.evals.tasks.evaluate import Asking, make_tasks
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.verdict import Verdict
-from crossguard_jax.systems.load import load
+from crossguard_jax.impforge.commands import make_judge
+from crossguard_jax.impforge.matching.judge import NEUTRAL
+from crossguard_jax.systems.load import identified, load
 from crossguard_jax.systems.scoring import queue_flagged
 from crossguard_jax.toy.world.sources import records
 from tests.cmai.small_systems import base, system_of, with_adapter
@@ -151,6 +155,35 @@ def test_what_is_flagged_waits_for_review(folder: Path, data: Path, tmp_path: Pa
     one = ["score", "--model", folder, "--text", row.text, "--queue", tmp_path / "one.jsonl"]
     assert cli.main([*map(str, one), "--image", str(tmp_path / "p.png")]) == 0
     assert [each.text for each in read_queue(tmp_path / "one.jsonl")] == [row.text]
+
+
+def judged_by_match(model: Path, asked: list[Record], cache: Path) -> None:
+    config = load_config("configs/impforge.py:tiny").match.judge
+    config.update({"kind": "guard", "guard": str(model), "batch_size": 4})
+    verdicts = load(model).score([r.images for r in asked], [NEUTRAL] * len(asked))
+    assert {v.rejected for v in verdicts} == {True, False}
+    judgements = make_judge(config, cache, identified).judge([(r.id, r.image) for r in asked])
+    assert {j.id: j.safe for j in judgements} == {
+        r.id: not v.unsafe for r, v in zip(asked, verdicts, strict=True)
+    }
+
+
+def asked_by_tasks(model: Path, asked: list[Record], out: Path) -> None:
+    with pytest.raises(UserError, match="is immunized, and tasks asks a model in words"):
+        make_tasks(str(model), None, {}, Asking(), LeftOut(out / "bad.jsonl"))
+
+
+@pytest.mark.robustness
+@pytest.mark.parametrize("verb", [judged_by_match, asked_by_tasks])
+def test_no_verb_takes_an_immunized_folder_for_a_plain_guard(
+    verb: Callable[[Path, list[Record], Path], None], tmp_path: Path
+) -> None:
+    asked = records("implicit", "test", 6)
+    system = system_of(base())
+    s_c = system.decide([replace(r, text=NEUTRAL) for r in asked]).s_c
+    policy = Policy.from_config({"branches": [{"below": float(np.median(s_c)), "do": "reject"}]})
+    save_immunized(replace(system, policy=policy), tmp_path / "model")
+    verb(tmp_path / "model", asked, tmp_path / "out")
 
 
 def test_a_flagged_request_whose_agreement_is_no_number_waits_for_review(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crossguard_jax.cmai.folders import is_immunized
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.evaluate import left_out_sections, parse_model, print_summary
@@ -109,8 +110,14 @@ def make_tasks(
     """A model's tasks by benchmark: what it can be asked of each.
 
     Raises:
-        UserError: a model or rows that cannot be used; a CLIP and questions.
+        UserError: a model or rows that cannot be used; a CLIP and questions; an immunized model,
+            whose policy would have no say.
     """
+    if is_immunized(path):
+        raise UserError(
+            f"--model {path}: is immunized, and tasks asks a model in words, without its check and "
+            "policy; measure it with crossguard attack, or ask a copy of it without cmai.json"
+        )
     if is_clip(path):
         if adapter is not None:
             raise UserError(f"--model {path}+{adapter}: a CLIP takes no adapter here")

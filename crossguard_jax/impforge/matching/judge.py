@@ -7,14 +7,15 @@ import hashlib
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.identity import guard_identity
+from crossguard_jax.guard.encoding import Pictures
+from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io.chat import Failure, Message, Request
 from crossguard_jax.io.http import Client, ContentCache, content_key
 from crossguard_jax.io.progress import Progress
@@ -175,11 +176,32 @@ class Asker:
             yield judgement, replace(request, messages=(*request.messages, *turns))
 
 
+@runtime_checkable
+class Scorer(Protocol):
+    """Gives verdicts: a guard, or one with a policy."""
+
+    @property
+    def settings(self) -> Settings:
+        """Its threshold among them."""
+
+    def score_each(
+        self, images: Sequence[Pictures], texts: Sequence[object], *, batch_size: int = 16
+    ) -> list[Verdict | UserError]:
+        """A verdict a row, or why there is none."""
+
+
+LoadSystem = Callable[[str], tuple[Scorer, Mapping[str, Any]]]
+"""A folder to what gives its verdicts, and what those depend on (`systems.load.identified`)."""
+
+
 class GuardJudge:
     """Our own guard, given each picture with a text that asks for nothing.
 
+    What its policy rejects, if it has one, is unsafe.
+
     Args:
         guard: its own threshold divides safe from unsafe.
+        identity: what its verdicts depend on beside input and threshold, as JSON values.
         cache: the folder of earlier scores.
         text: the neutral text.
         batch_size: pictures to a forward pass.
@@ -187,14 +209,15 @@ class GuardJudge:
 
     def __init__(
         self,
-        guard: Guard,
+        guard: Scorer,
+        identity: Mapping[str, Any],
         cache: str | Path,
         text: str = NEUTRAL,
         batch_size: int = 16,
     ):
         self.guard, self.text, self.batch_size = guard, text, batch_size
         self.cache = ContentCache(cache)
-        self._what = guard_identity(guard) | {"text": text}
+        self._what = {**identity, "text": text}
         self.source = f"guard:{content_key(self._what)[:16]}"
 
     def judge(self, pictures: Iterable[tuple[str, bytes]]) -> Iterator[Judgement]:
@@ -207,15 +230,21 @@ class GuardJudge:
                     if isinstance(score, UserError):
                         yield Judgement(id, None, str(score), self.source)
                         continue
-                    cut = self.guard.settings.threshold
-                    answer = f"p_unsafe {score:.4f}, threshold {cut:g}"
-                    yield Judgement(id, score < cut, answer, self.source)
+                    yield Judgement(id, *self._answer(score), self.source)
 
-    def _scores(self, pictures: list[bytes]) -> list[float | UserError]:
-        """p_unsafe of each, from the cache or now; equal pictures are scored once."""
+    def _answer(self, score: float | None) -> tuple[bool, str]:
+        """Whether a picture is safe, in words too; no score is one that was rejected."""
+        if score is None:
+            return False, "rejected by the policy"
+        cut = self.guard.settings.threshold
+        return score < cut, f"p_unsafe {score:.4f}, threshold {cut:g}"
+
+    def _scores(self, pictures: list[bytes]) -> list[float | None | UserError]:
+        """p_unsafe of each, None where it was rejected, from the cache or now; equal pictures are
+        scored once."""
         hashes = [hashlib.sha256(picture).hexdigest() for picture in pictures]
         requests = {h: self._what | {"sha256": h} for h in hashes}
-        scores: dict[str, float | UserError] = {}
+        scores: dict[str, float | None | UserError] = {}
         for h, request in requests.items():
             if (kept := self.cache.get(content_key(request))) is not None:
                 scores[h] = kept["p_unsafe"]
@@ -227,9 +256,8 @@ class GuardJudge:
             if isinstance(verdict, UserError):
                 scores[h] = verdict
             else:
-                scores[h] = verdict.p_unsafe
-                key = content_key(requests[h])
-                self.cache.put(key, requests[h], {"p_unsafe": verdict.p_unsafe})
+                scores[h] = None if verdict.rejected else verdict.p_unsafe
+                self.cache.put(content_key(requests[h]), requests[h], {"p_unsafe": scores[h]})
         return [scores[h] for h in hashes]
 
 

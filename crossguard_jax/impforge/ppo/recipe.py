@@ -88,7 +88,8 @@ def score(
         weights: theirs.
         trajectory: the rollout.
         archive: what was written before.
-        vectors: unit sentence vectors of the texts, [B, D].
+        vectors: unit sentence vectors of the texts, [B, D]; zero is a text that was not read, which
+            is not new.
         breadth: the switches.
 
     Returns:
@@ -99,7 +100,8 @@ def score(
     crowded = jnp.zeros_like(fluent)
     if breadth.crowd_limit:
         crowded = crowd(archive, vectors, breadth.crowd_cosine) >= breadth.crowd_limit
-    distance = 1.0 - nearest(archive, vectors)
+    read = vectors.any(axis=1)
+    distance = jnp.where(read, 1.0 - nearest(archive, vectors), 0.0)
     earned = jnp.where(fluent & ~crowded, scores + breadth.novelty * distance, 0.0)
     metrics = {
         "reward": scores.mean(),
@@ -108,7 +110,7 @@ def score(
         "crowded": crowded.mean(),
         "not_fluent": 1.0 - fluent.mean(),
     }
-    return earned, insert(archive, vectors, fluent), metrics
+    return earned, insert(archive, vectors, fluent & read), metrics
 
 
 def make_improve(
@@ -287,7 +289,10 @@ def train_rewriter(
 
 def load_rewriter(config: Any, mesh: Mesh | None = None, rules: Rules = DEFAULT_RULES) -> Rewriter:
     """The configuration's base and reward models, before any training."""
-    rewards = Rewards(config.rewards, config.rewriter.path, mesh, rules)
+    rewards = Rewards(
+        *(config.rewards, config.rewriter.path, mesh, rules),
+        new_tokens=config.rewriter.max_new_tokens,
+    )
     return Rewriter(config.rewriter, rewards, config.ppo.seed, mesh, rules)
 
 

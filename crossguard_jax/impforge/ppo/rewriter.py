@@ -208,7 +208,7 @@ class Rewriter:
 
         ``context`` is `Rewards.context` of the triplets, where the caller has it.
         """
-        completions = tokens.encode(self.tokenizer, texts, self.config.prompt_length)
+        completions = tokens.encode(self.tokenizer, texts)
         context, last = context or self.rewards.context(triplets), len(triplets) - 1
         parts = []
         for start in range(0, len(triplets), batch_size):

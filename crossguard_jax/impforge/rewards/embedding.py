@@ -11,6 +11,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from crossguard_jax.core.typing import Array, Float
 from crossguard_jax.io.progress import Progress
 
+Fold = Callable[[np.ndarray], np.ndarray]
+"""Vectors of a text's windows [W, D] to its own [D]; one vector stays as it is."""
+
+
+def worst(vectors: Float[np.ndarray, "W D"]) -> Float[np.ndarray, " D"]:
+    """The least: what a text earns that is harmful in any of its windows."""
+    return vectors.min(axis=0)
+
+
+def mean_direction(vectors: Float[np.ndarray, "W D"]) -> Float[np.ndarray, " D"]:
+    """The unit vector of their mean: what a text is about, from its beginning to its end."""
+    if len(vectors) == 1:
+        return vectors[0]
+    mean = vectors.mean(axis=0)
+    return mean / np.maximum(np.linalg.norm(mean), 1e-12)
+
 
 class Embedder:
     """A frozen model with what it reads.
@@ -54,6 +70,33 @@ class Embedder:
                 embeddings[start : start + len(part)] = np.asarray(vectors)[: len(part)]
                 progress.update(len(part))
         return embeddings
+
+
+class WholeTexts:
+    """Vectors of texts of any length, from those of their windows.
+
+    Args:
+        embed: windows to vectors: an `Embedder`.
+        windows: texts to each one's rows, one or more.
+        fold: a text's vectors to one.
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[Sequence[list[int]]], np.ndarray],
+        windows: Callable[[Sequence[str]], list[list[list[int]]]],
+        fold: Fold,
+    ):
+        self._embed, self._windows, self._fold = embed, windows, fold
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "B D"]:
+        """A vector a text, in float32."""
+        parts = self._windows(texts)
+        vectors = self._embed([row for rows in parts for row in rows])
+        ends = np.cumsum([len(rows) for rows in parts])
+        if len(vectors) == len(parts):
+            return vectors
+        return np.stack([self._fold(each) for each in np.split(vectors, ends[:-1])])
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:

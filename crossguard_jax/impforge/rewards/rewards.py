@@ -6,10 +6,14 @@
 - overlap: one less what the text gives away of the picture (`impforge.overlap`).
 
 `Rewards` holds the models and the host's side of it: what is done once a triplet, and the
-re-tokenization that each batch needs.
+re-tokenization that each batch needs. No judge reads a part of a text for the whole. On the host a
+long one is read in overlapping windows: the worst is its safety, and the direction of their mean
+its vector. The compiled rewards have room for one window, which what the rewriter may write fits
+into; what still does not, in the judges' own tokens, is not read and earns nothing.
 """
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +30,17 @@ from crossguard_jax.core.typing import Array, Bool, Float, Int
 from crossguard_jax.hf import tokens
 from crossguard_jax.hf.clip import ClipEncoder, load_clip
 from crossguard_jax.hf.configs import read_config
-from crossguard_jax.hf.load import encoding_hash, folder_hash, load_model, resolve_folder
+from crossguard_jax.hf.load import encoding_hash, resolve_folder
 from crossguard_jax.hf.sentence import load_sentence
 from crossguard_jax.impforge.rewards import overlap
-from crossguard_jax.impforge.rewards.embedding import Embedder
-from crossguard_jax.impforge.rewards.texts import SafetyEncoder, TextEncoder
+from crossguard_jax.impforge.rewards.embedding import Embedder, WholeTexts, mean_direction, worst
+from crossguard_jax.impforge.rewards.loading import (
+    check_semantic,
+    fitting,
+    load_safety,
+    model_hash,
+)
+from crossguard_jax.impforge.rewards.texts import TextEncoder
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import images
 from crossguard_jax.nn.bert import Bert
@@ -132,6 +142,7 @@ class Rewards:
         mesh: where the models go; None is the first device.
         rules: logical to mesh axes.
         cache: a folder that keeps the embedded vocabulary for the next time.
+        new_tokens: the most tokens that the rewriter writes; the judges must have room for them.
 
     Attributes:
         frozen: the models' states and the vocabulary: an argument of every jitted function that
@@ -151,16 +162,18 @@ class Rewards:
         mesh: Mesh | None = None,
         rules: Rules = DEFAULT_RULES,
         cache: str | Path | None = None,
+        new_tokens: int = 0,
     ):
-        _check(config.semantic)
-        self._config, self._tau = config, float(config.overlap.tau)
+        check_semantic(config.semantic)
+        self._config, self._tau, self._new = config, float(config.overlap.tau), new_tokens
         self.by_caption = config.semantic.kind == "caption"
         placed = (config.dtype, mesh, rules)
         clip = load_clip(config.overlap.path, *placed)
-        safety, self._read_safety = _load_safety(config.safety, *placed)
+        safety, self._read_safety = load_safety(config.safety, *placed)
         self.label_ids = self._read_safety.label_ids
+        self._check_room("safety", self._read_safety.frame, "its prompt")
         self.hashes = {"overlap": f"{clip.digest} {encoding_hash(clip.folder)}"}
-        self.hashes["safety"] = _hash(resolve_folder(config.safety.path))
+        self.hashes["safety"] = model_hash(resolve_folder(config.safety.path))
         judge: Bert | Clip = clip.model
         tokenizer, room, self.width = clip.tokenizer, clip.context, clip.dimension
         prompt = ""
@@ -168,23 +181,36 @@ class Rewards:
             sentence = load_sentence(config.semantic.path, *placed)
             judge, tokenizer, room = sentence.model, sentence.tokenizer, sentence.max_length
             self.width, prompt = sentence.model.config.hidden_size, sentence.prompts[""]
-            self.hashes["semantic"] = _hash(sentence.folder)
-        length = _fitting("rewards.semantic.max_length", config.semantic.max_length, room)
+            self.hashes["semantic"] = model_hash(sentence.folder)
+        length = fitting("rewards.semantic.max_length", config.semantic.max_length, room)
         self._read = TextEncoder(tokenizer, length, prompt)
-        self._texts = Embedder(judge, _vectors, self._read.short, self.width, "text", mesh)
+        self._check_room("semantic", self._beside([""])[0], "what stands around a text")
+        self._texts = WholeTexts(
+            Embedder(judge, _vectors, self._read.short, self.width, "text", mesh),
+            self._read.windows,
+            mean_direction,
+        )
         read_word = TextEncoder(clip.tokenizer, min(WORD_LENGTH, clip.context))
-        self._words = Embedder(clip.model, _vectors, read_word, clip.dimension, "word", mesh)
+        self._words = WholeTexts(
+            Embedder(clip.model, _vectors, read_word.pad, clip.dimension, "word", mesh),
+            read_word.windows,
+            mean_direction,
+        )
         self._pictures = Embedder(
             *(clip.model, Clip.embed_pictures, functools.partial(_pixels, clip)),
             *(clip.dimension, "picture", mesh),
         )
-        self._safe = Embedder(
-            safety,
-            lambda model, ids, mask: safety_reward(model, ids, mask, self.label_ids)[:, None],
-            self._read_safety,
-            1,
-            "text",
-            mesh,
+        self._safe = WholeTexts(
+            Embedder(
+                safety,
+                lambda model, ids, mask: safety_reward(model, ids, mask, self.label_ids)[:, None],
+                self._read_safety.pad,
+                1,
+                "text",
+                mesh,
+            ),
+            self._read_safety.windows,
+            worst,
         )
         # Static halves; the arrays are everybody's arguments.
         self._safety, safety_state = nnx.split(safety, graph=False)
@@ -211,6 +237,19 @@ class Rewards:
             self._words, width, tokenizer, size, cache, self.hashes["overlap"]
         )
 
+    def _beside(self, captions: Sequence[str]) -> list[int]:
+        """Tokens that the semantic model reads beside a text: of its prompt, and of captions."""
+        join = self._config.semantic.join if self.by_caption else "{text}"
+        return self._read.tokens([join.format(caption=caption, text="") for caption in captions])
+
+    def _check_room(self, judge: str, beside: int, what: str) -> None:
+        length, needed = self._config[judge].max_length, beside + self._new
+        if needed > length:
+            raise UserError(
+                f"rewards.{judge}.max_length {length}: {what} takes {beside} tokens and a text up "
+                f"to {self._new}; raise it to {needed} or more, or lower rewriter.max_new_tokens"
+            )
+
     def context(self, triplets: Sequence[Triplet]) -> dict[str, np.ndarray]:
         """What is known of triplets before any rewriting, batched.
 
@@ -220,8 +259,13 @@ class Rewards:
             the picture, alone), which a constant caption adds to every score. All float32.
 
         Raises:
-            UserError: a picture that does not decode.
+            UserError: a picture that does not decode, or a caption beside which the semantic model
+                has no room for a text.
         """
+        for triplet, beside in zip(
+            triplets, self._beside([t.shown for t in triplets]), strict=True
+        ):
+            self._check_room("semantic", beside, f"the caption of triplet {triplet.id!r}")
         picture = self._pictures([(t.id, t.image) for t in triplets])
         query = self.embed([t.query for t in triplets])
         alone = self.embed([t.shown for t in triplets]) if self.by_caption else picture
@@ -237,7 +281,7 @@ class Rewards:
 
         Returns:
             ``safety_ids, safety_mask``; ``text_ids, text_mask``; and, for ``caption``,
-            ``joined_ids, joined_mask``.
+            ``joined_ids, joined_mask``. A row without a token is a text for which there is no room.
         """
         encoded = {"safety": self._read_safety(texts), "text": self._read(texts)}
         if self.by_caption:
@@ -258,7 +302,8 @@ class Rewards:
     ) -> dict[str, Float[Array, " B"]]:
         """The rewards of a batch, pure.
 
-        A text that says nothing earns nothing, whatever the judges think of nothing.
+        A text that says nothing earns nothing, whatever the judges think of nothing; and so does
+        one that a judge has no room for: a part of it would speak for the whole.
 
         Args:
             frozen: `frozen`.
@@ -268,8 +313,8 @@ class Rewards:
             encoded: from `encode`.
 
         Returns:
-            ``safety``, ``semantic``, ``overlap``; and for the record ``caption_alone`` and
-            ``empty`` (1 for a text that says nothing). All float32.
+            ``safety``, ``semantic``, ``overlap``; and for the record ``caption_alone``, ``empty``
+            (1 for a text that says nothing) and ``unread`` (1 for one without room). All float32.
         """
         e = encoded
         safety_model = nnx.merge(self._safety, frozen["safety"])
@@ -282,27 +327,32 @@ class Rewards:
             semantic = clip_sum_reward(judge, e["text_ids"], e["text_mask"], picture, query)
         vocabulary, special = frozen["vocabulary"], frozen["special"]
         empty = overlap.empty_texts(tokens, token_mask, special)
+        read = _was_read(encoded)
+        nothing = empty | ~read
+        shown = overlap.overlap_reward(tokens, token_mask, vocabulary, special, picture, self._tau)
         return {
-            "safety": jnp.where(empty, 0.0, safety),
-            "semantic": jnp.where(empty, 0.0, semantic),
-            "overlap": overlap.overlap_reward(
-                tokens, token_mask, vocabulary, special, picture, self._tau
-            ),
+            "safety": jnp.where(nothing, 0.0, safety),
+            "semantic": jnp.where(nothing, 0.0, semantic),
+            "overlap": jnp.where(nothing, 0.0, shown),
             "caption_alone": context["caption_alone"],
             "empty": empty.astype(jnp.float32),
+            "unread": 1.0 - read.astype(jnp.float32),
         }
 
     def vectors(self, frozen: dict[str, Any], encoded: Mapping[str, Any]) -> Float[Array, "B D"]:
-        """The semantic model's unit vectors of the texts alone, pure; for an archive."""
+        """The semantic model's unit vectors of the texts alone, pure; for an archive. Zero for a
+        text that a judge has no room for."""
         judge: Any = nnx.merge(self._judge, frozen["semantic"])
-        return _vectors(judge, encoded["text_ids"], encoded["text_mask"])
+        vectors = _vectors(judge, encoded["text_ids"], encoded["text_mask"])
+        return jnp.where(_was_read(encoded)[:, None], vectors, 0.0)
 
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "B D"]:
-        """The same from texts, on the host."""
+        """The same from texts of any length, on the host."""
         return self._texts(texts)
 
     def safe(self, texts: Sequence[str]) -> Float[np.ndarray, " B"]:
-        """``p(safe | t)`` of texts by themselves, on the host, float32."""
+        """``p(safe | t)`` of texts by themselves, on the host, float32; of a long text, that of its
+        worst window."""
         return self._safe(texts)[:, 0]
 
     def words(
@@ -317,45 +367,10 @@ class Rewards:
         return overlap.overlap_of_words(texts, picture, self._words, self._tau)
 
 
-def _hash(folder: Path) -> str:
-    """What a folder's model is, and how it reads."""
-    return f"{folder_hash(folder)} {encoding_hash(folder)}"
-
-
-def _check(config: Any) -> None:
-    if config.kind not in ("caption", "clip_sum"):
-        raise UserError(
-            f"rewards.semantic.kind {config.kind!r} is neither 'caption' nor 'clip_sum'"
-        )
-    try:
-        joined = config.join.format(caption="<c>", text="<t>")
-    except (KeyError, IndexError, ValueError):
-        joined = ""
-    if joined.count("<c>") != 1 or joined.count("<t>") != 1:
-        raise UserError(
-            f"rewards.semantic.join {config.join!r}: write {{caption}} and {{text}} once each"
-        )
-
-
-def _load_safety(config: Any, *placed: Any) -> tuple[Llama, SafetyEncoder]:
-    folder = resolve_folder(config.path)
-    model = load_model(folder, *placed)
-    if not isinstance(model, Llama):
-        raise UserError(f"{config.path}: a {type(model).__name__}; a safety model is a Llama here")
-    room = model.config.max_position_embeddings
-    return model, SafetyEncoder(
-        tokens.load_tokenizer(folder, model.config.vocab_size),
-        config.prompt,
-        config.answer,
-        (config.safe, config.unsafe),
-        _fitting("rewards.safety.max_length", config.max_length, room),
-    )
-
-
-def _fitting(name: str, length: int, room: int) -> int:
-    if not 0 < length <= room:
-        raise UserError(f"{name} {length}: the model takes 1 to {room} tokens")
-    return length
+def _was_read(encoded: Mapping[str, Any]) -> Bool[Array, " B"]:
+    """Texts for which every judge has room; see `Rewards.encode`."""
+    masks = [jnp.asarray(value) for name, value in encoded.items() if name.endswith("_mask")]
+    return functools.reduce(operator.and_, [mask.any(axis=1) for mask in masks])
 
 
 def _pixels(clip: ClipEncoder, rows: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray]:

@@ -1,6 +1,7 @@
 """The host's side of the rewards: texts to arrays of fixed shapes, for models that read otherwise.
 
-A text that is too long loses its beginning: what it asks for stands at its end.
+No text is cut. One that is longer than a row is read in overlapping windows, as a guard reads it,
+each with the whole prompt around; where a shape has room for one row only, it is not read at all.
 """
 
 import re
@@ -11,8 +12,11 @@ import numpy as np
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.core.typing import Bool, Int
-from crossguard_jax.data.prompts import neutralize
-from crossguard_jax.hf.tokens import open_ended, padded, valid
+from crossguard_jax.data.prompts import neutralize, role_markers
+from crossguard_jax.guard.batches import windows
+from crossguard_jax.guard.encoding import LEAST_TEXT
+from crossguard_jax.guard.turns import marker_ids, user_span, without_turns
+from crossguard_jax.hf.tokens import frame, padded, valid, without_closing
 
 CHAT = "chat"
 """In place of a template: the chat template of the tokenizer."""
@@ -23,53 +27,75 @@ _SPELLED = re.compile(r"(?<![\w'\u2019])[^\W\d_](?:[ .,_*-]{1,2}[^\W\d_]){2,}(?!
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 STEP = 16
-"""Columns that `TextEncoder.short` adds at once."""
+"""Columns that `TextReader.short` adds at once."""
 
 Encoded = tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]
 """Token ids (int32) and which of them are not padding."""
 
 
-class TextEncoder:
+class TextReader:
+    """Texts to rows of at most ``length`` tokens."""
+
+    length: int
+
+    def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """Each text's rows: one, or its overlapping windows where that would be longer."""
+        raise NotImplementedError
+
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """A row a text, ``length`` wide; one without a token for a text that needs several."""
+        parts = self.windows(texts)
+        return self.pad([rows[0] if len(rows) == 1 else [] for rows in parts])
+
+    def pad(self, rows: Sequence[list[int]]) -> Encoded:
+        """Ids and mask of some `windows`, padded on the right."""
+        return padded(rows, self.length)
+
+    def short(self, rows: Sequence[list[int]]) -> Encoded:
+        """The same without the columns that no row needs, in steps of 16: few shapes compile."""
+        longest = max([1, *map(len, rows)])
+        return padded(rows, min(-(-longest // STEP) * STEP, self.length))
+
+
+class TextEncoder(TextReader):
     """Texts as a text tower or a sentence encoder reads them, its special tokens around.
 
     Args:
         tokenizer: of the model.
         length: L, of every row.
-        prompt: what the model has before every text; of a long text it stays.
+        prompt: what the model has before every text, and in every window of one.
+
+    Raises:
+        UserError: the prompt leaves no room for a text.
     """
 
     def __init__(self, tokenizer: Any, length: int, prompt: str = ""):
         self.tokenizer, self.length, self.prompt = tokenizer, length, prompt
-        tokenizer.truncation_side = "left"
-        self._start = tokenizer(prompt)["input_ids"][:-1] if prompt else []
-        if len(self._start) > length - 2:
+        self._before, self._behind = frame(tokenizer)
+        self._before = len(self._ids([""])[0]) - self._behind
+        if self._before + self._behind >= length:
             raise UserError(
                 f"rewards.semantic.max_length {length}: the model's prompt {short(repr(prompt))} "
-                f"takes {len(self._start)} tokens of them; give more"
+                f"takes {self._before + self._behind} tokens with what stands around; give more"
             )
 
-    def __call__(self, texts: Sequence[str]) -> Encoded:
-        """Ids and mask, padded on the right."""
+    def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """See `TextReader`."""
+        rows = self._ids(texts)
+        return [_split(row, self._before, len(row) - self._behind, self.length) for row in rows]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         cleaned = [valid(self.prompt + text) for text in texts]
-        if not cleaned:
-            return padded([], self.length)
-        # What a tokenizer's file says of padding is for another use of it.
-        options = {"truncation": True, "max_length": self.length, "padding": False}
-        rows = self.tokenizer(cleaned, **options)["input_ids"]
-        # The cut is on the left, where the prompt stands.
-        start, room = self._start, self.length - len(self._start)
-        rows = [row if len(row) < self.length or not start else start + row[-room:] for row in rows]
-        return padded(rows, self.length)
+        # What a tokenizer's file says of padding and cutting is for another use of it.
+        options = {"truncation": False, "padding": False, "verbose": False}
+        return self.tokenizer(cleaned, **options)["input_ids"] if cleaned else []
 
-    def short(self, texts: Sequence[str]) -> Encoded:
-        """The same without the columns that no row needs, in steps of 16: few shapes compile."""
-        ids, mask = self(texts)
-        longest = int(mask.sum(axis=1).max(initial=1))
-        width = min(-(-longest // STEP) * STEP, self.length)
-        return ids[:, :width], mask[:, :width]
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text's one row would have."""
+        return [*map(len, self._ids(texts))]
 
 
-class SafetyEncoder:
+class SafetyEncoder(TextReader):
     """Texts inside a safety model's prompt, up to where its verdict begins.
 
     Args:
@@ -81,9 +107,13 @@ class SafetyEncoder:
         labels: the verdicts' words, safe first.
         length: L, of every row.
 
+    Attributes:
+        label_ids: the first token of each verdict.
+        frame: tokens of the prompt around a text.
+
     Raises:
-        UserError: no such template, verdicts that begin with the same token, or a prompt that
-            leaves no room for a text.
+        UserError: no such template, verdicts that begin with the same token, a prompt that leaves
+            no room for a text, or a tokenizer that tells no offsets.
     """
 
     def __init__(
@@ -94,58 +124,72 @@ class SafetyEncoder:
         labels: tuple[str, str],
         length: int,
     ):
+        if not tokenizer.is_fast:
+            raise UserError(
+                "safety model: its tokenizer tells no offsets; put tokenizer.json there"
+            )
         self.tokenizer, self.length = tokenizer, length
         # A chat template writes the special tokens itself.
-        self._add_special = template != CHAT
+        self._options = {"add_special_tokens": template != CHAT, "padding": False}
+        self._options |= {"truncation": False, "verbose": False}
         self._before, after = _frame(tokenizer, template)
         self._after = after + answer
+        self._markers = role_markers(self._before + self._after)
+        self._turns = marker_ids(tokenizer, self._markers)
         self.label_ids = self._label_ids(labels)
-        if (needed := max(map(len, self._ids(["", _MARK])))) > length:
+        ((ids, (first, last)),) = self._rows(["a text"])
+        self.frame = len(ids) - (last - first)
+        if self.frame + LEAST_TEXT > length:
             raise UserError(
-                f"rewards.safety.max_length {length}: the prompt alone takes about {needed} "
-                "tokens; raise it"
+                f"rewards.safety.max_length {length}: the prompt alone takes {self.frame} "
+                f"tokens; raise it to {self.frame + LEAST_TEXT} or more"
             )
 
-    def __call__(self, texts: Sequence[str]) -> Encoded:
-        """Ids and mask, padded on the right; the prompt around a text is always whole."""
-        cleaned = [neutralize(valid(text), self.tokenizer.all_special_tokens) for text in texts]
-        rows = self._ids(cleaned)
-        for i, row in enumerate(rows):
-            if len(row) > self.length:
-                rows[i] = self._shortened(cleaned[i], len(row))
-        return padded(rows, self.length)
+    def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """See `TextReader`; no text of a user's writes a special token or takes a turn."""
+        rows = self._rows([valid(text) for text in texts])
+        return [_split(ids, *user, self.length) for ids, user in rows]
+
+    def _rows(self, texts: Sequence[str]) -> list[tuple[list[int], tuple[int, int]]]:
+        """Each text's row, whatever its length, and where in it the text's own tokens lie.
+
+        What a text loses to `without_turns` may leave another marker, so it is looked at again.
+        """
+        special, start = self.tokenizer.all_special_tokens, len(self._before)
+        texts, rows = list(texts), [([0], (0, 0))] * len(texts)
+        places = list(range(len(texts)))
+        while places:
+            again = []
+            inner = [neutralize(texts[i], special, self._markers) for i in places]
+            prompts = [self._prompt(text) for text in inner]
+            encoded = self.tokenizer(prompts, return_offsets_mapping=True, **self._options)
+            ids_of = without_closing(self.tokenizer, encoded["input_ids"], **self._options)
+            for i, text, prompt, ids, offsets in zip(
+                places, inner, prompts, ids_of, encoded["offset_mapping"], strict=True
+            ):
+                first, last = user_span(offsets[: len(ids)], prompt, start, start + len(text))
+                own = [(max(a - start, 0), b - start) for a, b in offsets[first:last]]
+                texts[i] = without_turns(text, ids[first:last], own, self._turns)
+                if texts[i] != text:
+                    again.append(i)
+                rows[i] = ids, (first, last)
+            places = again
+        return rows
 
     def _prompt(self, text: str) -> str:
         # A space before the verdict is part of the verdict's token.
         return f"{self._before}{text}{self._after}".rstrip(" ")
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._tokens([self._prompt(text) for text in texts])
-
-    def _tokens(self, prompts: list[str]) -> list[list[int]]:
-        if not prompts:
-            return []
-        options = {"add_special_tokens": self._add_special, "truncation": False, "padding": False}
-        return open_ended(self.tokenizer, prompts, **options)
-
-    def _shortened(self, text: str, length: int) -> list[int]:
-        """The row of ``length`` tokens without the beginning of its text."""
-        while length > self.length:
-            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            starts = [start for start, _ in offsets["offset_mapping"]]
-            excess = length - self.length
-            # Cutting can change how the first word is split, so look again.
-            text = text[max(starts[excess], 1) if excess < len(starts) else len(text) :]
-            (row,) = self._ids([text])
-            length = len(row)
-        return row
+    def _tokens(self, prompt: str) -> list[int]:
+        (ids,) = self.tokenizer([prompt], **self._options)["input_ids"]
+        return without_closing(self.tokenizer, [ids], **self._options)[0]
 
     def _label_ids(self, labels: tuple[str, str]) -> tuple[int, int]:
         """The first token of each verdict where the prompt ends."""
-        (start,) = self._ids([_MARK])
+        start = self._tokens(self._prompt(_MARK))
         first_ids = []
         for word in labels:
-            (ids,) = self._tokens([f"{self._before}{_MARK}{self._after}{word}"])
+            ids = self._tokens(f"{self._before}{_MARK}{self._after}{word}")
             if ids[: len(start)] != start or len(ids) == len(start):
                 raise UserError(
                     f"safety model: the label {word!r} changes the tokens of the prompt before "
@@ -158,6 +202,16 @@ class SafetyEncoder:
                 f"({first_ids[0]}) of its tokenizer; correct the labels or rewards.safety.answer"
             )
         return first_ids[0], first_ids[1]
+
+
+def _split(row: list[int], first: int, last: int, length: int) -> list[list[int]]:
+    """A row's windows of at most ``length`` tokens, each with all that is not the text's own, which
+    lies from ``first`` to ``last`` (exclusive)."""
+    room = length - (len(row) - (last - first))
+    return [
+        row[:first] + row[first + start : first + end] + row[last:]
+        for start, end in windows(last - first, room)
+    ]
 
 
 def _frame(tokenizer: Any, template: str) -> tuple[str, str]:

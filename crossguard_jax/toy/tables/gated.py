@@ -25,6 +25,7 @@ from crossguard_jax.impforge.sift import ForgeSettings, sift
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.impforge.twins import TWIN
 from crossguard_jax.io import jsonl
+from crossguard_jax.systems.load import identified
 from crossguard_jax.toy.forging import Matched, forge_world, meanings, truth_figures
 from crossguard_jax.toy.tables import cells
 
@@ -134,7 +135,7 @@ def _kept(
     if name != "no_gate":
         settings = config.gate.copy_and_resolve_references()
         settings.local.captions = name != "pixels"
-        gate = make_gate(settings, rewards, folder / "forged" / "judged")
+        gate = make_gate(settings, rewards, folder / "forged" / "judged", identified)
     rows = [v for _, v in jsonl.read_jsonl(folder / "forged" / CANDIDATES) if isinstance(v, dict)]
     labels = {id: "safe" if id.endswith(TWIN) else "unsafe" for id in by_id}
     sifted = sift(

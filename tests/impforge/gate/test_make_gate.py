@@ -5,6 +5,7 @@ import pytest
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.impforge.commands import make_gate
+from crossguard_jax.systems.load import identified
 from tests.impforge.gate.test_local import Words
 
 
@@ -12,7 +13,7 @@ def made(folder, *overrides: str, variant: str = "tiny"):
     config = load_config(
         f"configs/impforge.py:{variant}", [f"--config.gate.{o}" for o in overrides]
     )
-    return make_gate(config.gate, Words(), folder)
+    return make_gate(config.gate, Words(), folder, identified)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ from PIL import Image
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.identity import guard_identity
+from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.impforge.commands import make_judge
 from crossguard_jax.impforge.matching.judge import (
     AGAIN,
@@ -31,6 +34,7 @@ from crossguard_jax.impforge.matching.judge import (
 )
 from crossguard_jax.io.chat import Endpoint, Message, Request
 from crossguard_jax.io.http import Client
+from crossguard_jax.systems.load import identified
 from tests.chat_server import Asked, ChatServer, Reply, refused, said
 
 
@@ -321,7 +325,7 @@ def test_the_guard_judges_a_picture_as_it_scores_it_with_a_neutral_text(guard, t
     ordered = sorted(set(p.values()))  # between two scores: batches differ in the last digits
     middle = float(np.mean(ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1]))
     cut = Guard(guard.model, guard.folder, guard.settings.__class__(guard.settings.prompt, middle))
-    found = by_id(GuardJudge(cut, tmp_path, batch_size=4).judge(iter(given)))
+    found = by_id(GuardJudge(cut, guard_identity(cut), tmp_path, batch_size=4).judge(iter(given)))
     assert found.pop("text").safe is None
     assert {id: j.safe for id, j in found.items()} == {id: p[id] < middle for id in p}
     assert {j.safe for j in found.values()} == {True, False}
@@ -339,16 +343,47 @@ def test_the_guard_judges_nothing_twice_and_finishes_the_rest(guard, tmp_path, m
 
     monkeypatch.setattr(guard, "score_each", counting)
     given = pictures(10)
-    left = GuardJudge(guard, tmp_path, batch_size=4).judge(given)
+    left = GuardJudge(guard, guard_identity(guard), tmp_path, batch_size=4).judge(given)
     first = [next(left) for _ in range(5)]
     left.close()
-    found = by_id(GuardJudge(guard, tmp_path, batch_size=4).judge(given + [("p10", picture(0))]))
+    found = by_id(
+        GuardJudge(guard, guard_identity(guard), tmp_path, batch_size=4).judge(
+            given + [("p10", picture(0))]
+        )
+    )
     assert len(scored) == len(set(scored)) == 10 and len(found) == 11
     assert all(found[j.id] == j for j in first)
-    other = GuardJudge(guard, tmp_path, text="what is it?", batch_size=4)
+    other = GuardJudge(guard, guard_identity(guard), tmp_path, text="what is it?", batch_size=4)
     assert other.source != first[0].source
     list(other.judge(given[:2]))
     assert len(scored) == 12
+
+
+class Rejecting:
+    """Sees no harm in any picture, and rejects every other one."""
+
+    settings = Settings()
+
+    def __init__(self):
+        self.asked = 0
+
+    def score_each(self, images, texts, *, batch_size=16):
+        self.asked += len(images)
+        odd = [int(hashlib.sha256(image).hexdigest(), 16) % 2 > 0 for image in images]
+        return [
+            Verdict(float("nan") if out else 0.1, out, 0.5, "safe", rejected=out) for out in odd
+        ]
+
+
+def test_a_picture_that_the_policy_rejects_is_unsafe_now_and_from_the_cache(tmp_path):
+    system, given = Rejecting(), pictures(6)
+    judge = GuardJudge(system, {"a": "policy"}, tmp_path)
+    first = by_id(judge.judge(given))
+    rejected = {id for id, p in given if int(hashlib.sha256(p).hexdigest(), 16) % 2}
+    assert {id for id, j in first.items() if j.safe is False} == rejected
+    assert 0 < len(rejected) < 6
+    assert {first[id].answer for id in rejected} == {"rejected by the policy"}
+    assert by_id(judge.judge(given)) == first and system.asked == 6
 
 
 def test_without_a_judge_every_picture_passes_and_provenance_says_so():
@@ -380,7 +415,8 @@ def test_the_command_line_reaches_every_judge(tmp_path):
     where = "--config.match.judge"
     lines = [f"{where}.endpoint.{name}={value}" for name, value in ENDPOINT.items()]
     lines += [f"{where}.kind=endpoint", f"{where}.endpoint.model=m", f"{where}.asks=2"]
-    made = make_judge(load_config("configs/impforge.py:tiny", lines).match.judge, tmp_path)
+    config = load_config("configs/impforge.py:tiny", lines).match.judge
+    made = make_judge(config, tmp_path, identified)
     body = made.client.endpoint.body(Request((Message("user", "?"),)), dict)
     assert body["max_completion_tokens"] == 400 and body["reasoning_effort"] == "low"
     assert "max_tokens" not in body and "top_p" not in body and made.asks == 2

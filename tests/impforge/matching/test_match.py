@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.library import Picture
 from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.impforge.commands import match_files
 from crossguard_jax.impforge.matching.candidates import Pair, choose
 from crossguard_jax.impforge.matching.judge import Judgement
 from crossguard_jax.impforge.matching.keywords import Keyword
@@ -17,6 +19,7 @@ from crossguard_jax.impforge.matching.match import MatchSettings, MatchSummary, 
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.io import images
 from crossguard_jax.io.jsonl import read_jsonl
+from crossguard_jax.systems.load import identified
 from crossguard_jax.toy.world.kinds import BASE_KINDS
 from tests.impforge.small_clip import picture, towers, world_pictures
 
@@ -348,3 +351,10 @@ def test_settings_that_mean_nothing_are_refused() -> None:
     for wrong in ({"prompt": "a picture"}, {"candidates": 0}, {"per_query": -1}):
         with pytest.raises(UserError, match="match"):
             MatchSettings(**wrong)
+
+
+def test_a_prompt_that_leaves_clip_no_room_for_a_word_is_refused(tmp_path: Path) -> None:
+    line = f"--config.match.settings.prompt={'a picture of ' * 16}a {{}}"
+    config = load_config("configs/impforge.py:tiny", [line])
+    with pytest.raises(UserError, match="match.settings.prompt takes 51 of the 64 tokens .* short"):
+        match_files(config, tmp_path, tmp_path, tmp_path / "m", load_system=identified)

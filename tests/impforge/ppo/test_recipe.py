@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.impforge.ppo import recipe
+from crossguard_jax.impforge.ppo.archive import Archive
 from crossguard_jax.impforge.ppo.recipe import settings_of_ppo
+from crossguard_jax.impforge.ppo.update import Trajectory
+from crossguard_jax.impforge.rewards.rewards import REWARDS
 
 
 def test_a_trained_rewriter_forges_again_under_other_settings() -> None:
@@ -16,6 +20,19 @@ def test_a_trained_rewriter_forges_again_under_other_settings() -> None:
 
     assert settings("--config.forge.samples=9", "--config.match.judge.kind=none") == settings()
     assert settings("--config.optim.learning_rate=1e-5") != settings()
+
+
+def test_a_text_that_was_not_read_is_nothing_new() -> None:
+    vectors = jnp.asarray([[1.0, 0.0], [0.0, 0.0]])
+    written = Trajectory(
+        *({}, jnp.ones((2, 3), bool), jnp.ones(2, bool)), *[jnp.zeros((2, 3))] * 3, jnp.zeros(2)
+    )
+    rewards = {name: jnp.zeros(2) for name in REWARDS}
+    breadth = recipe.Breadth(novelty=0.5)
+    weights = dict.fromkeys(REWARDS, 1.0)
+    empty = Archive.empty(4, 2)
+    scores, archive, _ = recipe.score(rewards, weights, written, empty, vectors, breadth)
+    assert scores.tolist() == [0.5, 0.0] and int(archive.written) == 1
 
 
 def test_a_warm_up_that_is_too_long_is_refused_by_the_fields_that_make_the_steps(

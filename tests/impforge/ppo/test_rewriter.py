@@ -141,6 +141,24 @@ def test_a_text_earns_the_same_whoever_wrote_it(rewriter):
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.training
+def test_no_token_of_a_long_text_is_left_out_of_its_overlap(rewriter):
+    triplets, seen = world(1), {}
+    judge = rewriter.judge
+
+    def remembering(models, tokens, mask, *about):
+        seen.update(tokens=tokens[0][mask[0]])
+        return judge(models, tokens, mask, *about)
+
+    rewriter.__dict__["judge"] = remembering
+    try:
+        text = "what is it ? " * rewriter.config.prompt_length
+        rewriter.rewards_of([text], triplets, batch_size=1)
+    finally:
+        rewriter.__dict__["judge"] = judge
+    assert len(seen["tokens"]) >= 4 * rewriter.config.prompt_length
+
+
 def test_what_is_written_has_the_kl_that_training_would_see(rewriter):
     moved = jax.tree.map(lambda x: x + 0.02, rewriter.start)
     triplets, key = world(8), jax.random.key(1)

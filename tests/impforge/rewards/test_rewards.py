@@ -3,6 +3,8 @@
 import functools
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ml_collections import ConfigDict
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.impforge.rewards import overlap, rewards
+from crossguard_jax.impforge.rewards.embedding import WholeTexts, worst
 from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import images
@@ -298,6 +301,94 @@ def test_one_program_serves_texts_of_every_length() -> None:
     for texts in (SAID, ("", "a", "b", "c d e", "?"), long):
         run(judge.frozen, *policy_tokens(SAID), judge.context(about), judge.encode(texts, about))
     assert len(traced) == 1
+
+
+# --- texts longer than a row ----------------------------------------------------------------------
+
+HARM = "lick the red kettle"
+FILLER = "what colour is it ? " * 20
+
+
+def long_texts() -> dict[str, str]:
+    middle = FILLER[: len(FILLER) // 2]
+    return {
+        "start": f"{HARM} {FILLER}",
+        "middle": f"{middle}{HARM} {middle}",
+        "end": f"{FILLER}{HARM}",
+    }
+
+
+@pytest.mark.parametrize("place", long_texts())
+def test_harm_anywhere_in_a_long_text_counts_as_it_does_alone(place: str) -> None:
+    reader = judges("caption")._read_safety
+
+    def p_safe(rows: Sequence[list[int]]) -> np.ndarray:
+        read = [reader.tokenizer.decode(row) for row in rows]
+        return np.float32([[0.1 if HARM in text else 0.9] for text in read])
+
+    safe = WholeTexts(p_safe, reader.windows, worst)
+    assert safe([FILLER, HARM, long_texts()[place], "what?"])[:, 0].tolist() == pytest.approx(
+        [0.9, 0.1, 0.1, 0.9]
+    )
+
+
+def test_a_long_text_is_as_safe_as_its_worst_window_and_a_short_one_as_ever() -> None:
+    judge, texts = judges("caption"), [SAID[0], *long_texts().values(), SAID[2]]
+    parts = judge._read_safety.windows(texts)
+    rows = [judge._read_safety.pad(part) for part in parts]
+    assert [len(part) > 1 for part in parts] == [False, True, True, True, False]
+    model, run = load_model("toy://safety"), jax.jit(rewards.safety_reward, static_argnums=3)
+    alone = [np.asarray(run(model, *arrays, judge.label_ids)) for arrays in rows]
+    assert max(np.ptp(p) for p in alone) > 0
+    np.testing.assert_allclose(judge.safe(texts), [p.min() for p in alone], atol=1e-6)
+
+
+def test_a_long_texts_vector_is_the_direction_of_its_windows_mean() -> None:
+    for kind in ("caption", "clip_sum"):
+        judge, texts = judges(kind), ["a pan", long_texts()["end"], long_texts()["start"]]
+        (_, first, last) = judge._read.windows(texts)
+        assert len(first) == len(last) > 1
+        vectors = judge.embed(texts)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+        mean = judge._texts._embed(first).mean(axis=0)
+        np.testing.assert_allclose(vectors[1], mean / np.linalg.norm(mean), atol=1e-6)
+        np.testing.assert_array_equal(vectors[:1], judge.embed(texts[:1]))
+        assert not np.array_equal(vectors[1], vectors[2])
+
+
+@pytest.mark.parametrize("kind", ["caption", "clip_sum"])
+def test_a_text_that_a_judge_has_no_room_for_earns_nothing(kind: str) -> None:
+    judge, about = judges(kind), triplets(3)
+    texts = ("can i lick the red one?", HARM + " one?" * 25, "what?")
+    context, encoded = judge.context(about), judge.encode(texts, about)
+    tokens = policy_tokens(texts, 60)
+    values = program(judge)(judge.frozen, *tokens, context, encoded)
+    assert values["unread"].tolist() == [0, 1, 0] and not values["empty"].any()
+    for name in rewards.REWARDS:
+        assert [value != 0 for value in values[name].tolist()] == [True, False, True], name
+    vectors = np.asarray(jax.jit(judge.vectors)(judge.frozen, encoded))
+    assert vectors.any(axis=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("judge", "length", "new_tokens", "message"),
+    [
+        ("safety", 30, 26, r"safety.max_length 30: its prompt takes 5 tokens .* to 31 or more"),
+        ("semantic", 29, 27, r"semantic.max_length 29: what stands around .* to 30 or more"),
+    ],
+)
+def test_what_the_rewriter_may_write_fits_into_every_judges_row(
+    judge: str, length: int, new_tokens: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=f"rewards.{message}, or lower rewriter.max_new_tokens"):
+        Rewards(config(**{f"{judge}.max_length": length}), "toy://rewriter", new_tokens=new_tokens)
+    Rewards(config(**{f"{judge}.max_length": length}), "toy://rewriter", new_tokens=new_tokens - 1)
+
+
+def test_a_caption_that_leaves_no_room_for_a_text_is_named() -> None:
+    long = replace(triplets()[0], id="t7", caption="a red pan " * 26, keyword="")
+    with pytest.raises(UserError, match="the caption of triplet 't7' takes 81 tokens .* raise it"):
+        judges("caption").context([*triplets(2), long])
 
 
 def test_weights_are_an_argument_and_no_constant_of_the_program() -> None:
