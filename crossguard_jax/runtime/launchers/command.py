@@ -45,14 +45,16 @@ def launch(argv: Sequence[str], verbs: Collection[str]) -> int:
       UserError: a value that cannot be launched, or a tool that is not on this machine.
       SystemExit: after ``--help`` or a usage error.
     """
-    args = _parse(argv, verbs)
+    args = parse(argv, verbs)
     if args.dry_run:
         _print(args.launcher.submission(args))
         return 0
     return _submit(args, args.launcher.submission(args))
 
 
-def _parse(argv: Sequence[str], verbs: Collection[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str], verbs: Collection[str]) -> argparse.Namespace:
+    """The launcher's arguments, with what every launcher needs besides: ``launcher``,
+    ``repository``, ``folder`` (for the run's files), ``usage_error``."""
     refuse_line_breaks(argv)
     # The launcher first, since it declares all else.
     option, equals, name = argv[0].partition("=")

@@ -13,9 +13,9 @@ from crossguard_jax.runtime.launchers.scripts import (
     FORGET_SLICES,
     Submission,
     add_shared_arguments,
-    assignment,
     command,
     exports,
+    label,
     natural,
     need,
     one_word,
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--volume", type=one_word, metavar="CLAIM:/PATH", help="a claim that all pods write to"
     )
     parser.add_argument(
-        "--node-selector", type=assignment, action="append", default=[], metavar="LABEL=VALUE"
+        "--node-selector", type=label, action="append", default=[], metavar="LABEL=VALUE"
     )
     parser.add_argument(
         "--restarts", type=natural, default=20, help="of the whole set at most (default: 20)"

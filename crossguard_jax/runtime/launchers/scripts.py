@@ -95,6 +95,14 @@ def assignment(text: str) -> tuple[str, str]:
     return key, value
 
 
+def label(text: str) -> tuple[str, str]:
+    """An argparse type: ``LABEL=VALUE`` of Kubernetes, whose labels have dots and slashes."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: needs LABEL=VALUE")
+    return one_word(key), one_word(value)
+
+
 def add_shared_arguments(parser: argparse.ArgumentParser, cache: str) -> None:
     """Declares what every launcher takes.
 

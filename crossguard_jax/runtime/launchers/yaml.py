@@ -8,9 +8,9 @@ one of several lines is a literal block.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
-Node: TypeAlias = str | int | Mapping[str, "Node"] | Sequence["Node"]
+Node: TypeAlias = str | int | Mapping[str, Any] | Sequence[Any]
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._/-]*")
 _TAKEN = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
