@@ -172,12 +172,14 @@ def _pods(args: argparse.Namespace) -> Pods:
     return Pods(groups, hosts, resource, each, nodes | dict(args.node_selector), kind)
 
 
-def _script(args: argparse.Namespace, pods: Pods) -> str:
+def _script(args: argparse.Namespace, pods: Pods) -> list[str]:
     lines = ["set -euo pipefail", f"cd {quote(args.workdir)}"]
     if args.by == "kubectl":
         lines += [*FORGET_SLICES, *_join(args, pods)]
     lines += exports(args, str(pods.slices * pods.hosts))
-    return "\n".join([*lines, *setup(args), f"exec {command(args)}", ""])
+    lines += [*setup(args), f"exec {command(args)}"]
+    # Kubernetes reads $(NAME) and $$ in a command before bash does: a second $ keeps them.
+    return [re.sub(r"\$(?=[$(])", "$$", line) for line in lines]
 
 
 def _join(args: argparse.Namespace, pods: Pods) -> list[str]:
@@ -252,12 +254,10 @@ def _pod_rules() -> Node:
 
 
 def _pod(args: argparse.Namespace, pods: Pods, image: str, volume: str, path: str) -> Node:
-    # Kubernetes reads $(NAME) and $$ in a command before bash does: a second $ keeps them.
-    text = re.sub(r"\$(?=[$(])", "$$", _script(args, pods))
     container: dict[str, Node] = {
         "name": "crossguard",
         "image": image,
-        "command": ["bash", "-c", text],
+        "command": ["bash", "-c", "\n".join([*_script(args, pods), ""])],
         "resources": {"limits": {pods.resource: pods.devices}},
     }
     if pods.slices > 1:
@@ -324,5 +324,5 @@ def _gcluster(args: argparse.Namespace, pods: Pods, image: str) -> list[str]:
         *(size, f"--restarts={args.restarts}"),
         *([f"--project={args.project}"] if args.project else []),
         *([f"--queue={args.queue}"] if args.queue else []),
-        f"--command=bash -c {quote(_script(args, pods))}",
+        f"--command=bash -c {quote('; '.join(_script(args, pods)))}",
     ]

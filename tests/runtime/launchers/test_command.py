@@ -142,7 +142,8 @@ def test_users_values_reach_the_verb_as_they_are(
     ]
     if not files:  # gcluster's command holds the script
         command = shlex.split(printed.rpartition("# ---- commands\n")[2])[-1]
-        scripts = [shlex.split(command.partition("=")[2])[-1]]
+        script = shlex.split(command.partition("=")[2])[-1]
+        scripts = [script.replace("; ", "\n").replace("$$", "$")]
     lines = [line for script in scripts for line in script.splitlines()]
     (verb,) = [line for line in lines if " train --config" in line]
     (note,) = [line for line in lines if line.startswith("export NOTE=")]
@@ -173,6 +174,7 @@ SLICE = "k8s --context c --image i --cache gs://b/c --slice"
         (f"slurm --name {'a' * 41} train", "at most 40"),
         ("slurm --env =x train", "needs NAME=VALUE"),
         ("slurm --env 'A B=x' train", "needs NAME=VALUE"),
+        (f"{SLICE} v6e-8 --node-selector a train", "needs LABEL=VALUE"),
         ("slurm --accelerator gpu train", "--accelerator"),
         ("k8s --slice v6e-8 --image i train", "--on k8s needs --cluster"),
         ("k8s --cluster c --slice v6e-8 --image i train", "--on k8s needs --location"),

@@ -66,8 +66,9 @@ class Cluster:
         args = parse(["--on", *shlex.split(command)], ("train",))
         args.repository, args.folder = folder / "the clone", folder / "the run"
         args.folder.mkdir()
-        self.scripts = {}
-        for path, text in args.launcher.submission(args).files.items():
+        submission = args.launcher.submission(args)
+        self.scripts, self.commands = {}, submission.commands
+        for path, text in submission.files.items():
             path.write_text(text)
             self.scripts[path.name] = path
 
@@ -187,19 +188,13 @@ def test_a_slice_is_started_again_by_the_code_of_the_first_worker_to_end(
 
 
 def test_a_worker_unpacks_the_code_runs_the_verb_and_tells_its_end(
-    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     cluster = Cluster(tmp_path, "tpu --name mine --tpu t --zone z --slice v6e-8 train --out 'a b'")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "the clone/data").mkdir()
     (tmp_path / "the clone/crossguard_jax/data").mkdir(parents=True)
-    args = parse(
-        ["--on", *"tpu --name mine --tpu t --zone z --slice v6e-8 train".split()], ["train"]
-    )
-    args.repository, args.folder = tmp_path / "the clone", tmp_path / "the run"
-    tar = args.launcher.submission(args).commands[0]
-    subprocess.run(tar, check=True)
+    subprocess.run(cluster.commands[0], check=True)
     (tmp_path / "the run/mine.tar.gz").rename(tmp_path / "home/mine.tar.gz")
     cluster.ends((0, 75))
     job = cluster.start("mine.sh", HOME=str(tmp_path / "home"), SLURM_PROCID="0")
