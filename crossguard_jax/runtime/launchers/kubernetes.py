@@ -119,7 +119,13 @@ def submission(args: argparse.Namespace) -> Submission:
     if pods.slices * pods.hosts > 1:
         need(args, "cache", "the pods share what they compile: gs://BUCKET/FOLDER, or a --volume")
     if args.by == "gcluster":
-        return Submission({}, [*connect, _gcluster(args, pods, image)])
+        return Submission(
+            files={},
+            commands=[_gcluster(args, pods, image)],
+            notes=[
+                "gcluster starts again after any failure; --by kubectl asks the exit code first"
+            ],
+        )
     jobset = args.folder / "jobset.yaml"
     files = {jobset: dump(_jobset(args, pods, image, volume, path))}
     if args.make_queue:
