@@ -107,8 +107,9 @@ make_ready() {
   local purpose=$1 requirements=$root/requirements.txt
   [[ $purpose == run ]] || requirements=$root/requirements-dev.txt
   # Compiling all that is installed takes longer than installing it; see warm_up.
-  local what=$root pip alone
-  [[ $(extra) == cpu ]] || what="${root}[$(extra)]"
+  local what=$root kept pip alone
+  kept=$(extra)
+  [[ $kept == cpu ]] || what="${root}[$kept]"
   read -ra alone <<<"$(sed -n 's/^# without its dependencies: //p' "$requirements" | tr '\n' ' ')"
   if [[ $(version_of "$venv/bin/python") != "$(version_of "$python")" ]]; then
     printf 'launch/run.sh: making %s\n' "$venv" >&2
@@ -128,7 +129,7 @@ make_ready() {
     grep -E '^ *ERROR' "$venv/install.log" | tail -n 5 >&2 || true
     fail "installing failed: see $venv/install.log, mend it and run this again"
   fi
-  extra >"$venv/accelerator"
+  printf '%s\n' "$kept" >"$venv/accelerator"
   warm_up
   wanted run >"$venv/made-for-run"
   [[ $purpose == run ]] || wanted test >"$venv/made-for-test"

@@ -36,7 +36,10 @@ case "$1 ${2:-}" in
     echo "Collecting jax"
     if [[ -n ${FAKE_PIP_FAILS:-} ]]; then echo "ERROR: no such package"; exit 1; fi
     cp "$CROSSGUARD" "$there/crossguard"
-    case " $* " in *"a clone[cuda] "*) echo "extra cuda" >>"$LOG" ;; esac
+    if [[ $* == *"a clone["*"]"* ]]; then
+      extra=${*#*"a clone["}
+      echo "extra ${extra%%"]"*}" >>"$LOG"
+    fi
     how=install
     case " $* " in *" --no-deps "*) how=alone ;; esac
     echo "$how ${!#}" >>"$LOG" ;;
@@ -236,6 +239,18 @@ def test_an_accelerators_jax_is_installed_and_kept(run: Run, log) -> None:
     assert "JAX_PLATFORMS" not in run("score").stdout
     run("--accelerator", "cuda", "score")
     assert log() == made
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda", "tpu"])
+def test_a_changed_requirement_is_installed_for_the_same_accelerator(
+    run: Run, log, clone: Path, accelerator: str
+) -> None:
+    run("--accelerator", accelerator)
+    with (clone / "requirements.txt").open("a") as file:
+        file.write("# changed\n")
+    run("score")
+    extra = [] if accelerator == "cpu" else [f"extra {accelerator}"]
+    assert log() == ["venv", *[*extra, "requirements.txt"] * 2]
 
 
 def test_a_platform_that_the_user_chose_stays(run: Run) -> None:
