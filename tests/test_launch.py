@@ -37,7 +37,8 @@ case "$1 ${2:-}" in
     if [[ -n ${FAKE_PIP_FAILS:-} ]]; then echo "ERROR: no such package"; exit 1; fi
     cp "$CROSSGUARD" "$there/crossguard"
     if [[ $* == *"a clone["*"]"* ]]; then
-      extra=${*#*"a clone["}
+      extra=$*
+      extra=${extra#*"a clone["}
       echo "extra ${extra%%"]"*}" >>"$LOG"
     fi
     how=install
