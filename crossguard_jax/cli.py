@@ -90,6 +90,10 @@ def _unexpected(error: Exception) -> str:
 
 
 def _run(argv: list[str], ours: bool) -> int:
+    if argv and argv[0].partition("=")[0] == "--on":
+        from crossguard_jax.runtime.launchers.command import launch
+
+        return launch(argv, VERBS)
     parser = _build_parser()
     named = next((word for word in argv if not word.startswith("-")), None)
     if named is None:
@@ -213,7 +217,8 @@ def _build_parser() -> _Parser:
     parser = _Parser(
         prog="crossguard",
         description="A guard for multimodal models, trained and immunized in JAX.",
-        epilog="Every verb's own --help shows an example.",
+        epilog="Every verb's own --help shows an example. With --on slurm|k8s|tpu|skypilot before "
+        "it, it runs elsewhere: --on LAUNCHER --help.",
     )
     verbs = parser.add_subparsers(metavar="VERB", title="verbs", prog="crossguard")
     subparsers = [parser]

@@ -9,15 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax.core.distributed import initialize_if_several, launch_arguments
+from crossguard_jax.core.distributed import (
+    initialize_if_several,
+    launch_arguments,
+    refuse_loopback,
+)
 from crossguard_jax.core.errors import UserError
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1"}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
 JAX = {"JAX_COORDINATOR_ADDRESS": "n1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 
 
 def workers(n: int) -> Callable[[], int]:
     return lambda: n
+
+
+def modules(*names: str) -> Callable[[str], object]:
+    return lambda name: name in names
 
 
 @pytest.mark.parametrize(
@@ -28,12 +37,17 @@ def workers(n: int) -> Callable[[], int]:
         STEP | {"SLURM_NTASKS": "1"},
         STEP | {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "7.0;tcp://n1:1"},
+        {"PMI_SIZE": "1"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},  # a pod of no job
+        POD,  # nobody to ask: jax[k8s] is not installed
+        POD | {"JAX_NUM_PROCESSES": "1"},  # each pod a run of its own
         {"JAX_NUM_PROCESSES": "1"},
         JAX | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
     ],
 )
 def test_a_lone_process_is_left_alone(environ: dict[str, str]) -> None:
-    assert launch_arguments(environ, workers(1)) is None
+    assert launch_arguments(environ, workers(1), modules()) is None
 
 
 @pytest.mark.parametrize(
@@ -49,6 +63,91 @@ def test_a_lone_process_is_left_alone(environ: dict[str, str]) -> None:
 )
 def test_slurm_and_tpu_runs_are_left_to_jax_to_describe(environ: dict[str, str]) -> None:
     assert launch_arguments(environ, workers(1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("environ", "installed", "arguments"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "7.0;tcp://n1:1"}, (), {}),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, ("mpi4py",), {"cluster_detection_method": "mpi4py"}),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1"}, ("mpi4py",), {"cluster_detection_method": "mpi4py"}),
+        # Slurm's own PMI; and an mpirun in a job of Slurm's, whose step has one process a node.
+        (STEP | {"SLURM_NTASKS": "8", "PMI_SIZE": "8"}, (), {}),
+        (STEP | {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "7.0;tcp://n1:1"}, (), {}),
+        (POD, ("kubernetes",), {}),
+    ],
+)
+def test_mpi_and_kubernetes_are_left_to_jaxs_detection(
+    environ: dict[str, str], installed: tuple[str, ...], arguments: dict[str, str]
+) -> None:
+    assert launch_arguments(environ, workers(1), modules(*installed)) == arguments
+
+
+def test_an_mpi_that_jax_cannot_ask_is_an_error() -> None:
+    with pytest.raises(UserError, match="4 processes.*pip install mpi4py"):
+        launch_arguments({"PMI_SIZE": "4"}, workers(1), modules())
+
+
+def resolve(host: str) -> str:
+    """As a host named n1 has it: its own name is 127.0.1.1, as Debian writes it."""
+    addresses = {"n1": "127.0.1.1", "lies": "127.0.0.1", "n2": "10.0.0.2", "10.0.0.1": "10.0.0.1"}
+    if host not in addresses:
+        raise OSError(f"{host}: no such name, yet")
+    return addresses[host]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"CROSSGUARD_NODES": "2"},
+        {"SLURM_STEP_NUM_NODES": "2"},
+        {"SKYPILOT_NUM_NODES": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+    ],
+)
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "127.0.1.1", "[::1]", "lies"], ids=lambda host: host
+)
+def test_a_coordinator_that_each_host_takes_for_itself_is_refused(
+    nodes: dict[str, str], host: str
+) -> None:
+    environ = nodes | {"JAX_COORDINATOR_ADDRESS": f"{host}:1234"}
+    with pytest.raises(UserError, match="each of 2 hosts.*give the address"):
+        refuse_loopback(environ, resolve, lambda: "n1")
+
+
+@pytest.mark.parametrize(
+    ("host", "nodes"),
+    [
+        ("localhost", {}),  # several processes on one host
+        ("127.0.0.1", {"SLURM_STEP_NUM_NODES": "1"}),
+        ("localhost", {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}),
+        ("n1", {"CROSSGUARD_NODES": "2"}),  # process 0's own name
+        ("n2", {"CROSSGUARD_NODES": "2"}),
+        ("10.0.0.1", {"CROSSGUARD_NODES": "2"}),
+        ("later", {"CROSSGUARD_NODES": "2"}),
+    ],
+)
+def test_a_coordinator_that_all_reach_is_not_refused(host: str, nodes: dict[str, str]) -> None:
+    refuse_loopback(nodes | {"JAX_COORDINATOR_ADDRESS": f"{host}:1"}, resolve, lambda: "n1.lab")
+
+
+def test_processes_wait_half_an_hour_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **named: asked.update(named))
+    assert initialize_if_several(JAX)
+    assert asked == {"num_processes": 2, "process_id": 1, "initialization_timeout": 1800}
+
+
+def test_the_refusal_comes_before_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("waited"))
+    environ = JAX | {"JAX_COORDINATOR_ADDRESS": "localhost:1", "CROSSGUARD_NODES": "2"}
+    with pytest.raises(UserError, match="localhost is this host itself"):
+        initialize_if_several(environ)
 
 
 def test_a_tpu_pod_is_known_by_its_metadata() -> None:

@@ -1,0 +1,15 @@
+"""Exit codes that decide whether a run is to be started again.
+
+Whoever starts processes (Slurm, Kubernetes, SkyPilot, a loop over ssh) sees of a run its exit code
+alone. Only what is listed here starts it again; a run that failed, ran out of memory or met a NaN
+would do so anew, and a memory that the kernel took back (137) looks like any other SIGKILL.
+"""
+
+AGAIN = 75
+"""The run saved its state because it was told to stop, or lost another process: start it again.
+
+It is ``EX_TEMPFAIL`` of ``sysexits.h``."""
+
+STARTS_AGAIN = (AGAIN, 134, 140, 143)
+"""`AGAIN`, and a process ended by SIGABRT (JAX's end where it loses another process), SIGUSR2 or
+SIGTERM (told to stop before it could listen)."""
