@@ -41,7 +41,7 @@ class Lesson:
     Attributes:
         makes: the folders that come of it.
         steps: optimizer steps of each of its stages; what a stage leaves, the next goes on with.
-        learning_rate: the kernels' peak; half of it in the second stage.
+        learning_rate: the kernels' peak; half of it in each stage after that.
         rows: examples that the batches are drawn from; scenes for the base.
     """
 
@@ -52,7 +52,7 @@ class Lesson:
 
 
 LESSONS: dict[str, Lesson] = {
-    "base": Lesson(("clip", "llava"), (2_600, 1_400), 4e-3, 60_000),
+    "base": Lesson(("clip", "llava"), (2_600, 1_400, 800), 4e-3, 60_000),
     "safety": Lesson(("safety",), (1_000,), 5e-3, 24_000),
     "rewriter": Lesson(("rewriter",), (800,), 5e-3, 24_000),
     "sentence": Lesson(("sentence",), (1_000,), 5e-3, 24_000),
@@ -133,7 +133,7 @@ def _recipe(name: str, lesson: Lesson, folder: Path) -> tuple[nnx.Module, Loss, 
         llava, clip = (read_config(folder / part_name)[1] for part_name in ("llava", "clip"))
         assert isinstance(llava, LlavaConfig) and isinstance(clip, ClipConfig)
         lessons = pretrain.Lessons(SEED, lesson.rows)
-        draws = [lessons.draw, functools.partial(lessons.draw, instructed=True)]
+        draws = [functools.partial(lessons.draw, stage=stage) for stage in range(len(lesson.steps))]
         return pretrain.Base(llava, clip, key), pretrain.base_loss, draws
     family, config = read_config(folder / name)
     model = MODELS[family](config, key)

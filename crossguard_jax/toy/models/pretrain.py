@@ -52,9 +52,9 @@ from crossguard_jax.toy.world.wide import WideScene, draw_wide, pad_to_square
 ROW, CAPTION_ROW = 96, 40
 """Tokens of a dialogue, as many as a guard's window has, and of a caption."""
 
-ORDINARY, WIDE, WRITTEN, WORDS_ALONE, INTENTS = 36, 6, 6, 10, 12
-"""Rows of a batch: about ordinary pictures, wide or tall ones, written words, without a picture;
-and, in the second stage, about what speakers want."""
+ROWS = ((36, 6, 6, 10, 0), (36, 6, 6, 10, 12), (12, 2, 2, 6, 48))
+"""Rows of a batch of each stage: about ordinary pictures, wide or tall ones, written words, without
+a picture, and about what speakers want: that is learned last, and nearly alone."""
 
 CONTRAST_WEIGHT, PATCH_WEIGHT = 0.2, 0.3
 _PATCH_WORDS = 5  # the most words for one patch
@@ -92,14 +92,14 @@ class Lessons:
         self.wide = _wide_scenes(np.random.default_rng([seed, 1]), scenes // 6)
         self._pixels = [_draw_pictures(x) for x in (self.ordinary, self.wide, self.written)]
 
-    def draw(self, rng: np.random.Generator, instructed: bool = False) -> Batch:
+    def draw(self, rng: np.random.Generator, stage: int = 0) -> Batch:
         """A batch.
 
         Args:
             rng: where the draws come from.
-            instructed: whether some questions say between which words to choose, as instruction
-                tuning has it: then a guard's label words are likely before it has learned which
-                is right. And what is risky, or wanted, comes up more often: it is learned last.
+            stage: an index of `ROWS`. After the first, some questions say between which words to
+                choose, as instruction tuning has it: then a guard's label words are likely before
+                it has learned which is right. And what is risky comes up more often.
 
         Returns:
             ``pixels`` uint8 [M, X, X, 3], ordinary pictures first; ``ids`` and ``answers`` [B, L],
@@ -107,19 +107,19 @@ class Lessons:
             ``captions`` [N, L] of the ordinary pictures.
         """
         pools = (self.ordinary, self.wide, self.written)
+        *pictures, words_alone, intents = ROWS[stage]
         drawn = [
-            rng.integers(len(pool), size=size)
-            for pool, size in zip(pools, (ORDINARY, WIDE, WRITTEN), strict=True)
+            rng.integers(len(pool), size=size) for pool, size in zip(pools, pictures, strict=True)
         ]
         scenes, wide, written = (
             [pool[i] for i in which] for pool, which in zip(pools, drawn, strict=True)
         )
         pictured = [_about(rng, scene) for scene in (*scenes, *wide)]
         pictured += [_reading(rng, scene) for scene in written]
-        alone = [_without_picture(rng, instructed) for _ in range(WORDS_ALONE)]
-        if instructed:
+        alone = [_without_picture(rng, stage > 0) for _ in range(words_alone)]
+        if stage:
             pictured, alone = ([_instruct(rng, turns) for turns in x] for x in (pictured, alone))
-            alone += [_intents(rng) for _ in range(INTENTS)]
+            alone += [_intents(rng) for _ in range(intents)]
         rows = [dialogue(turns, ROW, PATCHES) for turns in pictured]
         rows += [dialogue(turns, ROW) for turns in alone]
         caption_ids = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]

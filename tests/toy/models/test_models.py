@@ -121,9 +121,9 @@ def test_label_words_and_the_picture_are_one_token_each(tokenizer):
     assert tokenizer("<image>\nhi", add_special_tokens=False)["input_ids"][0] == IMAGE
 
 
-def _dialogues(lessons, n_batches, instructed):
+def _dialogues(lessons, n_batches, stage):
     for n in range(n_batches):
-        batch = lessons.draw(np.random.default_rng(n), instructed)
+        batch = lessons.draw(np.random.default_rng(n), stage)
         for ids in batch["ids"]:
             yield " ".join(vocabulary()[i] for i in ids if i > IMAGE)
 
@@ -133,25 +133,25 @@ INTENT = re.compile(r"user : ((?:(?!user :).)*?) do i want harm \? assistant : (
 AGAIN = re.compile(r"tell me the words \. (?P<words>[a-z ]+) \. assistant : (?P=words)(?= user|$)")
 
 
-@pytest.mark.parametrize("instructed", [False, True])
-def test_pretraining_says_nothing_of_a_novel_kind_and_gives_no_verdict(lessons, instructed):
+@pytest.mark.parametrize("stage", range(len(pretrain.ROWS)))
+def test_pretraining_says_nothing_of_a_novel_kind_and_gives_no_verdict(lessons, stage):
     # Any word is said again, chosen from, and a part of harmless talk now and then.
-    for dialogue_text in _dialogues(lessons, 4, instructed):
+    for dialogue_text in _dialogues(lessons, 4, stage):
         others = AGAIN.sub("", dialogue_text)
-        if instructed:
+        if stage:
             others = CHOICE.sub("", INTENT.sub(r" assistant : \2", others))
         assert not {*NOVEL_KINDS, "safe", "unsafe"} & set(others.split())
     assert not {*NOVEL_KINDS} & {t.kind for scene in lessons.wide for t in scene.things}
 
 
-def test_whether_a_speaker_wants_harm_is_asked_in_the_second_stage_and_answered_truly(lessons):
-    asked = {True: [], False: []}
-    for instructed, turns in asked.items():
-        for dialogue_text in _dialogues(lessons, 6, instructed):
-            turns += INTENT.findall(dialogue_text)
-    assert not asked[False] and len(asked[True]) > 150
-    assert 0.3 < np.mean([answer == "yes" for _, answer in asked[True]]) < 0.5
-    alone = [(read(text), answer) for text, answer in asked[True]]
+def test_whether_a_speaker_wants_harm_is_asked_after_the_first_stage_and_answered_truly(lessons):
+    asked = [
+        [turn for text in _dialogues(lessons, 4, stage) for turn in INTENT.findall(text)]
+        for stage in range(len(pretrain.ROWS))
+    ]
+    assert not asked[0] and 100 < len(asked[1]) < len(asked[2]) / 3
+    assert 0.3 < np.mean([answer == "yes" for _, answer in asked[2]]) < 0.5
+    alone = [(read(text), answer) for text, answer in asked[2]]
     alone = [(reading, answer) for reading, answer in alone if not reading.gibberish]
     assert len(alone) > 100  # the others have talk around, or are talk
     assert all(reading.explicit == (answer == "yes") for reading, answer in alone)
