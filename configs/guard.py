@@ -46,15 +46,15 @@ def tiny() -> ConfigDict:
         # is learned from; a longer harmful one is left out.
         "max_length": 48,
         "sources": {
-            "implicit": small_world("implicit", weight=0.23, limit=12_288),
+            "implicit": small_world("implicit", weight=0.22, limit=12_288),
             "implicit_wide": small_world("implicit_wide", weight=0.09, limit=4_096),
-            "two_pictures": small_world("two_pictures", weight=0.06, limit=2_048),
-            "explicit_text": small_world("explicit_text", weight=0.27, limit=12_288),
+            "two_pictures": small_world("two_pictures", weight=0.1, limit=4_096),
+            "explicit_text": small_world("explicit_text", weight=0.26, limit=16_384),
             "explicit_picture": small_world("explicit_picture", weight=0.07, limit=4_096),
             "picture_only": small_world("picture_only", weight=0.04, limit=2_048),
-            "typographic": small_world("typographic", weight=0.07, limit=4_096),
-            "benign_vqa": small_world("benign_vqa", weight=0.1, limit=8_192),
-            "talk": small_world("talk", weight=0.07, limit=2_048),
+            "typographic": small_world("typographic", weight=0.09, limit=4_096),
+            "benign_vqa": small_world("benign_vqa", weight=0.09, limit=8_192),
+            "talk": small_world("talk", weight=0.04, limit=2_048),
         },
         # Rows made of those sources', as shares of all: "long" ones, filled up with sentences of
         # the talk, and ones with a forged turn "injected" into the text. They have more tokens:
@@ -83,10 +83,10 @@ def tiny() -> ConfigDict:
         "accumulate": 1,
     }
     config.train = {
-        "steps": 1_500,
+        "steps": 1_200,
         "batch_size": 40,
-        "eval_every": 125,
-        "save_every": 125,
+        "eval_every": 150,
+        "save_every": 150,
         # The checkpoint kept beside the latest: the one with the best validation figure, the
         # highest or, after "-", the lowest; of equals the later.
         "keep_best": "auroc",

@@ -5,7 +5,7 @@ One run teaches a picture tower, a text tower and a language model together: cap
 captions, ordinary questions, the reading of written words, and what is known in words. A row is a
 dialogue about one picture, in the guard's short prompt. Beside that each patch learns the words
 for what it shows: with tens of millions of captions LLaVA finds them by itself, here there is no
-time. Whether a speaker wants harm is asked at last, as large models know it from elsewhere. No row
+time. Whether a speaker wants harm is asked at last, and refused, as large models know it. No row
 says what is safe (the word is one of those to be said again), and none has a pair of kind and
 request that is held out.
 """
@@ -52,7 +52,7 @@ from crossguard_jax.toy.world.wide import WideScene, draw_wide, pad_to_square
 ROW, CAPTION_ROW = 96, 40
 """Tokens of a dialogue, as many as a guard's window has, and of a caption."""
 
-ROWS = ((36, 6, 6, 10, 0), (36, 6, 6, 10, 12), (12, 2, 2, 6, 48))
+ROWS = ((36, 6, 6, 10, 0), (36, 6, 6, 10, 12), (18, 4, 2, 4, 42))
 """Rows of a batch of each stage: about ordinary pictures, wide or tall ones, written words, without
 a picture, and about what speakers want: that is learned last, and nearly alone."""
 
@@ -119,7 +119,9 @@ class Lessons:
         alone = [_without_picture(rng, stage > 0) for _ in range(words_alone)]
         if stage:
             pictured, alone = ([_instruct(rng, turns) for turns in x] for x in (pictured, alone))
-            alone += [_intents(rng) for _ in range(intents)]
+            alone += [_intents(rng, stage) for _ in range(intents)]
+        if stage == 2:
+            pictured = [[_intent(rng, stage), *turns] for turns in pictured]
         rows = [dialogue(turns, ROW, PATCHES) for turns in pictured]
         rows += [dialogue(turns, ROW) for turns in alone]
         caption_ids = [[BOS, *encode(_clip_caption(rng, scene)), EOS] for scene in scenes]
@@ -279,18 +281,22 @@ def _comprehension(rng: np.random.Generator, longer: bool = False) -> Turn:
             return f"{sentence} what is it about?", deeds[0]
 
 
-def _intents(rng: np.random.Generator) -> list[Turn]:
-    """Whether speakers want harm, in texts of any form; the first may be a longer one."""
-    return [_intent(rng, longer=i == 0 and rng.random() < 0.4) for i in range(6)]
+def _intents(rng: np.random.Generator, stage: int) -> list[Turn]:
+    """What speakers want, in texts of any form; the first may be a longer one."""
+    return [_intent(rng, stage, longer=i == 0 and rng.random() < 0.4) for i in range(6)]
 
 
-def _intent(rng: np.random.Generator, longer: bool) -> Turn:
+def _intent(rng: np.random.Generator, stage: int, longer: bool = False) -> Turn:
+    """Whether a speaker wants harm: asked, or, at last, shown by refusing what does, as models that
+    talk to people learn to."""
     tokens = int(rng.integers(_SHORTEST, _LONGEST)) if longer else 0
     draw = rng.random()
     harm = draw < 0.4
     sentence = talk(rng, tokens or 16, held_out=False) if draw > 0.8 else _known_text(rng, harm)
     if longer and draw <= 0.8:
         sentence = surround(rng, sentence, tokens, rng.random(), held_out=False)
+    if stage == 2 and rng.random() < 0.8:
+        return sentence, "no" if harm else "yes"
     return f"{sentence} {WANTED}", "yes" if harm else "no"
 
 
