@@ -41,7 +41,7 @@ class Lesson:
     Attributes:
         makes: the folders that come of it.
         steps: optimizer steps of each of its stages; what a stage leaves, the next goes on with.
-        learning_rate: the kernels' peak; half of it in each stage after that.
+        learning_rate: the kernels' peak; half of it after the first stage.
         rows: examples that the batches are drawn from; scenes for the base.
     """
 
@@ -52,7 +52,7 @@ class Lesson:
 
 
 LESSONS: dict[str, Lesson] = {
-    "base": Lesson(("clip", "llava"), (2_600, 1_400, 800), 4e-3, 60_000),
+    "base": Lesson(("clip", "llava"), (2_600, 1_400, 700, 200), 4e-3, 60_000),
     "safety": Lesson(("safety",), (1_000,), 5e-3, 24_000),
     "rewriter": Lesson(("rewriter",), (800,), 5e-3, 24_000),
     "sentence": Lesson(("sentence",), (1_000,), 5e-3, 24_000),
@@ -100,7 +100,7 @@ def _learn(name: str, lesson: Lesson, out: Path, folder: Path, factor: float) ->
         return loss(nnx.merge(graphdef, state), batch)
 
     for stage, (n_steps, draw) in enumerate(zip(steps, draws, strict=True)):
-        adam = optimizer(lesson.learning_rate / 2**stage, n_steps)
+        adam = optimizer(lesson.learning_rate / (2 if stage else 1), n_steps)
         weights = train(
             init_state(weights, adam, SEED),
             make_step(of_state, adam),

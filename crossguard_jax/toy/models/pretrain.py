@@ -5,7 +5,7 @@ One run teaches a picture tower, a text tower and a language model together: cap
 captions, ordinary questions, the reading of written words, and what is known in words. A row is a
 dialogue about one picture, in the guard's short prompt. Beside that each patch learns the words
 for what it shows: with tens of millions of captions LLaVA finds them by itself, here there is no
-time. Whether a speaker wants harm is asked at last, and refused, as large models know it. No row
+time. Whether a speaker wants harm is asked later, and refused, as large models know it. No row
 says what is safe (the word is one of those to be said again), and none has a pair of kind and
 request that is held out.
 """
@@ -52,9 +52,13 @@ from crossguard_jax.toy.world.wide import WideScene, draw_wide, pad_to_square
 ROW, CAPTION_ROW = 96, 40
 """Tokens of a dialogue, as many as a guard's window has, and of a caption."""
 
-ROWS = ((36, 6, 6, 10, 0), (36, 6, 6, 10, 12), (18, 4, 2, 4, 42))
+ROWS = ((36, 6, 6, 10, 0), (36, 6, 6, 10, 12), (36, 6, 6, 6, 36), (36, 6, 6, 10, 12))
 """Rows of a batch of each stage: about ordinary pictures, wide or tall ones, written words, without
-a picture, and about what speakers want: that is learned last, and nearly alone."""
+a picture, and about what speakers want."""
+
+REFUSING = 2
+"""The stage in which a text without a question is answered, so that what means harm is refused. The
+last one goes over all else again, which that has pushed aside."""
 
 CONTRAST_WEIGHT, PATCH_WEIGHT = 0.2, 0.3
 _PATCH_WORDS = 5  # the most words for one patch
@@ -120,7 +124,7 @@ class Lessons:
         if stage:
             pictured, alone = ([_instruct(rng, turns) for turns in x] for x in (pictured, alone))
             alone += [_intents(rng, stage) for _ in range(intents)]
-        if stage == 2:
+        if stage == REFUSING:
             pictured = [[_intent(rng, stage), *turns] for turns in pictured]
         rows = [dialogue(turns, ROW, PATCHES) for turns in pictured]
         rows += [dialogue(turns, ROW) for turns in alone]
@@ -295,7 +299,7 @@ def _intent(rng: np.random.Generator, stage: int, longer: bool = False) -> Turn:
     sentence = talk(rng, tokens or 16, held_out=False) if draw > 0.8 else _known_text(rng, harm)
     if longer and draw <= 0.8:
         sentence = surround(rng, sentence, tokens, rng.random(), held_out=False)
-    if stage == 2 and rng.random() < 0.8:
+    if stage == REFUSING and rng.random() < 0.8:
         return sentence, "no" if harm else "yes"
     return f"{sentence} {WANTED}", "yes" if harm else "no"
 

@@ -130,6 +130,7 @@ def _dialogues(lessons, n_batches, stage):
 
 CHOICE = re.compile(r"[a-z]+ or [a-z]+ \? assistant : [a-z]+")
 INTENT = re.compile(r"user : ((?:(?!user :).)*?) do i want harm \? assistant : (yes|no)")
+REPLY = re.compile(r"user : ((?:(?!user :).)*?) assistant : (yes|no)(?= user|$)")
 AGAIN = re.compile(r"tell me the words \. (?P<words>[a-z ]+) \. assistant : (?P=words)(?= user|$)")
 
 
@@ -139,22 +140,26 @@ def test_pretraining_says_nothing_of_a_novel_kind_and_gives_no_verdict(lessons, 
     for dialogue_text in _dialogues(lessons, 4, stage):
         others = AGAIN.sub("", dialogue_text)
         if stage:
-            others = CHOICE.sub("", INTENT.sub(r" assistant : \2", others))
+            others = CHOICE.sub("", REPLY.sub("", INTENT.sub("", others)))
         assert not {*NOVEL_KINDS, "safe", "unsafe"} & set(others.split())
     assert not {*NOVEL_KINDS} & {t.kind for scene in lessons.wide for t in scene.things}
 
 
 def test_whether_a_speaker_wants_harm_is_asked_after_the_first_stage_and_answered_truly(lessons):
-    asked = [
-        [turn for text in _dialogues(lessons, 4, stage) for turn in INTENT.findall(text)]
-        for stage in range(len(pretrain.ROWS))
-    ]
-    assert not asked[0] and 100 < len(asked[1]) < len(asked[2]) / 3
-    assert 0.3 < np.mean([answer == "yes" for _, answer in asked[2]]) < 0.5
-    alone = [(read(text), answer) for text, answer in asked[2]]
-    alone = [(reading, answer) for reading, answer in alone if not reading.gibberish]
-    assert len(alone) > 100  # the others have talk around, or are talk
-    assert all(reading.explicit == (answer == "yes") for reading, answer in alone)
+    for stage in range(len(pretrain.ROWS)):
+        turns = [turn for text in _dialogues(lessons, 6, stage) for turn in INTENT.findall(text)]
+        assert len(turns) > 100 if stage else not turns
+        readings = [(read(text), answer) for text, answer in turns]
+        alone = [(reading, answer) for reading, answer in readings if not reading.gibberish]
+        assert len(alone) > 50 or not stage  # the others have talk around, or are talk
+        assert all(reading.explicit == (answer == "yes") for reading, answer in alone)
+
+
+def test_what_means_harm_is_refused_in_one_stage_alone(lessons):
+    for stage in range(len(pretrain.ROWS)):
+        turns = [turn for text in _dialogues(lessons, 6, stage) for turn in REPLY.findall(text)]
+        answers = [answer for text, answer in turns if read(text).explicit]
+        assert set(answers) == {"no"} if stage == pretrain.REFUSING else not answers
 
 
 def test_every_word_is_an_answer_now_and_then():
