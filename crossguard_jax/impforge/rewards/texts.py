@@ -4,6 +4,7 @@ No text is cut. One that is longer than a row is read in overlapping windows, as
 each with the whole prompt around; where a shape has room for one row only, it is not read at all.
 """
 
+import abc
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -33,14 +34,14 @@ Encoded = tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]
 """Token ids (int32) and which of them are not padding."""
 
 
-class TextReader:
+class TextReader(abc.ABC):
     """Texts to rows of at most ``length`` tokens."""
 
     length: int
 
+    @abc.abstractmethod
     def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
         """Each text's rows: one, or its overlapping windows where that would be longer."""
-        raise NotImplementedError
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """A row a text, ``length`` wide; one without a token for a text that needs several."""
@@ -71,7 +72,7 @@ class TextEncoder(TextReader):
 
     def __init__(self, tokenizer: Any, length: int, prompt: str = ""):
         self.tokenizer, self.length, self.prompt = tokenizer, length, prompt
-        self._before, self._behind = frame(tokenizer)
+        _, self._behind = frame(tokenizer)
         self._before = len(self._ids([""])[0]) - self._behind
         if self._before + self._behind >= length:
             raise UserError(

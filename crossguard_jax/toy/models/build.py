@@ -25,7 +25,7 @@ from crossguard_jax.hf.load import load_model
 from crossguard_jax.io import jsonl
 from crossguard_jax.nn.clip import ClipConfig
 from crossguard_jax.nn.llava import LlavaConfig
-from crossguard_jax.toy.models import folders, measure, pretrain, texts
+from crossguard_jax.toy.models import folders, lessons, measure, pretrain, texts
 from crossguard_jax.toy.models.batches import Numbered
 from crossguard_jax.toy.world.sources import examples
 from crossguard_jax.train.loop import Schedule, train
@@ -132,8 +132,8 @@ def _recipe(name: str, lesson: Lesson, folder: Path) -> tuple[nnx.Module, Loss, 
     if name == "base":
         llava, clip = (read_config(folder / part_name)[1] for part_name in ("llava", "clip"))
         assert isinstance(llava, LlavaConfig) and isinstance(clip, ClipConfig)
-        lessons = pretrain.Lessons(SEED, lesson.rows)
-        draws = [functools.partial(lessons.draw, stage=stage) for stage in range(len(lesson.steps))]
+        drawn = lessons.Lessons(SEED, lesson.rows)
+        draws = [functools.partial(drawn.draw, stage=stage) for stage in range(len(lesson.steps))]
         return pretrain.Base(llava, clip, key), pretrain.base_loss, draws
     family, config = read_config(folder / name)
     model = MODELS[family](config, key)

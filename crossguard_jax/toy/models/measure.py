@@ -15,7 +15,7 @@ from crossguard_jax.nn.clip import Clip
 from crossguard_jax.nn.llama import Llama
 from crossguard_jax.nn.llava import Llava
 from crossguard_jax.nn.sampling import sample
-from crossguard_jax.toy.models import pretrain, texts
+from crossguard_jax.toy.models import lessons, pretrain, texts
 from crossguard_jax.toy.models.batches import Batch, dialogue, encode, pad, stack_dialogues
 from crossguard_jax.toy.models.folders import PATCHES
 from crossguard_jax.toy.models.tokenizers import BOS, EOS, PAD, vocabulary
@@ -79,8 +79,8 @@ def measure_llava(model: Llava, n: int = 1000) -> Measured:
         if source == "explicit_text":
             rows = [_asked_for_intent(row) for row in rows]
         patches = PATCHES if rows[0].scene else 0
-        turns = [dialogue([(row.text, row.answer)], pretrain.ROW, patches) for row in rows]
-        batch = stack_dialogues(turns, pretrain.ROW)
+        turns = [dialogue([(row.text, row.answer)], lessons.ROW, patches) for row in rows]
+        batch = stack_dialogues(turns, lessons.ROW)
         if patches:
             batch["pixels"] = render_batch([row.scene for row in rows if row.scene])
         right = _in_parts(run, batch)
@@ -91,7 +91,7 @@ def measure_llava(model: Llava, n: int = 1000) -> Measured:
 def _asked_for_intent(row: WorldExample) -> WorldExample:
     """Whether the text's speaker wants harm, as a question without a picture."""
     answer = "yes" if row.label == "unsafe" else "no"
-    return replace(row, text=f"{row.text} {pretrain.WANTED}", answer=answer, scene=None)
+    return replace(row, text=f"{row.text} {lessons.WANTED}", answer=answer, scene=None)
 
 
 def measure_clip(model: Clip, n: int = 1000, among: int = 50) -> Measured:
@@ -101,7 +101,7 @@ def measure_clip(model: Clip, n: int = 1000, among: int = 50) -> Measured:
     """
     rows = examples("captions", "val", n, SEED)
     scenes = [row.scene for row in rows if row.scene]
-    ids = pad([[BOS, *encode(row.text), EOS] for row in rows], pretrain.CAPTION_ROW)
+    ids = pad([[BOS, *encode(row.text), EOS] for row in rows], lessons.CAPTION_ROW)
     pictures = _in_parts(
         _jitted(model, lambda m, b: m.embed_pictures(pretrain.normalize(b["pixels"]))),
         {"pixels": render_batch(scenes)},

@@ -1,8 +1,8 @@
 """Texts whose intent is plain without a picture, and harmless ones made of the same words.
 
 As in XSTest, no single word decides: who means to harm asks for help, and who means to help speaks
-of harm. Each list's last form is kept for evaluation on unseen wording. Beside the others stand
-those of `shapes`, pairs that five people `written` by themselves, and what `grammar` composes.
+of harm. Each list's last form is kept for evaluation on unseen wording. Training
+has the others, those of `shapes`, the pairs of `written`, and what `grammar` composes.
 """
 
 import numpy as np

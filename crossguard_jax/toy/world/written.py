@@ -1,10 +1,10 @@
 """Explicit texts and harmless talk in forms that were written one by one.
 
-Five writers, none of whom had seen the forms kept for evaluation or each other's, wrote pairs: a
-form that means harm and, in nearly the same words, one that does not (``forms/pairs.txt``, ``||``
-between both). Readers who saw neither labels nor pairs labelled every form; pairs with a form that
-was read otherwise than it was meant are left out: 18 forms of 3,256. The talk (``forms/talk.txt``)
-is of the same five.
+Five writers (language models, none of which was shown the forms kept for evaluation or another's)
+wrote pairs: a form that means harm and, in nearly the same words, one that does not
+(``forms/pairs.txt``, ``||`` between both). Four readers, language models too, who were shown
+neither labels nor pairs labelled every form; pairs with a form that was read otherwise than it was
+meant are left out: 18 forms of 3,256. The talk (``forms/talk.txt``) is of the same five.
 """
 
 import functools
@@ -36,8 +36,8 @@ def _read_lines(name: str) -> tuple[str, ...]:
 @functools.cache
 def pairs() -> tuple[tuple[str, str], ...]:
     """Forms that mean harm, each beside the one of nearly the same words that does not."""
-    unsafe, safe = zip(*(line.split(" || ") for line in _read_lines("pairs.txt")), strict=True)
-    return tuple(zip(unsafe, safe, strict=True))
+    both = (line.partition(" || ") for line in _read_lines("pairs.txt"))
+    return tuple((unsafe, safe) for unsafe, _, safe in both)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import SHORT, TEMPLATES
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.toy.models import build, measure, pretrain, texts
+from crossguard_jax.toy.models import lessons as lessons_module
 from crossguard_jax.toy.models.batches import Numbered, dialogue, encode
 from crossguard_jax.toy.models.folders import NAMES, PATCHES
 from crossguard_jax.toy.models.tokenizers import EOS, IMAGE, UNK, build_tokenizer, vocabulary
@@ -40,7 +41,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def lessons():
-    return pretrain.Lessons(seed=3, scenes=400)
+    return lessons_module.Lessons(seed=3, scenes=400)
 
 
 def test_the_manifest_has_the_hash_of_every_shipped_file_and_they_are_small():
@@ -134,7 +135,7 @@ REPLY = re.compile(r"user : ((?:(?!user :).)*?) assistant : (yes|no)(?= user|$)"
 AGAIN = re.compile(r"tell me the words \. (?P<words>[a-z ]+) \. assistant : (?P=words)(?= user|$)")
 
 
-@pytest.mark.parametrize("stage", range(len(pretrain.ROWS)))
+@pytest.mark.parametrize("stage", range(len(lessons_module.ROWS)))
 def test_pretraining_says_nothing_of_a_novel_kind_and_gives_no_verdict(lessons, stage):
     # Any word is said again, chosen from, and a part of harmless talk now and then.
     for dialogue_text in _dialogues(lessons, 4, stage):
@@ -146,7 +147,7 @@ def test_pretraining_says_nothing_of_a_novel_kind_and_gives_no_verdict(lessons, 
 
 
 def test_whether_a_speaker_wants_harm_is_asked_after_the_first_stage_and_answered_truly(lessons):
-    for stage in range(len(pretrain.ROWS)):
+    for stage in range(len(lessons_module.ROWS)):
         turns = [turn for text in _dialogues(lessons, 6, stage) for turn in INTENT.findall(text)]
         assert len(turns) > 100 if stage else not turns
         readings = [(read(text), answer) for text, answer in turns]
@@ -156,15 +157,15 @@ def test_whether_a_speaker_wants_harm_is_asked_after_the_first_stage_and_answere
 
 
 def test_what_means_harm_is_refused_in_one_stage_alone(lessons):
-    for stage in range(len(pretrain.ROWS)):
+    for stage in range(len(lessons_module.ROWS)):
         turns = [turn for text in _dialogues(lessons, 6, stage) for turn in REPLY.findall(text)]
         answers = [answer for text, answer in turns if read(text).explicit]
-        assert set(answers) == {"no"} if stage == pretrain.REFUSING else not answers
+        assert set(answers) == {"no"} if stage == lessons_module.REFUSING else not answers
 
 
 def test_every_word_is_an_answer_now_and_then():
     rng = np.random.default_rng(0)
-    asked = [pretrain._again(rng) for _ in range(6_000)]
+    asked = [lessons_module._again(rng) for _ in range(6_000)]
     assert all(text == f"tell me the words. {answer}." for text, answer in asked)
     counts = Counter(word for _, answer in asked for word in answer.split())
     assert set(counts) == {word for word in vocabulary() if word.isalpha() and len(word) > 1}
@@ -176,7 +177,7 @@ def test_pretraining_carries_no_pair_that_is_held_out():
     for kind in BASE_KINDS:
         asked = set()
         for _ in range(200):
-            text, _ = pretrain.carried_question(rng, Thing(kind, "red", "top left"))
+            text, _ = lessons_module.carried_question(rng, Thing(kind, "red", "top left"))
             asked.add(read(text.removesuffix("?").rsplit(" what ", 1)[0]).request)
         assert asked == {r for r in REQUEST_NAMES if not is_held_out(kind, r)}
 
