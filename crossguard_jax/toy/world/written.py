@@ -36,8 +36,8 @@ def _read_lines(name: str) -> tuple[str, ...]:
 @functools.cache
 def pairs() -> tuple[tuple[str, str], ...]:
     """Forms that mean harm, each beside the one of nearly the same words that does not."""
-    both = (line.partition(" || ") for line in _read_lines("pairs.txt"))
-    return tuple((unsafe, safe) for unsafe, _, safe in both)
+    both = (line.split(" || ") for line in _read_lines("pairs.txt"))
+    return tuple((unsafe, safe) for unsafe, safe in both)
 
 
 @functools.cache
