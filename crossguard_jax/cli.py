@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from crossguard_jax.core.distributed import initialize_if_several
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.runtime.joining import initialize_if_several
 from crossguard_jax.verbs import VERBS, Verb
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -122,12 +122,22 @@ def _run(argv: list[str], ours: bool) -> int:
     several = verb.uses_jax and initialize_if_several()
     if ours and verb.uses_models:
         _leave_torch_out()
-    if not (several and importlib.import_module("jax").process_index()):
-        if words := [*_first_line(args)]:
-            # The others' stdout is for a program to read.
-            print("; ".join(words), file=sys.stdout if verb.uses_jax else sys.stderr, flush=True)
+    if several:
+        _only_the_first_talks()
+    if words := [*_first_line(args, verb)]:
+        print("; ".join(words), file=sys.stderr if verb.prints_data else sys.stdout, flush=True)
     code = _import(verb.handler)(args)
     return OK if code is None else code
+
+
+def _only_the_first_talks() -> None:
+    """The other processes' results and progress are the first one's; their errors are their own."""
+    from crossguard_jax.io.progress import Progress
+    from crossguard_jax.runtime import processes
+
+    if not processes.is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        Progress.shown = False
 
 
 def _load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Any:
@@ -143,8 +153,13 @@ def _load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Any:
     return config
 
 
-def _first_line(args: argparse.Namespace) -> Iterator[str]:
-    """Which configuration was read, and what of the small world the verb works with."""
+def _first_line(args: argparse.Namespace, verb: Verb) -> Iterator[str]:
+    """Which devices and processes compute, which configuration was read, and what of the small
+    world the verb works with."""
+    if verb.uses_jax:
+        from crossguard_jax.runtime.mesh import described
+
+        yield described()
     models = getattr(args, "model", None) or []
     texts = [models] if isinstance(models, str) else [*models]
     if hasattr(args, "spec"):

@@ -31,6 +31,7 @@ class Verb:
       add_arguments: declares the verb's arguments on its parser.
       passes_through: arguments the parser does not know go to the handler, as ``args.rest``.
       uses_jax: the verb computes, so the processes of a run of several are joined before it.
+      prints_data: its stdout is for a program to read.
       uses_models: our own, and of torch's none.
     """
 
@@ -40,6 +41,7 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     passes_through: bool = False
     uses_jax: bool = True
+    prints_data: bool = False
     uses_models: bool = True
 
 
@@ -130,7 +132,7 @@ VERBS: dict[str, Verb] = {
         example="score --model toy://llava --text 'can i give the red one to my child?'",
         handler="crossguard_jax.systems.scoring:main",
         add_arguments=arguments.score,
-        uses_jax=False,
+        prints_data=True,
     ),
     "review": Verb(
         help="decide on what was flagged, and make training rows of it",
@@ -138,6 +140,7 @@ VERBS: dict[str, Verb] = {
         handler="crossguard_jax.verbs:review",
         add_arguments=arguments.review,
         uses_jax=False,
+        prints_data=True,
         uses_models=False,
     ),
     "doctor": Verb(
@@ -145,7 +148,7 @@ VERBS: dict[str, Verb] = {
         example="doctor --model toy://llava",
         handler="crossguard_jax.systems.doctor:main",
         add_arguments=arguments.doctor,
-        uses_jax=False,
+        prints_data=True,
     ),
     "export": Verb(
         help="write a model as a folder that transformers or PEFT loads",
@@ -159,6 +162,7 @@ VERBS: dict[str, Verb] = {
         handler="crossguard_jax.cli:run_tests",
         passes_through=True,
         uses_jax=False,
+        prints_data=True,
         uses_models=False,
     ),
 }
@@ -168,11 +172,14 @@ def train(args: argparse.Namespace) -> None:
     """Trains, and leaves the adapter in ``OUT/adapter`` as PEFT keeps it."""
     from crossguard_jax.guard.recipe import train_guard
     from crossguard_jax.hf.export import ModelCard
+    from crossguard_jax.runtime import processes
     from crossguard_jax.toy.study import SOURCE, read
     from crossguard_jax.train.loop import read_metrics
 
     done = train_guard(args.config, args.out, {SOURCE: read})
-    last = [row for row in read_metrics(args.out) if row["step"] == done.step]
+    # The log lies where the first process is.
+    rows = processes.by_first(lambda: read_metrics(args.out))
+    last = [row for row in rows if row["step"] == done.step]
     metrics = {k: v for row in last for k, v in row.items() if k != "step"}
     data = ", ".join(f"{name} ({n:,} rows)" for name, n in done.rows.items())
     folder = Path(args.out) / "adapter"

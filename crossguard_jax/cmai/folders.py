@@ -29,6 +29,7 @@ from crossguard_jax.hf.folder import check_number, read_object
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.hf.peft import load_adapter, save_adapter
 from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.runtime import processes
 
 FILE = "cmai.json"
 CHECK = "consistency"  # a folder of its own: a model's loaders take every safetensors beside it
@@ -44,7 +45,7 @@ _ADAPTER_CARD = ModelCard(
 def save_immunized(immunized: Immunized, path: str | Path, card: ModelCard | None = None) -> None:
     """Writes a folder that transformers loads as the robust model, and in it what the policy needs.
 
-    The secret is new each time.
+    The secret is new each time. Of several processes, which all call it, the first writes.
     """
     folder, task = Path(path), immunized.task
     immunized.guard.save_pretrained(folder, card=card)
@@ -58,10 +59,14 @@ def save_immunized(immunized: Immunized, path: str | Path, card: ModelCard | Non
         save_adapter(model, folder / CHECK / _ADAPTER, "..", _ADAPTER_CARD)
     branches = [policies.as_config(branch) for branch in immunized.policy.branches[:-1]]
     facts = {"labels": task.labels, "regime": immunized.regime, "branches": branches}
-    secret = os.open(folder / SECRET, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(secret, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
-    write_atomic(folder / FILE, json.dumps(facts, indent=2) + "\n")
+
+    def write() -> None:
+        secret = os.open(folder / SECRET, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(secret, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+        write_atomic(folder / FILE, json.dumps(facts, indent=2) + "\n")
+
+    processes.by_first(write)
 
 
 def _blends(immunized: Immunized) -> bool:

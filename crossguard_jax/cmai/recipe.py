@@ -39,6 +39,8 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import Readers, answered, fitting, listed_rows, open_sources
 from crossguard_jax.guard.recipe import batches, load_base, run_identity, trained_settings
 from crossguard_jax.nn import lora, verdict
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.placement import WHOLE, Share
 from crossguard_jax.train.loop import Schedule, train
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import Loss, Step, TrainState, init_state, make_step
@@ -65,30 +67,31 @@ class _Run:
     mesh: Any
     rules: Rules
 
-    def batches(self, batch_size: int, whole: bool) -> pipeline.Interleaved:
-        """Training batches, ``whole`` or as this process has them."""
-        seed = self.config.train.seed
-        return batches(self.mixed, batch_size, seed, self.encode, whole)
+    def batches(self, batch_size: int, share: Share = WHOLE) -> pipeline.Interleaved:
+        """Training batches, or this process's rows of them."""
+        encode = functools.partial(self.encode, share=share)
+        return batches(self.mixed, batch_size, self.config.train.seed, encode)
 
     def train(self, state: TrainState, step: Step, frozen: Any, settings: Any, name: str) -> Any:
         """One stage in a folder of its own; returns what was trained."""
         identity = run_identity(self.config, self.task.guard, self.sources, self.data)
         del identity["config"]["attack"]  # what judges it later is no part of what it learns
+        sharding = batch_sharding(self.mesh, self.rules, settings.batch_size)
         return train(
             state,
             step,
             frozen,
-            self.batches(settings.batch_size, whole=False),
+            self.batches(settings.batch_size, Share.under(sharding)),
             Schedule(settings.steps, settings.save_every),
             self.folder / name,
             identity=identity,
-            batch_sharding=batch_sharding(self.mesh, self.rules, settings.batch_size),
+            batch_sharding=sharding,
             name=f"{name}, {self.folder.name}",
         ).trainable
 
-    def encode(self, length: int, records: list[Record]) -> pipeline.Batch:
+    def encode(self, length: int, records: list[Record], share: Share = WHOLE) -> pipeline.Batch:
         """Records to the task's arrays, rows of ``length`` tokens."""
-        return self.task.batch(records, length)
+        return self.task.batch(records, length, share)
 
 
 def immunize(
@@ -294,7 +297,7 @@ def _training_scores(run: _Run, trainable: Any) -> Float[np.ndarray, " B"] | Non
     """S_c of the first pairs that are trained on, `RECENT` of them, so that runs of one shape
     compile once; None where no row has a picture."""
     size = run.config.cmcv.train.batch_size
-    with contextlib.closing(run.batches(size, whole=True)) as drawn:
+    with contextlib.closing(run.batches(size)) as drawn:
         first = itertools.islice(drawn, -(-RECENT // size))
         scores = _pair_scores(run, trainable, first)
     return np.resize(scores, RECENT) if scores.size else None
@@ -307,7 +310,8 @@ def _pair_scores(
     scores = [np.zeros(0, np.float32)]
     for batch in batches:
         mask = batch.pop("mask", True) & batch["has_picture"]
-        scores.append(np.asarray(_s_c(run.task, trainable, run.frozen, batch))[mask])
+        s_c = processes.gather(_s_c(run.task, trainable, run.frozen, batch))
+        scores.append(s_c[mask])
     return np.concatenate(scores)
 
 

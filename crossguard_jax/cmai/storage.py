@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
@@ -17,6 +16,7 @@ from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.runtime import processes
 
 SETTINGS = "consistency.json"
 WEIGHTS = "consistency.safetensors"
@@ -25,17 +25,23 @@ WEIGHTS = "consistency.safetensors"
 def save_check(folder: str | Path, check: Check, threshold: Threshold | None = None) -> None:
     """Writes ``consistency.safetensors`` and ``consistency.json`` into a folder (made if need be).
 
+    Of several processes, which all call it, the first writes.
+
     Args:
         folder: may be a guard's own.
         check: either kind.
         threshold: where it cuts; None while that is not chosen.
     """
     folder = Path(folder)
-    tensors = {name: np.asarray(variable[...]) for name, variable in named_leaves(check)}
+    tensors = {name: processes.gather(variable[...]) for name, variable in named_leaves(check)}
     cut = None if threshold is None else asdict(threshold)
     settings = {"check": asdict(check.config), "threshold": cut}
-    write_atomic(folder / WEIGHTS, save(tensors))
-    write_atomic(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+    def write() -> None:
+        write_atomic(folder / WEIGHTS, save(tensors))
+        write_atomic(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+    processes.by_first(write)
 
 
 def load_check(folder: str | Path) -> tuple[Check, Threshold | None]:

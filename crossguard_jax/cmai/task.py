@@ -31,6 +31,7 @@ from crossguard_jax.io.images import Picture
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llava import Llava
 from crossguard_jax.nn.lora import LoraScale
+from crossguard_jax.runtime.placement import WHOLE, Share
 
 Item = TypeVar("Item")
 WINDOWED = ("input_ids", "attention_mask", "text_mask", "read_ids", "read_mask")
@@ -119,12 +120,13 @@ class Task:
         """Of the model's arithmetic."""
         return self.guard.model.language_model.embed_tokens.embedding.dtype
 
-    def batch(self, records: Sequence[Record], length: int) -> Batch:
+    def batch(self, records: Sequence[Record], length: int, share: Share = WHOLE) -> Batch:
         """Records as arrays to learn from: of a long text, one window.
 
         Args:
-            records: B, with labels.
+            records: B, with labels, of all processes, since they say in which shapes.
             length: tokens of a row with one picture (see `Encoder.training_rows`).
+            share: the rows that are made; pictures of others are not decoded.
 
         Returns:
             As `stack`, without the axes of windows.
@@ -133,12 +135,14 @@ class Task:
             UserError: a label that is no answer, or a row that cannot be encoded.
         """
         rows, longest = self.guard.encoder.training_rows(records, length)
-        requests = []
-        read = self.reader.windows([r.text for r in records]) if self.reader else [[[]]] * len(rows)
-        for record, row, windows in zip(records, rows, read, strict=True):
+        most = max(len(record.images) for record in records)
+        places = share.rows(len(records)).tolist()
+        own, requests = [records[i] for i in places], []
+        read = self.reader.windows([r.text for r in own]) if self.reader else [[[]]] * len(own)
+        for place, record, windows in zip(places, own, read, strict=True):
             levels, label = self._levels(record), self.label(record)
-            requests.append(TaskRequest(record.text, [row], levels, windows[:1], label))
-        arrays = self.stack(requests, longest)
+            requests.append(TaskRequest(record.text, [rows[place]], levels, windows[:1], label))
+        arrays = self.stack(requests, longest, most)
         return {k: v[:, 0] if k in WINDOWED else v for k, v in arrays.items()}
 
     def encode(
@@ -167,13 +171,14 @@ class Task:
                 out.append(error)
         return out
 
-    def stack(self, requests: Sequence[TaskRequest], length: int = 0) -> Batch:
+    def stack(self, requests: Sequence[TaskRequest], length: int = 0, most: int = 0) -> Batch:
         """Requests as arrays. The number W of windows, I of pictures and T of the check's windows
         are powers of two; what is missing repeats the last one, and the number of pictures is told.
 
         Args:
             requests: B.
             length: L; 0 is as long as the longest window needs.
+            most: pictures that there is room for at least.
 
         Returns:
             ``input_ids``, ``attention_mask`` [B, W, L]; ``text_mask`` [B, W, L], the user's own
@@ -191,7 +196,7 @@ class Task:
             mask[slice(*row.user)] = True
         counts = [len(request.levels) for request in requests]
         side = encoder.image_size
-        pixels = np.zeros((len(requests), slots(max(counts)), 3, side, side), np.float32)
+        pixels = np.zeros((len(requests), slots(max(*counts, most)), 3, side, side), np.float32)
         for of_request, request in zip(pixels, requests, strict=True):
             for place, levels in enumerate(request.levels):
                 of_request[place] = levels

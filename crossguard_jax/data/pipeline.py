@@ -1,7 +1,10 @@
-"""Batches of records, by Grain: mixed by weight, shuffled, sharded by process, resumable.
+"""Batches of records, by Grain: mixed by weight, shuffled, resumable.
 
 What a model needs of a record (token ids, pixels) is made by a ``transform`` that the caller hands
-in. It is run on a whole batch, in a thread, while the step before it computes.
+in. It is run on a whole batch, in a thread, while the step before it computes. Every process of a
+run goes through the same batches, so that their order is one process's and can be gone on with by
+any number; a transform that makes this process's rows alone (`runtime.placement.Share`) knows from
+the whole batch in which shapes.
 """
 
 import functools
@@ -28,8 +31,6 @@ def mixture(
     seed: int,
     batch_size: int,
     transform: Transform,
-    process_index: int = 0,
-    process_count: int = 1,
     prefetch: int = 2,
     threads: int = 1,
 ) -> "Batches":
@@ -37,31 +38,25 @@ def mixture(
 
     Shares hold in every stretch of batches, not only on average: the sources take turns (weights
     are rounded to a hundredth of the smallest). Each source is reshuffled every time it has been
-    gone through. A process reads every ``process_count``-th record of each source, so that no two
-    processes ever see one record, and all have the same shares.
+    gone through.
 
     Args:
       sources: records by position, by name.
       weights: relative weights by name, one for each source; 0 leaves a source out.
       seed: decides the order, and nothing else does; 0 or more.
-      batch_size: records in a batch of this process.
-      transform: ``batch_size`` records to arrays with a leading axis B.
-      process_index: this process's number, as ``jax.process_index()``.
-      process_count: how many processes there are.
+      batch_size: records in a batch of all processes.
+      transform: ``batch_size`` records to arrays with a leading axis B, or this process's rows.
       prefetch: batches made ahead.
       threads: threads that make them; the order does not depend on it.
 
     Raises:
-      UserError: a weight without a source or the reverse, no weight above 0, or a source with
-        fewer records than processes.
+      UserError: a weight without a source or the reverse, no weight above 0, or a source without
+        records.
     """
     import grain
 
-    used = _used_weights(sources, weights, process_count)
-    endless = [
-        grain.MapDataset.source(_Shuffled(sources[name], name, seed, process_index, process_count))
-        for name in used
-    ]
+    used = _used_weights(sources, weights)
+    endless = [grain.MapDataset.source(_Shuffled(sources[name], name, seed)) for name in used]
     mixed = grain.MapDataset.mix(endless, list(used.values()))
     batches = mixed.batch(batch_size, drop_remainder=True, batch_fn=_on_list(transform))
     return Batches(
@@ -69,7 +64,6 @@ def mixture(
         identity={
             "seed": seed,
             "batch_size": batch_size,
-            "process_count": process_count,
             "weights": used,
             "records": {name: len(sources[name]) for name in used},
         },
@@ -81,8 +75,6 @@ def evaluation(
     *,
     batch_size: int,
     transform: Transform,
-    process_index: int = 0,
-    process_count: int = 1,
     prefetch: int = 2,
     threads: int = 1,
 ) -> "Batches":
@@ -90,15 +82,12 @@ def evaluation(
 
     Beside the transform's arrays a batch has ``row`` (int64 [B], the record's position in
     ``source``) and ``mask`` (bool [B], False where a row only fills up the last batch: it repeats
-    the last record). Process p of n takes the p-th stretch of each n * ``batch_size`` records, so
-    all have equally many batches, the last ones of which may be all filling.
+    the last record).
 
     Args:
       source: records by position.
-      batch_size: rows in a batch of this process.
+      batch_size: rows in a batch.
       transform: ``batch_size`` records to arrays with a leading axis B.
-      process_index: this process's number.
-      process_count: how many processes there are.
       prefetch: batches made ahead.
       threads: threads that make them.
 
@@ -110,20 +99,19 @@ def evaluation(
     total = len(source)
     if not total:
         raise UserError("evaluation: the source holds no records; check its split and rejects")
-    stride = batch_size * process_count
 
     def make(batch: int) -> Batch:
-        first = batch * stride + process_index * batch_size
+        first = batch * batch_size
         rows = np.arange(first, first + batch_size, dtype=np.int64)
         mask = rows < total
         rows = np.minimum(rows, total - 1)
         arrays = transform([source[int(row)] for row in rows])
         return arrays | {"row": rows, "mask": mask}
 
-    batches = grain.MapDataset.range(math.ceil(total / stride)).map(make)
+    batches = grain.MapDataset.range(math.ceil(total / batch_size)).map(make)
     return Batches(
         batches.to_iter_dataset(_ahead(prefetch, threads)),
-        identity={"batch_size": batch_size, "process_count": process_count, "records": total},
+        identity={"batch_size": batch_size, "records": total},
     )
 
 
@@ -149,8 +137,8 @@ class Batches(Iterator[Batch]):
         """Goes to the place that ``get_state`` told; batches made ahead are dropped.
 
         Raises:
-          UserError: the state is of other sources, weights, seed, batch size or process count,
-            with which the next batch would be another one.
+          UserError: the state is of other sources, weights, seed or batch size, with which the
+            next batch would be another one.
         """
         for name, value in self._identity.items():
             if (saved := state["identity"].get(name)) != value:
@@ -211,17 +199,14 @@ class Interleaved(Iterator[Batch]):
 
 
 class _Shuffled:
-    """A process's share of a source, without end, in a new order each time through.
+    """A source without end, in a new order each time through.
 
     Grain can shuffle too, but draws 16-bit numbers until one is small enough: measured, 4.7 ms a
     row for a source of 4 records, 0.2 ms for one of 100. This takes microseconds for any.
     """
 
-    def __init__(
-        self, source: RecordSource, name: str, seed: int, process_index: int, process_count: int
-    ):
+    def __init__(self, source: RecordSource, name: str, seed: int):
         self._source = source
-        self._mine = range(process_index, len(source), process_count)
         # By name, so that the order does not depend on which other sources are mixed in.
         self._key = [zlib.crc32(name.encode()), seed]
         # Two, because a batch may begin in one time through and end in the next.
@@ -231,15 +216,15 @@ class _Shuffled:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Record:
-        epoch, place = divmod(index, len(self._mine))
-        return self._source[self._mine[self._order(epoch)[place]]]
+        epoch, place = divmod(index, len(self._source))
+        return self._source[int(self._order(epoch)[place])]
 
     def _draw(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([*self._key, epoch]).permutation(len(self._mine))
+        return np.random.default_rng([*self._key, epoch]).permutation(len(self._source))
 
 
 def _used_weights(
-    sources: Mapping[str, RecordSource], weights: Mapping[str, float | int], process_count: int
+    sources: Mapping[str, RecordSource], weights: Mapping[str, float | int]
 ) -> dict[str, float]:
     if set(sources) != set(weights):
         odd = ", ".join(sorted(set(sources) ^ set(weights)))
@@ -248,10 +233,9 @@ def _used_weights(
     if not used or min(used.values()) < 0 or not math.isfinite(sum(used.values())):
         raise UserError(f"mixture: weights must be 0 or more, and not all 0; got {dict(weights)}")
     for name in used:
-        if len(sources[name]) < process_count:
+        if not len(sources[name]):
             raise UserError(
-                f"mixture: source {name!r} has {len(sources[name])} records for {process_count} "
-                "processes; add records or set its weight to 0"
+                f"mixture: source {name!r} has no records; add some or set its weight to 0"
             )
     return used
 

@@ -52,10 +52,15 @@ def arrange(
         return {}
     values = np.zeros((size, *pixels[0].shape), np.float32)
     values[: len(pixels)] = pixels
+    return {"pixel_values": values, "picture_index": indexed(shown)}
+
+
+def indexed(shown: Sequence[Sequence[int]]) -> np.ndarray:
+    """``picture_index``, int32 [B, I], of the places of each row's pictures."""
     index = np.zeros((len(shown), slots(max(map(len, shown)))), np.int32)
     for row, places in zip(index, shown, strict=True):
         row[: len(places)] = places
-    return {"pixel_values": values, "picture_index": index}
+    return index
 
 
 def fill(batch: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

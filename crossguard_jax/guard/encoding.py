@@ -11,7 +11,7 @@ import numpy as np
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.batches import arrange, windows
+from crossguard_jax.guard.batches import arrange, indexed, windows
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.turns import Offsets, marker_ids, user_span, without_turns
 from crossguard_jax.hf.folder import read_objects
@@ -19,6 +19,7 @@ from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.hf.tokens import load_tokenizer, open_ended, without_closing
 from crossguard_jax.io import images
 from crossguard_jax.nn.llava import LlavaConfig
+from crossguard_jax.runtime.placement import WHOLE, Share
 
 Made = TypeVar("Made")
 
@@ -353,16 +354,32 @@ class Encoder:
             longest = max(longest, room + beside)
         return rows, longest
 
-    def training_batch(self, records: Sequence[Record], length: int) -> dict[str, np.ndarray]:
-        """Records to arrays, with ``labels`` int32 [B]; see `training_rows`."""
+    def training_batch(
+        self, records: Sequence[Record], length: int, share: Share = WHOLE
+    ) -> dict[str, np.ndarray]:
+        """Records to arrays, with ``labels`` int32 [B]; see `training_rows`.
+
+        Args:
+            records: B, of all processes, since they say in which shapes.
+            length: tokens of a row with one picture.
+            share: the rows of each array that are made; pictures of others are not decoded.
+        """
         rows, longest = self.training_rows(records, length)
-        pixels = self.shown([record.images for record in records], "picture of row")
-        if not any(pixels):  # one program, with or without pictures
-            blank = np.zeros((3, self.image_size, self.image_size), np.float32)
-            pixels = [[blank]] * len(rows)
-        arrays = self.batch(rows, pixels, longest)
         labels = [self.settings.prompt.target(record.label) for record in records]
-        return arrays | {"labels": np.asarray(labels, np.int32)}
+        pictures = [(row, image) for row, each in enumerate(records) for image in each.images]
+        ends = np.cumsum([len(record.images) for record in records]).tolist()
+        shown = [range(end - len(r.images), end) for end, r in zip(ends, records, strict=True)]
+        # One program, with or without pictures.
+        size = max(-(-len(pictures) // len(rows)), 1) * len(rows)
+        places = share.rows(size)
+        side = self.image_size
+        pixels = np.zeros((len(places), 3, side, side), np.float32)
+        for of_picture, place in zip(pixels, places, strict=True):
+            if place < len(pictures):
+                row, image = pictures[place]
+                of_picture[...] = self.picture(image, f"picture of row {row}")
+        arrays = self.pad(rows, longest) | {"labels": np.asarray(labels, np.int32)}
+        return share.own(arrays | {"picture_index": indexed(shown)}) | {"pixel_values": pixels}
 
 
 def pictures_of(entry: Pictures) -> list[images.Picture]:

@@ -27,6 +27,8 @@ from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.hf.trained import TrainedRow, read_training_data
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llava import Llava
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.placement import put
 
 
 class Guard:
@@ -290,15 +292,14 @@ class Guard:
         The batch is filled up (see `batches.filled`), so that few shapes are ever compiled.
         """
         n = len(batch["input_ids"])
-        return np.asarray(self._start(batch, filled(n), parts))[:n]
+        return processes.gather(self._start(batch, filled(n), parts))[:n]
 
     def _start(self, batch: dict[str, np.ndarray], size: int, parts: Any = None) -> Array:
         """p_unsafe [size] of a batch filled up with its last row; it is not waited for."""
         arrays: dict[str, Any] = fill(batch, size)
         if self.mesh is not None:
             arrays = {
-                k: jax.device_put(v, batch_sharding(self.mesh, self.rules, len(v)))
-                for k, v in arrays.items()
+                k: put(v, batch_sharding(self.mesh, self.rules, len(v))) for k, v in arrays.items()
             }
         parts = parts or self._parts
         return _p_unsafe(parts[0], parts[1:], arrays, np.asarray(self.label_ids))
@@ -313,7 +314,7 @@ class Guard:
         """Writes a folder that transformers ("merged") or PEFT ("peft") loads unchanged.
 
         A plain LLaVA becomes a guard by this, which pads pictures; what is a guard already takes
-        them as it does.
+        them as it does. Of several processes, which all call it, the first writes.
 
         Args:
             path: the folder; made if need be.
@@ -337,7 +338,7 @@ class Guard:
             save_adapter(self.model, folder, base, card)
         else:
             raise UserError(f"format {format!r} is neither 'merged' nor 'peft'")
-        settings.write(folder)
+        processes.by_first(lambda: settings.write(folder))
 
 
 def is_plain(folder: str | Path) -> bool:
@@ -373,7 +374,7 @@ def _taken(
     windows: list[tuple[int, int]], scores: Array | np.ndarray
 ) -> Iterator[tuple[tuple[int, int], float]]:
     """Each window with its score; what fills the batch up has none."""
-    return zip(windows, np.asarray(scores)[: len(windows)].tolist(), strict=True)
+    return zip(windows, processes.gather(scores)[: len(windows)].tolist(), strict=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,14 +3,12 @@
 import hashlib
 import json
 import operator
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import jax
 from ml_collections import ConfigDict
 
 from crossguard_jax.core.errors import UserError, short
@@ -21,6 +19,7 @@ from crossguard_jax.hf.trained import TrainedRow, content_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.files import noting, unchanged
 from crossguard_jax.io.jsonl import read_json
+from crossguard_jax.runtime import processes
 
 Reader = Callable[..., Iterable[Record | Rejected]]
 Readers = Mapping[str, Reader]
@@ -38,8 +37,8 @@ def open_sources(
 
     A source that was written before is opened as it is, if its settings are the same and so is
     every file that it was read from, or that was looked for and not found. Bad rows go to
-    ``NAME.rejected.jsonl``, and how many there are is said every time. Process 0 writes; the others
-    wait.
+    ``NAME.rejected.jsonl``, and how many there are is said every time. The first process writes;
+    the others wait.
 
     Args:
         specs: the configuration's sources.
@@ -53,14 +52,13 @@ def open_sources(
     """
     folder = Path(folder)
     weighted = {name: spec for name, spec in specs.items() if spec.weight > 0}
-    settings = {name: _settings(spec, readers, seed) for name, spec in weighted.items()}
-    if jax.process_index() == 0:
+
+    def write() -> None:
         for name, spec in weighted.items():
-            _write(name, spec, settings[name], folder, readers)
-    return {
-        name: _wait_and_open(name, spec.split, settings[name], folder)
-        for name, spec in weighted.items()
-    }
+            _write(name, spec, _settings(spec, readers, seed), folder, readers)
+
+    processes.by_first(write)
+    return {name: open_dataset(folder, name, spec.split) for name, spec in weighted.items()}
 
 
 def answered(
@@ -98,7 +96,7 @@ def fitting(
         what = f"{len(source) - len(rows):,} rows are too long to be learned from whole"
         if not rows:
             raise UserError(f"{name}: all {what}; raise data.max_length")
-        if len(rows) < len(source) and jax.process_index() == 0:
+        if len(rows) < len(source) and processes.is_first():
             print(f"{name}: {what}; they are left out (data.max_length)")
         kept[name] = source if len(rows) == len(source) else Selected(source, rows)
     return kept
@@ -131,7 +129,7 @@ def _answered(
     what = f"{len(source) - len(rows):,} rows have a label that is no answer ({shown})"
     if not rows:
         raise UserError(f"{name}: all {what}; the answers are {', '.join(answers)}")
-    if jax.process_index() == 0:
+    if processes.is_first():
         print(f"{name}: {what}; they are left out")
     return Selected(source, rows)
 
@@ -229,14 +227,3 @@ def _rows(spec: ConfigDict, readers: Readers, seed: int | None) -> Iterator[Reco
     if sources.has_option(spec.reader, "split"):
         options["split"] = spec.split
     return sources.read(spec.reader, spec.path, **options)
-
-
-def _wait_and_open(
-    name: str, split: str, settings: dict[str, Any], folder: Path, patience: float = 3600.0
-) -> RecordSource:
-    note, deadline = folder / f"{name}.settings.json", time.monotonic() + patience
-    while not _current(note, settings):
-        if time.monotonic() > deadline:
-            raise UserError(f"{note}: process 0 has not written it; is {folder} shared by all?")
-        time.sleep(1.0)
-    return open_dataset(folder, name, split)

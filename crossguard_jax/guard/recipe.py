@@ -38,6 +38,7 @@ from crossguard_jax.guard.mixture import (
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.load import encoding_hash, folder_hash, resolve_folder
 from crossguard_jax.nn import lora, verdict
+from crossguard_jax.runtime.placement import WHOLE, Share
 from crossguard_jax.train.checkpoint import Checkpoints
 from crossguard_jax.train.loop import Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer
@@ -145,17 +146,12 @@ def train_guard(
     adam = optimizer(config.optim, config.train.steps)
     blank = config.data.blank
 
-    def encode(length: int, records: list[Record]) -> pipeline.Batch:
+    def encode(length: int, records: list[Record], share: Share = WHOLE) -> pipeline.Batch:
         rows = [blanked(record, blank) for record in records]
-        return guard.encoder.training_batch(rows, length)
-
-    def share(length: int, records: list[Record]) -> pipeline.Batch:
-        batch = encode(length, records)
-        # Pictures of all processes lie behind each other.
-        batch["picture_index"] += jax.process_index() * len(batch["pixel_values"])
-        return batch
+        return guard.encoder.training_batch(rows, length, share)
 
     transform = functools.partial(encode, config.data.max_length)
+    own = functools.partial(encode, share=Share.under(sharding))
     validate = _Validation(guard, (graphdef, frozen), held, config.train.batch_size, transform)
     hooks = [Hook(config.train.eval_every, validate, config.train.keep_best)] if held else []
     rows = {name: len(source) for name, source in opened.items()}
@@ -169,7 +165,7 @@ def train_guard(
             functools.partial(mass_weight, labels_first * config.train.steps),
         ),
         frozen,
-        batches(mixed, config.train.batch_size, seed, share),
+        batches(mixed, config.train.batch_size, seed, own),
         Schedule(config.train.steps, config.train.save_every),
         folder,
         identity=run_identity(config, guard, opened, data),
@@ -223,7 +219,6 @@ def batches(
     batch_size: int,
     seed: int,
     encode: Callable[[int, list[Record]], pipeline.Batch],
-    whole: bool = False,
 ) -> pipeline.Interleaved:
     """A mixture's batches, of one shape each.
 
@@ -232,18 +227,14 @@ def batches(
         batch_size: rows of all processes.
         seed: of the order.
         encode: records to arrays, for rows of a length.
-        whole: all rows of a batch; else this process's share.
     """
-    index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
     streams = [
         pipeline.mixture(
             part.sources,
             part.weights,
             seed=seed,
-            batch_size=batch_size // count,
+            batch_size=batch_size,
             transform=functools.partial(encode, part.length),
-            process_index=index,
-            process_count=count,
         )
         for part in mixed
     ]

@@ -27,6 +27,7 @@ from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.io import images
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.nn.clip import Clip, ClipText
+from crossguard_jax.runtime import processes
 
 BPE = "bpe_simple_vocab_16e6.txt.gz"
 """OpenAI's vocabulary of CLIP, as its own code and open_clip's and open_clip_jax's carry it."""
@@ -174,23 +175,29 @@ def save_text_tower(folder: str | Path, tower: TextTower) -> None:
 
     Weights are written in the narrowest type that holds all of them exactly, which is that of the
     file they were read from, also where they were cast to a wider one on the way. Nothing in the
-    folder says where the tower came from.
+    folder says where the tower came from. Of several processes, which all call it, the first
+    writes.
 
     Args:
         folder: is made; files of the same names are replaced.
         tower: of `load_text_tower` or `ClipEncoder.text_tower`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tower.tokenizer.save_pretrained(str(folder))
     dtype = _narrowest(tower.model)
     config = tower.model.config
     settings = {name: getattr(config, name) for name in _TEXT_FIELDS}
     for name in ("bos_token_id", "pad_token_id"):
         settings[name] = getattr(tower.tokenizer, name)
     settings |= {"architectures": ["CLIPTextModel"], "model_type": TEXT_MODEL, "dtype": dtype}
-    write_weights(tower.model, folder, jnp.dtype(dtype))
-    write_atomic(folder / CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    tensors = hub_tensors(tower.model)
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tower.tokenizer.save_pretrained(str(folder))
+        write_weights(tensors, folder, jnp.dtype(dtype))
+        write_atomic(folder / CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+    processes.by_first(write, beside=tensors)
 
 
 def load_text_tower(

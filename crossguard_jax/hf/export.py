@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from crossguard_jax.hf.trained import (
     write_training_data,
 )
 from crossguard_jax.nn import lora
+from crossguard_jax.runtime import processes
 
 SHARD_BYTES = 5 * 2**30
 """The most bytes one safetensors file takes, as on the Hub."""
@@ -90,7 +91,10 @@ def family_of(model: nnx.Module) -> str:
 
 
 def hub_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """``(Hub key, array)`` of every parameter, one layer at a time; LoRA factors are left out."""
+    """``(Hub key, array)`` of every parameter, one layer at a time; LoRA factors are left out.
+
+    A model may span processes, which then all go through it.
+    """
     family = family_of(model)
     vision = getattr(model.config, "vision", None)
     channels = vision.num_channels if vision else 3
@@ -98,7 +102,7 @@ def hub_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     for name, variable in named_leaves(base):
         hub = names.hub_tensor(family, name, variable.shape)
         for i, key in enumerate(hub.keys):
-            value = np.asarray(variable[i] if hub.stacked else variable[...])
+            value = processes.gather(variable[i] if hub.stacked else variable[...])
             yield key, np.asarray(hub.transform.write(value, channels), order="C")
 
 
@@ -113,6 +117,8 @@ def save_model(
 ) -> None:
     """Writes a model as the Hub folder that transformers' own ``save_pretrained`` would.
 
+    Of several processes, which all call it, the first writes.
+
     Args:
         model: adapters, if any, are folded into the weights first.
         folder: is made; files of the same names are replaced.
@@ -123,8 +129,26 @@ def save_model(
         processor: what the model takes pictures through, in place of the source's.
     """
     folder, source = Path(folder), Path(source)
-    folder.mkdir(parents=True, exist_ok=True)
     model = lora.fold(model)
+    tensors = hub_tensors(model)
+
+    def write() -> None:
+        _write_beside(model, folder, source, card, dtype, processor)
+        write_weights(tensors, folder, jnp.dtype(dtype) if dtype else None, shard_bytes)
+
+    processes.by_first(write, beside=tensors)
+
+
+def _write_beside(
+    model: Model,
+    folder: Path,
+    source: Path,
+    card: ModelCard | None,
+    dtype: str | None,
+    processor: Processor | None,
+) -> None:
+    """All of a folder but the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
     _copy_companions(source, folder)
     if processor:
         processor.save(folder)
@@ -143,7 +167,6 @@ def save_model(
         # What the source had learned from, its copy has learned from too.
         rows = (*read_training_data(source), *card.rows)
         replace(card, rows=rows).write(folder, "merged")
-    write_weights(model, folder, jnp.dtype(dtype) if dtype else None, shard_bytes)
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
@@ -166,8 +189,13 @@ def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     path.chmod(mode)
 
 
-def write_weights(model: Model, folder: Path, dtype: Any = None, limit: int = SHARD_BYTES) -> None:
-    """Writes a model's weights alone, as `save_model`; an older model's there are removed."""
+def write_weights(
+    tensors: Iterable[tuple[str, np.ndarray]],
+    folder: Path,
+    dtype: Any = None,
+    limit: int = SHARD_BYTES,
+) -> None:
+    """Writes a model's `hub_tensors` alone, as `save_model`; an older model's are removed."""
     pending: dict[str, np.ndarray] = {}
     where: dict[str, int] = {}
     n = size = total = 0
@@ -179,7 +207,7 @@ def write_weights(model: Model, folder: Path, dtype: Any = None, limit: int = SH
             n += 1
         pending, size = {}, 0
 
-    for key, value in hub_tensors(model):
+    for key, value in tensors:
         value = value.astype(dtype) if dtype else value
         if size + value.nbytes > limit:
             flush()

@@ -137,7 +137,7 @@ def build_model(
     abstract = jax.eval_shape(lambda: configs.MODELS[family](config, jax.random.key(0)))
     graphdef, state = nnx.split(abstract, graph=False)
     plan = _plan(family, state, tensors, _channels(config), name)
-    where = shardings(state, mesh or make_mesh(1, devices=jax.devices()[:1]), rules)
+    where = shardings(state, mesh or make_mesh(1, devices=jax.local_devices()[:1]), rules)
     leaves = [
         variable.replace(_read(tensors, plan[key], variable, spec.get_value(), dtype))
         for (key, variable), (_, spec) in zip(named_leaves(state), named_leaves(where), strict=True)

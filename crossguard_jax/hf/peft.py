@@ -20,6 +20,7 @@ from crossguard_jax.hf.export import ModelCard, family_of, save_tensors
 from crossguard_jax.hf.folder import check_number, read_object
 from crossguard_jax.hf.load import Tensors, open_tensors, spellings
 from crossguard_jax.nn import lora
+from crossguard_jax.runtime import processes
 
 _PREFIX = "base_model.model."
 # A module's name inside transformers 5, from its name on disk.
@@ -76,7 +77,8 @@ def save_adapter(
 ) -> None:
     """Writes a model's adapter as PEFT would; rank and alpha are read off the adapter.
 
-    Layers whose factors are zeros were left alone (`lora.attach`) and are not written.
+    Layers whose factors are zeros were left alone (`lora.attach`) and are not written. Of several
+    processes, which all call it, the first writes.
 
     Args:
         model: with an adapter of one rank and one alpha.
@@ -100,14 +102,13 @@ def save_adapter(
     tensors = {}
     for path, update in adapted.items():
         module = _PREFIX + _module(family, path)
+        layers = lora.adapted_layers(update) if "{i}" in module else [0]
         for word, factor in (("lora_A", update.a), ("lora_B", update.b)):
-            value = np.asarray(factor[...])
+            value = processes.gather(factor[...])
             stacked = "{i}" in module
-            for i in lora.adapted_layers(update) if stacked else [0]:
+            for i in layers:
                 key = f"{module.replace('{i}', str(i))}.{word}.weight"
                 tensors[key] = np.asarray((value[i] if stacked else value).T, order="C")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if family == "llama" else None,
@@ -120,9 +121,15 @@ def save_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if card:
-        card.write(folder, "peft")
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if card:
+            card.write(folder, "peft")
+
+    processes.by_first(write)
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Progress(tqdm):
     """
 
     monitor_interval = 0  # no thread of tqdm's: updates look at the clock themselves
+    shown = True
+    """False in a process whose work another one tells of."""
 
     def __init__(
         self,
@@ -43,7 +45,12 @@ class Progress(tqdm):
         look: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True}
         if not sys.stderr.isatty():
             look = {"file": _Lines(sys.stderr), "ncols": 0, "mininterval": LINE_SECONDS}
-        look |= {"delay": QUIET_SECONDS, "miniters": 0, "leave": None, "disable": not enabled}
+        look |= {
+            "delay": QUIET_SECONDS,
+            "miniters": 0,
+            "leave": None,
+            "disable": not (enabled and self.shown),
+        }
         super().__init__(desc=what, total=total, unit=unit, initial=start, **look)
 
     def update(self, n: int = 1, note: str = "") -> bool | None:

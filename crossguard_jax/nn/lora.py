@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+from crossguard_jax.runtime import processes
 
 ModelT = TypeVar("ModelT", bound=nnx.Module)
 
@@ -200,7 +200,7 @@ def _height(layer: Any) -> int:
 
 def adapted_layers(update: Lora) -> list[int]:
     """The layers of a stack's update that have one: those whose factors are not both zeros."""
-    a, b = (np.asarray(factor[...]) for factor in (update.a, update.b))
+    a, b = (processes.gather(factor[...]) for factor in (update.a, update.b))
     return [i for i in range(len(a)) if a[i].any() or b[i].any()]
 
 

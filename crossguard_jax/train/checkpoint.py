@@ -42,7 +42,11 @@ class Checkpoints:
         self._best = self._manager("best", 1)
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        # Two managers whose barriers have one name wait for each other.
+        apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, multiprocessing_options=apart
+        )
         return ocp.CheckpointManager(self.folder / name, options=options)
 
     def save(self, step: int, state: Any, data: Mapping[str, Any], meta: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from tensorboardX import SummaryWriter
@@ -20,6 +19,8 @@ from tensorboardX import SummaryWriter
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.placement import place
 from crossguard_jax.train.checkpoint import Checkpoints
 from crossguard_jax.train.step import Metrics, Step, TrainState
 
@@ -82,7 +83,7 @@ def train(
         state: where a fresh run starts; it is donated.
         step: from `step.make_step`, or anything of its type.
         frozen: passed to every step as it is.
-        batches: this process's share of each batch.
+        batches: this process's rows of each batch (`runtime.placement.Share`).
         schedule: how long, how often.
         folder: takes checkpoints, ``metrics.jsonl`` and ``tensorboard/``.
         identity: what makes this run this run (configuration, base hash), as plain JSON values.
@@ -105,14 +106,14 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         log = stack.enter_context(contextlib.closing(_Log(folder, first)))
-        chief = jax.process_index() == 0
+        first_one = processes.is_first()
         progress = stack.enter_context(
-            Progress(name, schedule.steps, unit="step", start=first, enabled=chief)
+            Progress(name, schedule.steps, unit="step", start=first, enabled=first_one)
         )
         recorder = _Recorder(folder, schedule, hooks, batches, checkpoints, best, log, progress)
         for n in range(first, schedule.steps):
             batch = next(batches)
-            state, metrics = step(state, frozen, _place(batch, batch_sharding))
+            state, metrics = step(state, frozen, place(batch, batch_sharding))
             # The step before is looked at while this one computes.
             if last is not None:
                 _check(last, folder)
@@ -135,12 +136,6 @@ def _resumed(
     state, place, meta = restored
     batches.set_state(place)
     return state, dict(meta["best"])
-
-
-def _place(batch: Any, sharding: NamedSharding | None) -> Any:
-    if sharding is None:
-        return jax.tree.map(jax.numpy.asarray, batch)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def _check(last: _Done, folder: Path) -> None:
@@ -208,7 +203,7 @@ class _Log:
 
     def __init__(self, folder: Path, first: int):
         self._writer: jsonl.JsonlWriter | None = None
-        if jax.process_index():
+        if not processes.is_first():
             return
         path = folder / "metrics.jsonl"
         if path.exists():

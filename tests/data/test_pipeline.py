@@ -1,4 +1,4 @@
-"""Batches: mixed by weight, shuffled, sharded by process, resumable."""
+"""Batches: mixed by weight, shuffled, resumable."""
 
 import json
 import threading
@@ -74,20 +74,10 @@ def test_a_state_of_another_mixture_is_refused():
         mixed(weights=WEIGHTS | {"c": 0}).set_state(state)
 
 
-def test_processes_see_disjoint_rows_and_together_all_of_them():
-    seen = []
-    for process in range(2):
-        batches = mixed(process_index=process, process_count=2)
-        seen.append({name for batch in take(batches, 60) for name in batch})
-    assert not seen[0] & seen[1]
-    assert seen[0] | seen[1] == {row.id for rows in SOURCES.values() for row in rows}
-
-
-def test_weights_hold_in_every_batch_and_on_every_process():
-    for process in range(2):
-        for batch in take(mixed(process_index=process, process_count=2), 50):
-            share = Counter(name[0] for name in batch)
-            assert abs(share["a"] - 8) <= 1 and abs(share["b"] - 4) <= 1
+def test_weights_hold_in_every_batch():
+    for batch in take(mixed(), 50):
+        share = Counter(name[0] for name in batch)
+        assert abs(share["a"] - 8) <= 1 and abs(share["b"] - 4) <= 1
     total = Counter(name[0] for batch in take(mixed(batch_size=100), 40) for name in batch)
     for name, weight in WEIGHTS.items():
         assert abs(total[name] / 4000 - weight / 10) < 0.01
@@ -118,8 +108,8 @@ def test_impossible_mixtures_are_one_line_errors():
     for weight in (0.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="weights must be 0 or more"):
             mixed(sources={"a": SOURCES["a"]}, weights={"a": weight})
-    with pytest.raises(UserError, match="source 'c' has 7 records for 8 processes"):
-        mixed(process_count=8)
+    with pytest.raises(UserError, match="source 'c' has no records"):
+        mixed(sources=SOURCES | {"c": []})
 
 
 def test_batches_are_made_ahead_in_another_thread():
@@ -188,18 +178,6 @@ def test_evaluation_gives_every_row_once_in_order_and_masks_the_filling():
     rows = np.concatenate([batch["row"][batch["mask"]] for batch in batches])
     assert rows.tolist() == list(range(40))
     assert batches[-1]["mask"].tolist() == [True] * 8 + [False] * 8
-
-
-@pytest.mark.parametrize("total", [1, 16, 33, 64])
-def test_evaluation_gives_processes_equally_many_batches_and_disjoint_rows(total):
-    rows = records("x", total)
-    shards = [
-        list(evaluation(rows, batch_size=8, transform=ids, process_index=p, process_count=4))
-        for p in range(4)
-    ]
-    assert len({len(shard) for shard in shards}) == 1
-    seen = [int(r) for shard in shards for batch in shard for r in batch["row"][batch["mask"]]]
-    assert sorted(seen) == list(range(total))
 
 
 def test_evaluation_resumes_where_it_stopped():

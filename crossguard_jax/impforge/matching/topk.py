@@ -51,7 +51,7 @@ def top_k(
         ValueError: k or the block is not positive, the library has too many rows for an int32, or
             there are not k numbers among a query's products.
     """
-    mesh = make_mesh(1, devices=jax.devices()[:1]) if mesh is None else mesh
+    mesh = make_mesh(1, devices=jax.local_devices()[:1]) if mesh is None else mesh
     n_queries, n_rows, k = len(queries), len(library), min(k, len(library))
     if k < 0 or block < 1 or n_rows > 2**31 - 2 * block * mesh.size:
         raise ValueError(f"top_k: k={k}, block={block}, {n_rows} rows")

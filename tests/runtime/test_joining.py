@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax.core.distributed import (
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.runtime.joining import (
     initialize_if_several,
     launch_arguments,
     refuse_loopback,
 )
-from crossguard_jax.core.errors import UserError
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1"}
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
@@ -186,7 +186,7 @@ def test_a_process_that_has_used_its_devices_is_told_so() -> None:
 
 
 TWO_PROCESSES = """
-from crossguard_jax.core.distributed import initialize_if_several
+from crossguard_jax.runtime.joining import initialize_if_several
 
 assert initialize_if_several()
 
