@@ -15,6 +15,7 @@ from PIL import Image
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.io import images, jsonl
+from crossguard_jax.runtime import processes
 
 MAX_REASON = 400
 KINDS_SHOWN = 12
@@ -110,6 +111,8 @@ def _grey_square() -> bytes:
 class LeftOut:
     """The rows that a run read and does not use: each in a file with its reason, and counted.
 
+    Several processes count alike; the first one's is the file.
+
     Attributes:
       path: the file, JSON lines of ``file, row, reason``.
       counts: rows by source file and kind of reason.
@@ -121,6 +124,9 @@ class LeftOut:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._seen: set[tuple[str, str]] = set()
         self._added: set[Rejected] = set()
+        self._writer: jsonl.JsonlWriter | None = None
+        if not processes.is_first():
+            return
         if not keep:
             self.path.unlink(missing_ok=True)
         self._writer = jsonl.JsonlWriter(self.path)
@@ -138,7 +144,8 @@ class LeftOut:
         if row in self._added:
             return
         self._added.add(row)
-        self._writer.append(asdict(row))
+        if self._writer:
+            self._writer.append(asdict(row))
         self._count(row.file, row.reason)
 
     def _count(self, file: str, reason: str) -> None:
@@ -178,7 +185,8 @@ class LeftOut:
 
     def close(self) -> None:
         """Syncs and closes the file; closing twice is harmless."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
     def __enter__(self) -> "LeftOut":
         return self

@@ -8,7 +8,7 @@ not is kept with its reason.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from crossguard_jax.data.records import LeftOut, Record, Rejected, write_jsonl
 from crossguard_jax.impforge.card import data_card
 from crossguard_jax.impforge.gate.gate import VERDICTS, Gate, Verdicts
 from crossguard_jax.impforge.gate.person import SHEET, agreement, draw, sheet
-from crossguard_jax.impforge.ppo.rewriter import Rewriter
+from crossguard_jax.impforge.ppo.rewriter import Rewriter, Written
 from crossguard_jax.impforge.sift import ForgeSettings, kind_of, sift
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.runtime import processes
 
 SOURCE = "impforge"
 CANDIDATES, DROPPED = "candidates.jsonl", "dropped.jsonl"
@@ -70,6 +71,8 @@ def forge(
 ) -> Forged:
     """Writes, sifts and keeps; a killed run goes on.
 
+    Several processes, each with a rewriter of its own, divide the writing; the first does the rest.
+
     Args:
         rewriter: the base and the rewards.
         trainable: the policy's trained part.
@@ -94,10 +97,31 @@ def forge(
     ids = Counter(triplet.id for triplet in every)
     if repeated := [id for id, n in ids.items() if n > 1]:
         raise UserError(f"forge: two triplets are called {short(repr(repeated[0]))}; rename one")
-    labels = {t.id: "unsafe" for t in triplets} | {t.id: "safe" for t in twins}
     claim = {"identity": {**identity, "seed": settings.seed, "samples": settings.samples}}
-    _claim(folder / "forge.json", claim)
+    processes.by_first(lambda: _claim(folder / "forge.json", claim))
     rows = _write_candidates(rewriter, trainable, every, settings, folder, batch_size)
+
+    def rest() -> Forged:
+        return _sift(rewriter, triplets, twins, rows, settings, gate, folder, claim, judged)
+
+    # A gate keeps what it heard, one judge's answers in one file.
+    return processes.by_first(rest)
+
+
+def _sift(
+    rewriter: Rewriter,
+    triplets: Sequence[Triplet],
+    twins: Sequence[Triplet],
+    rows: Sequence[dict[str, Any]],
+    settings: ForgeSettings,
+    gate: Gate,
+    folder: Path,
+    claim: Mapping[str, Any],
+    judged: str | Path | None,
+) -> Forged:
+    """Keeps the best of what was written, and writes the data set and its card."""
+    every = [*triplets, *twins]
+    labels = {t.id: "unsafe" for t in triplets} | {t.id: "safe" for t in twins}
     by_id, verdicts = {t.id: t for t in every}, Verdicts(gate, folder / VERDICTS)
     sifted = sift(rows, by_id, labels, settings, rewriter.rewards.embed, verdicts.of)
     dropped = Counter(kind_of(reason) for reason in sifted.reasons if reason)
@@ -171,48 +195,66 @@ def _write_candidates(
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """Every triplet ``samples`` times, in chunks; those that are there are not written anew."""
-    path = folder / CANDIDATES
-    rows = [v for _, v in jsonl.read_jsonl(path) if isinstance(v, dict)] if path.exists() else []
-    total = settings.samples * len(triplets)
-    rows = rows[: len(rows) // batch_size * batch_size] if len(rows) < total else rows
-    jsonl.write_atomic(path, b"".join(jsonl.dumps(row) for row in rows))
+    path, total = folder / CANDIDATES, settings.samples * len(triplets)
+
+    def earlier() -> list[dict[str, Any]]:
+        rows = [v for _, v in jsonl.read_jsonl(path) if isinstance(v, dict)]
+        rows = rows[: len(rows) // batch_size * batch_size] if len(rows) < total else rows
+        jsonl.write_atomic(path, b"".join(jsonl.dumps(row) for row in rows))
+        return rows
+
+    rows = processes.by_first(lambda: earlier() if path.exists() else [])
     if len(rows) == total:
         return rows
     key = jax.random.key(settings.seed)
     # Once, since a triplet comes `samples` times.
     prompts, context = rewriter.prepare(triplets)
-    with (
-        jsonl.JsonlWriter(path) as writer,
-        Progress("forging", total, unit="text", start=len(rows)) as progress,
-    ):
-        for start in range(len(rows), total, batch_size):
-            at = [i % len(triplets) for i in range(start, min(start + batch_size, total))]
-            chunk = [triplets[i] for i in at]
-            about = {k: v[at] for k, v in context.items()}
-            written = rewriter.write(
-                chunk,
-                jax.random.fold_in(key, start),
-                trainable,
-                batch_size,
-                what="",
-                prepared=({k: v[at] for k, v in prompts.items()}, about),
-            )
-            words = rewriter.rewards.words(written.texts, about["picture"])
-            for i, triplet in enumerate(chunk):
-                row = {
-                    "triplet": triplet.id,
-                    "text": written.texts[i],
-                    "ended": bool(written.ended[i]),
-                    "kl": float(written.kl[i]),
-                    "fluency": float(written.fluency[i]),
-                    "rewards": {k: float(v[i]) for k, v in written.components.items()}
-                    | {"words": float(words[i])},
-                }
-                writer.append(row)
-                rows.append(row)
-            writer.sync()
-            progress.update(len(chunk))
+
+    def chunk(start: int) -> list[dict[str, Any]]:
+        at = [i % len(triplets) for i in range(start, min(start + batch_size, total))]
+        about = {k: v[at] for k, v in context.items()}
+        written = rewriter.write(
+            [triplets[i] for i in at],
+            jax.random.fold_in(key, start),
+            trainable,
+            batch_size,
+            what="",
+            prepared=({k: v[at] for k, v in prompts.items()}, about),
+        )
+        words = rewriter.rewards.words(written.texts, about["picture"])
+        return [_candidate(triplets[at[i]], written, words, i) for i in range(len(at))]
+
+    starts, n = range(len(rows), total, batch_size), processes.count()
+    with Progress("forging", total, unit="text", start=len(rows)) as progress:
+        for first in range(0, len(starts), n):
+            some = starts[first : first + n]
+            made = [row for part in processes.divided(some, _each(chunk)) for row in part]
+            if processes.is_first():
+                with jsonl.JsonlWriter(path) as writer:
+                    for row in made:
+                        writer.append(row)
+            rows += made
+            progress.update(len(made))
     return rows
+
+
+def _each(work: Callable[[int], Any]) -> Callable[[Sequence[int]], list[Any]]:
+    return lambda some: [work(one) for one in some]
+
+
+def _candidate(
+    triplet: Triplet, written: Written, words: Sequence[float], i: int
+) -> dict[str, Any]:
+    """The ``i``-th text of some, as a candidate is kept."""
+    return {
+        "triplet": triplet.id,
+        "text": written.texts[i],
+        "ended": bool(written.ended[i]),
+        "kl": float(written.kl[i]),
+        "fluency": float(written.fluency[i]),
+        "rewards": {k: float(v[i]) for k, v in written.components.items()}
+        | {"words": float(words[i])},
+    }
 
 
 def _record(row: dict[str, Any], triplet: Triplet, label: str) -> Record:

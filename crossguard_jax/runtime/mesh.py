@@ -48,6 +48,14 @@ def inference_mesh(sizes: Mapping[str, int] | None) -> Mesh | None:
     return make_mesh(**sizes, devices=local if several and product == len(local) else None)
 
 
+def local_mesh(like: Mesh) -> Mesh:
+    """A mesh of this process's devices, for a model of its own: in parts where ``like`` has it in
+    parts, or else a copy on each."""
+    parts = like.shape["fsdp"] * like.shape["tensor"] > 1
+    sizes = {"data": 1, "fsdp": -1} if parts else {"data": -1, "fsdp": 1}
+    return make_mesh(**sizes, devices=jax.local_devices())
+
+
 def spans_processes(mesh: Mesh | None) -> bool:
     """Whether what is computed on a mesh takes all processes together."""
     return mesh is not None and mesh.is_multi_process

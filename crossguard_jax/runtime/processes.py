@@ -1,17 +1,27 @@
 """Which process of a run this is, and what its processes do together.
 
-The only module that asks JAX so. Outside of a run of several, all of it is a no-op. What one calls
-here all must call, in the same order.
+The only module that asks JAX so: of its record of the run, since ``jax.process_index`` takes hold
+of the devices first. Outside of a run of several, all of it is a no-op. What one calls here all
+must call, in the same order.
 """
 
+import itertools
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # named nowhere else: the record, and the coordinator's client
 
 from crossguard_jax.core.errors import UserError
+
+PIECE = 2**20
+"""Bytes that go through the coordinator in one message."""
+PATIENCE = 24 * 60 * 60 * 1000
+"""Milliseconds. A process that dies ends the others long before, by the coordinator's heartbeats;
+one that lives may be writing a data set."""
+_exchanges = itertools.count()
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -19,12 +29,12 @@ Row = TypeVar("Row")
 
 def index() -> int:
     """This process's number, from 0."""
-    return jax.process_index()
+    return distributed.global_state.process_id or 0
 
 
 def count() -> int:
     """How many processes the run has."""
-    return jax.process_count()
+    return distributed.global_state.num_processes or 1
 
 
 def is_first() -> bool:
@@ -70,17 +80,24 @@ def exchange(value: T) -> list[T]:
     """What each process gave, by its number, in all of them."""
     if count() == 1:
         return [value]
-    from jax.experimental import multihost_utils
+    # It waits for hours where a collective would not, and takes no device.
+    client, name = distributed.global_state.client, f"crossguard/{next(_exchanges)}"
+    content = pickle.dumps(value)
+    pieces = range(0, len(content), PIECE)
+    for i, start in enumerate(pieces):
+        client.key_value_set_bytes(f"{name}/{index()}/{i}", content[start : start + PIECE])
+    client.key_value_set_bytes(f"{name}/{index()}/pieces", b"%d" % len(pieces))
 
-    sent = np.frombuffer(pickle.dumps(value), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(sent)))
-    # A power of two, so that few programs are compiled.
-    room = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
-    room[: len(sent)] = sent
-    rows = multihost_utils.process_allgather(room)
-    return [
-        pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.tolist(), strict=True)
-    ]
+    def read(key: str) -> bytes:
+        return client.blocking_key_value_get_bytes(f"{name}/{key}", PATIENCE)
+
+    values = []
+    for process in range(count()):
+        n = int(read(f"{process}/pieces"))
+        values.append(pickle.loads(b"".join(read(f"{process}/{i}") for i in range(n))))
+    client.wait_at_barrier(name, PATIENCE)
+    client.key_value_delete(f"{name}/{index()}/")
+    return values
 
 
 def by_first(work: Callable[[], T], beside: Iterable[Any] = ()) -> T:

@@ -24,11 +24,14 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, m
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.impforge.ppo.archive import Archive, crowd, insert, nearest
-from crossguard_jax.impforge.ppo.rewriter import Rewriter, Written, fluency, local_rows
+from crossguard_jax.impforge.ppo.rewriter import Rewriter, Written, fluency
 from crossguard_jax.impforge.ppo.rounds import Rounds
 from crossguard_jax.impforge.ppo.update import PpoSettings, Trajectory, sequence_kl, steer, update
 from crossguard_jax.impforge.rewards.rewards import Rewards, total
 from crossguard_jax.impforge.triplets import Triplet
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.mesh import local_mesh, spans_processes
+from crossguard_jax.runtime.placement import Share, put
 from crossguard_jax.train.loop import Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import Metrics, Step, TrainState, init_state
@@ -204,12 +207,12 @@ def make_iteration(
     def place(arrays: Mapping[str, Any]) -> dict[str, Array]:
         if sharding is None:
             return {k: jnp.asarray(v) for k, v in arrays.items()}
-        make = jax.make_array_from_process_local_data
-        return {k: make(sharding, v) for k, v in arrays.items()}
+        return put(dict(arrays), sharding)
 
     def iteration(state: Any, frozen: Any, batch: Any) -> tuple[PpoState, Metrics]:
         policy, models = frozen
-        rows = local_rows(batch["row"])
+        # Every process reads every text: they are few, and how long they are decides the shapes.
+        rows = processes.gather(batch["row"])
         trajectory = rewriter.rollout(state.trainable, policy, _keys(state)[0], batch)
         encoded = rewriter.rewards.encode(rewriter.texts(trajectory), [triplets[i] for i in rows])
         about = place({k: v[rows] for k, v in context.items()})
@@ -237,7 +240,8 @@ def train_rewriter(
         held_out: triplets to measure on now and then.
 
     Returns:
-        The rewriter, and its trained part (to pass to `Rewriter.write`).
+        The rewriter, and its trained part (to pass to `Rewriter.write`). Where processes trained
+        one together, each has its own now.
 
     Raises:
         UserError: see `Rewriter`, `Rewards` and `train.loop`; or a number of the configuration that
@@ -262,15 +266,14 @@ def train_rewriter(
     adam = optimizer(config.optim, updates, "optim", _UPDATES)
     improve = make_improve(rewriter, adam, settings, weights, breadth, len(names))
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
-    processes = jax.process_count()
     arrays = {**rewriter.prepare(triplets)[0], "category": np.asarray(categories, np.int32)}
     rounds = Rounds(
         arrays,
         categories,
-        config.ppo.batch_size // processes,
+        config.ppo.batch_size,
         config.ppo.seed,
         breadth.quota,
-        (jax.process_index(), processes),
+        Share.under(sharding),
     )
     state = train(
         first_state(rewriter, adam, config, mesh, rules),
@@ -284,7 +287,11 @@ def train_rewriter(
         hooks=[_measure(rewriter, config, held_out)] if held_out else [],
         name=f"training {Path(folder).name}",
     )
-    return rewriter, state.trainable
+    if not spans_processes(mesh):
+        return rewriter, state.trainable
+    trained = jax.tree.map(jnp.asarray, processes.gather(state.trainable))
+    del rewriter, state
+    return load_rewriter(config, local_mesh(mesh), rules), trained
 
 
 def load_rewriter(config: Any, mesh: Mesh | None = None, rules: Rules = DEFAULT_RULES) -> Rewriter:

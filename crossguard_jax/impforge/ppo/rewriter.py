@@ -30,6 +30,7 @@ from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn.llama import Llama
+from crossguard_jax.runtime import processes
 
 Prepared = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 """Rows of `Rewriter.prompts` and of `Rewards.context`."""
@@ -216,12 +217,13 @@ class Rewriter:
             encoded = self.rewards.encode([texts[i] for i in rows], [triplets[i] for i in rows])
             about = {k: v[rows] for k, v in context.items()}
             ids, mask = completions["input_ids"][rows], completions["attention_mask"][rows]
-            parts.append(self.judge(self.rewards.frozen, ids, mask, about, encoded))
+            components = self.judge(self.rewards.frozen, ids, mask, about, encoded)
+            parts.append(processes.gather(components))
         return {k: np.concatenate([p[k] for p in parts])[: len(triplets)] for k in parts[0]}
 
     def texts(self, trajectory: Trajectory) -> list[str]:
         """What was written, decoded; special tokens are left out."""
-        ids, masks = local_rows(trajectory.inputs["tokens"]), local_rows(trajectory.mask)
+        ids, masks = processes.gather((trajectory.inputs["tokens"], trajectory.mask))
         rows = [row[mask].tolist() for row, mask in zip(ids, masks, strict=True)]
         return [
             text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -280,9 +282,8 @@ class Rewriter:
                     about,
                     encoded,
                 )
-                parts.append(
-                    {k: np.asarray(v)[:n] for k, v in _facts(trajectory, components).items()}
-                )
+                facts = processes.gather(_facts(trajectory, components))
+                parts.append({k: v[:n] for k, v in facts.items()})
                 texts.extend(decoded[:n])
                 progress.update(n)
         facts = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
@@ -302,14 +303,6 @@ def fluency(trajectory: Trajectory) -> Array:
     """Mean log-probability of a text's tokens under the reference, [B], in nats a token."""
     total = jnp.where(trajectory.mask, trajectory.reference, 0.0).sum(axis=1)
     return total / jnp.maximum(trajectory.mask.sum(axis=1), 1)
-
-
-def local_rows(x: Any) -> np.ndarray:
-    """This process's rows of an array that is spread by its leading axis."""
-    if getattr(x, "is_fully_addressable", True):
-        return np.asarray(x)
-    parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
-    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def _end_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.runtime.placement import WHOLE, Share
 
 
 class Rounds:
@@ -18,10 +19,10 @@ class Rounds:
     Args:
         arrays: [T, ...] each; a batch has their rows, and ``row``, the rows' numbers.
         categories: each row's category, from 0.
-        batch_size: rows of this process.
+        batch_size: rows of all processes.
         seed: of the order.
         quota: whether categories take turns.
-        process: ``(index, count)``: processes share one order, and each takes its part.
+        share: the rows of each batch that this process makes: all share one order.
     """
 
     def __init__(
@@ -31,19 +32,18 @@ class Rounds:
         batch_size: int,
         seed: int,
         quota: bool,
-        process: tuple[int, int] = (0, 1),
+        share: Share = WHOLE,
     ):
         if not len(categories):
             raise UserError("no triplets to rewrite: is the file empty, or all of it rejected?")
         labels = np.asarray(categories) if quota else np.zeros(len(categories), np.int64)
         self._members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-        self._arrays, self._size, self._seed, self._process = arrays, batch_size, seed, process
+        self._arrays, self._size, self._seed, self._share = arrays, batch_size, seed, share
         self._done = 0
 
     def __next__(self) -> dict[str, np.ndarray]:
-        index, count = self._process
-        first = (self._done * count + index) * self._size
-        rows = np.asarray([self._row(slot) for slot in range(first, first + self._size)])
+        slots = self._done * self._size + self._share.rows(self._size)
+        rows = np.asarray([self._row(slot) for slot in slots.tolist()])
         self._done += 1
         return {"row": rows.astype(np.int32)} | {k: v[rows] for k, v in self._arrays.items()}
 

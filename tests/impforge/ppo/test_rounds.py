@@ -5,6 +5,7 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.impforge.ppo.rounds import Rounds
+from crossguard_jax.runtime.placement import Share
 
 CATEGORIES = [0] * 10 + [1] * 3 + [2] * 1
 
@@ -44,7 +45,7 @@ def test_the_place_is_found_again() -> None:
 
 def test_processes_share_one_order() -> None:
     whole = Rounds({}, CATEGORIES, 6, 0, True)
-    parts = [Rounds({}, CATEGORIES, 3, 0, True, (i, 2)) for i in range(2)]
+    parts = [Rounds({}, CATEGORIES, 6, 0, True, Share((i,), 2)) for i in range(2)]
     for _ in range(4):
         joined = np.concatenate([next(part)["row"] for part in parts])
         np.testing.assert_array_equal(joined, next(whole)["row"])
