@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from crossguard_jax.runtime.flags import add_config_places, add_mesh, add_places
+
 PLACES = ("mesh", "axis_rules")
 """What every configuration of a computation says of devices."""
 GUARDS = {"toy://llava": "the small world's LLaVA, a guard without training"}
@@ -50,12 +52,14 @@ def train(parser: argparse.ArgumentParser) -> None:
     config_argument(
         parser, "configs/guard.py", ("model", "lora", "data", "optim", "train", *PLACES)
     )
+    add_config_places(parser, ["model.dtype"], ["model.remat"])
     _out_argument(parser, "runs/train")
 
 
 def immunize(parser: argparse.ArgumentParser) -> None:
     learned = ("model", "task", "lora", "cmcv", "mbat", "arm", "data", "optim", "train")
     config_argument(parser, "configs/cmai.py", (*learned, *PLACES))
+    add_config_places(parser, ["model.dtype"], ["model.remat"])
     _out_argument(parser, "runs/immunize")
 
 
@@ -90,6 +94,7 @@ def attack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
     _verdict_arguments(parser)
     config_argument(parser, "configs/cmai.py", ("attack",))
+    add_places(parser, remat=True)
     _out_argument(parser, "runs/attack")
 
 
@@ -114,8 +119,8 @@ def tasks(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit", type=int, metavar="N", help="rows of each data set (default: all)")
     add("--batch-size", type=int, default=16, help="default: 16")
-    add("--dtype", default="float32", help="default: float32")
     _out_argument(parser, "runs/tasks")
+    add_places(parser, remat=True)
     words = parser.add_argument_group("how a LLaVA is asked (default: as LLaVA-1.5 is)")
     words.add_argument("--prompt", default="", help="a prompt's name")
     words.add_argument("--question", default="", help="with {text} in it")
@@ -153,6 +158,7 @@ def match(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rebuild", action="store_true", help="embed the pictures anew")
     config_argument(parser, "configs/impforge.py", ("match", *PLACES))
+    add_config_places(parser, ["match.dtype"])
     _out_argument(parser, "runs/match")
 
 
@@ -179,6 +185,7 @@ def forge(parser: argparse.ArgumentParser) -> None:
     )
     learned = ("rewriter", "rewards", "match", "ppo", "breadth", "forge", "gate", "optim")
     config_argument(parser, "configs/impforge.py", (*learned, *PLACES))
+    add_config_places(parser, ["rewriter.dtype", "rewards.dtype"], ["rewriter.remat"])
     _out_argument(parser, "runs/forge")
 
 
@@ -208,11 +215,11 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         help="least p_unsafe for unsafe, for all models (default: the main one's own)",
     )
     parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
-    parser.add_argument("--dtype", default="float32", help="default: float32")
     parser.add_argument(
         "--blank", choices=("", "picture", "text"), default="", help="score a control"
     )
     _verdict_arguments(parser)
+    add_places(parser)
 
 
 def _verdict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -239,12 +246,7 @@ def model(parser: argparse.ArgumentParser, required: bool) -> None:
     )
     parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of the arithmetic (default: float32)",
-    )
+    add_places(parser)
 
 
 def score(parser: argparse.ArgumentParser) -> None:
@@ -329,6 +331,7 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="a LLaVA folder")
     parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
     parser.add_argument("--format", choices=("merged", "peft"), default="merged")
+    add_mesh(parser)
     parser.add_argument("--dtype", help="of merged weights, e.g. bfloat16 (default: the model's)")
     parser.add_argument("--out", required=True, metavar="FOLDER")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.runtime import flags
 from crossguard_jax.runtime.joining import initialize_if_several
 from crossguard_jax.verbs import VERBS, Verb
 
@@ -119,12 +120,14 @@ def _run(argv: list[str], ours: bool) -> int:
         args.usage_error(f"takes no configuration, so no {overrides[0]}")
     if hasattr(args, "config"):
         args.spec, args.config = args.config, _load_config(args, overrides)
-    several = verb.uses_jax and initialize_if_several()
+    # Whose workers compute takes no device itself.
+    computes = verb.uses_jax and getattr(args, "shards", None) is None
+    several = computes and initialize_if_several()
     if ours and verb.uses_models:
         _leave_torch_out()
     if several:
         _only_the_first_talks()
-    if words := [*_first_line(args, verb)]:
+    if words := [*_first_line(args, computes)]:
         print("; ".join(words), file=sys.stderr if verb.prints_data else sys.stdout, flush=True)
     code = _import(verb.handler)(args)
     return OK if code is None else code
@@ -144,7 +147,7 @@ def _load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Any:
     """The configuration that was asked for, if the verb can read it."""
     from crossguard_jax.core.config import load_config
 
-    config = load_config(args.config, overrides)
+    config = load_config(args.config, [*flags.overrides(args), *overrides])
     if missing := [name for name in args.config_fields if name not in config]:
         raise UserError(
             f"{args.config} has no {missing[0]!r}, so it is no configuration of {args.verb}: "
@@ -153,10 +156,10 @@ def _load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Any:
     return config
 
 
-def _first_line(args: argparse.Namespace, verb: Verb) -> Iterator[str]:
+def _first_line(args: argparse.Namespace, computes: bool) -> Iterator[str]:
     """Which devices and processes compute, which configuration was read, and what of the small
     world the verb works with."""
-    if verb.uses_jax:
+    if computes:
         from crossguard_jax.runtime.mesh import described
 
         yield described()

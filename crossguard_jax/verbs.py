@@ -261,13 +261,15 @@ def export(args: argparse.Namespace) -> None:
     from crossguard_jax.cmai.folders import is_immunized
     from crossguard_jax.core.errors import UserError
     from crossguard_jax.guard.guard import Guard
+    from crossguard_jax.runtime.mesh import inference_mesh
 
     if is_immunized(args.model):
         raise UserError(
             f"--model {args.model}: is immunized, and transformers loads it as it is; copy the "
             "folder, since an export would leave out its check and its policy"
         )
-    guard = Guard.from_pretrained(args.model, args.adapter, dtype=None)
+    mesh = inference_mesh(args.mesh)
+    guard = Guard.from_pretrained(args.model, args.adapter, dtype=None, mesh=mesh)
     guard.save_pretrained(args.out, args.format, dtype=args.dtype)
     print(f"{args.format} model: {args.out}")
 

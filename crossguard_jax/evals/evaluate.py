@@ -22,6 +22,8 @@ from crossguard_jax.hf.trained import content_hash, trained_on
 from crossguard_jax.report.blocks import Section
 from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Table
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.mesh import inference_mesh
 from crossguard_jax.systems.load import guard_of, load
 from crossguard_jax.systems.scoring import BRANCHES
 from crossguard_jax.systems.store import VerdictStore, store_folder
@@ -40,6 +42,22 @@ def main(args: argparse.Namespace) -> int:
         tests = read_benchmarks(args.data, left_out)
         tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
         judgements, systems, own, learned = _score(args, tests, left_out)
+    return processes.by_first(
+        lambda: _write(args, tests, left_out, judgements, systems, own, learned)
+    )
+
+
+def _write(
+    args: argparse.Namespace,
+    tests: Mapping[str, Sequence[Record]],
+    left_out: LeftOut,
+    judgements: Mapping[str, Scored],
+    systems: dict[str, ScoredRows],
+    own: Mapping[str, float],
+    learned: Mapping[str, set[str]],
+) -> int:
+    """Verdicts, report and figures; returns the exit code."""
+    folder = Path(args.out)
     for name, scored in judgements.items():
         write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
     threshold = _threshold(args.threshold, own)
@@ -71,7 +89,8 @@ def _score(
         name, path, adapter = parse_model(spec)
         if name in systems:
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
-        system = load(path, adapter, args.dtype, prompt=args.prompt, noise_seed=args.noise_seed)
+        options = {"prompt": args.prompt, "noise_seed": args.noise_seed}
+        system = load(path, adapter, args.dtype, mesh=inference_mesh(args.mesh), **options)
         learned[name] = trained_on(guard_of(system).folder, path, adapter or path)
         store = VerdictStore(store_folder(args.store), system)
         judgements[name] = judged_rows(store, tests, name, args.batch_size, left_out)

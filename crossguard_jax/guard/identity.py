@@ -9,12 +9,13 @@ from crossguard_jax.data.prompts import PromptTemplate
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.nn import lora
+from crossguard_jax.runtime import processes
 
 
 def guard_identity(guard: Guard) -> dict[str, Any]:
     """What a guard's scores depend on beside their input, as JSON values; its place and its
     threshold do not count."""
-    adapters = lora.split(guard.model)[1]
+    adapters = processes.gather(lora.split(guard.model)[1])
     alphas = {p: d.lora.alpha for p, d in lora.dense_layers(guard.model) if d.lora is not None}
     return {
         "weights": folder_hash(guard.folder),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from crossguard_jax.core import diversity
 from crossguard_jax.core.errors import UserError, short
@@ -116,7 +117,7 @@ def _sift(
     settings: ForgeSettings,
     gate: Gate,
     folder: Path,
-    claim: Mapping[str, Any],
+    claim: dict[str, Any],
     judged: str | Path | None,
 ) -> Forged:
     """Keeps the best of what was written, and writes the data set and its card."""
@@ -242,9 +243,7 @@ def _each(work: Callable[[int], Any]) -> Callable[[Sequence[int]], list[Any]]:
     return lambda some: [work(one) for one in some]
 
 
-def _candidate(
-    triplet: Triplet, written: Written, words: Sequence[float], i: int
-) -> dict[str, Any]:
+def _candidate(triplet: Triplet, written: Written, words: np.ndarray, i: int) -> dict[str, Any]:
     """The ``i``-th text of some, as a candidate is kept."""
     return {
         "triplet": triplet.id,

@@ -49,6 +49,8 @@ def initialize_if_several(environ: Mapping[str, str] | None = None) -> bool:
     refuse_loopback(environ)
     import jax  # a lone process need not pay for it here
 
+    if jax.distributed.is_initialized():  # an earlier verb of this process did it
+        return True
     try:
         jax.distributed.initialize(**arguments, initialization_timeout=RENDEZVOUS)
     except (RuntimeError, ValueError) as error:

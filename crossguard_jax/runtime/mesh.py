@@ -1,51 +1,48 @@
 """The mesh that a command line or a configuration speaks of, and where a run computes."""
 
-from collections.abc import Mapping
-
 import jax
 from jax.sharding import Mesh
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.sharding import MESH_AXES, make_mesh
+from crossguard_jax.core.sharding import make_mesh
 from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.flags import parse_mesh
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """``data=2,fsdp=-1`` as sizes by axis; an axis that is not named has 1.
-
-    Raises:
-        UserError: no such axis, an axis twice, or a size that is no number (-1: the rest).
-    """
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        name, equals, size = (word.strip() for word in part.partition("="))
-        if name not in MESH_AXES or not equals or name in sizes:
-            raise UserError(f"--mesh {text}: write AXIS=N,... of {', '.join(MESH_AXES)}, each once")
-        try:
-            sizes[name] = int(size)
-        except ValueError:
-            raise UserError(f"--mesh {text}: {name}={size} is no whole number") from None
-    return dict.fromkeys(MESH_AXES, 1) | sizes
-
-
-def inference_mesh(sizes: Mapping[str, int] | None) -> Mesh | None:
+def inference_mesh(text: str | None) -> Mesh | None:
     """Where a model lies that answers rows one by one; None is the first device.
 
     Args:
-        sizes: by axis. Where they multiply to the devices of one process, every process has a copy
-            of the model and rows of its own (`runtime.processes.divided`); where they take all
-            devices, the processes compute every row together. None is the former, with a copy on
-            every device.
+        text: as `parse_mesh` takes it. Where the sizes multiply to the devices of one process,
+            every process has a copy of the model and rows of its own (`processes.divided`); where
+            they take all devices, the processes compute every row together. None is the former,
+            with a copy on every device.
 
     Raises:
-        UserError: they multiply to neither.
+        UserError: they multiply to neither; or what `parse_mesh` refuses.
     """
     local = jax.local_devices()
-    if sizes is None:
+    if text is None:
         return make_mesh(devices=local) if len(local) > 1 else None
+    sizes = parse_mesh(text)
     several = processes.count() > 1
     product = sizes["data"] * sizes["fsdp"] * sizes["tensor"]
     return make_mesh(**sizes, devices=local if several and product == len(local) else None)
+
+
+def own_mesh(text: str | None) -> Mesh | None:
+    """As `inference_mesh`, for what a process computes by itself.
+
+    Raises:
+        UserError: also where processes would have to compute together.
+    """
+    mesh = inference_mesh(text)
+    if spans_processes(mesh):
+        raise UserError(
+            f"--mesh {text}: takes all processes' devices, and here each process computes by "
+            f"itself; give sizes that multiply to its own {jax.local_device_count()}"
+        )
+    return mesh
 
 
 def local_mesh(like: Mesh) -> Mesh:

@@ -81,7 +81,8 @@ def exchange(value: T) -> list[T]:
     if count() == 1:
         return [value]
     # It waits for hours where a collective would not, and takes no device.
-    client, name = distributed.global_state.client, f"crossguard/{next(_exchanges)}"
+    client: Any = distributed.global_state.client
+    name = f"crossguard/{next(_exchanges)}"
     content = pickle.dumps(value)
     pieces = range(0, len(content), PIECE)
     for i, start in enumerate(pieces):

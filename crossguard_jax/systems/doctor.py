@@ -22,6 +22,7 @@ from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.encoding import summary
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.nn import lora, verdict
+from crossguard_jax.runtime.mesh import default_dtype, own_mesh
 from crossguard_jax.systems.load import guard_of, load
 
 OK, FAILED, WARNING, FACT = "ok", "FAILED", "warning", ""
@@ -142,11 +143,12 @@ def _cache() -> Finding:
 
 def _guard_findings(args: argparse.Namespace) -> Iterator[Finding]:
     try:
-        system = load(args.model, args.adapter, args.dtype, prompt=args.prompt)
+        mesh, options = own_mesh(args.mesh), {"prompt": args.prompt}
+        system = load(args.model, args.adapter, args.dtype, mesh=mesh, **options)
     except UserError as error:
         yield Finding(FAILED, "loading", " ".join(str(error).split()))
         return
-    yield from examine(guard_of(system), args.dtype)
+    yield from examine(guard_of(system), default_dtype() if args.dtype == "auto" else args.dtype)
     if isinstance(system, Immunized):
         yield from _policy(system)
 

@@ -15,6 +15,7 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.identity import guard_identity
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.verdict import Verdict
+from crossguard_jax.runtime.mesh import default_dtype, spans_processes
 
 
 @runtime_checkable
@@ -56,17 +57,24 @@ def load(
     Args:
         path: the folder.
         adapter: a PEFT adapter to lay over it; not over an immunized one.
-        dtype: of the base's weights and the arithmetic.
+        dtype: of the base's weights and the arithmetic; "auto" is bfloat16 on an accelerator and
+            float32 elsewhere, None what the files have.
         noise_seed: in place of the secret that an immunized folder's noise is keyed by; for tests.
         options: of `Guard.from_pretrained`.
 
     Raises:
         UserError: whatever is wrong with the folder, in one message.
     """
+    dtype = default_dtype() if dtype == "auto" else dtype
     if not is_immunized(path):
         return Guard.from_pretrained(path, adapter, dtype, **options)
     if adapter is not None:
         raise UserError(f"{path}: is immunized as it is; an adapter over it would undo its check")
+    if spans_processes(options.get("mesh")):
+        raise UserError(
+            f"{path}: is immunized, and its policy is followed by each process for its own rows; "
+            "give a --mesh of one process's devices"
+        )
     return load_immunized(path, noise_seed=noise_seed, dtype=dtype, **options)
 
 

@@ -1,6 +1,8 @@
 """The verb ``score``: one request from flags, or a file of them to a file of verdicts."""
 
 import argparse
+import contextlib
+import functools
 import itertools
 import json
 import time
@@ -26,6 +28,8 @@ from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.trained import content_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.mesh import inference_mesh
 from crossguard_jax.systems.load import System, guard_of, identity, load
 from crossguard_jax.systems.results import Item, Results, row_of, row_out
 from crossguard_jax.systems.store import VerdictStore, store_folder
@@ -193,6 +197,7 @@ def _load(args: argparse.Namespace) -> Guard | Immunized:
         args.model,
         args.adapter,
         args.dtype,
+        mesh=inference_mesh(args.mesh),
         prompt=args.prompt,
         threshold=args.threshold,
         noise_seed=args.noise_seed,
@@ -220,7 +225,9 @@ def _score_file(args: argparse.Namespace) -> int:
     store = VerdictStore(store_folder(args.store), system)
     queue = ReviewQueue(args.queue or Path(args.output).with_name("review.jsonl"))
     began = time.monotonic()
-    with Results(args.output, run, args.restart) as results:
+    opened: list[Results] = []
+    processes.by_first(lambda: opened.append(Results(args.output, run, args.restart)))
+    with opened[0] if opened else contextlib.nullcontext() as results:
         tally = score_items(store, items, results, queue, args.batch_size, last_row(table))
     seconds = time.monotonic() - began
     print("\n".join(tally.lines()))
@@ -229,8 +236,9 @@ def _score_file(args: argparse.Namespace) -> int:
     if store.computed:
         rate = store.computed / seconds
         print(f"{store.computed:,} rows in {seconds:,.1f} s, {rate:,.1f} rows/s")
-    print(f"verdicts: {results.output}")
-    print(f"rejected rows: {results.rejected}")
+    print(f"verdicts: {args.output}")
+    if results:
+        print(f"rejected rows: {results.rejected}")
     if tally.branches["flag"]:
         print(f"flagged for review: {queue.path} (crossguard review)")
     if tally.rejected:
@@ -271,17 +279,19 @@ def last_row(file: Path) -> int:
 def score_items(
     store: VerdictStore,
     items: Iterable[Item],
-    results: Results,
+    results: Results | None,
     queue: ReviewQueue,
     batch_size: int = 16,
     total: int | None = None,
 ) -> Tally:
     """Scores what is not in the results yet, in windows, and writes it in order.
 
+    Several processes read the same items and divide a window's; the first one writes.
+
     Args:
         store: the system's verdicts.
         items: records and rejected rows, as the readers of `data.sources` yield them.
-        results: where verdicts and rejected rows go.
+        results: where verdicts and rejected rows go; None in a process that is not the first.
         queue: where flagged requests go.
         batch_size: rows to a forward pass, at most.
         total: the number of the last row, for the progress line.
@@ -290,22 +300,38 @@ def score_items(
         What the files hold now.
     """
     words = store.system.settings.prompt
-    tally = Tally((words.negative, words.positive))
-    reached = 0
+    remaining = iter(items)
 
-    def done(row: Mapping[str, Any]) -> None:
-        nonlocal reached
-        tally.add(row)
-        reached = row["row"]
+    def pass_over() -> tuple[Tally, int, int]:
+        """What is there, the number of its last row, and how many items that is."""
+        nonlocal remaining
+        tally, reached = Tally((words.negative, words.positive)), [0]
 
-    items = results.remaining(iter(items), done)
+        def done(row: Mapping[str, Any]) -> None:
+            tally.add(row)
+            reached.append(row["row"])
+
+        assert results
+        remaining = results.remaining(remaining, done)
+        return tally, reached[-1], len(reached) - 1
+
+    tally, reached, n = processes.by_first(pass_over)
+    if results is None:
+        remaining = itertools.islice(remaining, n, None)
     with Progress("scoring", total, start=reached) as progress:
-        for window in _windows(items, batch_size):
-            for row in _score_window(store, window, queue, batch_size):
-                results.add(row)
+        for window in _windows(remaining, batch_size):
+            rows = [*_score_window(store, window, queue, batch_size)]
+            processes.by_first(functools.partial(_add, results, rows))
+            for row in rows:
                 tally.add(row)
             progress.update(row_of(window[-1]) - progress.n)
     return tally
+
+
+def _add(results: Results | None, rows: Iterable[Mapping[str, Any]]) -> None:
+    assert results
+    for row in rows:
+        results.add(row)
 
 
 def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
@@ -320,7 +346,8 @@ def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
         if len(window) >= rows or size >= WINDOW_BYTES:
             began = time.monotonic()
             yield window
-            slow = time.monotonic() - began > WINDOW_SECONDS
+            seconds = time.monotonic() - began
+            slow = processes.by_first(lambda seconds=seconds: seconds > WINDOW_SECONDS)
             rows = max(rows // 2, batch_size) if slow else min(rows * 2, most)
             window, size = [], 0
     if window:
@@ -364,4 +391,4 @@ def queue_flagged(
         if isinstance(each, Verdict) and each.branch == "flag"
     ]
     if flagged:
-        queue.add(flagged)
+        processes.by_first(lambda: queue.add(flagged))

@@ -2,7 +2,8 @@
 
 A store is a folder. Each system has a file in it, ``HASH.jsonl``, one line a verdict by the content
 of the request (text and pictures, not its name), and ``HASH.json`` says which system that is. A
-verdict's threshold is not kept: it is laid on what is read. Several processes may write one store.
+verdict's threshold is not kept: it is laid on what is read. Several processes may write one store;
+those of one run divide what has to be made, and its first one reads and writes.
 """
 
 import hashlib
@@ -18,8 +19,11 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io.jsonl import RowError, exclusive_writer, read_jsonl, write_atomic
-from crossguard_jax.systems.load import System, identity
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.mesh import spans_processes
+from crossguard_jax.systems.load import System, guard_of, identity
 
+_REQUEST = ("images", "text")
 _FIELDS = ("p_unsafe", "rejected", "s_c", "branch", "windows")
 WINDOW = 256
 """Requests that are encoded at once; the memory that pictures take is bounded by it."""
@@ -46,6 +50,8 @@ class VerdictStore:
         facts = json.dumps(identity(system), indent=1, sort_keys=True)
         name = hashlib.sha256(facts.encode()).hexdigest()[:24]
         self._path = Path(folder) / f"{name}.jsonl"
+        if not processes.is_first():
+            return
         write_atomic(self._path.with_suffix(".json"), facts + "\n")
         if self._path.exists():
             for _, row in read_jsonl(self._path):
@@ -79,15 +85,19 @@ class VerdictStore:
     ) -> list[Verdict | UserError]:
         """`verdicts` of records that fit into memory."""
         keys = [_key(record) for record in records]
+        # What the first process has, so that all make the same.
+        there = {key: self._rows[key] for key in keys if key in self._rows}
+        self._rows |= processes.by_first(lambda: there)
         missing = [i for i, key in enumerate(keys) if key not in self._rows]
         first = {keys[i]: i for i in reversed(missing)}  # two that are alike are made once
         places = sorted(first.values())
-        made = self.system.score_each(
-            [records[i].images for i in places],
-            [records[i].text for i in places],
-            batch_size=batch_size,
-            threshold=threshold,
-        )
+
+        def make(some: Sequence[int]) -> list[Verdict | UserError]:
+            images, texts = ([getattr(records[i], name) for i in some] for name in _REQUEST)
+            return self.system.score_each(images, texts, batch_size=batch_size, threshold=threshold)
+
+        together = processes.count() > 1 and spans_processes(guard_of(self.system).mesh)
+        made = make(places) if together else processes.divided(places, make)
         failed: dict[str, UserError] = {}
         rows = []
         for i, each in zip(places, made, strict=True):
@@ -102,7 +112,7 @@ class VerdictStore:
 
     def _keep(self, rows: Sequence[dict[str, Any]]) -> None:
         self._rows |= {row["key"]: row for row in rows}
-        if self._path is None or not rows:
+        if self._path is None or not rows or not processes.is_first():
             return
         with exclusive_writer(self._path) as writer:
             for row in rows:

@@ -1,0 +1,134 @@
+"""Two processes do what one does: the same batches, gradients, verdicts, and one of each file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from tests.random_llava import llava_folder  # noqa: F401  # a fixture
+from tests.runtime.several import run_verbs
+
+CONFIG = """
+import runpy
+
+from ml_collections import ConfigDict
+
+def get_config(variant="small"):
+    config = runpy.run_path({base!r})["tiny"]()
+    config.model.path = {model!r}
+    row = dict(config.data.sources.implicit.to_dict(), reader="table", limit=0, weight=1.0)
+    pictures, words = {pictures!r}, {words!r}
+    config.data.sources = ConfigDict({{
+        "pictures": dict(row, path=pictures), "words": dict(row, path=words, weight=0.5)}})
+    config.data.validation = ConfigDict({{"pictures": dict(row, path=pictures)}})
+    config.data.max_length = 48
+    config.data.augment.update({{"long": 0.0, "injected": 0.0}})
+    config.optim.update({{"learning_rate": 5e-3, "warmup_steps": 1}})
+    config.train.update({{"steps": {steps}, "batch_size": 8, "eval_every": 4, "save_every": 1}})
+    config.mesh = {{"data": 1, "fsdp": -1, "tensor": 1}}
+    return config
+"""
+
+
+def write_rows(folder: Path, n: int = 24) -> tuple[Path, Path]:
+    """A table of rows with one picture or two, and one of texts alone."""
+    rng = np.random.default_rng(0)
+    shown, plain = [], []
+    for i in range(n):
+        names = [f"{i}-{k}.png" for k in range(1 + (i % 8 == 0))]
+        for name in names:
+            pixels = rng.integers(0, 256, (24, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name)
+        label = ("safe", "unsafe")[i % 2]
+        text = f"can i touch the red one at {i} ?"
+        shown.append({"id": f"p{i}", "image": names, "text": text, "label": label})
+        plain.append({"id": f"w{i}", "text": f"tell me {i}", "label": label, "image": None})
+    files = folder / "pictures.jsonl", folder / "words.jsonl"
+    for file, rows in zip(files, (shown, plain), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return files
+
+
+@pytest.fixture(scope="module")
+def made(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory, repository: Path):  # noqa: F811
+    """The same verbs by one process and by two: a folder of each."""
+    folder = tmp_path_factory.mktemp("several")
+    pictures, words = write_rows(folder)
+    config = folder / "small.py"
+    fields = {"pictures": str(pictures), "words": str(words), "model": str(llava_folder)}
+    base = str(repository / "configs" / "guard.py")
+    config.write_text(CONFIG.format(base=base, steps=8, **fields))
+    outs = {n: folder / str(n) for n in (1, 2)}
+    printed = {}
+    for n, out in outs.items():
+        adapter = out / "run" / "adapter"
+        printed[n] = run_verbs(
+            n,
+            [
+                ["train", "--config", f"{config}:small", "--out", out / "run"],
+                ["evaluate", "--model", f"guard={llava_folder}+{adapter}", "--data", pictures]
+                + ["--out", out / "evaluate", "--store", "", "--batch-size", 4],
+                ["score", "--model", llava_folder, "--adapter", adapter, "--input", pictures]
+                + ["--output", out / "scored.jsonl", "--store", "", "--batch-size", 4],
+                ["export", "--model", llava_folder, "--adapter", adapter]
+                + ["--out", out / "merged", "--mesh", f"fsdp={n}"],
+            ],
+        )
+    return outs, printed
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_first_alone_talks_and_says_what_computes(made) -> None:
+    _, printed = made
+    # Gloo has a line of its own for each process.
+    first, other = (out.splitlines() for out in printed[2])
+    assert first[0].startswith("2 cpu devices, 2 processes; ")
+    assert [line for line in other if not line.startswith("[Gloo]")] == []
+    assert printed[1][0].startswith("1 cpu device, 1 process; ")
+
+
+def test_evaluation_and_the_losses_are_one_processes(made) -> None:
+    outs, _ = made
+    one, two = (rows_of(out / "run" / "metrics.jsonl") for out in outs.values())
+    assert [row.keys() for row in one] == [row.keys() for row in two]
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_are_one_processes(made) -> None:
+    outs, _ = made
+    one, two = (
+        load_file(out / "run" / "adapter" / "adapter_model.safetensors") for out in outs.values()
+    )
+    assert one.keys() == two.keys()
+    apart = np.sqrt(sum(((one[k] - two[k]) ** 2).sum() for k in one))
+    norm = np.sqrt(sum((one[k] ** 2).sum() for k in one if "lora_B" in k))  # zero at the start
+    print(f"adapters after 8 steps: {apart / norm:.1e} of the update's norm apart")
+    assert apart <= 1e-3 * norm
+
+
+def test_each_row_is_scored_once_in_order_with_one_processes_verdict(made) -> None:
+    outs, _ = made
+    for name in ("scored.jsonl", "evaluate/guard.verdicts.jsonl"):
+        one, two = (rows_of(out / name) for out in outs.values())
+        assert [row["id"] for row in two] == [f"p{i}" for i in range(24)]
+        assert [r["unsafe"] for r in one] == [r["unsafe"] for r in two]
+        apart = max(abs(a["p_unsafe"] - b["p_unsafe"]) for a, b in zip(one, two, strict=True))
+        print(f"{name}: verdicts at most {apart:.1e} apart")
+        assert apart <= 1e-4
+
+
+def test_an_export_is_one_processes_and_whole(made) -> None:
+    outs, _ = made
+    folders = [out / "merged" for out in outs.values()]
+    one, two = ({p.name for p in folder.iterdir()} for folder in folders)
+    assert one == two
+    a, b = (load_file(folder / "model.safetensors") for folder in folders)
+    assert a.keys() == b.keys()
+    assert max(np.abs(a[k] - b[k]).max() for k in a) <= 1e-4
