@@ -2,19 +2,23 @@
 
 Every parameter names its logical axes where it is made; `DEFAULT_RULES` (or a config's own table)
 says which mesh axis carries each. Parameters inside a stack have one axis more in front:
-``layers``.
+``layers``. Activations go by the same table (`constrain`), with one rule more: the mesh axes of
+``batch`` are the rows' alone. "embed" on ``fsdp`` cuts a weight, which is gathered where it is
+used; the states that meet it stay where their rows are.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import named_leaves
+from crossguard_jax.core.typing import Array
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -81,7 +85,7 @@ def partition_spec(
     used: list[str] = []
     for name, size in zip(axes, shape, strict=True):
         names = tuple(n for n in _mesh_axes(name, mesh, rules) if mesh.shape[n] > 1)
-        if size % int(np.prod([mesh.shape[n] for n in names])):
+        if size % _parts(names, mesh):
             names = ()
         if taken := set(names) & set(used):
             raise UserError(
@@ -133,7 +137,79 @@ def batch_sharding(
 ) -> NamedSharding:
     """How a batch's leading axis is spread; whole where its ``size`` does not divide evenly."""
     names = _mesh_axes("batch", mesh, rules)
-    parts = int(np.prod([mesh.shape[n] for n in names]))
-    if size is not None and size % parts:
+    if size is not None and size % _parts(names, mesh):
         names = ()
     return NamedSharding(mesh, PartitionSpec(names or None))
+
+
+def mesh_of(x: Any) -> AbstractMesh | None:
+    """The mesh whose devices the partitioner spreads an array over, taken from what the array was
+    computed from; None on one device, inside `jax.shard_map`, or where nothing says."""
+    mesh = jax.typeof(x).sharding.mesh
+    spread = mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if spread else None
+
+
+def activation_spec(
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = DEFAULT_RULES,
+) -> PartitionSpec:
+    """The spec of an activation.
+
+    An axis that does not divide over all of its mesh axes goes over those that it does divide over,
+    or stays whole.
+
+    Args:
+        axes: logical names, one a dimension.
+        shape: the array's shape.
+        mesh: gives the sizes.
+        rules: the table.
+
+    Raises:
+        UserError: a logical axis the table does not know, or a mesh axis that is none.
+    """
+    of_batch = _mesh_axes("batch", mesh, rules)
+    taken = set(of_batch)
+    spec: list[str | tuple[str, ...] | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        free = [n for n in _mesh_axes(name, mesh, rules) if n not in taken and mesh.shape[n] > 1]
+        if name == "batch":
+            free = [n for n in of_batch if mesh.shape[n] > 1]
+        names = _divided(size, free, mesh)
+        taken |= set(names)
+        spec.append(names[0] if len(names) == 1 else names or None)
+    return PartitionSpec(*spec)
+
+
+def _divided(size: int, names: Sequence[str], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """Those mesh axes that cut an axis of this size into the most equal parts."""
+    choices = [some for n in range(len(names) + 1) for some in itertools.combinations(names, n)]
+    fitting = [some for some in choices if size % _parts(some, mesh) == 0]
+    return max(fitting, key=lambda some: _parts(some, mesh))
+
+
+def _parts(names: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts these mesh axes cut."""
+    return int(np.prod([mesh.shape[n] for n in names]))
+
+
+def constrain(x: Array, axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> Array:
+    """Pins an activation to where its logical axes lie, and its gradient with it.
+
+    Left alone, the partitioner cuts the weights' inputs and keeps every row on every device. The
+    mesh is that of what ``x`` was computed from: there is none to pass, and so none to forget;
+    on one device nothing happens. Under `jax.vmap` the mapped axis is left to the partitioner, and
+    inside `jax.shard_map` all of it is left alone.
+
+    Args:
+        x: the activation.
+        axes: logical names, one a dimension; None for what stays whole.
+        rules: the table.
+    """
+    mesh = mesh_of(x)
+    if mesh is None:
+        return x
+    spec = activation_spec(axes, x.shape, mesh, rules)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -27,6 +27,7 @@ from crossguard_jax.hf import configs, names
 from crossguard_jax.hf.folder import weight_files
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import LlavaConfig
+from crossguard_jax.nn.pins import govern
 
 SHIPPED = "toy://"
 """A path that begins so names one of the small models inside the package."""
@@ -135,6 +136,7 @@ def build_model(
             their copy or unknown.
     """
     abstract = jax.eval_shape(lambda: configs.MODELS[family](config, jax.random.key(0)))
+    abstract = govern(abstract, rules)
     graphdef, state = nnx.split(abstract, graph=False)
     plan = _plan(family, state, tensors, _channels(config), name)
     where = shardings(state, mesh or make_mesh(1, devices=jax.local_devices()[:1]), rules)

@@ -1,18 +1,22 @@
 """Attention behind one function; the implementation follows the backend.
 
 On CPU an einsum in [B, H, L, E] layout (the library call's backward pass costs twice as much
-there), on GPU cuDNN's flash attention, on TPU the splash kernel where its shapes allow.
+there), on GPU cuDNN's flash attention, on TPU the splash kernel where its shapes allow. XLA does
+not partition that one: on a mesh each device runs it on its own rows and heads.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, activation_spec, mesh_of
 from crossguard_jax.core.typing import Array, Bool, Float
 
 Query = Float[Array, "B L H E"]
@@ -21,7 +25,14 @@ KeyMask = Bool[Array, "B S"] | None
 
 
 def attention(
-    q: Query, k: Key, v: Key, mask: KeyMask, *, causal: bool, implementation: str = "auto"
+    q: Query,
+    k: Key,
+    v: Key,
+    mask: KeyMask,
+    *,
+    causal: bool,
+    implementation: str = "auto",
+    rules: Rules = DEFAULT_RULES,
 ) -> Query:
     """``softmax(q k^T / sqrt(E)) v`` with grouped key/value heads.
 
@@ -33,32 +44,40 @@ def attention(
         causal: whether query ``i`` sees keys ``<= i + S - L`` only.
         implementation: a key of `IMPLEMENTATIONS`, or "auto": the backend's best that takes these
             shapes. One query alone is never worth a kernel, and none takes it: always "auto".
+        rules: the table of logical axes, where ``q`` is on a mesh.
 
     Returns:
         The attended values, in ``q``'s dtype. A query that sees no key returns a finite value.
     """
     if implementation == "auto" or q.shape[1] == 1:
-        implementation = choose(jax.default_backend(), q, k, jax.device_count())
-    out = IMPLEMENTATIONS[implementation](q, k, v, mask, causal)
+        mesh = jax.typeof(q).sharding.mesh
+        # A program may be compiled for another machine than the one that compiles it.
+        backend = getattr(mesh.abstract_device, "platform", None) or jax.default_backend()
+        implementation = choose(backend, q, k, not mesh.empty or jax.device_count() == 1)
+    run = IMPLEMENTATIONS[implementation]
+    if run in _KERNELS and (on := mesh_of(q)) is not None:
+        out = _by_device(run, on, rules, q, k, v, mask, causal)
+    else:
+        out = run(q, k, v, mask, causal)
     return checkpoint_name(out, "context")
 
 
-def choose(backend: str, q: Query, k: Key, n_devices: int = 1) -> str:
+def choose(backend: str, q: Query, k: Key, placed: bool = True) -> str:
     """The implementation that "auto" stands for on a backend ("cpu", "gpu", "tpu").
 
     Args:
         backend: where the program will run.
         q: queries (their shape and dtype).
         k: keys (their shape).
-        n_devices: how many devices there are. XLA cannot partition the TPU kernel by itself, so it
-            is for one device alone.
+        placed: whether it is clear what devices that is: XLA cannot partition the TPU kernel by
+            itself.
     """
     n_queries, n_keys, width = q.shape[1], k.shape[1], q.shape[-1]
     if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         # What cuDNN's backward pass takes with a mask, on every generation.
         even = n_queries % 2 == 0 and n_keys % 2 == 0
         return "cudnn" if even and width % 8 == 0 and width <= 128 else "xla"
-    if backend == "tpu" and n_devices == 1 and width % 128 == 0 and _splashable(n_queries, n_keys):
+    if backend == "tpu" and placed and width % 128 == 0 and _splashable(n_queries, n_keys):
         return "splash"
     return "einsum" if backend == "cpu" else "xla"
 
@@ -129,7 +148,9 @@ def _splash(
     return jax.vmap(run)(q, k, v, ids).transpose(0, 2, 1, 3)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Query, Key, Key, KeyMask, bool], Query]] = {
+Implementation = Callable[[Query, Key, Key, KeyMask, bool], Query]
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
     "einsum": _einsum,
     "xla": functools.partial(_library, backend="xla"),
     "cudnn": functools.partial(_library, backend="cudnn"),
@@ -137,3 +158,33 @@ IMPLEMENTATIONS: dict[str, Callable[[Query, Key, Key, KeyMask, bool], Query]] = 
     "splash_interpret": functools.partial(_splash, interpret=True),
 }
 """Every implementation, by the name a config may ask for."""
+
+_KERNELS = IMPLEMENTATIONS["splash"], IMPLEMENTATIONS["splash_interpret"]
+
+
+def _by_device(
+    run: Implementation,
+    mesh: AbstractMesh,
+    rules: Rules,
+    q: Query,
+    k: Key,
+    v: Key,
+    mask: KeyMask,
+    causal: bool,
+) -> Query:
+    """A kernel on every device's own rows and heads, [B / n, L, H / m, E]."""
+    spec = activation_spec(("batch", "seq", "heads", None), q.shape, mesh, rules)
+    heads = spec[2]
+    parts = math.prod(mesh.shape[n] for n in ([heads] if isinstance(heads, str) else heads or ()))
+    # Fewer key heads than devices that share the heads: each of them is there more than once.
+    copies = math.lcm(k.shape[2], parts) // k.shape[2]
+    k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
+    arrays = (q, k, v) if mask is None else (q, k, v, mask)
+    each = jax.shard_map(
+        lambda q, k, v, mask=None: run(q, k, v, mask, causal),
+        mesh=mesh,
+        in_specs=(spec, spec, spec, PartitionSpec(*spec[:2]))[: len(arrays)],
+        out_specs=spec,
+        check_vma=False,  # a kernel does not say how its output varies
+    )
+    return each(*arrays)

@@ -9,6 +9,7 @@ from flax import nnx
 from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
 from crossguard_jax.nn.attention import attention
 from crossguard_jax.nn.layers import ACTIVATIONS, Dense, Embed, LayerNorm, run_stack, stack
+from crossguard_jax.nn.pins import Pinned
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class BertConfig:
         return self.max_position_embeddings
 
 
-class BertLayer(nnx.Module):
+class BertLayer(Pinned):
     """A post-norm encoder layer; the names follow the Hub's keys."""
 
     def __init__(self, config: BertConfig, key: PRNGKeyArray):
@@ -61,9 +62,17 @@ class BertLayer(nnx.Module):
         bias: Float[Array, "H L L"] | None = None,
     ) -> Float[Array, "B L D"]:
         heads = (*x.shape[:2], self.config.num_attention_heads, -1)
-        q, k, v = (dense(x).reshape(heads) for dense in (self.query, self.key, self.value))
+        q, k, v = (
+            self.pins(dense(x).reshape(heads), "batch", "seq", "heads", None)
+            for dense in (self.query, self.key, self.value)
+        )
         if bias is None:
-            out = attention(q, k, v, mask, causal=False, implementation=self.config.attention)
+            out = attention(
+                *(q, k, v, mask),
+                causal=False,
+                implementation=self.config.attention,
+                rules=self.pins.rules,
+            )
         else:
             out = _biased_attention(q, k, v, mask, bias)
         x = self.attention_norm(x + self.attention_output(out.reshape(x.shape)))

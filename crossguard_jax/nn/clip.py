@@ -10,6 +10,7 @@ from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
 from crossguard_jax.nn.attention import attention
 from crossguard_jax.nn.layers import ACTIVATIONS, Dense, Embed, LayerNorm, Linear, run_stack, stack
 from crossguard_jax.nn.lora import LoraScale
+from crossguard_jax.nn.pins import Pinned
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class ClipConfig:
     projection_dim: int = 512
 
 
-class ClipAttention(nnx.Module):
+class ClipAttention(Pinned):
     """Multi-head attention with biases on all four projections."""
 
     def __init__(self, config: TowerConfig, key: PRNGKeyArray):
@@ -80,9 +81,15 @@ class ClipAttention(nnx.Module):
     ) -> Float[Array, "B L D"]:
         heads = (*x.shape[:2], self.n_heads, -1)
         q, k, v = (
-            dense(x, lora_scale).reshape(heads) for dense in (self.q_proj, self.k_proj, self.v_proj)
+            self.pins(dense(x, lora_scale).reshape(heads), "batch", "seq", "heads", None)
+            for dense in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = attention(q, k, v, mask, causal=causal, implementation=self.implementation)
+        out = attention(
+            *(q, k, v, mask),
+            causal=causal,
+            implementation=self.implementation,
+            rules=self.pins.rules,
+        )
         return self.out_proj(out.reshape(x.shape), lora_scale)
 
 
@@ -99,7 +106,7 @@ class ClipMlp(nnx.Module):
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x, lora_scale)), lora_scale)
 
 
-class ClipLayer(nnx.Module):
+class ClipLayer(Pinned):
     """A pre-norm transformer layer."""
 
     def __init__(self, config: TowerConfig, key: PRNGKeyArray):
@@ -114,7 +121,7 @@ class ClipLayer(nnx.Module):
         return x + self.mlp(self.layer_norm2(x), lora_scale)
 
 
-class ClipVision(nnx.Module):
+class ClipVision(Pinned):
     """The picture tower."""
 
     def __init__(self, config: VisionConfig, key: PRNGKeyArray):
@@ -138,7 +145,7 @@ class ClipVision(nnx.Module):
         x = pixels[:, :, : height // p * p, : width // p * p]
         x = x.reshape(m, c, height // p, p, width // p, p).transpose(0, 2, 4, 1, 3, 5)
         dtype = self.patch_embedding.kernel.dtype
-        x = self.patch_embedding(x.reshape(m, -1, c * p * p).astype(dtype))
+        x = self.patch_embedding(self.pins.rows(x.reshape(m, -1, c * p * p).astype(dtype)))
         cls = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (m, 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=1) + self.position_embedding.embedding[...]
         return self.pre_layrnorm(x)

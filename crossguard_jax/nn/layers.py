@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.nn.lora import Lora, LoraScale
+from crossguard_jax.nn.pins import Pinned
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -40,7 +41,7 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-class Linear(nnx.Module):
+class Linear(Pinned):
     """``x @ kernel + bias``.
 
     Args:
@@ -71,7 +72,9 @@ class Linear(nnx.Module):
 
 
 class Dense(Linear):
-    """A `Linear` with a slot for a LoRA update (empty until `lora.attach` fills it)."""
+    """A `Linear` with a slot for a LoRA update (empty until `lora.attach` fills it).
+
+    Its output lies where the kernel's second axis says: heads and inner width on ``tensor``."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -83,18 +86,20 @@ class Dense(Linear):
         if self.lora is None:
             y = super().__call__(x)
         else:
-            y = self._shifted(self.lora.beside(x, self.kernel[...].astype(x.dtype), lora_scale))
+            kernel = self.kernel[...].astype(x.dtype)
+            y = self._shifted(self.lora.beside(x, kernel, lora_scale, self.pins))
+        y = self.pins.rows(y, self.kernel.get_metadata("axes")[1])
         return checkpoint_name(y, "projection")
 
 
-class Embed(nnx.Module):
+class Embed(Pinned):
     """A table of ``n`` rows of ``width``; `attend` uses it as an output head."""
 
     def __init__(self, n: int, width: int, key: PRNGKeyArray, axes: tuple[str | None, str | None]):
         self.embedding = nnx.Param(jax.random.normal(key, (n, width)) * 0.02, axes=axes)
 
     def __call__(self, ids: Array) -> Array:
-        return self.embedding[...][ids]
+        return self.pins.rows(self.embedding[...][ids])
 
 
 class LayerNorm(nnx.Module):
@@ -142,7 +147,7 @@ def run_stack(
     """Runs the first ``n`` layers of a stack with `jax.lax.scan`.
 
     Args:
-        layers: a module made by `stack`.
+        layers: a `Pinned` module made by `stack`; what goes in and out of a layer is pinned.
         n: how many layers to run; the rest costs nothing.
         step: ``step(layer, x) -> x``.
         x: the input.
@@ -163,7 +168,8 @@ def run_stack(
             # Frozen weights are indexed, not sliced beforehand: a slice of the stack would be a
             # copy of nearly the whole model.
             weights = jax.tree.map(lambda a: a[weights], base)
-        y = step(nnx.merge(graphdef, adapter, weights), x)
+        layer = nnx.merge(graphdef, adapter, weights)
+        y = layer.pins.rows(step(layer, layer.pins.rows(x)))
         return y, y if collect else None
 
     body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)

@@ -21,6 +21,7 @@ from crossguard_jax.nn.layers import (
     stack,
 )
 from crossguard_jax.nn.lora import LoraScale
+from crossguard_jax.nn.pins import Pinned
 
 Rotation = tuple[Float[Array, "B L E"], Float[Array, "B L E"]]
 KeysValues = tuple[Float[Array, "B S K E"], Float[Array, "B S K E"]]
@@ -91,7 +92,7 @@ def rotate(x: Float[Array, "B L H E"], rotation: Rotation) -> Float[Array, "B L 
     return x * cos[:, :, None] + turned * sin[:, :, None]
 
 
-class LlamaAttention(nnx.Module):
+class LlamaAttention(Pinned):
     """Grouped-query attention with rotary positions."""
 
     def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
@@ -113,7 +114,8 @@ class LlamaAttention(nnx.Module):
         b, n_tokens = x.shape[:2]
         k = self.k_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
         v = self.v_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
-        return rotate(k, rotation), v
+        k, v = (self.pins(a, "batch", "seq", "kv", None) for a in (rotate(k, rotation), v))
+        return k, v
 
     def attend(
         self,
@@ -128,8 +130,10 @@ class LlamaAttention(nnx.Module):
         """What these tokens take from the keys and values of those they see."""
         b, n_tokens = x.shape[:2]
         q = self.q_proj(x, lora_scale).reshape(b, n_tokens, -1, self.head_dim)
-        q = rotate(q, rotation)
-        out = attention(q, *kv, mask, causal=causal, implementation=self.implementation)
+        q = self.pins(rotate(q, rotation), "batch", "seq", "heads", None)
+        out = attention(
+            q, *kv, mask, causal=causal, implementation=self.implementation, rules=self.pins.rules
+        )
         return self.o_proj(out.reshape(b, n_tokens, -1), lora_scale)
 
 
@@ -149,7 +153,7 @@ class LlamaMlp(nnx.Module):
         return self.down_proj(gate * self.up_proj(x, lora_scale), lora_scale)
 
 
-class LlamaLayer(nnx.Module):
+class LlamaLayer(Pinned):
     """A pre-norm decoder layer."""
 
     def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
@@ -177,7 +181,7 @@ class LlamaLayer(nnx.Module):
         if last is not None:
             before = jnp.arange(x.shape[1]) <= last[:, None]
             mask = before if mask is None else mask & before
-            x, y, cos, sin = (take_rows(a, last) for a in (x, y, *rotation))
+            x, y, cos, sin = (self.pins.rows(take_rows(a, last)) for a in (x, y, *rotation))
             rotation = cos, sin
         return self.attend(x, y, kv, mask, rotation, lora_scale, causal=last is None)
 
@@ -216,7 +220,7 @@ class Cache:
     length: Any
 
 
-class Llama(nnx.Module):
+class Llama(Pinned):
     """The decoder with its head."""
 
     def __init__(self, config: LlamaConfig, key: PRNGKeyArray):
@@ -281,14 +285,16 @@ class Llama(nnx.Module):
         rotation = self._rotation(x)
 
         def body(x: Array, layer: LlamaLayer) -> tuple[Array, KeysValues]:
+            x = self.pins.rows(x)
             y = layer.input_layernorm(x)
             kv = layer.self_attn.keys_values(y, rotation, lora_scale)
-            return layer.attend(x, y, kv, mask, rotation, lora_scale, causal=True), kv
+            x = layer.attend(x, y, kv, mask, rotation, lora_scale, causal=True)
+            return self.pins.rows(x), kv
 
         y, filled = jax.lax.scan(body, x, self.layers)
         spare = capacity - x.shape[1]
         room = ((0, 0), (0, 0), (0, 0), (0, spare), (0, 0))
-        keys, values = (jnp.pad(a.swapaxes(2, 3), room) for a in filled)
+        keys, values = (self._stored(jnp.pad(a.swapaxes(2, 3), room)) for a in filled)
         cache = Cache(keys, values, jnp.pad(mask, ((0, 0), (0, spare))), jnp.int32(x.shape[1]))
         return self.norm(y[:, -1:]), cache
 
@@ -314,7 +320,9 @@ class Llama(nnx.Module):
             y = layer.input_layernorm(x)
             new = layer.self_attn.keys_values(y, rotation, lora_scale)
             keys, values = (
-                jax.lax.dynamic_update_slice(a, b.swapaxes(1, 2)[None], (i, 0, 0, place, 0))
+                self._stored(
+                    jax.lax.dynamic_update_slice(a, b.swapaxes(1, 2)[None], (i, 0, 0, place, 0))
+                )
                 for a, b in zip(stored, new, strict=True)
             )
             kv = keys[i].swapaxes(1, 2), values[i].swapaxes(1, 2)
@@ -333,7 +341,8 @@ class Llama(nnx.Module):
         else:
             kernel = self.lm_head.kernel[...]
             kernel = kernel if columns is None else kernel[:, columns]
-        return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        return self.pins.rows(logits, "vocab" if columns is None else None)
 
     def __call__(
         self,
@@ -347,7 +356,12 @@ class Llama(nnx.Module):
     def _rotation(self, x: Array, first: int | Array = 0) -> Rotation:
         """Of consecutive columns, the position of the first given."""
         positions = jnp.broadcast_to(first + jnp.arange(x.shape[1]), x.shape[:2])
-        return rotations(positions, self.config, x.dtype)
+        cos, sin = rotations(positions, self.config, x.dtype)
+        return self.pins.rows(cos), self.pins.rows(sin)
+
+    def _stored(self, x: Float[Array, "N B K S E"]) -> Float[Array, "N B K S E"]:
+        """Keys or values of a `Cache`, pinned."""
+        return self.pins(x, "layers", "batch", "kv", "seq", None)
 
 
 def take_rows(x: Array, index: Int[Array, " B"]) -> Array:

@@ -11,6 +11,7 @@ from crossguard_jax.nn.clip import ClipVision, VisionConfig
 from crossguard_jax.nn.layers import ACTIVATIONS, Dense
 from crossguard_jax.nn.llama import Llama, LlamaConfig
 from crossguard_jax.nn.lora import LoraScale
+from crossguard_jax.nn.pins import Pinned
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Projector(nnx.Module):
         return self.linear_2(ACTIVATIONS[self.act](self.linear_1(x, lora_scale)), lora_scale)
 
 
-class Llava(nnx.Module):
+class Llava(Pinned):
     """The whole model.
 
     Pictures [M, C, X, Y] come beside the rows that show them: ``picture_index`` [B, I] says which
@@ -113,7 +114,7 @@ class Llava(nnx.Module):
             tower_scale = ones.at[owner].set(tower_scale[:, None], mode="drop")
         features = self.image_features(pixel_values, tower_scale)
         if picture_index is not None:
-            features = features[picture_index]
+            features = self.pins.rows(features[picture_index])
         return self.place(input_ids, features.reshape(len(input_ids), -1, features.shape[-1]))
 
     def shown(self, input_ids: Int[Array, "B L"], slots: int) -> Bool[Array, "B I"]:
@@ -131,8 +132,8 @@ class Llava(nnx.Module):
         if features is None:
             return x
         index = jnp.clip(jnp.cumsum(here, axis=1) - 1, 0, features.shape[1] - 1)
-        placed = jnp.take_along_axis(features, index[..., None], axis=1)
-        return jnp.where(here[..., None], placed.astype(x.dtype), x)
+        placed = self.pins.rows(jnp.take_along_axis(features, index[..., None], axis=1))
+        return self.pins.rows(jnp.where(here[..., None], placed.astype(x.dtype), x))
 
     def __call__(
         self,

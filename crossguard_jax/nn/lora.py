@@ -16,6 +16,7 @@ from flax import nnx
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+from crossguard_jax.nn.pins import Pins
 from crossguard_jax.runtime import processes
 
 ModelT = TypeVar("ModelT", bound=nnx.Module)
@@ -59,15 +60,20 @@ class Lora(nnx.Module):
         return self.a.shape[-1]
 
     def __call__(
-        self, x: Float[Array, "B *L n_in"], scale: LoraScale = 1.0
+        self, x: Float[Array, "B *L n_in"], scale: LoraScale = 1.0, pins: Pins | None = None
     ) -> Float[Array, "B *L n_out"]:
         scale = jnp.asarray(scale, x.dtype) * (self.alpha / self.rank)
         scale = scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim)) if scale.ndim else scale
         # The scale meets the narrow [.., R] product, not the wide one.
-        return _widen(x @ self.a[...].astype(x.dtype) * scale, self.b[...].astype(x.dtype))
+        narrow = x @ self.a[...].astype(x.dtype) * scale
+        return _widen((pins or Pins()).rows(narrow), self.b[...].astype(x.dtype))
 
     def beside(
-        self, x: Float[Array, "B *L n_in"], kernel: Float[Array, "n_in n_out"], scale: LoraScale
+        self,
+        x: Float[Array, "B *L n_in"],
+        kernel: Float[Array, "n_in n_out"],
+        scale: LoraScale,
+        pins: Pins | None = None,
     ) -> Float[Array, "B *L n_out"]:
         """``x @ kernel`` and the update.
 
@@ -80,7 +86,7 @@ class Lora(nnx.Module):
         if less and x.dtype == jnp.float32 and not jnp.ndim(scale):
             a = self.a[...] * (scale * (self.alpha / self.rank))
             return _folded(x, kernel, a, self.b[...])
-        return x @ kernel + self(x, scale)
+        return x @ kernel + self(x, scale, pins)
 
 
 @jax.custom_vjp

@@ -55,7 +55,8 @@ def hidden(
         adapter, i, keys, values = at
         # Indexed, not sliced beforehand: see `layers.run_stack`.
         layer = nnx.merge(graphdef, adapter, jax.tree.map(lambda a: a[i], base))
-        return _layer(layer, x, (keys, values), cache.mask, rotation, lora_scale), None
+        x = _layer(layer, model.pins.rows(x), (keys, values), cache.mask, rotation, lora_scale)
+        return model.pins.rows(x), None
 
     policy = REMAT_POLICIES[model.config.remat]
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import (
     DEFAULT_RULES,
     MESH_AXES,
+    activation_spec,
     batch_sharding,
+    constrain,
     make_mesh,
     partition_spec,
     shardings,
@@ -155,3 +157,71 @@ def test_shardings_of_a_model_are_a_tree_of_its_own_shape():
     places = shardings(model, mesh)
     assert jax.tree.structure(places) == jax.tree.structure(model)
     assert {s.mesh for s in jax.tree.leaves(places)} == {mesh}
+
+
+@pytest.mark.parametrize(
+    "axes, shape, spec",
+    [
+        (("batch", "seq", "embed"), (8, 5, 48), (("data", "fsdp"), None, None)),
+        (("batch", "seq", "mlp"), (8, 5, 48), (("data", "fsdp"), None, "tensor")),
+        (("batch", "seq", "heads", None), (8, 5, 4, 12), (("data", "fsdp"), None, "tensor", None)),
+        # Fewer key heads than the axis cuts, and rows over what they divide over.
+        (("batch", "seq", "kv", None), (2, 5, 1, 12), ("data", None, None, None)),
+        # A row alone stays whole; the fsdp axis is not free for its width.
+        (("batch", "seq", "embed"), (1, 5, 48), (None, None, None)),
+        (
+            ("layers", "batch", "kv", "seq", None),
+            (3, 4, 2, 7, 8),
+            (None, ("data", "fsdp"), "tensor", None, None),
+        ),
+    ],
+)
+def test_rows_take_the_batchs_mesh_axes_and_no_other_axis_does(axes, shape, spec):
+    assert activation_spec(axes, shape, MESH) == PartitionSpec(*spec)
+
+
+def test_activations_follow_a_configs_own_table():
+    rules = {**DEFAULT_RULES, "batch": "data", "heads": None, "embed": "fsdp"}
+    spec = activation_spec(("batch", "seq", "heads", "embed"), (8, 5, 4, 12), MESH, rules)
+    assert spec == PartitionSpec("data", None, None, "fsdp")
+
+
+def test_an_unknown_axis_of_an_activation_is_an_error():
+    with pytest.raises(UserError, match="no rule for 'width'"):
+        activation_spec(("batch", "width"), (8, 5), MESH)
+
+
+def test_on_one_device_nothing_is_pinned():
+    x = jax.device_put(jax.numpy.ones((4, 2)), batch_sharding(make_mesh(1)))
+    jaxpr = str(jax.make_jaxpr(lambda x: constrain(x, ("batch", "embed")))(x))
+    assert "sharding_constraint" not in jaxpr
+
+
+def doubled(x):
+    return constrain(x * 2, ("batch", "seq", "mlp")) + 0
+
+
+def scanned(x):
+    return jax.lax.scan(lambda c, _: (doubled(c), None), x, None, length=2)[0]
+
+
+def gradient(x):
+    return jax.grad(lambda x: (doubled(x) ** 2).sum())(x)
+
+
+@pytest.mark.parametrize(
+    "function, lead, pins, first",
+    [
+        (doubled, (), 1, ""),
+        (jax.checkpoint(doubled), (), 1, ""),
+        (scanned, (), 1, ""),
+        (gradient, (), 2, ""),  # what comes back is pinned, too
+        (jax.vmap(doubled), (3,), 1, "UNCONSTRAINED, "),  # a mapped axis is the partitioner's
+    ],
+)
+def test_a_pin_holds_under_every_transform(function, lead, pins, first):
+    spread = NamedSharding(MESH, PartitionSpec())  # of eight devices that are not there
+    x = jax.ShapeDtypeStruct((*lead, 8, 5, 48), jax.numpy.float32, sharding=spread)
+    jaxpr = str(jax.make_jaxpr(function)(x))
+    assert jaxpr.count(f"spec=P({first}('data', 'fsdp'), None, 'tensor')") == pins
+    assert jax.eval_shape(function, x).shape == x.shape

@@ -1,6 +1,7 @@
 """Every implementation of attention against a loop that can be read, forward and backward."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -169,27 +170,27 @@ def zeros(*args):
 
 
 @pytest.mark.parametrize(
-    "backend, shape, n_devices, wanted",
+    "backend, shape, placed, wanted",
     [
-        ("cpu", (128, 128, 128), 1, "einsum"),
-        ("cpu", (1, 128, 128), 8, "einsum"),
-        ("gpu", (128, 128, 128), 8, "cudnn"),
-        ("gpu", (64, 128, 8), 1, "cudnn"),
-        ("gpu", (128, 128, 128, jnp.float32), 1, "xla"),
-        ("gpu", (128, 128, 12), 1, "xla"),
-        ("gpu", (128, 128, 256), 1, "xla"),
-        ("gpu", (577, 577, 64), 1, "xla"),
-        ("gpu", (1, 128, 128), 1, "xla"),
-        ("tpu", (256, 256, 128), 1, "splash"),
-        ("tpu", (256, 256, 128), 8, "xla"),
-        ("tpu", (200, 200, 128), 1, "xla"),
-        ("tpu", (256, 256, 64), 1, "xla"),
-        ("tpu", (1, 256, 128), 1, "xla"),
-        ("other", (256, 256, 128), 1, "xla"),
+        ("cpu", (128, 128, 128), True, "einsum"),
+        ("cpu", (1, 128, 128), False, "einsum"),
+        ("gpu", (128, 128, 128), False, "cudnn"),
+        ("gpu", (64, 128, 8), True, "cudnn"),
+        ("gpu", (128, 128, 128, jnp.float32), True, "xla"),
+        ("gpu", (128, 128, 12), True, "xla"),
+        ("gpu", (128, 128, 256), True, "xla"),
+        ("gpu", (577, 577, 64), True, "xla"),
+        ("gpu", (1, 128, 128), True, "xla"),
+        ("tpu", (256, 256, 128), True, "splash"),
+        ("tpu", (256, 256, 128), False, "xla"),
+        ("tpu", (200, 200, 128), True, "xla"),
+        ("tpu", (256, 256, 64), True, "xla"),
+        ("tpu", (1, 256, 128), True, "xla"),
+        ("other", (256, 256, 128), True, "xla"),
     ],
 )
-def test_each_backend_gets_its_own(backend, shape, n_devices, wanted):
-    assert choose(backend, *zeros(*shape), n_devices) == wanted
+def test_each_backend_gets_its_own(backend, shape, placed, wanted):
+    assert choose(backend, *zeros(*shape), placed) == wanted
 
 
 GRID = [
@@ -232,3 +233,55 @@ def test_a_kernel_asked_for_by_name_is_left_out_for_a_single_query_and_refused_e
     q, k, v = map(jnp.asarray, draw(2, 6, 7, 4, 2, 8))
     with pytest.raises(UserError, match="multiples of 128; got 6 and 7"):
         attention(q, k, v, None, causal=True, implementation="splash")
+
+
+ON_A_MESH = """
+    import json
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from crossguard_jax.core.sharding import make_mesh
+    from crossguard_jax.nn.attention import attention
+
+    def gradients(implementation, mesh, n_kv, masked, width=8):
+        rng = np.random.default_rng(0)
+        q, k, v = (
+            rng.normal(size=(4, 128, n, width)).astype(np.float32) for n in (8, n_kv, n_kv)
+        )
+        mask = np.arange(128) < np.array([[128], [100], [60], [128]]) if masked else None
+        spec = PartitionSpec(("data", "fsdp"))
+        place = lambda x: x if x is None else jax.device_put(x, NamedSharding(mesh, spec))
+
+        @jax.jit
+        def run(q, k, v, mask):
+            def loss(q, k, v):
+                out = attention(q, k, v, mask, causal=masked, implementation=implementation)
+                real = 1.0 if mask is None else mask[..., None, None]
+                return (out * real * jnp.cos(jnp.arange(width))).sum(), out * real
+
+            return jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+        if masked:  # mapped, as clean and attacked rows are
+            q, k, v, mask = (np.stack([x, x]) for x in (q, k, v, mask))
+            mapped = jax.jit(jax.vmap(run))
+            spec = PartitionSpec(None, ("data", "fsdp"))
+            return mapped(*map(place, (q, k, v, mask)))
+        arrays = [*map(place, (q, k, v, mask))]
+        by_device = "shard_map" in str(jax.make_jaxpr(run)(*arrays))
+        assert by_device == (implementation == "splash_interpret")
+        return run(*arrays)
+
+    worst = {}
+    mesh = make_mesh(1, 2, 4)
+    for n_kv, masked in ((8, False), (2, True), (1, False)):
+        here, there = (gradients(i, mesh, n_kv, masked) for i in ("einsum", "splash_interpret"))
+        far = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(a).max()), here, there)
+        worst[n_kv] = max(jax.tree.leaves(far))
+    print(json.dumps(worst))
+"""
+
+
+def test_on_a_mesh_each_device_runs_the_kernel_on_its_rows_and_heads(run_with_devices):
+    worst = json.loads(run_with_devices(8, ON_A_MESH).splitlines()[-1])
+    assert len(worst) == 3 and max(worst.values()) <= 1e-4, worst
