@@ -24,10 +24,10 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.batches import slots
 from crossguard_jax.guard.encoding import Pictures, pictures_of
 from crossguard_jax.guard.guard import Guard, raised, same_length
 from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.shapes import slots
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.load import folder_name
 
@@ -179,7 +179,7 @@ class Immunized:
         Args:
             records: the requests; no label is looked at.
             queue: where flagged requests go; they are on the disk before this returns.
-            batch_size: windows to a forward pass, about.
+            batch_size: windows of the usual length to a forward pass, as of `Guard.score`.
 
         Raises:
             UserError: a request that cannot be encoded, or rows are flagged and there is no queue.
@@ -199,17 +199,16 @@ class Immunized:
     def _decided(self, requests: Sequence[TaskRequest], batch_size: int) -> "Decided":
         """What comes of requests; those of one shape are computed together."""
         shapes = [(slots(len(r.rows)), slots(len(r.levels)), slots(len(r.read))) for r in requests]
-        lengths = [len(r.rows[0].ids) for r in requests]
-        order = sorted(range(len(requests)), key=lambda i: (shapes[i], lengths[i]))
+        order = sorted(range(len(requests)), key=shapes.__getitem__)
         keys = content_keys(self.secret, [r.text for r in requests], [r.levels for r in requests])
         scores = np.zeros(len(requests), np.float32)
         parts: list[tuple[list[int], Decisions]] = []
         for shape, same in itertools.groupby(order, key=shapes.__getitem__):
-            group, size = list(same), max(batch_size // shape[0], 1)
-            for start in range(0, len(group), size):
-                places = group[start : start + size]
-                filled = [*places, *[places[-1]] * (slots(len(places)) - len(places))]
-                arrays = self.task.stack([requests[i] for i in filled])
+            group = list(same)
+            for batch in self.task.plan([requests[i] for i in group], batch_size, shape[0]):
+                places = [group[row] for row in batch.rows]
+                filled = [*places, *[places[-1]] * (batch.size - len(places))]
+                arrays = self.task.stack([requests[i] for i in filled], batch.length)
                 inputs = {name: jnp.asarray(x) for name, x in arrays.items()}
                 s_c = np.asarray(_scores(self.part, self.params, inputs))[: len(places)]
                 scores[places] = s_c

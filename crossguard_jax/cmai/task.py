@@ -24,9 +24,10 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.batches import bucket, slots
 from crossguard_jax.guard.encoding import Row
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.shapes import Planned, bucket, ladder, length_step, plan, slots
+from crossguard_jax.io.ahead import ahead
 from crossguard_jax.io.images import Picture
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llava import Llava
@@ -155,21 +156,39 @@ class Task:
             shown: the pictures of each.
         """
         encoder = self.guard.encoder
-        out: list[TaskRequest | UserError] = []
-        for text, pictures, rows in zip(
-            texts, shown, encoder.windows(texts, [*map(len, shown)]), strict=True
-        ):
+        rows_of = encoder.windows(texts, [*map(len, shown)])
+        read = self.reader.windows([*map(str, texts)]) if self.reader else [[[]]] * len(texts)
+
+        def request(i: int) -> TaskRequest | UserError:
+            rows = rows_of[i]
+            if isinstance(rows, UserError):
+                return rows
+            if len(rows) > 1 and len(self.labels) != 2:
+                return UserError("the text is longer than is read at once; shorten it")
             try:
-                if isinstance(rows, UserError):
-                    raise rows
-                if len(rows) > 1 and len(self.labels) != 2:
-                    raise UserError("the text is longer than is read at once; shorten it")
-                levels = [encoder.levels(picture) for picture in pictures]
-                read = self.reader.windows([str(text)])[0] if self.reader else [[]]
-                out.append(TaskRequest(str(text), rows, levels, read))
+                levels = [encoder.levels(picture) for picture in shown[i]]
             except UserError as error:
-                out.append(error)
-        return out
+                return error
+            return TaskRequest(str(texts[i]), rows, levels, read[i])
+
+        return list(ahead(request, range(len(texts))))
+
+    def plan(self, requests: Sequence[TaskRequest], batch_size: int, windows: int) -> list[Planned]:
+        """Requests as batches of few shapes; see `guard.shapes.plan`.
+
+        Args:
+            requests: that are read in as many windows and show as many pictures.
+            batch_size: windows of the usual length to a forward pass.
+            windows: of a request.
+        """
+        encoder = self.guard.encoder
+        return plan(
+            [max(len(row.ids) for row in request.rows) for request in requests],
+            [len(request.levels) for request in requests],
+            range(len(requests)),
+            ladder(encoder.settings.max_length, encoder.tokens_per_image, length_step()),
+            max(batch_size // windows, 1) * encoder.usual,
+        )
 
     def stack(self, requests: Sequence[TaskRequest], length: int = 0, most: int = 0) -> Batch:
         """Requests as arrays. The number W of windows, I of pictures and T of the check's windows

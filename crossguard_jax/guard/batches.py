@@ -11,22 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-LENGTH_STEP = 16
-
-
-def bucket(length: int, limit: int) -> int:
-    """The padded length of a row: few lengths, so few compilations."""
-    return min(-(-length // LENGTH_STEP) * LENGTH_STEP, max(limit, length))
-
-
-def filled(n: int) -> int:
-    """The batch size that ``n`` rows are computed as: 1, 4, 16, or a multiple of 32."""
-    return next((size for size in (1, 4, 16) if n <= size), -(-n // 32) * 32)
-
-
-def slots(n: int) -> int:
-    """How many pictures a row has room for: a power of two."""
-    return 1 << max(n - 1, 0).bit_length()
+from crossguard_jax.guard.shapes import filled, slots
 
 
 def windows(total: int, size: int) -> list[tuple[int, int]]:
@@ -39,7 +24,7 @@ def windows(total: int, size: int) -> list[tuple[int, int]]:
 
 
 def arrange(
-    shown: Sequence[Sequence[int]], pixels: Sequence[np.ndarray], size: int
+    shown: Sequence[Sequence[int]], pixels: Sequence[np.ndarray], size: int, room: int = 0
 ) -> dict[str, np.ndarray]:
     """``pixel_values`` and ``picture_index`` of a batch; empty where it shows nothing.
 
@@ -47,32 +32,34 @@ def arrange(
         shown: the pictures of each row, by their place in ``pixels``.
         pixels: float32 [3, X, X] each.
         size: M; what is missing is zero.
+        room: I; 0 is as many as the row with the most pictures needs.
     """
     if not pixels:
         return {}
     values = np.zeros((size, *pixels[0].shape), np.float32)
     values[: len(pixels)] = pixels
-    return {"pixel_values": values, "picture_index": indexed(shown)}
+    return {"pixel_values": values, "picture_index": indexed(shown, room)}
 
 
-def indexed(shown: Sequence[Sequence[int]]) -> np.ndarray:
-    """``picture_index``, int32 [B, I], of the places of each row's pictures."""
-    index = np.zeros((len(shown), slots(max(map(len, shown)))), np.int32)
+def indexed(shown: Sequence[Sequence[int]], room: int = 0) -> np.ndarray:
+    """``picture_index``, int32 [B, I], of the places of each row's pictures; see `arrange`."""
+    index = np.zeros((len(shown), room or slots(max(map(len, shown)))), np.int32)
     for row, places in zip(index, shown, strict=True):
         row[: len(places)] = places
     return index
 
 
-def fill(batch: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """A batch filled up to ``size`` rows with its last one, and its pictures by as much; where rows
-    share pictures, to a size of `filled`."""
+def fill(batch: Mapping[str, np.ndarray], size: int, pictures: int = 0) -> dict[str, np.ndarray]:
+    """A batch filled up to ``size`` rows with its last one, and its pictures to ``pictures``; where
+    that is 0 by as much, or where rows share pictures, to a size of `filled`."""
     n = len(batch["input_ids"])
     missing = size - n
     out = {}
     for name, values in batch.items():
         if name == "pixel_values" and "picture_index" in batch:
             own = len(values) % n == 0
-            space = (len(values) // n * size if own else filled(len(values))) - len(values)
+            total = pictures or (len(values) // n * size if own else filled(len(values)))
+            space = total - len(values)
             out[name] = np.pad(values, [(0, space), *[(0, 0)] * (values.ndim - 1)])
         else:
             out[name] = np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])

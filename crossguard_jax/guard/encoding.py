@@ -13,6 +13,7 @@ from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.batches import arrange, indexed, windows
 from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.shapes import USUAL_TEXT
 from crossguard_jax.guard.turns import Offsets, marker_ids, user_span, without_turns
 from crossguard_jax.hf.folder import read_objects
 from crossguard_jax.hf.pictures import Processor
@@ -313,6 +314,12 @@ class Encoder:
         shown = [range(end - len(each), end) for end, each in zip(ends, pixels, strict=True)]
         size = -(-len(flat) // len(rows)) * len(rows)
         return self.pad(rows, length) | arrange(shown, flat, size)
+
+    @property
+    def usual(self) -> int:
+        """Tokens of a row with a picture and a window of text: what room is reckoned by."""
+        text = self.settings.window or USUAL_TEXT
+        return min(self.tokens_per_image + text, self.settings.max_length)
 
     def text_room(self, length: int) -> int:
         """Tokens of a text for which a training row of ``length`` has room."""

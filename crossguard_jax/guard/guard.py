@@ -1,7 +1,6 @@
 """The public `Guard`: a LLaVA folder that gives verdicts."""
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,19 +15,27 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, shardings
 from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate, get_template
-from crossguard_jax.guard.batches import arrange, bucket, fill, filled
+from crossguard_jax.guard.batches import arrange, fill
 from crossguard_jax.guard.encoding import Encoder, Pictures, Row, pictures_of
 from crossguard_jax.guard.settings import SETTINGS, Settings
+from crossguard_jax.guard.shapes import Planned, filled, ladder, length_step, plan
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.export import ModelCard, save_model
 from crossguard_jax.hf.load import folder_name, load_model, resolve_folder
 from crossguard_jax.hf.peft import load_adapter, read_adapter_config, save_adapter
 from crossguard_jax.hf.pictures import Processor
 from crossguard_jax.hf.trained import TrainedRow, read_training_data
+from crossguard_jax.io.ahead import ahead
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.llava import Llava
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.placement import put
+
+TEXTS_AT_ONCE = 64
+"""Texts that a thread tokenizes together."""
+
+Window = tuple[int, int]
+"""A request's place, and that of a window in it."""
 
 
 class Guard:
@@ -190,7 +197,8 @@ class Guard:
         Args:
             images: one a row, or a list of several; None for a row without a picture.
             texts: one a row; it may be empty beside a picture.
-            batch_size: windows to a forward pass, at most.
+            batch_size: windows of the usual length (see `Encoder.usual`) to a forward pass; of
+                shorter ones more, so that the tokens are as many, of longer ones fewer.
             threshold: the least p_unsafe that is unsafe; None is the guard's own.
 
         Raises:
@@ -209,7 +217,7 @@ class Guard:
         """As `score`, with the error of each row that has one in its place."""
         same_length(images, texts)
         shown = [pictures_of(each) for each in images]
-        requests = self.encoder.windows(texts, [*map(len, shown)])
+        requests = self._windows(texts, [*map(len, shown)])
         windows = {
             (i, place): row
             for i, rows in enumerate(requests)
@@ -217,14 +225,15 @@ class Guard:
             for place, row in enumerate(rows)
         }
         failed = {i: rows for i, rows in enumerate(requests) if isinstance(rows, UserError)}
-        scores: dict[tuple[int, int], float] = {}
-        running: tuple[list[tuple[int, int]], Array | np.ndarray] = [], np.zeros(0)
-        for length, size, some in self._batches(windows, batch_size):
-            batch, kept = self._batch(windows, some, length, shown, failed)
+        scores: dict[Window, float] = {}
+        running: tuple[list[Window], Array | np.ndarray] = [], np.zeros(0)
+        make = functools.partial(self._batch, windows, shown)
+        for batch, kept, errors in ahead(make, self._plan(windows, batch_size)):
+            failed |= errors
             if kept:
                 # This batch is on its way while the one before it is waited for, and so are
-                # pictures of the next while it runs.
-                before, running = running, (kept, self._start(batch, size))
+                # pictures of the next ones while it runs.
+                before, running = running, (kept, self._start(batch, len(batch["input_ids"])))
                 scores |= _taken(*before)
         scores |= _taken(*running)
         cut = self.settings.threshold if threshold is None else threshold
@@ -241,16 +250,42 @@ class Guard:
         word = words.positive if p >= cut else words.negative
         return Verdict(p, p >= cut, cut, word, windows=len(scores))
 
+    def _windows(
+        self, texts: Sequence[object], pictures: Sequence[int]
+    ) -> list[list[Row] | UserError]:
+        """`Encoder.windows`, by threads."""
+        parts = [slice(i, i + TEXTS_AT_ONCE) for i in range(0, len(texts), TEXTS_AT_ONCE)]
+        made = ahead(lambda part: self.encoder.windows(texts[part], pictures[part]), parts)
+        return [rows for some in made for rows in some]
+
+    def _plan(
+        self, windows: Mapping[Window, Row], batch_size: int
+    ) -> list[tuple[Planned, list[Window]]]:
+        """The batches that windows are computed in, with the windows of each."""
+        keys, encoder, devices = list(windows), self.encoder, 1
+        if self.mesh is not None:
+            own = batch_sharding(self.mesh, self.rules).shard_shape((self.mesh.size,))[0]
+            devices = self.mesh.size // own
+        planned = plan(
+            [len(row.ids) for row in windows.values()],
+            [row.pictures for row in windows.values()],
+            [i for i, _ in keys],
+            ladder(self.settings.max_length, encoder.tokens_per_image, length_step()),
+            batch_size * encoder.usual,
+            devices,
+        )
+        return [(batch, [keys[row] for row in batch.rows]) for batch in planned]
+
     def _batch(
         self,
-        windows: Mapping[tuple[int, int], Row],
-        some: Sequence[tuple[int, int]],
-        length: int,
+        windows: Mapping[Window, Row],
         shown: Sequence[Sequence[Any]],
-        failed: dict[int, UserError],
-    ) -> tuple[dict[str, np.ndarray], list[tuple[int, int]]]:
-        """A batch, in which the windows of a request share its pictures, and whose windows are in
-        it; requests whose pictures do not decode go to ``failed``."""
+        planned: tuple[Planned, list[Window]],
+    ) -> tuple[dict[str, np.ndarray], list[Window], dict[int, UserError]]:
+        """A batch, in which the windows of a request share its pictures, the windows in it, and
+        the requests that are not, since their pictures do not decode."""
+        batch, some = planned
+        failed: dict[int, UserError] = {}
         places: dict[int, range] = {}
         pixels: list[np.ndarray] = []
         for i in dict.fromkeys(i for i, _ in some):
@@ -262,26 +297,11 @@ class Guard:
             places[i] = range(len(pixels), len(pixels) + len(own))
             pixels += own
         kept = [window for window in some if window[0] in places]
-        batch = self.encoder.pad([windows[window] for window in kept], length)
-        return batch | arrange([places[i] for i, _ in kept], pixels, len(pixels)), kept
-
-    def _batches(
-        self, windows: Mapping[tuple[int, int], Row], batch_size: int
-    ) -> Iterator[tuple[int, int, Sequence[tuple[int, int]]]]:
-        """``(padded length, batch size, windows)``: windows of one length and as many pictures.
-
-        The last windows of a length are computed as a batch of the size of those before it.
-        """
-        shapes = {
-            key: (bucket(len(row.ids), self.settings.max_length), row.pictures)
-            for key, row in windows.items()
-        }
-        order = sorted(windows, key=lambda key: (shapes[key], key))
-        for (length, _), same in itertools.groupby(order, key=shapes.__getitem__):
-            group = list(same)
-            size = filled(min(len(group), batch_size))
-            for start in range(0, len(group), batch_size):
-                yield length, size, group[start : start + batch_size]
+        if not kept:
+            return {}, kept, failed
+        arrays = self.encoder.pad([windows[window] for window in kept], batch.length)
+        arrays |= arrange([places[i] for i, _ in kept], pixels, batch.pictures, batch.slots)
+        return fill(arrays, batch.size, batch.pictures), kept, failed
 
     def score_batch(self, batch: dict[str, np.ndarray], parts: Any = None) -> np.ndarray:
         """p_unsafe, float32 [B], of an encoded batch (see `batches`).
@@ -370,9 +390,7 @@ def raised(verdicts: Sequence[Verdict | UserError]) -> list[Verdict]:
     return [each for each in verdicts if isinstance(each, Verdict)]
 
 
-def _taken(
-    windows: list[tuple[int, int]], scores: Array | np.ndarray
-) -> Iterator[tuple[tuple[int, int], float]]:
+def _taken(windows: list[Window], scores: Array | np.ndarray) -> Iterator[tuple[Window, float]]:
     """Each window with its score; what fills the batch up has none."""
     return zip(windows, processes.gather(scores)[: len(windows)].tolist(), strict=True)
 

@@ -17,11 +17,11 @@ from crossguard_jax.core.metrics import Estimate, proportion
 from crossguard_jax.core.typing import Bool
 from crossguard_jax.data.prompts import PromptTemplate
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.decoding import likeliest
 from crossguard_jax.guard.encoding import Encoder
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.settings import Settings
+from crossguard_jax.guard.shapes import bucket
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.io.chat import Failure, Message, Request
 from crossguard_jax.io.http import Client

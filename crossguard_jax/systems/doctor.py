@@ -18,9 +18,9 @@ from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core import tree
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float
-from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.encoding import summary
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.shapes import bucket
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.runtime.mesh import default_dtype, own_mesh
 from crossguard_jax.systems.load import guard_of, load

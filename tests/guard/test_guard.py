@@ -11,7 +11,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from crossguard_jax import Guard
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import PromptTemplate
-from crossguard_jax.guard.batches import bucket
+from crossguard_jax.guard.shapes import bucket
 
 LONG = "can i pour water on the thing at the top left of this picture ? please tell me . " * 2
 
@@ -83,18 +83,20 @@ def test_a_verdict_does_not_depend_on_its_neighbours(guard):
     np.testing.assert_allclose(guard.score_batch(batch)[0], alone[0], atol=1e-5)
 
 
-def test_the_last_batch_is_as_large_as_those_before_it(guard, monkeypatch):
+def test_few_shapes_are_computed_whatever_the_batch_size(guard, monkeypatch):
     images, texts = rows(11)
-    sizes, start = [], guard._start
-    monkeypatch.setattr(guard, "_start", lambda b, size: sizes.append(size) or start(b, size))
+    shapes, start = [], guard._start
+
+    def noted(batch, size):
+        shapes.append((*batch["input_ids"].shape, len(batch.get("pixel_values", ()))))
+        return start(batch, size)
+
+    monkeypatch.setattr(guard, "_start", noted)
     expected = [v.p_unsafe for v in guard.score(images, texts)]
-    found = [v.p_unsafe for v in guard.score(images, texts, batch_size=4)]
-    # A length that one batch holds takes the least size that it fits; no size is a batch's own.
-    assert set(sizes) <= {1, 4, 16}
-    together = [v.p_unsafe for v in guard.score(images[:1] * 9, texts[:1] * 9, batch_size=4)]
-    assert sizes[-3:] == [4, 4, 4]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(together, expected[:1] * 9, atol=1e-5)
+    assert len(shapes) == 1, "rows with and without a picture are computed together"
+    fewer = [v.p_unsafe for v in guard.score(images, texts, batch_size=1)]
+    assert len(shapes) > 2 and len(set(shapes[1:])) <= 2
+    np.testing.assert_allclose(fewer, expected, atol=1e-5)
 
 
 def test_padding_does_not_change_the_verdict(guard):

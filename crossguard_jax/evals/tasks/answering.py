@@ -15,10 +15,10 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Int, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.evals.tasks.objectives import answer_objective
-from crossguard_jax.guard.batches import bucket
 from crossguard_jax.guard.decoding import likeliest
 from crossguard_jax.guard.encoding import Row
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.shapes import bucket
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn import lora, sampling
 
