@@ -9,7 +9,7 @@ import functools
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -52,6 +52,8 @@ class Suite:
             without randomness pays for one.
         pictures: inputs are pictures of grey levels / 255, and results go through uint8.
         keep: cells keep the inputs that the attacks made.
+        spread: maps a function over batches, as ``map`` does: who divides them among processes has
+            each done by one.
 
     Raises:
         UserError: names, or budgets that do not belong to one ball.
@@ -63,6 +65,7 @@ class Suite:
     draws: int = 8
     pictures: bool = True
     keep: bool = False
+    spread: Callable[[Callable[..., Any], Sequence[Any]], Iterable[Any]] = map
 
     def __post_init__(self) -> None:
         if not self.attacks:
@@ -254,11 +257,14 @@ class Suite:
         """A program over some rows, in batches of one shape."""
         if not over.size:
             return Cell(over, *(np.zeros(0, np.float32) for _ in range(4)))
-        parts = []
-        for i, (batch, n) in enumerate(_batches(over, self.batch_size)):
-            those = jax.tree.map(lambda leaf, batch=batch: leaf[batch], rows)
+
+        def one(numbered: tuple[int, tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
+            i, (batch, n) = numbered
+            those = jax.tree.map(lambda leaf: leaf[batch], rows)
             outputs = program(params, those, x[batch], jax.random.fold_in(key, i), *more)
-            parts.append({name: np.asarray(value)[:n] for name, value in outputs.items()})
+            return {name: np.asarray(value)[:n] for name, value in outputs.items()}
+
+        parts = list(self.spread(one, list(enumerate(_batches(over, self.batch_size)))))
         fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         excess = fields.pop("excess", np.zeros(1))
         if excess.max() > 0:

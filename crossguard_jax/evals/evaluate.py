@@ -42,6 +42,8 @@ def main(args: argparse.Namespace) -> int:
         tests = read_benchmarks(args.data, left_out)
         tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
         judgements, systems, own, learned = _score(args, tests, left_out)
+    for name, scored in judgements.items():
+        write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
     return processes.by_first(
         lambda: _write(args, tests, left_out, judgements, systems, own, learned)
     )
@@ -56,10 +58,8 @@ def _write(
     own: Mapping[str, float],
     learned: Mapping[str, set[str]],
 ) -> int:
-    """Verdicts, report and figures; returns the exit code."""
+    """Report and figures; returns the exit code."""
     folder = Path(args.out)
-    for name, scored in judgements.items():
-        write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
     threshold = _threshold(args.threshold, own)
     judged = Judged(systems, threshold)
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}

@@ -13,6 +13,7 @@ from crossguard_jax.evals.benchmarks import ScoredRows
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.runtime import processes
 from crossguard_jax.systems.load import System
 from crossguard_jax.systems.store import VerdictStore
 
@@ -94,12 +95,15 @@ def score_benchmarks(
 
 
 def write_verdicts(scored: Scored, path: str | Path) -> None:
-    """One JSON line a verdict: ``id, benchmark, true_label`` and the verdict's fields."""
+    """One JSON line a verdict: ``id, benchmark, true_label`` and the verdict's fields.
+
+    Of several processes the first writes.
+    """
     lines = (
         jsonl.dumps({"id": r.id, "benchmark": benchmark, "true_label": r.label, **asdict(verdict)})
         for benchmark, r, verdict in scored
     )
-    jsonl.write_atomic(path, b"".join(lines))
+    processes.by_first(lambda: jsonl.write_atomic(path, b"".join(lines)))
 
 
 def branch_counts(scored: Scored) -> dict[tuple[str, str], Counter[str]]:

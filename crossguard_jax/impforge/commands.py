@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
@@ -50,22 +52,18 @@ from crossguard_jax.impforge.twins import pair_twins
 from crossguard_jax.io.chat import Endpoint
 from crossguard_jax.io.http import Client
 from crossguard_jax.nn import lora
+from crossguard_jax.runtime import processes
 
 
 def run_match(args: argparse.Namespace, load_system: LoadSystem) -> int:
-    """The verb ``match``: exit code 1 if a query has no triplet."""
+    """The verb ``match``: exit code 1 if a query has no triplet.
+
+    Of several processes the first does it: more machines take a manifest of shards.
+    """
     if args.config.match.judge.kind == "none":
         print("pictures are taken as harmless, none is judged: match.judge.kind is none")
-    summary = match_files(
-        args.config,
-        args.queries,
-        args.pictures,
-        args.out,
-        args.format,
-        args.captions,
-        args.rebuild,
-        load_system=load_system,
-    )
+    files = (args.queries, args.pictures, args.out, args.format, args.captions, args.rebuild)
+    summary = processes.by_first(lambda: match_files(args.config, *files, load_system=load_system))
     print("\n".join(summary.lines()))
     print(f"triplets: {Path(args.out) / 'triplets.jsonl'}")
     return int(bool(summary.rejected))
@@ -100,7 +98,8 @@ def match_files(
     check_positive(config, "match.settings.batch_size", "match.judge.batch_size")
     settings, folder = config.match, Path(folder)
     rules = {**DEFAULT_RULES, **config.axis_rules}
-    mesh = make_mesh(**config.mesh)
+    # Of one process: what it matches is in its memory, and in its files.
+    mesh = make_mesh(**config.mesh, devices=jax.local_devices())
     clip = load_clip(settings.clip, settings.dtype, mesh, rules)
     _check_prompt(settings.settings.prompt, clip)
     roots = [path.parent if path.is_file() else path for path in map(Path, (queries, pictures))]

@@ -8,7 +8,7 @@ not is kept with its reason.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def _write_candidates(
     with Progress("forging", total, unit="text", start=len(rows)) as progress:
         for first in range(0, len(starts), n):
             some = starts[first : first + n]
-            made = [row for part in processes.divided(some, _each(chunk)) for row in part]
+            made = [row for part in processes.spread(chunk, some) for row in part]
             if processes.is_first():
                 with jsonl.JsonlWriter(path) as writer:
                     for row in made:
@@ -237,10 +237,6 @@ def _write_candidates(
             rows += made
             progress.update(len(made))
     return rows
-
-
-def _each(work: Callable[[int], Any]) -> Callable[[Sequence[int]], list[Any]]:
-    return lambda some: [work(one) for one in some]
 
 
 def _candidate(triplet: Triplet, written: Written, words: np.ndarray, i: int) -> dict[str, Any]:

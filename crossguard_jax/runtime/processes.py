@@ -160,3 +160,8 @@ def divided(rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[T]]) -
         if reason is not None:
             raise UserError(f"process {process}: {reason}")
     return [parts[i % n][0][i // n] for i in range(len(rows))]
+
+
+def spread(work: Callable[[Row], T], items: Iterable[Row]) -> list[T]:
+    """``map`` as a list, each item by one of the processes; see `divided`."""
+    return divided([*items], lambda some: [work(item) for item in some])

@@ -27,6 +27,8 @@ from crossguard_jax.evals.robustness.systems import NO_PICTURE, attack_records, 
 from crossguard_jax.evals.scoring import judged_rows, write_verdicts
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.mesh import default_dtype, own_mesh
 from crossguard_jax.systems.store import VerdictStore, store_folder
 
 
@@ -50,14 +52,15 @@ def main(args: argparse.Namespace) -> int:
     with LeftOut(folder / "rejected.jsonl") as left_out:
         tests = read_benchmarks(args.data, left_out)
         rows = [record for benchmark in tests.values() for record in benchmark]
-        systems = load_systems(args.model, args.prompt, args.noise_seed)
+        loading = load_options(args)
+        systems = load_systems(args.model, **loading)
         (main_name, first), *_ = systems.items()
         records = drawn(attackable(rows, first.task.labels, left_out), args.limit, config.seed)
     for name, system in systems.items():
         _clean_verdicts(args, system, name, records, folder / f"{name}.verdicts.jsonl", left_out)
     other = None
     if args.surrogate:
-        other = load_system(args.surrogate, args.prompt, first.task.labels, args.noise_seed)
+        other = load_system(args.surrogate, first.task.labels, **loading)
     results = {
         name: attack_records(config, system, records, folder / "cells" / name, other)
         for name, system in systems.items()
@@ -81,7 +84,8 @@ def main(args: argparse.Namespace) -> int:
     options = ("model", "data", "surrogate", "limit", "certify", "prompt")
     meta = {name: getattr(args, name) for name in options}
     sections += left_out_sections(left_out)
-    page = Report("Robustness", sections, meta | {"attack": config.to_dict()}).write(folder)
+    report = Report("Robustness", sections, meta | {"attack": config.to_dict()})
+    page = processes.by_first(lambda: report.write(folder))
     for name, result in results.items():
         _tell(name, result)
     return print_summary(left_out, page, faultless=(NO_PICTURE,))
@@ -120,9 +124,14 @@ def drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Recor
     return [records[i] for i in np.sort(chosen)]
 
 
-def load_systems(
-    specs: Sequence[str], prompt: str | None, noise_seed: int | None = None
-) -> dict[str, Immunized]:
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `load_immunized` that the command line gives."""
+    options = {name: getattr(args, name) for name in ("prompt", "noise_seed")}
+    options |= {"mesh": own_mesh(args.mesh)} | ({"remat": args.remat} if args.remat else {})
+    return options | {"dtype": default_dtype() if args.dtype == "auto" else args.dtype}
+
+
+def load_systems(specs: Sequence[str], **options: Any) -> dict[str, Immunized]:
     """Models by dotted name, of ``[NAME=]FOLDER``, the main one first.
 
     A model that was not immunized is held to the main one's answers.
@@ -139,7 +148,7 @@ def load_systems(
             raise UserError(f"--model {spec}: attack takes whole folders; export {adapter} first")
         if name in systems:
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
-        systems[name] = load_system(path, prompt, labels, noise_seed)
+        systems[name] = load_system(path, labels, **options)
         labels = labels or systems[name].task.labels
         if systems[name].task.labels != labels:
             raise UserError(
@@ -149,11 +158,9 @@ def load_systems(
     return systems
 
 
-def load_system(
-    path: str, prompt: str | None, labels: Sequence[str], noise_seed: int | None = None
-) -> Immunized:
-    """One model; ``labels`` are for one that was not immunized."""
-    system = load_immunized(path, prompt=prompt, noise_seed=noise_seed)
+def load_system(path: str, labels: Sequence[str], **options: Any) -> Immunized:
+    """One model; ``labels`` are for one that was not immunized, ``options`` `load_immunized`'s."""
+    system = load_immunized(path, **options)
     return system if is_immunized(path) else Immunized.of(system.task.guard, labels)
 
 

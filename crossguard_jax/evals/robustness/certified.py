@@ -36,6 +36,7 @@ from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.report.blocks import Section, Text
 from crossguard_jax.report.tables import Cell, Metric, Table
+from crossguard_jax.runtime import processes
 
 ANSWER, SUSPICIOUS = "answer", "suspicious"
 RADII = (0.0, 0.1, 0.25, 0.5)
@@ -103,10 +104,11 @@ def certified(
     events = functools.partial(_events, system)
     attack = functools.partial(_attacked, system, int(config.steps), int(config.samples))
     facts = f"{digest(system.params)} {digest(rows)} {digest(x)} {sampling} {config} {seed}"
-    name, size, parts = hashlib.sha256(facts.encode()).hexdigest()[:16], int(config.rows), []
-    starts = range(0, len(x), size)
+    name, size = hashlib.sha256(facts.encode()).hexdigest()[:16], int(config.rows)
     with Progress("certificates", len(x), "row") as progress:
-        for start in starts:
+
+        def one(start: int) -> dict[str, np.ndarray]:
+            """A batch from its file, which is made where it is missing."""
             here = np.resize(np.arange(start, min(start + size, len(x))), size)
             path = Path(folder) / f"{name}-{start}.npz"
             if not path.exists():
@@ -116,9 +118,11 @@ def certified(
                 buffer = io.BytesIO()
                 np.savez(buffer, **part)
                 write_atomic(path, buffer.getvalue())
-            with np.load(path, allow_pickle=False) as part:
-                parts.append({field: part[field][: len(x) - start] for field in part.files})
             progress.update(min(size, len(x) - start))
+            with np.load(path, allow_pickle=False) as part:
+                return {field: part[field][: len(x) - start] for field in part.files}
+
+        parts = processes.spread(one, range(0, len(x), size))
     whole = {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
     names = [ANSWER] + ([SUSPICIOUS] if system.task.reader is not None else [])
     return Certified(

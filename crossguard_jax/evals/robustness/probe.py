@@ -26,6 +26,7 @@ from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray, Sh
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness.runs import CellFolder, measure
 from crossguard_jax.evals.robustness.systems import SLACK, which
+from crossguard_jax.runtime import processes
 
 OBLIVIOUS, ADAPTIVE = "oblivious", "adaptive"
 STEPS = 20
@@ -113,9 +114,8 @@ def probe(
         )
         climbed = functools.partial(_unseen, held)
         attacks[ADAPTIVE] = NamedAttack(apgd, budget, climbed, kind="adaptive")
-    suite = Suite(
-        attacks, functools.partial(_fooled, system), config.batch_size, draws=1, keep=True
-    )
+    fooled = functools.partial(_fooled, system)
+    suite = Suite(attacks, fooled, config.batch_size, draws=1, keep=True, spread=processes.spread)
     name = f"{digest(system.params)}, cut {cut!r}"
     key, folder = jax.random.key(config.seed), Path(folder)
     curve = measure(suite, system.params, x, rows, [epsilon], key, folder, name, alone=True)

@@ -1,5 +1,6 @@
 """Attack suites that a kill does not undo: every cell is a file as soon as it is made.
 
+Several processes divide a cell's batches; the first one reads and writes the files.
 A folder holds ``plan.json`` (what is run, on what) and an ``.npz`` for each cell. Giving the same
 folder again goes on where it stopped; giving it to another run is refused.
 """
@@ -18,6 +19,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Float, Int, PRNGKeyArray, PyTree
 from crossguard_jax.io.jsonl import read_json, write_atomic
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.runtime import processes
 
 PLAN = "plan.json"
 
@@ -50,25 +52,33 @@ class CellFolder:
         # Through JSON and back: what is compared is what a file can hold.
         facts = json.loads(json.dumps(facts))
         path = self.folder / PLAN
-        if not path.exists():
-            write_atomic(path, json.dumps(facts, indent=1) + "\n")
-        elif (other := read_json(path)) != facts:
-            what = _first_difference(other, facts)
-            raise UserError(f"{self.folder}: holds another run ({what}); give another folder")
+
+        def claim() -> None:
+            if not path.exists():
+                write_atomic(path, json.dumps(facts, indent=1) + "\n")
+            elif (other := read_json(path)) != facts:
+                what = _first_difference(other, facts)
+                raise UserError(f"{self.folder}: holds another run ({what}); give another folder")
+
+        processes.by_first(claim)
 
     def get(self, cell: CellId, /) -> Cell | None:
         """The cell, or None where there is no file of it."""
         path = self._path(cell)
-        if not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as fields:
-            return Cell(**{name: fields[name] for name in fields.files})
+
+        def read() -> Cell | None:
+            if not path.exists():
+                return None
+            with np.load(path, allow_pickle=False) as fields:
+                return Cell(**{name: fields[name] for name in fields.files})
+
+        return processes.by_first(read)
 
     def __setitem__(self, cell: CellId, value: Cell, /) -> None:
         buffer = io.BytesIO()
         fields = {name: field for name, field in vars(value).items() if field is not None}
         np.savez(buffer, **fields)
-        write_atomic(self._path(cell), buffer.getvalue())
+        processes.by_first(lambda: write_atomic(self._path(cell), buffer.getvalue()))
         self._report(f"{cell[0]} at {cell[1]:.4g}")
 
     def _path(self, cell: CellId) -> Path:

@@ -24,6 +24,7 @@ from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut, Record, rejection
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.runs import converge, measure
+from crossguard_jax.runtime import processes
 
 SEARCHES: Mapping[str, Callable[..., Any]] = {
     "pgd": pgd,
@@ -63,7 +64,8 @@ def make_suite(config: Any, system: Immunized, other: Immunized | None = None) -
         if unknown:
             raise UserError(f"attack.attacks.{name}: unknown {', '.join(unknown)}")
         attacks[name] = _named(name, dict(spec), config.norm, system, other)
-    return Suite(attacks, _judge(system), config.batch_size, config.draws)
+    size, draws = config.batch_size, config.draws
+    return Suite(attacks, _judge(system), size, draws, spread=processes.spread)
 
 
 def which(config: Any) -> int | None:

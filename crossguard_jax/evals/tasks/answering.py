@@ -21,9 +21,12 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.shapes import bucket
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn import lora, sampling
+from crossguard_jax.runtime import processes
 
 Rows = Int[np.ndarray, " _"]
 """Numbers of rows."""
+Part = tuple[Rows, int]
+"""A batch of `in_batches`."""
 
 
 class Response(NamedTuple):
@@ -82,17 +85,22 @@ class Answerer:
             over: the rows.
             what: for the progress line.
         """
-        responses: list[Response] = []
         with Progress(what, len(over)) as progress:
-            for part, n in in_batches(len(over), self._batch_size):
+
+            def one(of_batch: Part) -> list[Response]:
+                part, n = of_batch
                 batch = self._encoder.pad([self._rows[i] for i in over[part]], self._length)
                 sampled = self._answer(self._params, batch, levels[part])
                 tokens, mask = np.asarray(sampled.tokens)[:n], np.asarray(sampled.mask)[:n]
                 texts = self._encoder.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-                for text, ids, there in zip(texts, tokens, mask, strict=True):
-                    responses.append(Response(text.strip(), tuple(int(i) for i in ids[there])))
                 progress.update(n)
-        return responses
+                return [
+                    Response(text.strip(), tuple(int(i) for i in ids[there]))
+                    for text, ids, there in zip(texts, tokens, mask, strict=True)
+                ]
+
+            parts = processes.spread(one, in_batches(len(over), self._batch_size))
+        return [response for part in parts for response in part]
 
     def attack(
         self,
@@ -113,15 +121,18 @@ class Answerer:
         Returns:
             Pictures of grey levels inside the budget.
         """
-        parts = []
         with Progress("attacking answers", len(over)) as progress:
-            for i, (part, n) in enumerate(in_batches(len(over), self._batch_size)):
+
+            def one(numbered: tuple[int, Part]) -> UInt8[np.ndarray, "M 3 X X"]:
+                i, (part, n) = numbered
                 batch = self.forced(over[part], [away[p] for p in part])
                 key_of = jax.random.fold_in(key, i)
                 pictures = self._attack(self._params, batch, levels[part], key_of, budget)
-                parts.append(np.asarray(pictures)[:n])
                 progress.update(n)
-        return np.concatenate(parts)
+                return np.asarray(pictures)[:n]
+
+            batches = enumerate(in_batches(len(over), self._batch_size))
+            return np.concatenate(processes.spread(one, batches))
 
     def tokens(self, answer: str) -> tuple[int, ...]:
         """The tokens of an answer where the prompt ends, closed, and at most as many as are
@@ -157,7 +168,7 @@ class Answerer:
         return batch | {"start": starts, "tokens": tokens, "answer_mask": answer_mask}
 
 
-def in_batches(n: int, size: int) -> list[tuple[Int[np.ndarray, " _"], int]]:
+def in_batches(n: int, size: int) -> list[Part]:
     """Positions 0 to n in batches of one size, the last filled up with its last; and how many of
     each batch are no filling."""
     parts = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]

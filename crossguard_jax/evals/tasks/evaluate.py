@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crossguard_jax.cmai.folders import is_immunized
 from crossguard_jax.core.errors import UserError
@@ -24,6 +25,8 @@ from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.io.jsonl import read_json
 from crossguard_jax.report.blocks import Section
 from crossguard_jax.report.report import Report
+from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.mesh import default_dtype, own_mesh
 
 LEVELS = 255.0
 
@@ -42,6 +45,8 @@ class Asking:
         caption_tokens: the most of a caption.
         batch_size: rows at once.
         dtype: of the arithmetic.
+        mesh: as ``--mesh`` has it, of one process's devices.
+        remat: what an attack's gradient computes again; "" is the model's own way.
 
     Raises:
         UserError: ``question`` has no place for the question.
@@ -54,6 +59,8 @@ class Asking:
     caption_tokens: int = 48
     batch_size: int = 16
     dtype: str = "float32"
+    mesh: str | None = None
+    remat: str = ""
 
     def __post_init__(self) -> None:
         if "{text}" not in self.question:
@@ -118,17 +125,20 @@ def make_tasks(
             f"--model {path}: is immunized, and tasks asks a model in words, without its check and "
             "policy; measure it with crossguard attack, or ask a copy of it without cmai.json"
         )
+    mesh = own_mesh(asking.mesh)
+    options: dict[str, Any] = {"remat": asking.remat} if asking.remat else {}
     if is_clip(path):
         if adapter is not None:
             raise UserError(f"--model {path}+{adapter}: a CLIP takes no adapter here")
-        clip = load_clip(path, asking.dtype)
+        clip = load_clip(path, asking.dtype, mesh, **options)
         if wrong := [name for name, rows in benchmarks.items() if rows.kind != "captions"]:
             raise UserError(f"--data {wrong[0]}: a CLIP answers no questions; give captions")
         return {
             name: Retrieval(clip, rows, asking.batch_size, left_out)
             for name, rows in benchmarks.items()
         }
-    model = Guard.from_pretrained(path, adapter, asking.dtype, prompt=asking.prompt)
+    options["prompt"] = asking.prompt
+    model = Guard.from_pretrained(path, adapter, asking.dtype, mesh, **options)
     words: dict[str, tuple[Callable[..., PerturbedTask], str, int]] = {
         "vqa": (Vqa, asking.question, asking.answer_tokens),
         "captions": (Captions, asking.caption, asking.caption_tokens),
@@ -166,7 +176,10 @@ def main(args: argparse.Namespace) -> int:
     attack = Attack(radii, args.norm, args.steps, args.restarts, args.aims, args.seed)
     options = {name: getattr(args, name) for name in ("prompt", "question", "caption")}
     words = {name: value for name, value in options.items() if value}
-    asking = Asking(batch_size=args.batch_size, dtype=args.dtype, **words)
+    dtype = default_dtype() if args.dtype == "auto" else args.dtype
+    asking = Asking(
+        **words, batch_size=args.batch_size, dtype=dtype, mesh=args.mesh, remat=args.remat or ""
+    )
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: a whole number above 0")
     with LeftOut(folder / "rejected.jsonl") as left_out:
@@ -178,7 +191,8 @@ def main(args: argparse.Namespace) -> int:
         "asking": vars(asking),
         "limit": args.limit,
     }
-    page = Report("Tasks", [section, *left_out_sections(left_out)], meta).write(folder)
+    report = Report("Tasks", [section, *left_out_sections(left_out)], meta)
+    page = processes.by_first(lambda: report.write(folder))
     for name, figure in section.figures.items():
         interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
         print(f"{name} {figure.value:.4f} {interval} n={figure.n}")

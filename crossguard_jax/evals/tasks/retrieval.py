@@ -19,12 +19,13 @@ from crossguard_jax.core.tasks.retrieval import KS
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.benchmarks import Figures
-from crossguard_jax.evals.tasks.answering import Rows, in_batches
+from crossguard_jax.evals.tasks.answering import Part, Rows, in_batches
 from crossguard_jax.evals.tasks.objectives import Channels, lead, retrieval_objective
 from crossguard_jax.evals.tasks.rows import Benchmark, usable
 from crossguard_jax.hf.clip import ClipEncoder
 from crossguard_jax.io import images
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.runtime import processes
 
 CAPTIONS_EACH = 5
 """Captions of a picture that retrieval is measured on; COCO has up to seven."""
@@ -100,16 +101,20 @@ class Retrieval:
         budget: Budget,
     ) -> UInt8[np.ndarray, "M 3 X X"]:
         """PGD away from the clean vectors (see `tasks_objectives.retrieval_objective`)."""
-        parts, params = [], (self._state, self._captions)
+        params = self._state, self._captions
         with Progress("attacking pictures", len(over), "picture") as progress:
-            for i, (part, n) in enumerate(in_batches(len(over), self._batch_size)):
+
+            def one(numbered: tuple[int, Part]) -> UInt8[np.ndarray, "M 3 X X"]:
+                i, (part, n) = numbered
                 own = self._picture == over[part][:, None]
                 rows = {"clean": np.stack([aims[p] for p in part]), "own": own}
                 key_of = jax.random.fold_in(key, i)
                 pictures = self._attack(params, rows, levels[part], key_of, budget)
-                parts.append(np.asarray(pictures)[:n])
                 progress.update(n)
-        return np.concatenate(parts)
+                return np.asarray(pictures)[:n]
+
+            batches = enumerate(in_batches(len(over), self._batch_size))
+            return np.concatenate(processes.spread(one, batches))
 
     def figures(self, responses: Sequence[Vector]) -> Figures:
         """``image_to_text.r1`` and so on, both ways, at 1, 5 and 10."""
@@ -152,10 +157,13 @@ class Retrieval:
         return np.stack(responses) @ self._captions.T
 
     def _vectors(self, levels: UInt8[np.ndarray, "M 3 X X"]) -> Float[np.ndarray, "M D"]:
-        parts = in_batches(len(levels), self._batch_size)
-        return np.concatenate(
-            [np.asarray(self._embed(self._state, levels[part]))[:n] for part, n in parts]
-        )
+
+        def one(batch: Part) -> Float[np.ndarray, "M D"]:
+            part, n = batch
+            return np.asarray(self._embed(self._state, levels[part]))[:n]
+
+        parts = processes.spread(one, in_batches(len(levels), self._batch_size))
+        return np.concatenate(parts)
 
     def _embedded(self, clip: ClipEncoder, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         graphdef = nnx.split(clip.model, graph=False)[0]

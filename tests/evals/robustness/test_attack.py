@@ -125,7 +125,7 @@ def test_a_model_that_was_not_immunized_is_held_to_the_main_ones_answers(
     kept = json.loads((immunized / "cmai.json").read_text())
     one = Immunized.of(base(), ("red", "blue"))
     save_immunized(one, tmp_path / "one")
-    found = attack.load_systems([f"a={tmp_path / 'one'}", "b=toy://llava"], None)
+    found = attack.load_systems([f"a={tmp_path / 'one'}", "b=toy://llava"])
     assert [system.task.labels for system in found.values()] == [("red", "blue")] * 2
     cases: list[tuple[list[str], Any]] = [
         ([f"a={tmp_path / 'one'}", f"b={immunized}"], f"answers {kept['labels'][0]}"),
@@ -134,4 +134,4 @@ def test_a_model_that_was_not_immunized_is_held_to_the_main_ones_answers(
     ]
     for specs, words in cases:
         with pytest.raises(UserError, match=words):
-            attack.load_systems(specs, None)
+            attack.load_systems(specs)
