@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from crossguard_jax.hf.load import Source
+from crossguard_jax.hf.tensors import Source
 
 Transform = Callable[[np.ndarray], np.ndarray]
 Rule = tuple[str, list[tuple[str, Transform]]]

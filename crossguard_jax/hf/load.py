@@ -3,28 +3,26 @@
 Every problem of a folder is collected first and raised as one error: files that do not open, or
 else keys that are missing, have another shape, differ from their copy or map to nothing. Each
 device's shard is then read by itself and handed over, so the host holds about one shard of one
-stacked parameter at a time.
+stacked parameter at a time, and reads nothing twice.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, make_mesh, shardings
 from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.hf import configs, names
 from crossguard_jax.hf.folder import weight_files
+from crossguard_jax.hf.tensors import Source, Tensors, open_tensors, refuse
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import LlavaConfig
 from crossguard_jax.nn.pins import govern
@@ -38,13 +36,16 @@ _TIED = {
 }
 """The head's key, and the key of what it is where embeddings are tied."""
 
+_BLOCK = 256
+"""Rows of a tensor that are read or compared at a time."""
+
+_ALIGNMENT = 64
+
 _ENCODING = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
     *("preprocessor_config.json", "processor_config.json", "config_sentence_transformers.json"),
 )
 """Files that decide what a model is given, and not what it makes of it."""
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 _CHECKPOINTS = Path(__file__).parents[1] / "toy" / "checkpoints"
 _ADAPTERS = Path(__file__).parents[1] / "toy" / "adapters"
@@ -108,15 +109,15 @@ def load_model(
             "the adapter as two folders, or merge them"
         )
     family, config = configs.read_config(folder, **options)
-    with open_tensors(folder) as tensors:
-        config = _with_its_own_head(family, config, tensors)
-        return build_model(family, config, tensors, str(folder), dtype, mesh, rules)
+    tensors = open_tensors(folder)
+    config = _with_its_own_head(family, config, tensors)
+    return build_model(family, config, tensors, str(folder), dtype, mesh, rules)
 
 
 def build_model(
     family: str,
     config: configs.Config,
-    tensors: "Source",
+    tensors: Source,
     name: str,
     dtype: str | None = "float32",
     mesh: Mesh | None = None,
@@ -171,7 +172,7 @@ def encoding_hash(folder: str | Path) -> str:
     return h.hexdigest()
 
 
-def _with_its_own_head(family: str, config: configs.Config, tensors: "Tensors") -> configs.Config:
+def _with_its_own_head(family: str, config: configs.Config, tensors: Tensors) -> configs.Config:
     """The config without tied embeddings where the files hold a head that differs from them.
 
     As transformers has it (``PreTrainedModel.tie_weights``): both are there, so both count.
@@ -183,85 +184,10 @@ def _with_its_own_head(family: str, config: configs.Config, tensors: "Tensors") 
     head, embedding = (spelled.get(key) for key in _TIED[family])
     if not head or not embedding:
         return config
-    if np.array_equal(tensors.read(head), tensors.read(embedding)):
+    if _equal(tensors, head, embedding):
         return config
     text = replace(text, tie_word_embeddings=False)
     return replace(config, text=text) if isinstance(config, LlavaConfig) else text
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Tensors by key, and what is wrong with where they come from."""
-
-    problems: list[str]
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def shape(self, key: str) -> tuple[int, ...]: ...
-
-    def read(self, key: str) -> np.ndarray: ...
-
-
-class Tensors:
-    """The tensors of a folder by key: shapes without reading, values by slice."""
-
-    def __init__(
-        self, folder: Path, stack: contextlib.ExitStack, files: Sequence[str] | None = None
-    ):
-        self.problems: list[str] = []
-        self._files: dict[str, Any] = {}
-        for file in weight_files(folder) if files is None else files:
-            try:
-                handle = stack.enter_context(safe_open(folder / file, framework="np"))
-            except FileNotFoundError:
-                self.problems.append(f"{file}: missing; download it too")
-            except (SafetensorError, OSError) as error:
-                self.problems.append(f"{file}: truncated or not a safetensors file ({error})")
-            else:
-                self._files.update(dict.fromkeys(handle.keys(), handle))
-        self._refuse_quantized(folder)
-
-    def _refuse_quantized(self, folder: Path) -> None:
-        types = {
-            key: handle.get_slice(key).get_dtype()
-            for key, handle in self._files.items()
-            if not names.IGNORED.match(key)
-        }
-        quantized = [key for key, kind in types.items() if kind not in _FLOATS]
-        if quantized:
-            raise UserError(
-                f"{folder}: {len(quantized)} tensors are of {types[quantized[0]]} or its like, "
-                f"such as {quantized[0]}; quantized weights are not computed here: give the "
-                "unquantized model"
-            )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._files
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """The shape, from the header."""
-        return tuple(self._files[key].get_slice(key).get_shape())
-
-    def read(self, key: str) -> np.ndarray:
-        """The whole tensor."""
-        return self._files[key].get_tensor(key)
-
-
-@contextlib.contextmanager
-def open_tensors(folder: str | Path, files: Sequence[str] | None = None) -> Iterator[Tensors]:
-    """A folder's weights, or the safetensors named, open while the context lasts.
-
-    Raises:
-        UserError: a file is missing or truncated; the keys that it would have held are not listed.
-    """
-    with contextlib.ExitStack() as stack:
-        tensors = Tensors(Path(folder), stack, files)
-        if tensors.problems:
-            _refuse(str(folder), tensors.problems)
-        yield tensors
 
 
 def _plan(
@@ -294,7 +220,7 @@ def _plan(
         if not names.IGNORED.match(canonical) and canonical not in tied
     ]
     if problems:
-        _refuse(folder, problems)
+        refuse(folder, problems)
     return plan
 
 
@@ -313,14 +239,18 @@ def spellings(family: str, tensors: Source, prefix: str = "") -> tuple[dict[str,
         other = spelled.setdefault(canonical, key)
         if other == key or names.IGNORED.match(canonical):
             continue
-        if not np.array_equal(tensors.read(other), tensors.read(key), equal_nan=True):
+        if not _equal(tensors, other, key):
             problems.append(f"{other} and {key}: one tensor, with different values; take one out")
     return spelled, problems
 
 
-def _refuse(folder: str, problems: list[str]) -> NoReturn:
-    shown = "; ".join(problems[:40]) + f"; and {len(problems) - 40} more" * (len(problems) > 40)
-    raise UserError(f"{folder}: {len(problems)} problem(s): {shown}")
+def _equal(tensors: Source, one: str, other: str) -> bool:
+    """Whether two tensors are of one shape and equal, compared by blocks of rows."""
+    a, b = map(np.atleast_1d, (tensors.read(one), tensors.read(other)))
+    return a.shape == b.shape and all(
+        np.array_equal(a[i : i + _BLOCK], b[i : i + _BLOCK], equal_nan=True)
+        for i in range(0, len(a), _BLOCK)
+    )
 
 
 def _read(
@@ -352,16 +282,32 @@ def _shard(
     dtype: str | None,
 ) -> np.ndarray:
     """The part ``index`` of a parameter; a stack is filled layer by layer."""
-
-    def one(key: str, index: tuple[slice, ...]) -> np.ndarray:
-        part = hub.transform.read(tensors.read(key))[index]
-        return np.asarray(part, jnp.dtype(dtype) if dtype else None, order="C")
-
-    if not hub.stacked:
-        return one(keys[0], index)
-    keys = keys[index[0]]
-    first = one(keys[0], index[1:])
-    shard = np.empty((len(keys), *first.shape), first.dtype)
-    for i, key in enumerate(keys):
-        shard[i] = one(key, index[1:]) if i else first
+    layers = keys[index[0]] if hub.stacked else keys
+    inside: Any = (*index[hub.stacked :], ...)  # with the dots, a number is an array too
+    shard = np.empty(0)
+    for i, key in enumerate(layers):
+        part = hub.transform.read(tensors.read(key))[inside]
+        if i == 0:
+            height = (len(layers),) if hub.stacked else ()
+            shard = _empty((*height, *part.shape), jnp.dtype(dtype or part.dtype))
+        _copy(part, shard[i, ...] if hub.stacked else shard)
     return shard
+
+
+def _copy(part: np.ndarray, to: np.ndarray) -> None:
+    """Reads a part of a tensor as it lies in a file, in the file's order, some rows at a time."""
+    if part.ndim == 0:
+        to[...] = part
+        return
+    axis = int(np.argmax(part.strides))
+    part, to = np.moveaxis(part, axis, 0), np.moveaxis(to, axis, 0)
+    for i in range(0, len(part), _BLOCK):
+        to[i : i + _BLOCK] = np.array(part[i : i + _BLOCK])
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array where XLA would lay it: on CPU it takes such a one over, and copies any other."""
+    n = int(np.prod(shape)) * dtype.itemsize
+    room = np.empty(n + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + n].view(dtype).reshape(shape)

@@ -15,8 +15,9 @@ from crossguard_jax.hf import safe_pickle
 from crossguard_jax.hf.configs import check_config
 from crossguard_jax.hf.folder import check_number, read_object
 from crossguard_jax.hf.layouts import OPEN_CLIP, OPEN_CLIP_JAX, PICTURES, TEXTS, Arrays, Renamed
-from crossguard_jax.hf.load import build_model, open_tensors
+from crossguard_jax.hf.load import build_model
 from crossguard_jax.hf.pictures import Preprocess
+from crossguard_jax.hf.tensors import open_tensors
 from crossguard_jax.nn.clip import Clip, ClipConfig, TextConfig, VisionConfig
 
 CONFIG = "open_clip_config.json"
@@ -70,9 +71,8 @@ def load_open_clip(
         raise UserError(
             f"{weights}: a pickle of torch, which is not opened; download {WEIGHTS[0]} beside it"
         )
-    with open_tensors(folder, [weights.name]) as tensors:
-        source = Renamed(tensors, OPEN_CLIP)
-        model = build_model("clip", config, source, str(weights), dtype, mesh, rules)
+    source = Renamed(open_tensors(folder, [weights.name]), OPEN_CLIP)
+    model = build_model("clip", config, source, str(weights), dtype, mesh, rules)
     assert isinstance(model, Clip)
     return model, preprocess, [path, weights]
 

@@ -18,7 +18,8 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf import names
 from crossguard_jax.hf.export import ModelCard, family_of, save_tensors
 from crossguard_jax.hf.folder import check_number, read_object
-from crossguard_jax.hf.load import Tensors, open_tensors, spellings
+from crossguard_jax.hf.load import spellings
+from crossguard_jax.hf.tensors import Tensors, open_tensors
 from crossguard_jax.nn import lora
 from crossguard_jax.runtime import processes
 
@@ -184,13 +185,12 @@ def load_adapter(model: lora.ModelT, folder: str | Path) -> lora.ModelT:
     alpha, rank = float(config["lora_alpha"]), config["r"]
     if config.get("use_rslora"):  # its scale is alpha / sqrt(r); ours is alpha / r
         alpha *= float(rank) ** 0.5
-    with open_tensors(folder, [file.name]) as tensors:
-        factors = _Factors(tensors, family, config)
-        model = lora.detach(model)
-        for path, layer in lora.dense_layers(model):
-            pair = factors.take(names.module_name(family, path), layer.kernel.shape, rank)
-            if pair is not None:
-                layer.lora = lora.Lora(*pair, alpha, layer.kernel.get_metadata("axes"))
+    factors = _Factors(open_tensors(folder, [file.name]), family, config)
+    model = lora.detach(model)
+    for path, layer in lora.dense_layers(model):
+        pair = factors.take(names.module_name(family, path), layer.kernel.shape, rank)
+        if pair is not None:
+            layer.lora = lora.Lora(*pair, alpha, layer.kernel.get_metadata("axes"))
     problems = factors.problems + [f"{k}: maps to no layer of this model" for k in factors.keys]
     if problems:
         raise UserError(f"{file}: {len(problems)} problem(s): {'; '.join(problems[:40])}")
@@ -258,7 +258,7 @@ class _Factors:
     def _one(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         key = self.keys.pop(name, None)
         if key is not None and self._tensors.shape(key) == shape:
-            return self._tensors.read(key)
+            return np.array(self._tensors.read(key))
         got = "missing" if key is None else f"shape {list(self._tensors.shape(key))}"
         self.problems.append(f"{name}: {got}, wanted {list(shape)}")
         return np.zeros(shape)
