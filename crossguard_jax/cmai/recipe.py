@@ -17,9 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from crossguard_jax.cmai.answering import Answering
 from crossguard_jax.cmai.arm import KNOBS, Controller
 from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check, pair_loss
 from crossguard_jax.cmai.immunized import Immunized
@@ -39,6 +41,7 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import Readers, answered, fitting, listed_rows, open_sources
 from crossguard_jax.guard.recipe import batches, load_base, run_identity, trained_settings
 from crossguard_jax.nn import lora, verdict
+from crossguard_jax.nn.llava import LlavaConfig
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.placement import WHOLE, Share
 from crossguard_jax.train.loop import Schedule, train
@@ -185,22 +188,27 @@ def _start(config: Any, labels: tuple[str, ...], mesh: Any, rules: Rules) -> tup
         return task, {"adapters": task.adapters}
     cmcv = config.cmcv
     reader = Reader(guard, cmcv.text_source, cmcv.text_path, longest_row(config.data))
-    layers = guard.model.config.vision_feature_layer
-    settings = ConsistencyConfig(
-        picture_width=2 * guard.model.config.vision.hidden_size * len(layers),
-        text_width=reader.width,
+    settings = check_settings(cmcv, guard.model.config, reader.width)
+    check = make_check(settings, check_key)
+    task = Task(guard, labels, reader, check)
+    return task, {"adapters": task.adapters, "check": nnx.split(check, graph=False)[1]}
+
+
+def check_settings(cmcv: Any, model: LlavaConfig, text_width: int) -> ConsistencyConfig:
+    """What the check of a model is, by the configuration's ``cmcv``."""
+    layers = model.vision_feature_layer
+    return ConsistencyConfig(
+        picture_width=2 * model.vision.hidden_size * len(layers),
+        text_width=text_width,
         kind=cmcv.kind,
         shared_width=cmcv.shared_width,
         hidden_width=cmcv.hidden_width,
         picture_layers=layers,
         text_source=cmcv.text_source,
     )
-    check = make_check(settings, check_key)
-    task = Task(guard, labels, reader, check)
-    return task, {"adapters": task.adapters, "check": nnx.split(check, graph=False)[1]}
 
 
-def check_loss(task: Task, joint: bool, adversarial: bool = False) -> Loss:
+def check_loss(task: Answering, joint: bool, adversarial: bool = False) -> Loss:
     """The check's loss on a batch that `Task.read` has been through; see `Task.pairs`."""
 
     def loss(trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
@@ -228,6 +236,41 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     return trainable | {"check": learned}
 
 
+def controller_of(config: Any, tau_c: float) -> Controller:
+    """ARM's, by the configuration's ``arm``."""
+    knobs = {name: config.arm[name] for name in ("max_variance", *KNOBS)}
+    return Controller.from_config(knobs | {"tau_c": tau_c})
+
+
+def mbat_step(
+    config: Any, task: Answering, controller: Controller, adam: optax.GradientTransformation
+) -> Step:
+    """The step of MBAT that a configuration says, the check learning beside it."""
+    mbat = dict(config.mbat)
+    of_task, _ = mbat.pop("goal") == "answers", mbat.pop("on")
+    beside = None
+    if config.cmcv.on and config.cmcv.weight:
+        # Pictures stay clean where only the text is attacked.
+        adversarial = config.cmcv.adversarial and config.mbat.perturb != "text"
+        of_pairs = check_loss(task, config.cmcv.joint, adversarial)
+
+        def beside(*args: Any) -> tuple[Array, Any]:
+            value, metrics = of_pairs(*args)
+            return config.cmcv.weight * value, metrics
+
+    learned = functools.partial(task.answers, vocabulary=config.train.loss == "vocabulary")
+    return make_immunize_step(
+        task.answers if of_task else task.deviations,
+        MbatSettings(**mbat),
+        controller,
+        adam,
+        task.width,
+        task.read if of_task else task.add_clean_states,
+        beside,
+        learned if of_task else None,
+    )
+
+
 def _learn_to_stand(
     run: _Run,
     trainable: Any,
@@ -244,33 +287,10 @@ def _learn_to_stand(
         tau_c: mean S_c of adversarial rows under which ARM takes alarm.
         recent: clean S_c of training rows, which both then follow; None: they stay.
     """
-    config, task = run.config, run.task
-    mbat = dict(config.mbat)
-    of_task, _ = mbat.pop("goal") == "answers", mbat.pop("on")
-    knobs = {name: config.arm[name] for name in ("max_variance", *KNOBS)}
-    controller = Controller.from_config(knobs | {"tau_c": tau_c})
+    config = run.config
     adam = optimizer(config.optim, config.train.steps)
-    beside = None
-    if config.cmcv.on and config.cmcv.weight:
-        # Pictures stay clean where only the text is attacked.
-        adversarial = config.cmcv.adversarial and config.mbat.perturb != "text"
-        of_pairs = check_loss(task, config.cmcv.joint, adversarial)
-
-        def beside(*args: Any) -> tuple[Array, Any]:
-            value, metrics = of_pairs(*args)
-            return config.cmcv.weight * value, metrics
-
-    learned = functools.partial(task.answers, vocabulary=config.train.loss == "vocabulary")
-    step = make_immunize_step(
-        task.answers if of_task else task.deviations,
-        MbatSettings(**mbat),
-        controller,
-        adam,
-        task.width,
-        task.read if of_task else task.add_clean_states,
-        beside,
-        learned if of_task else None,
-    )
+    controller = controller_of(config, tau_c)
+    step = mbat_step(config, run.task, controller, adam)
     state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
     # Where a step leaves it: elsewhere, the second step would compile anew.
     arm = jax.device_put(controller.start(tau, recent), NamedSharding(run.mesh, PartitionSpec()))
