@@ -55,13 +55,18 @@ def init_state(
     """
 
     def make(trainable: Any) -> TrainState:
-        trainable = jax.tree.map(jnp.copy, trainable)
-        key = jax.random.key_data(jax.random.key(seed))
-        return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), key)
+        return fresh_state(trainable, optimizer, seed)
 
     if mesh is None:
         return jax.jit(make)(trainable)
     return jax.jit(make, out_shardings=state_shardings(make, trainable, mesh, rules))(trainable)
+
+
+def fresh_state(trainable: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """`init_state`, to be traced."""
+    trainable = jax.tree.map(jnp.copy, trainable)
+    key = jax.random.key_data(jax.random.key(seed))
+    return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), key)
 
 
 def state_shardings(make: Callable[[Any], Any], trainable: Any, mesh: Mesh, rules: Rules) -> Any:
