@@ -181,7 +181,9 @@ def start(config: ConfigDict, rewriter: Rewriter, arrays: Mapping[str, np.ndarra
     mesh = make_mesh(1, devices=jax.devices()[:1])
     state = recipe.first_state(rewriter, adam, config, mesh, DEFAULT_RULES)
     weights = dict(config.rewards.weights)
-    improve = recipe.make_improve(rewriter, adam, settings, weights, breadth, 1)
+    improve = recipe.make_improve(
+        rewriter.policy, rewriter.rewards, adam, settings, weights, breadth, 1
+    )
     arrays = {**arrays, "category": np.zeros(n, np.int32)}
     batches = Rounds(arrays, [0] * n, config.ppo.batch_size, config.ppo.seed, breadth.quota)
     return state, improve, batches

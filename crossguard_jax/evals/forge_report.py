@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.impforge.forge import Forged
-from crossguard_jax.impforge.rewards.rewards import REWARDS
+from crossguard_jax.impforge.rewards.judges import REWARDS
 from crossguard_jax.io import images
 from crossguard_jax.report import drawing, plots
 from crossguard_jax.report.blocks import Block, Plot, Section, Text

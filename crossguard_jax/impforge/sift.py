@@ -9,7 +9,7 @@ import numpy as np
 
 from crossguard_jax.core.typing import Float
 from crossguard_jax.impforge.gate.gate import Candidate, GateVerdict
-from crossguard_jax.impforge.rewards.rewards import REWARDS
+from crossguard_jax.impforge.rewards.judges import REWARDS
 from crossguard_jax.impforge.triplets import Triplet
 
 ENOUGH, NEAR = "enough of its triplet", "near-duplicate"

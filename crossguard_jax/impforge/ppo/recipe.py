@@ -24,10 +24,12 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, m
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.impforge.ppo.archive import Archive, crowd, insert, nearest
+from crossguard_jax.impforge.ppo.policy import RewriterPolicy
 from crossguard_jax.impforge.ppo.rewriter import Rewriter, Written, fluency
 from crossguard_jax.impforge.ppo.rounds import Rounds
 from crossguard_jax.impforge.ppo.update import PpoSettings, Trajectory, sequence_kl, steer, update
-from crossguard_jax.impforge.rewards.rewards import Rewards, total
+from crossguard_jax.impforge.rewards.judges import Judges, total
+from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import local_mesh, spans_processes
@@ -117,7 +119,8 @@ def score(
 
 
 def make_improve(
-    rewriter: Rewriter,
+    policy: RewriterPolicy,
+    rewards: Judges,
     adam: optax.GradientTransformation,
     settings: PpoSettings,
     weights: Mapping[str, float],
@@ -129,7 +132,7 @@ def make_improve(
     ``context`` has ``baseline`` [B] beside what the rewards know: the score of the query itself.
     One jitted program; the state given is donated.
     """
-    rewards, evaluate = rewriter.rewards, rewriter.policy.evaluate
+    evaluate = policy.evaluate
 
     def improve(
         state: PpoState,
@@ -264,7 +267,9 @@ def train_rewriter(
     categories = [names.index(t.category) for t in triplets]
     updates = config.ppo.iterations * settings.epochs * settings.minibatches
     adam = optimizer(config.optim, updates, "optim", _UPDATES)
-    improve = make_improve(rewriter, adam, settings, weights, breadth, len(names))
+    improve = make_improve(
+        rewriter.policy, rewriter.rewards, adam, settings, weights, breadth, len(names)
+    )
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
     arrays = {**rewriter.prepare(triplets)[0], "category": np.asarray(categories, np.int32)}
     rounds = Rounds(

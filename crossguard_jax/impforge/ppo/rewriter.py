@@ -24,7 +24,7 @@ from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.hf import tokens
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.hf.tokens import load_tokenizer, open_ended
-from crossguard_jax.impforge.ppo.policy import make_policy
+from crossguard_jax.impforge.ppo.policy import RewriterPolicy, make_policy
 from crossguard_jax.impforge.ppo.update import Trajectory, sequence_kl
 from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
@@ -154,44 +154,12 @@ class Rewriter:
 
         ``batch`` has ``prompt``, ``prompt_mask`` [B, L] and ``category`` [B].
         """
-        return self._rollout(evaluated=True)
+        return make_rollout(self.policy, evaluated=True)
 
     @functools.cached_property
     def _writing(self) -> Any:
         """The same for who learns nothing of it: no values, and the sampler's log-probabilities."""
-        return self._rollout(evaluated=False)
-
-    def _rollout(self, evaluated: bool) -> Any:
-        policy = self.policy
-
-        @jax.jit
-        def run(trainable: Any, frozen: Any, key: PRNGKeyArray, batch: Any) -> Trajectory:
-            prompt = batch["prompt"], batch["prompt_mask"]
-            if trainable is None:
-                written = policy.sample_reference(frozen, *prompt, key)
-            else:
-                written = policy.sample(trainable, frozen, *prompt, key)
-            inputs = {"prompt": prompt[0], "prompt_mask": prompt[1]}
-            inputs |= {"tokens": written.tokens, "mask": written.mask}
-            reference = policy.reference(frozen, inputs)
-            logprobs, values = written.logprobs, jnp.zeros_like(reference)
-            if trainable is None:
-                logprobs = reference
-            elif evaluated:
-                # Again, by the kernel that the update will use: its ratio is one where it starts.
-                logprobs, values = policy.evaluate(trainable, frozen, inputs)
-            ends = jnp.isin(written.tokens, jnp.asarray(policy.eos_ids)) & written.mask
-            return Trajectory(
-                inputs,
-                written.mask,
-                ends.any(axis=1),
-                logprobs,
-                reference,
-                values,
-                batch["category"],
-            )
-
-        return run
+        return make_rollout(self.policy, evaluated=False)
 
     @functools.cached_property
     def judge(self) -> Any:
@@ -289,6 +257,40 @@ class Rewriter:
         facts = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
         of_text = {k: facts.pop(k) for k in ("kl", "fluency", "ended")}
         return Written(texts, facts, **of_text)
+
+
+def make_rollout(policy: RewriterPolicy, evaluated: bool) -> Any:
+    """`Rewriter.rollout` of a policy; not ``evaluated`` without values, and with the sampler's own
+    log-probabilities."""
+
+    @jax.jit
+    def run(trainable: Any, frozen: Any, key: PRNGKeyArray, batch: Any) -> Trajectory:
+        prompt = batch["prompt"], batch["prompt_mask"]
+        if trainable is None:
+            written = policy.sample_reference(frozen, *prompt, key)
+        else:
+            written = policy.sample(trainable, frozen, *prompt, key)
+        inputs = {"prompt": prompt[0], "prompt_mask": prompt[1]}
+        inputs |= {"tokens": written.tokens, "mask": written.mask}
+        reference = policy.reference(frozen, inputs)
+        logprobs, values = written.logprobs, jnp.zeros_like(reference)
+        if trainable is None:
+            logprobs = reference
+        elif evaluated:
+            # Again, by the kernel that the update will use: its ratio is one where it starts.
+            logprobs, values = policy.evaluate(trainable, frozen, inputs)
+        ends = jnp.isin(written.tokens, jnp.asarray(policy.eos_ids)) & written.mask
+        return Trajectory(
+            inputs,
+            written.mask,
+            ends.any(axis=1),
+            logprobs,
+            reference,
+            values,
+            batch["category"],
+        )
+
+    return run
 
 
 def _facts(trajectory: Trajectory, components: dict[str, Array]) -> dict[str, Array]:

@@ -21,7 +21,7 @@ from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.forge import variety
 from crossguard_jax.impforge.ppo.recipe import load_rewriter, objective, train_rewriter
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
-from crossguard_jax.impforge.rewards.rewards import REWARDS
+from crossguard_jax.impforge.rewards.judges import REWARDS
 from crossguard_jax.impforge.targets import GuardedTarget, attack_success
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.report.tables import Table

@@ -37,7 +37,9 @@ def once(mesh):
     settings = PpoSettings(epochs=1, minibatches=1, normalize_by_category=True)
     weights = dict(CONFIG.rewards.weights)
     breadth = Breadth(crowd_limit=2, novelty=0.1, archive_size=16)
-    improve = make_improve(rewriter, descent, settings, weights, breadth, len(NAMES))
+    improve = make_improve(
+        rewriter.policy, rewriter.rewards, descent, settings, weights, breadth, len(NAMES)
+    )
     sharding = batch_sharding(mesh, DEFAULT_RULES, 8)
     categories = [NAMES.index(t.category) for t in TRIPLETS]
     arrays = rewriter.prompts(TRIPLETS) | {"category": np.asarray(categories, np.int32)}

@@ -11,7 +11,7 @@ from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.ppo.archive import Archive
 from crossguard_jax.impforge.ppo.recipe import settings_of_ppo
 from crossguard_jax.impforge.ppo.update import Trajectory
-from crossguard_jax.impforge.rewards.rewards import REWARDS
+from crossguard_jax.impforge.rewards.judges import REWARDS
 
 
 def test_a_trained_rewriter_forges_again_under_other_settings() -> None:

@@ -20,7 +20,7 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import digest
 from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.ppo.update import PpoSettings, sequence_kl
-from crossguard_jax.impforge.rewards.rewards import total
+from crossguard_jax.impforge.rewards.judges import total
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.nn import lora
 from crossguard_jax.toy.world.scenes import to_png
@@ -207,7 +207,9 @@ def test_texts_that_earn_just_their_baseline_move_nothing(rewriter, config, roll
     triplets, weights = world(8), dict(config.rewards.weights)
     settings = PpoSettings(**config.ppo.settings.to_dict() | {"missing_end_penalty": 0.0})
     adam = optax.sgd(1.0)
-    improve = recipe.make_improve(rewriter, adam, settings, weights, recipe.Breadth(), 1)
+    improve = recipe.make_improve(
+        rewriter.policy, rewriter.rewards, adam, settings, weights, recipe.Breadth(), 1
+    )
     encoded = rewriter.rewards.encode(rewriter.texts(rollout), triplets)
     context, models = rewriter.rewards.context(triplets), rewriter.rewards.frozen
     earned = rewriter.judge(models, rollout.inputs["tokens"], rollout.mask, context, encoded)

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.load import load_model, resolve_folder
-from crossguard_jax.impforge.rewards import overlap, rewards
+from crossguard_jax.impforge.rewards import overlap
 from crossguard_jax.impforge.rewards.embedding import WholeTexts, worst
+from crossguard_jax.impforge.rewards.judges import REWARDS, safety_reward, total
 from crossguard_jax.impforge.rewards.rewards import Rewards
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.io import images
@@ -186,7 +187,7 @@ def test_safety_is_torchs_softmax_over_the_two_labels() -> None:
             one = words(PROMPT.format(text=text), return_tensors="pt")
             logits = theirs(input_ids=one["input_ids"]).logits[0, -1, list(labels)]
             expected.append(logits.softmax(0)[0].item())
-    model, run = load_model("toy://safety"), jax.jit(rewards.safety_reward, static_argnums=3)
+    model, run = load_model("toy://safety"), jax.jit(safety_reward, static_argnums=3)
     found = run(model, ids, mask, labels)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert judges("caption").label_ids == labels
@@ -274,7 +275,7 @@ def test_a_text_that_says_nothing_earns_nothing() -> None:
     for kind in ("caption", "clip_sum"):
         found = scored(judges(kind), SAID, triplets())
         assert found["empty"].tolist() == [not text for text in SAID]
-        nothing = [float(found[name][1]) for name in rewards.REWARDS]
+        nothing = [float(found[name][1]) for name in REWARDS]
         assert nothing == [0, 0, 0]
         assert all(found[name][0] > 0 for name in ("safety", "overlap"))
 
@@ -337,7 +338,7 @@ def test_a_long_text_is_as_safe_as_its_worst_window_and_a_short_one_as_ever() ->
     parts = judge._read_safety.windows(texts)
     rows = [judge._read_safety.pad(part) for part in parts]
     assert [len(part) > 1 for part in parts] == [False, True, True, True, False]
-    model, run = load_model("toy://safety"), jax.jit(rewards.safety_reward, static_argnums=3)
+    model, run = load_model("toy://safety"), jax.jit(safety_reward, static_argnums=3)
     alone = [np.asarray(run(model, *arrays, judge.label_ids)) for arrays in rows]
     assert max(np.ptp(p) for p in alone) > 0
     np.testing.assert_allclose(judge.safe(texts), [p.min() for p in alone], atol=1e-6)
@@ -364,7 +365,7 @@ def test_a_text_that_a_judge_has_no_room_for_earns_nothing(kind: str) -> None:
     tokens = policy_tokens(texts, 60)
     values = program(judge)(judge.frozen, *tokens, context, encoded)
     assert values["unread"].tolist() == [0, 1, 0] and not values["empty"].any()
-    for name in rewards.REWARDS:
+    for name in REWARDS:
         assert [value != 0 for value in values[name].tolist()] == [True, False, True], name
     vectors = np.asarray(jax.jit(judge.vectors)(judge.frozen, encoded))
     assert vectors.any(axis=1).tolist() == [True, False, True]
@@ -412,13 +413,11 @@ def test_vectors_are_those_of_the_texts_alone() -> None:
 
 
 def test_the_total_is_the_weighted_sum() -> None:
-    parts = {name: jnp.arange(3.0) ** i for i, name in enumerate(rewards.REWARDS, 1)}
-    found = rewards.total(
-        parts | {"empty": jnp.ones(3)}, {"safety": 2, "semantic": 0, "overlap": 0.5}
-    )
+    parts = {name: jnp.arange(3.0) ** i for i, name in enumerate(REWARDS, 1)}
+    found = total(parts | {"empty": jnp.ones(3)}, {"safety": 2, "semantic": 0, "overlap": 0.5})
     np.testing.assert_allclose(found, [0, 2.5, 8])
     with pytest.raises(UserError, match="weights has safety, novelty; give one for each of"):
-        rewards.total(parts, {"safety": 1.0, "novelty": 1.0})
+        total(parts, {"safety": 1.0, "novelty": 1.0})
 
 
 # --- the policy's vocabulary ----------------------------------------------------------------------
