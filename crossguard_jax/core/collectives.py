@@ -51,7 +51,7 @@ class Collective:
     @property
     def bytes(self) -> int:
         """Of the array, on one device."""
-        return math.prod(self.shape) * _bits(self.dtype) // 8
+        return math.prod(self.shape) * bits_of(self.dtype) // 8
 
     @property
     def wire(self) -> float:
@@ -64,10 +64,10 @@ class Collective:
 
 def collectives(text: str) -> list[Collective]:
     """Every collective of one compiled program's text, in its order."""
-    computations = _computations(text)
+    computations = computations_of(text)
     devices = re.search(r"num_partitions=(\d+)", text)
     n_devices = int(devices[1]) if devices else 1
-    runs = _runs(computations)
+    runs = runs_of(computations)
     outputs: dict[Any, list[Collective]] = {}
     for name, lines in computations.items():
         if name not in runs:
@@ -138,7 +138,7 @@ def _dimensions(sizes: str) -> tuple[int, ...]:
     return tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
 
 
-def _bits(dtype: str) -> int:
+def bits_of(dtype: str) -> int:
     """How many bits a number of XLA's type takes; a token or an opaque value takes none."""
     if dtype in _BITS:
         return _BITS[dtype]
@@ -158,7 +158,7 @@ def _group(line: str, n_devices: int) -> int:
     return n_devices
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def computations_of(text: str) -> dict[str, list[str]]:
     """The program's computations by name; the one that is run comes under ``ENTRY``."""
     computations: dict[str, list[str]] = {}
     lines: list[str] = []
@@ -177,7 +177,7 @@ _CALLED = re.compile(
 )
 
 
-def _runs(computations: dict[str, list[str]]) -> dict[str, tuple[bool, int | None]]:
+def runs_of(computations: dict[str, list[str]]) -> dict[str, tuple[bool, int | None]]:
     """For every computation that is run: whether a loop runs it, and how often."""
     runs: dict[str, tuple[bool, int | None]] = {}
     waiting: list[tuple[str, bool, int | None]] = [("ENTRY", False, 1)]

@@ -322,7 +322,7 @@ class Guard:
                 k: put(v, batch_sharding(self.mesh, self.rules, len(v))) for k, v in arrays.items()
             }
         parts = parts or self._parts
-        return _p_unsafe(parts[0], parts[1:], arrays, np.asarray(self.label_ids))
+        return p_unsafe(parts[0], parts[1:], arrays, np.asarray(self.label_ids))
 
     def save_pretrained(
         self,
@@ -396,7 +396,7 @@ def _taken(windows: list[Window], scores: Array | np.ndarray) -> Iterator[tuple[
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _p_unsafe(graphdef: Any, states: Any, batch: dict[str, Array], label_ids: Array) -> Array:
+def p_unsafe(graphdef: Any, states: Any, batch: dict[str, Array], label_ids: Array) -> Array:
     model = lora.merge(graphdef, *states)
     return verdict.p_positive(verdict.label_logits(model, batch, label_ids))
 

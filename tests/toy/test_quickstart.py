@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalG
 from crossguard_jax import Guard
 from crossguard_jax.cmai.folders import load_immunized
 from crossguard_jax.core.config import load_config
-from crossguard_jax.guard.guard import _p_unsafe
+from crossguard_jax.guard.guard import p_unsafe
 from crossguard_jax.toy import quickstart
 from crossguard_jax.toy.world.sources import records
 
@@ -133,9 +133,9 @@ def test_guards_run_as_one_program_and_the_untrained_one_is_the_base():
     (row,) = records("explicit_text", "val", 1)
     untrained = quickstart._untrained(config)
     trained.score([row.image], [row.text])
-    programs = _p_unsafe._cache_size()
+    programs = p_unsafe._cache_size()
     (found,) = untrained.score([row.image], [row.text])
-    assert _p_unsafe._cache_size() == programs
+    assert p_unsafe._cache_size() == programs
     # Where training puts an adapter, or the guard that was trained here is another program.
     for guard in (trained, untrained):
         assert all(x.sharding.mesh == guard.mesh for x in jax.tree.leaves(guard._parts[1]))
