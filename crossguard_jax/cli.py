@@ -116,9 +116,10 @@ def _run(argv: list[str], ours: bool) -> int:
         args.rest = rest
     elif rest:
         args.usage_error(f"unknown argument {rest[0]!r}")
-    if overrides and not hasattr(args, "config"):
+    configured = getattr(args, "config", None) is not None
+    if overrides and not configured:
         args.usage_error(f"takes no configuration, so no {overrides[0]}")
-    if hasattr(args, "config"):
+    if configured:
         args.spec, args.config = args.config, _load_config(args, overrides)
     # Whose workers compute takes no device itself.
     computes = verb.uses_jax and getattr(args, "shards", None) is None

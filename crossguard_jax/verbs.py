@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossguard_jax import arguments
+from crossguard_jax.plan.arguments import add_arguments as plan_arguments
 
 REFUSED_SHOWN = 20  # by name; all are counted
 
@@ -142,6 +143,17 @@ VERBS: dict[str, Verb] = {
         uses_jax=False,
         prints_data=True,
         uses_models=False,
+    ),
+    "plan": Verb(
+        help="say what a configuration takes on chips that are not here: memory, time, what to "
+        "change",
+        example=(
+            "plan --config configs/guard.py:llava_7b --topology v5litepod-16 --kind sft "
+            "--config.optim.accumulate=1 --rows 16 --length 704"
+        ),
+        handler="crossguard_jax.plan.command:main",
+        add_arguments=plan_arguments,
+        uses_jax=False,
     ),
     "doctor": Verb(
         help="say what this machine has, and whether a guard is in order",

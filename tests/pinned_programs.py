@@ -74,7 +74,7 @@ def scoring():
     batch = guard_batch(guard)
     del batch["labels"]
     parts = lora.split(guard.model)
-    return guards._p_unsafe.lower(parts[0], parts[1:], batch, np.asarray(guard.label_ids))
+    return guards.p_unsafe.lower(parts[0], parts[1:], batch, np.asarray(guard.label_ids))
 
 
 def immunized():
@@ -152,7 +152,8 @@ def improve():
     config, rewriter, batch, state = ppo()
     settings = PpoSettings(epochs=2, minibatches=2)
     step = make_improve(
-        rewriter, ADAM, settings, dict(config.rewards.weights), Breadth(**config.breadth), 1
+        *(rewriter.policy, rewriter.rewards, ADAM, settings),
+        *(dict(config.rewards.weights), Breadth(**config.breadth), 1),
     )
     from tests.impforge.ppo.test_rewriter import world
 

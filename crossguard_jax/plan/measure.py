@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -21,6 +22,9 @@ from crossguard_jax.plan.flops import flops
 from crossguard_jax.plan.models import bytes_a_device
 from crossguard_jax.plan.programs import Program
 from crossguard_jax.plan.traffic import traffic
+
+
+_COMPILERS = ("jaxlib", "libtpu", "jax-cuda12-plugin")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Measured:
     def memory(self) -> float:
         """Bytes that a device must have: of a program that was refused, as far as was said."""
         if not self.refused:
-            return self.arguments + self.outputs + self.temporaries - self.aliased
+            return float(self.arguments + self.outputs + self.temporaries - self.aliased)
         sizes = re.findall(r"([\d.]+)([KMG])\b", self.refused)
         units = {"K": 2**10, "M": 2**20, "G": GIB}
         temporaries = max((float(n) * units[unit] for n, unit in sizes[:1]), default=0.0)
@@ -87,7 +91,7 @@ class Measured:
     @property
     def wire(self) -> float:
         """Bytes that a device sends."""
-        return sum(each.wire for each in self.sent)
+        return math.fsum(each.wire for each in self.sent)
 
 
 def measure(program: Program, bare: Program, target: Target) -> Measured:
@@ -161,9 +165,15 @@ def _kept(text: str, target: Target, program: Program) -> Path:
     where = os.environ.get("CROSSGUARD_PLANS") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "crossguard_jax/plans"
     )
-    said_by = [_version(name) for name in ("jaxlib", "libtpu", "jax-cuda12-plugin")]
-    whole = "\n".join([target.name, program.name, str(program.trips), *said_by, text])
+    whole = "\n".join(
+        [target.name, program.name, str(program.trips), *map(_version, _COMPILERS), text]
+    )
     return Path(where) / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+
+
+def compilers() -> str:
+    """The versions of those that may have compiled a program."""
+    return ", ".join(f"{name} {number}" for name in _COMPILERS if (number := _version(name)))
 
 
 def _version(package: str) -> str:

@@ -4,6 +4,7 @@ What the models of our configurations publish there comes with this package, so 
 download.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import Rules, batch_sharding, partition_spec
 from crossguard_jax.hf import configs
 from crossguard_jax.hf.load import resolve_folder
+from crossguard_jax.nn.pins import govern
 
 PUBLISHED = Path(__file__).parent / "published"
 """``config.json`` of models by their names on the Hub: the fields that decide shapes."""
@@ -38,7 +40,7 @@ def find_folder(path: str | Path) -> Path:
 
 
 def read_model(
-    path: str | Path, kind: type, dtype: str, mesh: Mesh, rules: Rules, **options: Any
+    path: str | Path, kind: type, dtype: str, rules: Rules, **options: Any
 ) -> tuple[Any, Callable[[], Any]]:
     """``(config, make)``: make builds the model of a folder, to be traced.
 
@@ -46,7 +48,7 @@ def read_model(
         path: see `find_folder`.
         kind: the config's class that is wanted here.
         dtype: of the weights.
-        mesh, rules: where they will lie.
+        rules: by which its activations are pinned.
         options: ``remat`` and ``attention``, as in `hf.configs.read_config`.
 
     Raises:
@@ -59,7 +61,7 @@ def read_model(
         )
 
     def make() -> Any:
-        model = configs.MODELS[family](config, jax.random.key(0))
+        model = govern(configs.MODELS[family](config, jax.random.key(0)), rules)
         return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), model)
 
     return config, make
@@ -88,15 +90,6 @@ def _shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 def bytes_a_device(tree: Any) -> int:
     """What of a tree of placed shapes lies on one device."""
-    total = 0
-    for x in jax.tree.leaves(tree):
-        shard = x.sharding.shard_shape(x.shape) if getattr(x, "sharding", None) else x.shape
-        n = 1
-        for size in shard:
-            n *= size
-        total += (
-            n * jnp.dtype(x.dtype).itemsize
-            if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-            else 8 * n
-        )
-    return total
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )

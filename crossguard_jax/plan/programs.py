@@ -58,7 +58,7 @@ class Program:
         run: the jitted function.
         arguments: its arguments; what is static as it is, the rest as placed shapes.
         kinds: what of the arguments is what, by name.
-        rows: of its batch, over all devices.
+        rows, length: of its batch, over all devices.
         trips: how often a loop runs whose length the data decide.
     """
 
@@ -67,6 +67,7 @@ class Program:
     arguments: tuple[Any, ...]
     kinds: Mapping[str, Any]
     rows: int
+    length: int
     trips: int = 1
 
 
@@ -119,9 +120,7 @@ class Job:
         """``(config, model of shapes)`` of a section with ``path`` and ``dtype``, with an adapter
         where there is a section of it."""
         options = {"remat": self.remat or section.remat} if "remat" in section else {}
-        config, make = read_model(
-            section.path, kind, section.dtype, self.mesh, self.rules, **options
-        )
+        config, make = read_model(section.path, kind, section.dtype, self.rules, **options)
 
         def build() -> Any:
             model = make()
@@ -156,7 +155,7 @@ def sft(job: Job) -> list[Program]:
         "optimizer": state.opt_state,
         "batch": batch,
     }
-    return [Program("training step", step, (state, frozen, batch), kinds, rows)]
+    return [Program("training step", step, (state, frozen, batch), kinds, rows, length)]
 
 
 def scoring(job: Job) -> list[Program]:
@@ -167,7 +166,7 @@ def scoring(job: Job) -> list[Program]:
     batch, frozen = _guard_batch(job, model_config, rows, length), job.place(frozen)
     arguments = (graphdef, (adapters, frozen), batch, np.asarray(LABELS))
     kinds = {"base": frozen, "batch": batch}
-    return [Program("scoring", guards.p_unsafe, arguments, kinds, rows)]
+    return [Program("scoring", guards.p_unsafe, arguments, kinds, rows, length)]
 
 
 def _guard_batch(job: Job, model: LlavaConfig, rows: int, length: int) -> dict[str, Any]:
@@ -224,9 +223,9 @@ def _text_tower(job: Job, model: LlavaConfig, length: int) -> _TextTower:
         return _TextTower(cmcv.text_source, None, None, model.text.hidden_size, length)
     try:
         kind: type = TextConfig
-        text, make = read_model(cmcv.text_path, kind, "float32", job.mesh, job.rules)
+        text, make = read_model(cmcv.text_path, kind, "float32", job.rules)
     except UserError:
-        whole, clip = read_model(cmcv.text_path, ClipConfig, "float32", job.mesh, job.rules)
+        whole, clip = read_model(cmcv.text_path, ClipConfig, "float32", job.rules)
         text, make = whole.text, lambda: clip().text_model
     graphdef, state = nnx.split(jax.eval_shape(make), graph=False)
     return _TextTower("clip", graphdef, state, text.hidden_size, text.max_position_embeddings)
@@ -255,7 +254,7 @@ def mbat(job: Job) -> list[Program]:
         "optimizer": state.opt_state,
         "batch": batch,
     }
-    return [Program("MBAT step", step, (state, frozen, batch), kinds, rows)]
+    return [Program("MBAT step", step, (state, frozen, batch), kinds, rows, length)]
 
 
 def _task_batch(
@@ -304,7 +303,7 @@ def attack(job: Job) -> list[Program]:
         "batch": batch,
     }
     arguments = (trainable, frozen, batch, job.key())
-    return [Program(f"PGD-{PGD_STEPS}", jax.jit(run), arguments, kinds, rows)]
+    return [Program(f"PGD-{PGD_STEPS}", jax.jit(run), arguments, kinds, rows, length)]
 
 
 def ppo(job: Job) -> list[Program]:
@@ -361,8 +360,8 @@ def ppo(job: Job) -> list[Program]:
     given = (state, frozen, models, trajectory, context, encoded)
     n_new = config.rewriter.max_new_tokens
     return [
-        Program("rollout", rollout, written, own | {"batch": batch}, rows, trips=n_new - 1),
-        Program("improve", improve, given, improved, rows),
+        Program("rollout", rollout, written, own | {"batch": batch}, rows, length, n_new - 1),
+        Program("improve", improve, given, improved, rows, length),
     ]
 
 
@@ -412,7 +411,7 @@ def _judges(job: Job, vocabulary: int) -> tuple[Judges, dict[str, Any], int, int
 
 
 def _judge(job: Job, path: str, kind: type) -> tuple[Any, Any]:
-    config, make = read_model(path, kind, job.config.rewards.dtype, job.mesh, job.rules)
+    config, make = read_model(path, kind, job.config.rewards.dtype, job.rules)
     return config, jax.eval_shape(make)
 
 

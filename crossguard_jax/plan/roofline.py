@@ -5,6 +5,7 @@ If all three go on at once, the longest is the step; if none do, it is their sum
 lies between, and products never reach the rate they are sold by.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,10 +53,10 @@ def roofline(programs: Sequence[Measured], target: Target) -> Roofline:
     """Of programs that run one after the other."""
     chip, n = target.chip, target.devices
     return Roofline(
-        sum(p.flops for p in programs) / (n * chip.flops),
-        sum(p.moved for p in programs) / chip.bandwidth,
-        sum(p.wire for p in programs) / target.wire,
-        sum(p.needed for p in programs) / (n * chip.flops),
+        math.fsum(p.flops for p in programs) / (n * chip.flops),
+        math.fsum(p.moved for p in programs) / chip.bandwidth,
+        math.fsum(p.wire for p in programs) / target.wire,
+        math.fsum(p.needed for p in programs) / (n * chip.flops),
     )
 
 

@@ -1,0 +1,207 @@
+"""A plan: a configuration's programs on a mesh of chips, their figures, and how they read."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import make_mesh
+from crossguard_jax.plan.chips import GIB, Target
+from crossguard_jax.plan.measure import Measured, measure
+from crossguard_jax.plan.programs import Job, programs_of
+from crossguard_jax.plan.roofline import Roofline, advice, fits, roofline
+
+SENT_SHOWN = 8
+"""Kinds of collectives that are listed; all are counted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a configuration on chips.
+
+    Attributes:
+        kind: a name in `programs.KINDS`.
+        target: the chips.
+        sizes: of the mesh's axes.
+        rows, length: of a batch.
+        remat: the policy.
+        accumulate: microbatches of a step.
+        programs: their figures, in the order in which they run.
+    """
+
+    kind: str
+    target: Target
+    sizes: dict[str, int]
+    rows: int
+    length: int
+    remat: str
+    accumulate: int
+    programs: tuple[Measured, ...]
+
+    @property
+    def roofline(self) -> Roofline:
+        """Of all programs together."""
+        return roofline(self.programs, self.target)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program has room."""
+        return fits(self.programs, self.target)
+
+    @property
+    def memory(self) -> float:
+        """Bytes a device, of the program that takes most."""
+        return max(p.memory for p in self.programs)
+
+    @property
+    def rows_a_second(self) -> float:
+        """Half-way between all at once and one after the other."""
+        return 2 * self.rows / (self.roofline.best + self.roofline.worst)
+
+    @property
+    def name(self) -> str:
+        """The choices, in a line."""
+        mesh = ",".join(f"{axis}={size}" for axis, size in self.sizes.items())
+        micro = f" in {self.accumulate}" if self.accumulate > 1 else ""
+        remat = f", remat {self.remat}" if self.remat else ""
+        return f"{mesh}, {self.rows} rows{micro} of {self.length} tokens{remat}"
+
+    def lines(self) -> Iterator[str]:
+        """What is printed."""
+        chip = self.target.chip
+        yield f"{self.kind} on {self.target.name}, {self.target.devices} x {chip.name}: {self.name}"
+        for program in self.programs:
+            yield from _program_lines(program, self.target)
+        yield from _time_lines(self)
+        trains = self.kind not in ("score", "attack")
+        for each in advice(self.programs, self.target, self.sizes, self.remat, trains):
+            yield f"  change    {each}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        line = self.roofline
+        return {
+            "kind": self.kind,
+            "topology": self.target.name,
+            "devices": self.target.devices,
+            "mesh": self.sizes,
+            "rows": self.rows,
+            "length": self.length,
+            "remat": self.remat,
+            "accumulate": self.accumulate,
+            "fits": self.fits,
+            "memory_bytes": self.memory,
+            "memory_limit_bytes": self.target.chip.memory,
+            "seconds": {"at_once": line.best, "one_by_one": line.worst, **asdict(line)},
+            "mfu": line.mfu,
+            "programs": [asdict(program) for program in self.programs],
+        }
+
+
+def make_plan(
+    config: Any,
+    kind: str,
+    target: Target,
+    devices: Sequence[Any],
+    sizes: dict[str, int] | None = None,
+    rows: int = 0,
+    length: int = 0,
+    remat: str = "",
+) -> Plan:
+    """Compiles a configuration's programs of a kind, or finds their figures.
+
+    Args:
+        config: the configuration.
+        kind: a name in `programs.KINDS`.
+        target, devices: what they are compiled for.
+        sizes: of the mesh's axes, one of them perhaps -1; None is the configuration's.
+        rows, length, remat: as `programs.Job` has them.
+
+    Raises:
+        UserError: sizes that do not multiply to the devices, or what a program refuses.
+    """
+    mesh = make_mesh(**(sizes or dict(config.mesh)), devices=[*devices])
+    programs = programs_of(kind, Job(config, mesh, rows, length, remat))
+    bare = programs_of(kind, Job(config, mesh, rows, length, "none"))
+    accumulate = config.optim.get("accumulate", 1) if kind == "sft" else 1
+    n = programs[0].rows
+    _check_rows(n, accumulate, mesh.shape["data"] * mesh.shape["fsdp"])
+    measured = [measure(each, plain, target) for each, plain in zip(programs, bare, strict=True)]
+    section = config.rewriter if kind == "ppo" else config.model
+    return Plan(
+        kind,
+        target,
+        dict(mesh.shape),
+        n,
+        programs[0].length,
+        "" if kind == "score" else remat or section.remat,
+        accumulate,
+        tuple(measured),
+    )
+
+
+def _check_rows(rows: int, accumulate: int, parts: int) -> None:
+    """Refuses what would leave every row to every chip."""
+    if rows % (accumulate * parts):
+        raise UserError(
+            f"{rows} rows in {accumulate} microbatch(es) do not divide over the {parts} parts that "
+            f"data x fsdp make: every chip would compute all of them; give --rows "
+            f"{-(-rows // (accumulate * parts)) * accumulate * parts}, or another --mesh"
+        )
+
+
+def _program_lines(program: Measured, target: Target) -> Iterator[str]:
+    room = target.chip.memory / GIB
+    if program.refused:
+        yield f"  {program.name}: does not fit; the compiler says: {program.refused}"
+        yield f"    memory    {_kinds(program)}; of {room:.2f} GiB"
+        return
+    verdict = "fits" if program.memory <= target.chip.memory else "does not fit"
+    yield f"  {program.name}: {verdict}, {program.memory / GIB:.2f} of {room:.2f} GiB a device"
+    # Layouts round shapes up.
+    padding = program.arguments - sum(program.kinds.values())
+    more = f", padding and the rest {padding / GIB:.2f}" if padding > 0.01 * GIB else ""
+    temporaries = f", temporaries {program.temporaries / GIB:.2f} GiB"
+    yield f"    memory    {_kinds(program)}{more}{temporaries}"
+    again = program.flops / program.needed - 1
+    yield (
+        f"    work      {program.flops / 1e12:,.4g} TFLOP, of which {again / (1 + again):.0%} is "
+        f"done again; {program.moved / 1e9:,.4g} GB of memory traffic a device"
+    )
+    total = sum(each.times for each in program.sent)
+    yield f"    sent      {program.wire / 1e9:,.4g} GB a device by {total:,} collectives"
+    for each in program.sent[:SENT_SHOWN]:
+        shape = ",".join(map(str, each.shape))
+        place = "in layers" if each.in_loop else "outside"
+        yield (
+            f"              {each.times:5,} x {each.op} {each.dtype}[{shape}] among {each.group}, "
+            f"{place}: {each.wire / 1e9:,.3g} GB"
+        )
+    if len(program.sent) > SENT_SHOWN:
+        rest = program.sent[SENT_SHOWN:]
+        wire = sum(each.wire for each in rest)
+        yield f"              and {len(rest)} smaller kinds: {wire / 1e9:,.3g} GB"
+
+
+def _kinds(program: Measured) -> str:
+    return ", ".join(f"{name} {size / GIB:.2f}" for name, size in program.kinds.items())
+
+
+def _time_lines(plan: Plan) -> Iterator[str]:
+    line = plan.roofline
+    if any(p.refused for p in plan.programs):
+        return
+    low, high = line.mfu
+    yield (
+        f"  time      {_seconds(line.best)} if all goes on at once, {_seconds(line.worst)} one by "
+        f"one (products {_seconds(line.compute)}, memory {_seconds(line.memory)}, links "
+        f"{_seconds(line.wire)}); bound by {line.bound}"
+    )
+    yield (
+        f"  rate      {plan.rows / line.worst:,.4g} to {plan.rows / line.best:,.4g} rows/s, "
+        f"MFU {low:.0%} to {high:.0%} at the chips' nominal rate"
+    )
+
+
+def _seconds(x: float) -> str:
+    return f"{x:.3g} s" if x >= 1 else f"{1e3 * x:.3g} ms"
