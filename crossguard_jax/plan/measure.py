@@ -23,7 +23,6 @@ from crossguard_jax.plan.models import bytes_a_device
 from crossguard_jax.plan.programs import Program
 from crossguard_jax.plan.traffic import traffic
 
-
 _COMPILERS = ("jaxlib", "libtpu", "jax-cuda12-plugin")
 
 
