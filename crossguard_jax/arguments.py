@@ -98,6 +98,35 @@ def attack(parser: argparse.ArgumentParser) -> None:
     _out_argument(parser, "runs/attack")
 
 
+def calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(shipped_models=TASK_MODELS)
+    add = parser.add_argument
+    add("--as", dest="kind", required=True, choices=("hidden_detect", "rcs", "jaildam"))
+    add(
+        "--model",
+        required=True,
+        metavar="FOLDER[+ADAPTER]",
+        help="the LLaVA that is read, or jaildam's CLIP",
+    )
+    add(
+        "--data",
+        action="append",
+        required=True,
+        metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
+        help="labelled rows, safe and unsafe, that nothing will be judged on",
+    )
+    add("--fpr", type=float, default=0.05, help="benign rows above the cut (default: 0.05)")
+    add("--words", nargs="+", metavar="WORD", help="hidden_detect: words that refuse")
+    add("--layer", type=int, metavar="N", help="rcs: whose states (default: the middle one)")
+    add("--rule", default="mcd", choices=("mcd", "kcd"), help="rcs: distance (default: mcd)")
+    add("--concepts", metavar="FILE", help="jaildam: what is unsafe, one a line, or JSON lists")
+    add("--prompt", default="short", help="as the model is talked to (default: short)")
+    add("--seed", type=int, default=0, help="default: 0")
+    add("--batch-size", type=int, default=16, help="default: 16")
+    add("--dtype", default="float32", help="default: float32")
+    _out_argument(parser, "runs/detector")
+
+
 def tasks(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(shipped_models=TASK_MODELS)
     add = parser.add_argument

@@ -98,6 +98,15 @@ VERBS: dict[str, Verb] = {
         handler="crossguard_jax.evals.robustness.attack:main",
         add_arguments=arguments.attack,
     ),
+    "calibrate": Verb(
+        help="fit a published detector (HiddenDetect, RCS, JailDAM) to compare a guard with",
+        example=(
+            "calibrate --as rcs --model toy://llava --data runs/quickstart/data/test.jsonl "
+            "--out runs/rcs"
+        ),
+        handler="crossguard_jax.evals.calibrate:main",
+        add_arguments=arguments.calibrate,
+    ),
     "evaluate": Verb(
         help="score labelled data with one or more guards, and write a report",
         example=(

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -280,6 +281,11 @@ class Immunized:
     def settings(self) -> Settings:
         """The guard's."""
         return self.task.guard.settings
+
+    @property
+    def folder(self) -> Path:
+        """The guard's."""
+        return self.task.guard.folder
 
     @property
     def part(self) -> "Predictor":

@@ -24,7 +24,7 @@ from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Table
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import inference_mesh
-from crossguard_jax.systems.load import guard_of, load
+from crossguard_jax.systems.load import load
 from crossguard_jax.systems.scoring import BRANCHES
 from crossguard_jax.systems.store import VerdictStore, store_folder
 
@@ -91,7 +91,7 @@ def _score(
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
         options = {"prompt": args.prompt, "noise_seed": args.noise_seed}
         system = load(path, adapter, args.dtype, mesh=inference_mesh(args.mesh), **options)
-        learned[name] = trained_on(guard_of(system).folder, path, adapter or path)
+        learned[name] = trained_on(system.folder, path, adapter or path)
         store = VerdictStore(store_folder(args.store), system)
         judgements[name] = judged_rows(store, tests, name, args.batch_size, left_out)
         scores = scored_rows(judgements[name], system.settings.prompt.positive)
@@ -184,9 +184,15 @@ def print_summary(left_out: LeftOut, page: Path, faultless: Collection[str] = ()
         page: the report.
         faultless: reasons, by kind, that are no fault of a row's.
     """
+    code = print_left_out(left_out, faultless)
+    print(f"report: {page}")
+    return code
+
+
+def print_left_out(left_out: LeftOut, faultless: Collection[str] = ()) -> int:
+    """Prints what was left out; returns the exit code. ``faultless`` is as in `print_summary`."""
     for line in left_out.lines():
         print(line)
-    print(f"report: {page}")
     faults = sum(n for (_, reason), n in left_out.counts.items() if reason not in faultless)
     if faults:
         print("exit code 1, because rows were left out")

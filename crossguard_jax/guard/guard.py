@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ TEXTS_AT_ONCE = 64
 
 Window = tuple[int, int]
 """A request's place, and that of a window in it."""
+
+Read = Callable[[dict[str, Any]], Array]
+"""``read(batch) -> [B, ...]``, a batch as `nn.verdict` has it; what it starts is not waited for."""
 
 
 class Guard:
@@ -133,6 +136,11 @@ class Guard:
         """Token ids of the (negative, positive) label: (safe, unsafe)."""
         return self.encoder.label_ids
 
+    @property
+    def parts(self) -> tuple[Any, Any, Any]:
+        """`lora.split` of the model: what a program of one's own is handed."""
+        return self._parts
+
     def encode(self, images: Sequence[Pictures], texts: Sequence[str]) -> dict[str, np.ndarray]:
         """What transformers' LLaVA processor makes of the guard's prompts.
 
@@ -215,6 +223,23 @@ class Guard:
         threshold: float | None = None,
     ) -> list[Verdict | UserError]:
         """As `score`, with the error of each row that has one in its place."""
+        cut = self.settings.threshold if threshold is None else threshold
+        outputs = self.read_each(images, texts, self._p_unsafe, batch_size)
+        return [p if isinstance(p, UserError) else self._verdict(p.tolist(), cut) for p in outputs]
+
+    def read_each(
+        self,
+        images: Sequence[Pictures],
+        texts: Sequence[object],
+        read: Read,
+        batch_size: int = 16,
+    ) -> list[np.ndarray | UserError]:
+        """What a program makes of every window of each row, [W, ...]; or the row's error.
+
+        Args:
+            images, texts, batch_size: as of `score`.
+            read: the program.
+        """
         same_length(images, texts)
         shown = [pictures_of(each) for each in images]
         requests = self._windows(texts, [*map(len, shown)])
@@ -225,7 +250,7 @@ class Guard:
             for place, row in enumerate(rows)
         }
         failed = {i: rows for i, rows in enumerate(requests) if isinstance(rows, UserError)}
-        scores: dict[Window, float] = {}
+        outputs: dict[Window, np.ndarray] = {}
         running: tuple[list[Window], Array | np.ndarray] = [], np.zeros(0)
         make = functools.partial(self._batch, windows, shown)
         for batch, kept, errors in ahead(make, self._plan(windows, batch_size)):
@@ -233,14 +258,14 @@ class Guard:
             if kept:
                 # This batch is on its way while the one before it is waited for, and so are
                 # pictures of the next ones while it runs.
-                before, running = running, (kept, self._start(batch, len(batch["input_ids"])))
-                scores |= _taken(*before)
-        scores |= _taken(*running)
-        cut = self.settings.threshold if threshold is None else threshold
-        per_request: list[list[float]] = [[] for _ in requests]
-        for (i, _), p in sorted(scores.items()):
-            per_request[i].append(p)
-        return [failed.get(i) or self._verdict(p, cut) for i, p in enumerate(per_request)]
+                spread = self._spread(batch, len(batch["input_ids"]))
+                before, running = running, (kept, read(spread))
+                outputs |= _taken(*before)
+        outputs |= _taken(*running)
+        per_request: list[list[np.ndarray]] = [[] for _ in requests]
+        for (i, _), output in sorted(outputs.items(), key=lambda item: item[0]):
+            per_request[i].append(output)
+        return [failed.get(i) or np.stack(some) for i, some in enumerate(per_request)]
 
     def _verdict(self, scores: Sequence[float], cut: float) -> Verdict | UserError:
         """The worst window's."""
@@ -312,15 +337,17 @@ class Guard:
         The batch is filled up (see `batches.filled`), so that few shapes are ever compiled.
         """
         n = len(batch["input_ids"])
-        return processes.gather(self._start(batch, filled(n), parts))[:n]
+        return processes.gather(self._p_unsafe(self._spread(batch, filled(n)), parts))[:n]
 
-    def _start(self, batch: dict[str, np.ndarray], size: int, parts: Any = None) -> Array:
-        """p_unsafe [size] of a batch filled up with its last row; it is not waited for."""
+    def _spread(self, batch: dict[str, np.ndarray], size: int) -> dict[str, Any]:
+        """A batch filled up with its last row, where the model is."""
         arrays: dict[str, Any] = fill(batch, size)
-        if self.mesh is not None:
-            arrays = {
-                k: put(v, batch_sharding(self.mesh, self.rules, len(v))) for k, v in arrays.items()
-            }
+        if self.mesh is None:
+            return arrays
+        return {k: put(v, batch_sharding(self.mesh, self.rules, len(v))) for k, v in arrays.items()}
+
+    def _p_unsafe(self, arrays: dict[str, Any], parts: Any = None) -> Array:
+        """p_unsafe of a filled batch; it is not waited for."""
         parts = parts or self._parts
         return p_unsafe(parts[0], parts[1:], arrays, np.asarray(self.label_ids))
 
@@ -390,9 +417,11 @@ def raised(verdicts: Sequence[Verdict | UserError]) -> list[Verdict]:
     return [each for each in verdicts if isinstance(each, Verdict)]
 
 
-def _taken(windows: list[Window], scores: Array | np.ndarray) -> Iterator[tuple[Window, float]]:
-    """Each window with its score; what fills the batch up has none."""
-    return zip(windows, processes.gather(scores)[: len(windows)].tolist(), strict=True)
+def _taken(
+    windows: list[Window], outputs: Array | np.ndarray
+) -> Iterator[tuple[Window, np.ndarray]]:
+    """Each window with its output; what fills the batch up has none."""
+    return zip(windows, processes.gather(outputs)[: len(windows)], strict=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -264,6 +264,18 @@ class Llama(Pinned):
             x = pick_layer(self.layers, n)(x, mask, rotation, lora_scale, last)
         return self.norm(x)
 
+    def layer_states(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], at: Int[Array, " B"]
+    ) -> Float[Array, "n_layers B D"]:
+        """Every layer's output at one position of each row, before the final norm."""
+        rotation = self._rotation(x)
+
+        def body(x: Array, layer: LlamaLayer) -> tuple[Array, Array]:
+            x = layer(x, mask, rotation, 1.0)
+            return x, take_rows(x, at)[:, 0]
+
+        return jax.lax.scan(body, x, self.layers)[1]
+
     def prefill(
         self,
         x: Float[Array, "B L D"],

@@ -169,6 +169,11 @@ class Llava(Pinned):
         lora_scale: LoraScale = 1.0,
     ) -> Float[Array, "B V"]:
         """`last_logits` of embeddings that `embed` or `place` gave."""
-        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        last = last_positions(mask)
         x = self.language_model.hidden(x, mask, lora_scale, last=last)
         return self.language_model.head(x, columns)[:, 0]
+
+
+def last_positions(mask: Bool[Array, "B L"]) -> Int[Array, " B"]:
+    """Each row's last real token."""
+    return mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)

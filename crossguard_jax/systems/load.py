@@ -1,4 +1,4 @@
-"""A folder as what it is: a guard, or a guard with a check and a policy."""
+"""A folder as what it is: a guard, a guard with a check and a policy, or a detector."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,15 +16,23 @@ from crossguard_jax.guard.identity import guard_identity
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.runtime.mesh import default_dtype, spans_processes
+from crossguard_jax.systems.rivals.detector import Detector, is_detector
+from crossguard_jax.systems.rivals.folders import load_detector
+from crossguard_jax.systems.rivals.hidden_detect import HiddenDetect
+from crossguard_jax.systems.rivals.rcs import Rcs
 
 
 @runtime_checkable
 class System(Protocol):
-    """Gives verdicts: a `Guard`, an `Immunized` guard."""
+    """Gives verdicts: a `Guard`, an `Immunized` guard, a `Detector`."""
 
     @property
     def settings(self) -> Settings:
         """Prompt, threshold and lengths."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it comes from."""
 
     def score(self, images: Sequence[Pictures], texts: Sequence[str]) -> list[Verdict]:
         """One verdict a row, in order."""
@@ -47,8 +55,8 @@ def load(
     *,
     noise_seed: int | None = None,
     **options: Any,
-) -> Guard | Immunized:
-    """What a folder is: an immunized guard with its policy, or a plain guard.
+) -> Guard | Immunized | Detector:
+    """What a folder is: an immunized guard with its policy, a detector, or a plain guard.
 
     Example:
         >>> system = load("runs/cmai/model")
@@ -66,6 +74,10 @@ def load(
         UserError: whatever is wrong with the folder, in one message.
     """
     dtype = default_dtype() if dtype == "auto" else dtype
+    if is_detector(path):
+        if adapter is not None:
+            raise UserError(f"{path}: is a detector, which names its own model and adapter")
+        return load_detector(path, dtype, **options)
     if not is_immunized(path):
         return Guard.from_pretrained(path, adapter, dtype, **options)
     if adapter is not None:
@@ -88,11 +100,15 @@ def guard_of(system: System) -> Guard:
         return system
     if isinstance(system, Immunized):
         return system.task.guard
+    if isinstance(system, HiddenDetect | Rcs):
+        return system.guard
     raise UserError(f"a {type(system).__name__} has no guard inside")
 
 
 def identity(system: System) -> dict[str, Any]:
     """What a system's verdicts depend on beside their input and the threshold, as JSON values."""
+    if isinstance(system, Detector):
+        return system.identity()
     facts = guard_identity(guard_of(system))
     if not isinstance(system, Immunized):
         return facts

@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.review import Flagged, ReviewQueue
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import KINDS_SHOWN, Record, Rejected, kind
 from crossguard_jax.data.sources.common import text_field
-from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.trained import content_hash
@@ -30,7 +28,7 @@ from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import inference_mesh
-from crossguard_jax.systems.load import System, guard_of, identity, load
+from crossguard_jax.systems.load import System, identity, load
 from crossguard_jax.systems.results import Item, Results, row_of, row_out
 from crossguard_jax.systems.store import VerdictStore, store_folder
 
@@ -192,7 +190,7 @@ def _score_one(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace) -> Guard | Immunized:
+def _load(args: argparse.Namespace) -> System:
     return load(
         args.model,
         args.adapter,
@@ -217,7 +215,7 @@ def _score_file(args: argparse.Namespace) -> int:
     system = _load(args)
     source = {"format": args.format, **{k: str(v) for k, v in options.items()}}
     run = identity(system) | {
-        "model": str(guard_of(system).folder.resolve()),
+        "model": str(system.folder.resolve()),
         "threshold": system.settings.threshold,
         "input": str(Path(args.input).resolve()),
         "reader": source,
@@ -384,7 +382,7 @@ def queue_flagged(
     verdicts: Sequence[Verdict | UserError],
 ) -> None:
     """Adds what a policy flagged to the queue for review; it is on the disk when this returns."""
-    model = folder_name(guard_of(system).folder)
+    model = folder_name(system.folder)
     flagged = [
         Flagged(record, _reason(each.s_c), each.p_unsafe, each.s_c, each.branch, model)
         for record, each in zip(records, verdicts, strict=True)

@@ -85,13 +85,13 @@ def test_a_verdict_does_not_depend_on_its_neighbours(guard):
 
 def test_few_shapes_are_computed_whatever_the_batch_size(guard, monkeypatch):
     images, texts = rows(11)
-    shapes, start = [], guard._start
+    shapes, spread = [], guard._spread
 
     def noted(batch, size):
         shapes.append((*batch["input_ids"].shape, len(batch.get("pixel_values", ()))))
-        return start(batch, size)
+        return spread(batch, size)
 
-    monkeypatch.setattr(guard, "_start", noted)
+    monkeypatch.setattr(guard, "_spread", noted)
     expected = [v.p_unsafe for v in guard.score(images, texts)]
     assert len(shapes) == 1, "rows with and without a picture are computed together"
     fewer = [v.p_unsafe for v in guard.score(images, texts, batch_size=1)]
@@ -183,6 +183,7 @@ def test_a_text_that_is_no_str_costs_its_own_row_alone(guard):
 
 
 def test_a_score_that_is_not_a_number_is_no_verdict(guard, monkeypatch):
-    monkeypatch.setattr(guard, "_start", lambda batch, size: np.full(size, np.nan))
+    nothing = np.full(1, np.nan)
+    monkeypatch.setattr(guard, "_p_unsafe", lambda batch: nothing)
     with pytest.raises(UserError, match="row 0: .* not a number"):
         guard.score([None], ["can i touch it ?"])

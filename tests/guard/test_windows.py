@@ -93,9 +93,9 @@ def test_a_verdict_on_a_long_text_does_not_depend_on_batches_or_neighbours(guard
 
 
 def test_windows_of_a_request_see_its_pictures_once(guard, monkeypatch):
-    seen, start = [], guard._start
+    seen, spread = [], guard._spread
     monkeypatch.setattr(
-        guard, "_start", lambda b, size: seen.append(len(b["pixel_values"])) or start(b, size)
+        guard, "_spread", lambda b, size: seen.append(len(b["pixel_values"])) or spread(b, size)
     )
     guard.score([picture(1)], [LONG], batch_size=64)
     assert seen == [1]
