@@ -277,7 +277,7 @@ def reference_of(
         raise UserError("rcs: compares with safe and unsafe rows; give both")
     if rule == "kcd":
         unit = _unit(z)
-        return {"safe": unit[~unsafe], "unsafe": unit[unsafe], "k": np.array(k)}
+        return {"safe": unit[~unsafe], "unsafe": unit[unsafe], "k": np.array([k])}
     means, inverses, labels = [], [], []
     for label in (False, True):
         for one in np.unique(sets):
@@ -312,7 +312,7 @@ def figure(
     """Distance to what is safe less distance to what is not."""
     if rule == "kcd":
         unit = _unit(z)
-        safe, harm = (_kth(unit, reference[side], int(reference["k"])) for side in _SIDES)
+        safe, harm = (_kth(unit, reference[side], int(reference["k"][0])) for side in _SIDES)
         return safe - harm
     apart = z[:, None] - reference["means"]
     squares = np.einsum("bce,cef,bcf->bc", apart, reference["inverses"], apart)
