@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from crossguard_jax.attacks.logits import cross_entropy, margin_from
 from crossguard_jax.attacks.problem import Outcome
@@ -286,6 +287,11 @@ class Immunized:
     def folder(self) -> Path:
         """The guard's."""
         return self.task.guard.folder
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The guard's."""
+        return self.task.guard.mesh
 
     @property
     def part(self) -> "Predictor":

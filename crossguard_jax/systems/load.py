@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jax.sharding import Mesh
+
 from crossguard_jax.attacks.suite import digest
 from crossguard_jax.cmai import policy as policies
 from crossguard_jax.cmai.folders import is_immunized, load_immunized
@@ -33,6 +35,10 @@ class System(Protocol):
     @property
     def folder(self) -> Path:
         """Where it comes from."""
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Where it computes."""
 
     def score(self, images: Sequence[Pictures], texts: Sequence[str]) -> list[Verdict]:
         """One verdict a row, in order."""

@@ -21,7 +21,7 @@ from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io.jsonl import RowError, exclusive_writer, read_jsonl, write_atomic
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import spans_processes
-from crossguard_jax.systems.load import System, guard_of, identity
+from crossguard_jax.systems.load import System, identity
 
 _REQUEST = ("images", "text")
 _FIELDS = ("p_unsafe", "rejected", "s_c", "branch", "windows")
@@ -96,7 +96,7 @@ class VerdictStore:
             images, texts = ([getattr(records[i], name) for i in some] for name in _REQUEST)
             return self.system.score_each(images, texts, batch_size=batch_size, threshold=threshold)
 
-        together = processes.count() > 1 and spans_processes(guard_of(self.system).mesh)
+        together = processes.count() > 1 and spans_processes(self.system.mesh)
         made = make(places) if together else processes.divided(places, make)
         failed: dict[str, UserError] = {}
         rows = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Float
@@ -75,6 +76,7 @@ class Detector(abc.ABC):
     """
 
     kind: str
+    mesh: Mesh | None = None
 
     def __init__(self, settings: Settings, cut: Cut, folder: Path):
         self.settings, self.cut, self.folder = settings, cut, folder

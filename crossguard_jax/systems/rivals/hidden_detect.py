@@ -47,6 +47,7 @@ class HiddenDetect(Detector):
 
     def __init__(self, guard: Guard, words: Sequence[str], layers: Sequence[int], cut: Cut):
         super().__init__(guard.settings, cut, guard.folder)
+        self.mesh = guard.mesh
         total = guard.model.config.text.num_hidden_layers
         if not layers or min(layers) < 0 or max(layers) >= total:
             raise UserError(f"layers {list(layers)}: the model has 0 to {total - 1}; give some")

@@ -67,6 +67,7 @@ class Rcs(Detector):
         cut: Cut,
     ):
         super().__init__(guard.settings, cut, guard.folder)
+        self.mesh = guard.mesh
         self.guard, self.layer, self.rule = guard, layer, check_rule(rule)
         self.projection, self.reference = projection, reference
 
