@@ -115,7 +115,7 @@ class _Fixed:
     """A system whose identity and verdicts need no model."""
 
     def __init__(self, guard: Guard):
-        self.settings = guard.settings
+        self.settings, self.folder, self.mesh = guard.settings, guard.folder, None
 
     def score(self, images, texts):
         return self.score_each(images, texts)
