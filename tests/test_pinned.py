@@ -18,7 +18,7 @@ LLAMA = """
     from crossguard_jax.core.sharding import batch_sharding, make_mesh, shardings
     from crossguard_jax.core.tree import n_bytes
     from crossguard_jax.nn import lora, pins
-    from crossguard_jax.nn.llama import Llama
+    from crossguard_jax.nn.llama import Cache, Llama
     from tests.small_models import llava_config
 
     CONFIG, KEY = llava_config().text, jax.random.key(0)
@@ -32,7 +32,11 @@ LLAMA = """
 
         return jax.grad(loss)(adapters)
 
-    def largest(shape):
+    def token(adapters, frozen, ids, cache):
+        model = lora.merge(graphdef, adapters, frozen)
+        return model.decode(model.embed_tokens(ids), cache)
+
+    def largest(shape, decoded=False):
         mesh = make_mesh(*shape)
         on_mesh = [
             jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), part, at)
@@ -41,7 +45,12 @@ LLAMA = """
         ]
         rows = batch_sharding(mesh, size=16)
         ids, mask = (jax.ShapeDtypeStruct((16, 64), t, sharding=rows) for t in (jnp.int32, bool))
-        text = jax.jit(step).lower(*on_mesh, ids, mask).compile().as_text()
+        columns = (CONFIG.num_hidden_layers, 16, CONFIG.num_key_value_heads, 64, CONFIG.head_dim)
+        kv = jax.ShapeDtypeStruct(columns, jnp.float32)
+        cache = Cache(kv, kv, mask, jax.ShapeDtypeStruct((), jnp.int32))
+        one = jax.ShapeDtypeStruct((16, 1), jnp.int32, sharding=rows)
+        program, batch = (token, (one, cache)) if decoded else (step, (ids, mask))
+        text = jax.jit(program).lower(*on_mesh, *batch).compile().as_text()
         loops = [one for one in collectives(text) if one.inside_loop]
         assert {one.trips for one in loops} == {CONFIG.num_hidden_layers}
         return max(one.bytes for one in loops)
@@ -49,6 +58,8 @@ LLAMA = """
     report = {"layer": n_bytes(parts[1].layers) // CONFIG.num_hidden_layers}
     report["batch"] = 16 * 64 * CONFIG.hidden_size * 4
     report["pinned"] = [largest(shape) for shape in [(1, 8, 1), (2, 2, 2)]]
+    report["decoded"] = largest((1, 8, 1), decoded=True)
+    report["kernel"] = CONFIG.hidden_size * CONFIG.intermediate_size * 4
     pins.constrain = lambda x, axes, rules: x
     jax.clear_caches()
     report["free"] = largest((1, 8, 1))
@@ -56,11 +67,19 @@ LLAMA = """
 """
 
 
-def test_a_layer_sends_its_weights_and_without_pins_the_whole_batch(run_with_devices):
-    report = json.loads(run_with_devices(8, LLAMA).splitlines()[-1])
+@pytest.fixture(scope="module")
+def report(run_with_devices):
+    return json.loads(run_with_devices(8, LLAMA).splitlines()[-1])
+
+
+def test_a_layer_sends_its_weights_and_without_pins_the_whole_batch(report):
     assert report["layer"] < report["batch"], "or this test sees nothing"
     assert max(report["pinned"]) <= report["layer"], report
     assert report["free"] >= report["batch"], report
+
+
+def test_a_decoded_token_sends_states_and_no_weights(report):
+    assert report["decoded"] < report["kernel"] / 2, report
 
 
 STEPS = ("sft", "sft_accumulated", "mbat", "rollout", "improve", "scoring", "attack")

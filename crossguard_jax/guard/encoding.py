@@ -364,7 +364,8 @@ class Encoder:
     def training_batch(
         self, records: Sequence[Record], length: int, share: Share = WHOLE
     ) -> dict[str, np.ndarray]:
-        """Records to arrays, with ``labels`` int32 [B]; see `training_rows`.
+        """Records to arrays, with ``labels`` int32 [B]; see `training_rows`. Where no row has more
+        than one picture, row i shows picture i, and there is no ``picture_index``.
 
         Args:
             records: B, of all processes, since they say in which shapes.
@@ -373,20 +374,24 @@ class Encoder:
         """
         rows, longest = self.training_rows(records, length)
         labels = [self.settings.prompt.target(record.label) for record in records]
-        pictures = [(row, image) for row, each in enumerate(records) for image in each.images]
-        ends = np.cumsum([len(record.images) for record in records]).tolist()
-        shown = [range(end - len(r.images), end) for end, r in zip(ends, records, strict=True)]
-        # One program, with or without pictures.
-        size = max(-(-len(pictures) // len(rows)), 1) * len(rows)
+        own = all(len(record.images) <= 1 for record in records)
+        if own:  # each in its row's own place: nothing to look up, nothing that devices send
+            pictures = [(row, (*r.images, None)[0]) for row, r in enumerate(records)]
+        else:
+            pictures = [(row, image) for row, r in enumerate(records) for image in r.images]
+            ends = np.cumsum([len(record.images) for record in records]).tolist()
+            shown = [range(end - len(r.images), end) for end, r in zip(ends, records, strict=True)]
+        size = -(-len(pictures) // len(rows)) * len(rows)
         places = share.rows(size)
         side = self.image_size
         pixels = np.zeros((len(places), 3, side, side), np.float32)
         for of_picture, place in zip(pixels, places, strict=True):
-            if place < len(pictures):
-                row, image = pictures[place]
+            row, image = pictures[place] if place < len(pictures) else (0, None)
+            if image is not None:
                 of_picture[...] = self.picture(image, f"picture of row {row}")
         arrays = self.pad(rows, longest) | {"labels": np.asarray(labels, np.int32)}
-        return share.own(arrays | {"picture_index": indexed(shown)}) | {"pixel_values": pixels}
+        arrays |= {} if own else {"picture_index": indexed(shown)}
+        return share.own(arrays) | {"pixel_values": pixels}
 
 
 def pictures_of(entry: Pictures) -> list[images.Picture]:

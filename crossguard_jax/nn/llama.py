@@ -181,7 +181,8 @@ class LlamaLayer(Pinned):
         if last is not None:
             before = jnp.arange(x.shape[1]) <= last[:, None]
             mask = before if mask is None else mask & before
-            x, y, cos, sin = (self.pins.rows(take_rows(a, last)) for a in (x, y, *rotation))
+            x, y = (self.pins.rows(take_rows(a, last)) for a in (x, y))
+            cos, sin = (take_rows(a, last) for a in rotation)
             rotation = cos, sin
         return self.attend(x, y, kv, mask, rotation, lora_scale, causal=last is None)
 
@@ -354,7 +355,7 @@ class Llama(Pinned):
             kernel = self.lm_head.kernel[...]
             kernel = kernel if columns is None else kernel[:, columns]
         logits = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        return self.pins.rows(logits, "vocab" if columns is None else None)
+        return self.pins.rows(logits, "vocab")
 
     def __call__(
         self,
@@ -369,7 +370,7 @@ class Llama(Pinned):
         """Of consecutive columns, the position of the first given."""
         positions = jnp.broadcast_to(first + jnp.arange(x.shape[1]), x.shape[:2])
         cos, sin = rotations(positions, self.config, x.dtype)
-        return self.pins.rows(cos), self.pins.rows(sin)
+        return self.pins(cos, "batch", "seq", None), self.pins(sin, "batch", "seq", None)
 
     def _stored(self, x: Float[Array, "N B K S E"]) -> Float[Array, "N B K S E"]:
         """Keys or values of a `Cache`, pinned."""

@@ -35,8 +35,26 @@ class Pins:
         return constrain(x, axes, self.rules)
 
     def rows(self, x: Array, last: str | None = None) -> Array:
-        """``x``, whose first axis is the batch, and whose last may have a name."""
+        """``x``, whose first axis is the batch, and whose last may have a name.
+
+        One token a row is less than the weights it meets: then the states are cut as the weights'
+        inputs are, and travel where otherwise the weights would (decoding, a layer would send 20
+        times as much).
+        """
+        if x.ndim == 3 and x.shape[1] == 1:
+            return constrain(x, ("batch", None, last or "embed"), self._single)
         return self(x, "batch", *[None] * (x.ndim - 2), last)
+
+    @property
+    def _single(self) -> Rules:
+        """The table in which the rows leave the weights' mesh axes to the width."""
+        rules = dict(self.table)
+        of_batch, of_width = (_names(rules[name]) for name in ("batch", "embed"))
+        return rules | {"batch": tuple(name for name in of_batch if name not in of_width)}
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 class Pinned(nnx.Module):
