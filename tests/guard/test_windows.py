@@ -222,6 +222,21 @@ def test_a_training_row_of_a_long_harmless_text_is_one_of_its_windows(guard):
     assert len(ids) > 4, "always the same window"
 
 
+def test_training_rows_of_one_picture_hold_it_in_their_own_place(guard):
+    rows = [Record(str(i), (png(i),) * (i % 2), LONG, "safe") for i in range(4)]
+    batch = guard.encoder.training_batch(rows, 49)
+    assert "picture_index" not in batch and len(batch["pixel_values"]) == 4
+    shown = guard.encoder.shown([row.images for row in rows], "picture of row")
+    for pixels, own in zip(batch["pixel_values"], shown, strict=True):
+        np.testing.assert_array_equal(pixels, own[0] if own else np.zeros_like(pixels))
+    # A row says the same beside its picture as by the index of it.
+    index = {"picture_index": np.arange(4, dtype=np.int32)[:, None]}
+    del batch["labels"]
+    np.testing.assert_allclose(
+        guard.score_batch(batch), guard.score_batch(batch | index), atol=1e-5
+    )
+
+
 def test_a_row_that_does_not_fit_is_known_beforehand(guard):
     encoder = guard.encoder
     for n in range(1, 200, 7):
