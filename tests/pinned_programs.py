@@ -2,8 +2,9 @@
 
 Run by ``test_pinned.py``, as ``pinned_programs.py MESH NAME ...``: a program of its own, as the
 number of devices is settled when JAX starts. Prints one JSON object: for every step, with its
-activations pinned and without, the collectives inside loops as ``[op, dtype, shape, bytes]``, and
-the bytes of a layer's weights and of the states of the whole batch. Nothing is computed.
+activations pinned and without, its collectives as ``[op, dtype, shape, bytes, whether a loop does
+it, source]``, and the bytes of a layer's weights and of the states of the whole batch. Nothing is
+computed.
 """
 
 import json
@@ -66,7 +67,9 @@ def sft(accumulate=1):
     guard = toy_guard()
     graphdef, adapters, frozen = lora.split(guard.model)
     step = make_step(guard_loss(graphdef, guard.label_ids), ADAM, accumulate)
-    return step.lower(init_state(adapters, ADAM, 0, MESH), frozen, guard_batch(guard))
+    batch = guard_batch(guard)
+    del batch["picture_index"]  # as training rows of one picture have none
+    return step.lower(init_state(adapters, ADAM, 0, MESH), frozen, batch)
 
 
 def scoring():
@@ -180,12 +183,20 @@ STEPS = {
 }
 
 
-def sent(name):
-    text = STEPS[name]().compile().as_text()
-    return [
-        [one.op, one.dtype, list(one.shape), one.bytes, one.inside_loop, one.source]
-        for one in collectives(text)
-    ]
+def read(name):
+    """What a step sends, of how many arrays its state is, and how many of them are written over."""
+    lowered = STEPS[name]()
+    text = lowered.compile().as_text()
+    donated = sum(argument.donated for argument in jax.tree.leaves(lowered.args_info))
+    return {
+        "sent": [
+            [one.op, one.dtype, list(one.shape), one.bytes, one.inside_loop, one.source]
+            for one in collectives(text)
+        ],
+        "donated": donated,
+        "written_over": text.splitlines()[0].count("-alias)"),
+        "callbacks": text.count("callback"),
+    }
 
 
 def main(names):
@@ -194,11 +205,11 @@ def main(names):
     report = {
         "layer": n_bytes(nnx.split(base.layers, graph=False)[1]) // height,
         "batch": ROWS * LENGTH * base.config.hidden_size * 4,
-        "pinned": {name: sent(name) for name in names},
+        "pinned": {name: read(name) for name in names},
     }
     pins.constrain = lambda x, axes, rules: x
     jax.clear_caches()
-    report["free"] = {name: sent(name) for name in names}
+    report["free"] = {name: read(name) for name in names}
     print(json.dumps(report))
 
 

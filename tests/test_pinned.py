@@ -95,15 +95,23 @@ def programs(request, run_with_devices):
 @pytest.mark.devices
 def test_no_step_sends_more_at_once_than_a_layers_weights(programs):
     assert programs["layer"] < programs["batch"], "or this test sees nothing"
-    for name, sent in programs["pinned"].items():
-        large = [one for one in sent if one[3] > programs["layer"]]
-        print(name, max(sent, key=lambda one: one[3]))
+    for name, program in programs["pinned"].items():
+        large = [one for one in program["sent"] if one[3] > programs["layer"]]
+        print(name, max(program["sent"], key=lambda one: one[3]))
         assert not large, (name, large)
 
 
 @pytest.mark.devices
 def test_without_pins_every_step_sends_the_batch_inside_its_loops(programs):
-    for name, sent in programs["free"].items():
-        large = [one for one in sent if one[4] and one[3] > programs["layer"]]
+    for name, program in programs["free"].items():
+        large = [one for one in program["sent"] if one[4] and one[3] > programs["layer"]]
         print(name, max(large, key=lambda one: one[3]))
         assert large, name
+
+
+@pytest.mark.devices
+def test_a_steps_state_is_written_over_and_the_host_is_not_asked(programs):
+    for name, program in programs["pinned"].items():
+        trains = name not in ("rollout", "scoring", "attack")
+        assert (program["donated"] > 0) == trains, name
+        assert program["written_over"] == program["donated"] and not program["callbacks"], name
