@@ -166,6 +166,7 @@ def llava_7b() -> ConfigDict:
     # The text twin of LLaVA-1.5's own picture tower.
     config.cmcv.text_path = "openai/clip-vit-large-patch14-336"
     config.cmcv.train.update({"steps": 1_000, "save_every": 250})
+    config.cmcv.optim.accumulate = 4
     config.data.update({"prompt": "", "max_length": 768})
     # The guard has not seen the tenth that is held out here, nor VQAv2's validation split.
     config.data.sources = {
@@ -182,7 +183,7 @@ def llava_7b() -> ConfigDict:
         "vlguard": source("vlguard", "data/VLGuard", tenth="only"),
         "vqav2": source("vqav2", "data/VQAv2", split="val", limit=1_000),
     }
-    config.optim.update({"learning_rate": 1e-4, "warmup_steps": 100})
+    config.optim.update({"learning_rate": 1e-4, "warmup_steps": 100, "accumulate": 2})
     config.train.update({"steps": 2_000, "save_every": 250})
     # The frozen base is what fills the memory, so every device holds a part of it.
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
@@ -330,6 +331,8 @@ def optim(learning_rate: float) -> dict[str, object]:
         "b2": 0.99,
         "weight_decay": 0.0,
         "clip_norm": 1.0,
+        # Microbatches to a step; the gradient is that of the whole batch.
+        "accumulate": 1,
     }
 
 

@@ -220,6 +220,8 @@ def tiny() -> ConfigDict:
         "b2": 0.99,
         "weight_decay": 0.0,
         "clip_norm": 1.0,
+        # Microbatches to a minibatch; the gradient is that of the whole one.
+        "accumulate": 1,
     }
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.axis_rules = {}
@@ -305,7 +307,7 @@ def llama_7b() -> ConfigDict:
         }
     )
     config.ppo.update({"iterations": 500, "batch_size": 128, "save_every": 25, "eval_every": 50})
-    config.optim.update({"learning_rate": 1e-5, "warmup_steps": 20})
+    config.optim.update({"learning_rate": 1e-5, "warmup_steps": 20, "accumulate": 2})
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     return config
 

@@ -19,7 +19,8 @@ from flax import nnx
 from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.cmai.arm import KNOBS, Controller
-from crossguard_jax.cmai.mbat import CmaiState, MbatSettings, make_immunize_step
+from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
+from crossguard_jax.cmai.mbat import MbatSettings
 from crossguard_jax.cmai.recipe import check_loss
 from crossguard_jax.cmai.task import Reader, Task
 from crossguard_jax.core.collectives import collectives

@@ -358,10 +358,11 @@ COUNTS = {
     + ["optim.accumulate", "data.max_length"],
     "cmai": ["train.steps", "train.batch_size", "train.save_every", "lora.rank"]
     + [f"cmcv.train.{name}" for name in ("steps", "batch_size", "save_every")]
-    + ["cmcv.shared_width", "cmcv.hidden_width", "data.max_length"],
+    + ["cmcv.shared_width", "cmcv.hidden_width", "data.max_length"]
+    + ["optim.accumulate", "cmcv.optim.accumulate"],
     "impforge": ["ppo.iterations", "ppo.batch_size", "ppo.save_every", "ppo.settings.epochs"]
     + ["ppo.settings.minibatches", "rewriter.lora.rank", "rewriter.prompt_length"]
-    + ["rewriter.max_new_tokens", "breadth.archive_size"],
+    + ["rewriter.max_new_tokens", "breadth.archive_size", "optim.accumulate"],
     "forge": ["forge.samples", "forge.keep"],
     "match": ["match.settings.batch_size", "match.judge.batch_size"],
 }
@@ -379,6 +380,37 @@ def test_a_recipe_names_a_count_below_one_before_it_does_anything(
     with pytest.raises(UserError, match=f"^{field} {value}: give a whole number above 0"):
         START[recipe](config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field", "of"),
+    [
+        ("cmai", "optim.accumulate", "train.batch_size of 16"),
+        ("cmai", "cmcv.optim.accumulate", "cmcv.train.batch_size of 64"),
+        ("impforge", "optim.accumulate", "the minibatch of 16"),
+    ],
+)
+def test_microbatches_that_do_not_divide_are_refused_before_anything_is_done(
+    recipe: str, field: str, of: str, tmp_path: Path
+) -> None:
+    config = load_config(f"configs/{recipe}.py:tiny", [f"--config.{field}=3"])
+    with pytest.raises(UserError, match=f"^{field} 3 does not divide {of}; "):
+        START[recipe](config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", ["guard", "cmai", "impforge"])
+def test_every_variant_takes_microbatches_that_divide(recipe: str) -> None:
+    for variant in describe_variants(f"configs/{recipe}.py"):
+        config = load_config(f"configs/{recipe}.py:{variant}")
+        rows = {"optim": config.train.batch_size} if "train" in config else {}
+        if "cmcv" in config:
+            assert config.cmcv.train.batch_size % config.cmcv.optim.accumulate == 0, variant
+        if "ppo" in config:
+            rows = {"optim": config.ppo.batch_size // config.ppo.settings.minibatches}
+        assert rows["optim"] % config.optim.accumulate == 0, variant
+        if "7b" in variant:  # where a step in one piece does not fit one chip
+            assert config.optim.accumulate > 1, variant
 
 
 def test_variants_do_not_share_state() -> None:

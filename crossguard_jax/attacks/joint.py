@@ -61,6 +61,7 @@ def joint_pgd(
     *,
     alternate: bool = False,
     keep_best: bool = True,
+    start: Inputs | None = None,
 ) -> AttackResult:
     """Steps of steepest ascent in all parts, or in one part after the other.
 
@@ -74,6 +75,7 @@ def joint_pgd(
         alternate: step ``t`` moves part ``t mod n`` alone.
         keep_best: each row's best iterate over all steps and restarts; else the last iterate (of
             the best restart).
+        start: where a try begins (see `draw_start`), in place of a point that is drawn.
 
     Returns:
         The result; its ``x_adv`` is a tuple like ``inputs``.
@@ -90,7 +92,9 @@ def joint_pgd(
 
     def attempt(key: PRNGKeyArray, best: AttackResult) -> AttackResult:
         climb_key, last_key = jax.random.split(key)
-        x_adv, best = _climb(objective, inputs, climb_key, parts, best, alternate, keep_best)
+        *start_keys, steps_key = jax.random.split(climb_key, len(parts) + 1)
+        first = tuple(map(_start, inputs, start_keys, parts)) if start is None else start
+        x_adv, best = _climb(objective, inputs, first, steps_key, parts, best, alternate, keep_best)
         if not keep_best and budget.restarts == 1:  # nothing to choose from, nothing to compare
             return replace(best, x_adv=x_adv)
         return search.better(_judge(objective, x_adv, last_key), best)
@@ -99,9 +103,18 @@ def joint_pgd(
     return _judge(objective, best.x_adv, judge_key)
 
 
+def draw_start(inputs: Inputs, key: PRNGKeyArray, parts: tuple[Part, ...]) -> Inputs:
+    """Where the first try of `joint_pgd` begins with this key: the rows of a batch that is taken
+    in pieces begin where they would have."""
+    restarts_key, _ = jax.random.split(key)
+    climb_key, _ = jax.random.split(jax.random.split(restarts_key, parts[0].budget.restarts)[0])
+    return tuple(map(_start, inputs, jax.random.split(climb_key, len(parts) + 1)[:-1], parts))
+
+
 def _climb(
     objective: JointObjective,
     inputs: Inputs,
+    x_adv: Inputs,
     key: PRNGKeyArray,
     parts: tuple[Part, ...],
     best: AttackResult,
@@ -110,7 +123,6 @@ def _climb(
 ) -> tuple[Inputs, AttackResult]:
     """One try: its last iterate (not evaluated), and the best one that ``track`` saw."""
     steps = parts[0].budget.steps
-    *start_keys, steps_key = jax.random.split(key, len(parts) + 1)
 
     def total(x_adv: Inputs, key: PRNGKeyArray) -> tuple[Array, Outcome]:
         outcome = objective(x_adv, key)
@@ -128,8 +140,7 @@ def _climb(
             moved = tuple(map(jnp.where, mine, moved, x_adv))
         return (moved, best), None
 
-    x_adv = tuple(map(_start, inputs, start_keys, parts))
-    each = jnp.arange(steps), jax.random.split(steps_key, steps)
+    each = jnp.arange(steps), jax.random.split(key, steps)
     (x_adv, best), _ = jax.lax.scan(step, (x_adv, best), each)
     return x_adv, best
 

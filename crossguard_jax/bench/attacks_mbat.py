@@ -41,7 +41,8 @@ from crossguard_jax.bench.results import (
 from crossguard_jax.cmai.arm import Controller, Knob
 from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check
 from crossguard_jax.cmai.features import pooled
-from crossguard_jax.cmai.mbat import Answers, CmaiState, MbatSettings, make_immunize_step
+from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
+from crossguard_jax.cmai.mbat import Answers, MbatSettings
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.timing import interleave, matmul_side
 from crossguard_jax.core.typing import Array, PRNGKeyArray

@@ -15,19 +15,18 @@ adversary that may move mass to third words is weak. beta, epsilon, lambda and t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from crossguard_jax.attacks.joint import Inputs, Part, joint_pgd
+from crossguard_jax.attacks.joint import Inputs, Part, draw_start, joint_pgd
 from crossguard_jax.attacks.problem import NORMS, Budget, Outcome
-from crossguard_jax.cmai.arm import ArmState, Controller
+from crossguard_jax.cmai.arm import ArmState
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, PRNGKeyArray
-from crossguard_jax.train.step import Loss, Metrics, Step, TrainState
+from crossguard_jax.train.step import Metrics
 
 INNER = ("seed", "evasive", "both")
 PERTURB = ("picture", "text", "both")
@@ -57,9 +56,6 @@ is added to the embeddings of the batch's tokens, and the model normalizes the p
 
 Scores = tuple[Float[Array, " B"], Float[Array, " B"], Bool[Array, " B"]]
 """S_c of the adversarial rows, of the clean ones, and which have a picture."""
-
-Prepare = Callable[[Any, Any, Any], Any]
-"""``prepare(trainable, frozen, batch) -> batch``."""
 
 
 @dataclass(frozen=True)
@@ -136,29 +132,71 @@ def perturbed(
 
     ``key`` draws the start, and each row's adversary.
     """
-    draw_key, climb_key = jax.random.split(key)
-    evasive = draw_evasive(settings, draw_key, clean[0].shape[0])
+    chances = drawn(settings, batch, clean, key, arm)
+    moved = climbed(answer, settings, trainable, frozen, batch, clean, chances, arm)
+    return whole(settings, clean, moved)
+
+
+def whole(settings: MbatSettings, clean: Inputs, moved: Inputs) -> Inputs:
+    """All inputs, given those that are perturbed."""
+    inputs = list(clean)
+    for i, x in zip(_MOVED[settings.perturb], moved, strict=True):
+        inputs[i] = x
+    return tuple(inputs)
+
+
+_MOVED = {"picture": (0,), "text": (1,), "both": (0, 1)}
+
+
+def _parts(settings: MbatSettings, batch: Any, arm: ArmState) -> tuple[Part, ...]:
+    """What may be done to the inputs that are perturbed."""
     radius, k = jnp.float32(settings.text_epsilon), settings.steps
     embeddings = Budget(radius, "l2", k, low=-math.inf, high=math.inf)
     parts = (
         Part(Budget(arm.epsilon, settings.norm, k)),
         Part(embeddings, batch["text_mask"], per_token=True),
     )
-    moved = {"picture": (0,), "text": (1,), "both": (0, 1)}[settings.perturb]
+    return tuple(parts[i] for i in _MOVED[settings.perturb])
 
-    def whole(some: Inputs) -> Inputs:
-        inputs = list(clean)
-        for i, x in zip(moved, some, strict=True):
-            inputs[i] = x
-        return tuple(inputs)
+
+def drawn(
+    settings: MbatSettings, batch: Any, clean: Inputs, key: PRNGKeyArray, arm: ArmState
+) -> tuple[Inputs, Bool[Array, " B"]]:
+    """All that is random in the attack on a batch, a row each: where the perturbed inputs begin,
+    and which rows meet the evasive adversary."""
+    draw_key, climb_key = jax.random.split(key)
+    evasive = draw_evasive(settings, draw_key, clean[0].shape[0])
+    still = tuple(clean[i] for i in _MOVED[settings.perturb])
+    return draw_start(still, climb_key, _parts(settings, batch, arm)), evasive
+
+
+def climbed(
+    answer: Answer,
+    settings: MbatSettings,
+    trainable: Any,
+    frozen: Any,
+    batch: Any,
+    clean: Inputs,
+    chances: tuple[Inputs, Bool[Array, " B"]],
+    arm: ArmState,
+) -> Inputs:
+    """The inputs that are perturbed, of rows for which ``chances`` were drawn."""
+    start, evasive = chances
 
     def objective(some: Inputs, key: PRNGKeyArray) -> Outcome:
-        outputs = answer(trainable, frozen, batch, whole(some))
+        outputs = answer(trainable, frozen, batch, whole(settings, clean, some))
         return Outcome(inner_loss(settings, outputs, arm, evasive), outputs.margin)
 
-    start, balls = tuple(clean[i] for i in moved), tuple(parts[i] for i in moved)
-    result = joint_pgd(objective, start, climb_key, balls, keep_best=False)
-    return jax.lax.stop_gradient(whole(result.x_adv))
+    still = tuple(clean[i] for i in _MOVED[settings.perturb])
+    key = jax.random.key(0)  # nothing is left to draw
+    balls = _parts(settings, batch, arm)
+    result = joint_pgd(objective, still, key, balls, keep_best=False, start=start)
+    return jax.lax.stop_gradient(result.x_adv)
+
+
+def clean_inputs(batch: Any, width: int) -> Inputs:
+    """The pixels of a batch, and embeddings that nothing is added to."""
+    return batch["pixels"], jnp.zeros((*batch["text_mask"].shape, width), jnp.float32)
 
 
 def mbat_loss(
@@ -189,21 +227,50 @@ def mbat_loss(
         outer: the model with the loss that is lowered, where it is not the one that the attack
             raises.
     """
-    clean = (batch["pixels"], jnp.zeros((*batch["text_mask"].shape, width), jnp.float32))
+    clean = clean_inputs(batch, width)
     at = jax.lax.stop_gradient(trainable)
     attacked = perturbed(answer, settings, at, frozen, batch, clean, key, arm)
+    pair = answered_twice(outer or answer, trainable, frozen, batch, clean, attacked)
+    scores = pair[1].s_c, pair[0].s_c, batch["has_picture"]
+    additions = {"attacked": attacked[0], **seen(pair)}
+    return mixed(pair, arm), (figures(pair, scores[2], arm), scores, additions)
+
+
+Pair = tuple[Answers, Answers]
+"""What a model makes of the clean rows, and of the adversarial ones."""
+
+
+def answered_twice(
+    outer: Answer, trainable: Any, frozen: Any, batch: Any, clean: Inputs, attacked: Inputs
+) -> Pair:
+    """Both kinds of rows in one pass."""
     both = jax.tree.map(lambda *rows: jnp.stack(rows), clean, attacked)
-    outer = outer or answer
     outputs = jax.vmap(lambda inputs: outer(trainable, frozen, batch, inputs))(both)
     plain, adversarial = (jax.tree.map(lambda rows, i=i: rows[i], outputs) for i in (0, 1))
-    loss = (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * adversarial.loss.mean()
-    there = batch["has_picture"]
+    return plain, adversarial
+
+
+def mixed(pair: Pair, arm: ArmState) -> Float[Array, ""]:
+    """The outer loss, a mean over rows."""
+    plain, adversarial = pair
+    return (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * adversarial.loss.mean()
+
+
+def seen(pair: Pair) -> dict[str, Array]:
+    """What S_c saw of the pictures, where the model gives it."""
+    plain, adversarial = pair
+    return {} if plain.h_v is None else {"h_v": plain.h_v, "attacked_h_v": adversarial.h_v}
+
+
+def figures(pair: Pair, there: Bool[Array, " B"], arm: ArmState) -> Metrics:
+    """Metrics of a whole batch, ``there`` of whose rows have a picture."""
+    plain, adversarial = pair
 
     def pair_mean(s_c: Array) -> Array:
         """Of the rows with a picture; what the others have, where there are none."""
         return jnp.where(there.any(), s_c.mean(where=there), s_c.mean())
 
-    metrics = {
+    return {
         "clean_loss": plain.loss.mean(),
         "adversarial_loss": adversarial.loss.mean(),
         "clean_error": (plain.margin > 0).mean(),
@@ -216,72 +283,3 @@ def mbat_loss(
         "epsilon": arm.epsilon,
         "lambda": arm.lambda_,
     }
-    additions = {"attacked": attacked[0]}
-    if plain.h_v is not None:
-        additions |= {"h_v": plain.h_v, "attacked_h_v": adversarial.h_v}
-    return loss, (metrics, (adversarial.s_c, plain.s_c, there), additions)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CmaiState(TrainState):
-    """A train state with ARM's.
-
-    Attributes:
-        arm: an `ArmState`.
-    """
-
-    arm: Any
-
-
-def make_immunize_step(
-    answer: Answer,
-    settings: MbatSettings,
-    controller: Controller,
-    optimizer: optax.GradientTransformation,
-    width: int,
-    prepare: Prepare = lambda trainable, frozen, batch: batch,
-    beside: Loss | None = None,
-    outer: Answer | None = None,
-) -> Step:
-    """A jitted step of MBAT: attack, update, and ARM's move by what the attack did to S_c.
-
-    The state given is donated.
-
-    Args:
-        answer: the model, as the attack asks it.
-        settings: the inner attack.
-        controller: ARM's.
-        optimizer: moves ``state.trainable``.
-        width: D, of the model's token embeddings.
-        prepare: adds to a batch what neither the attack nor the gradient goes through, once a step.
-        beside: a loss to add, such as the consistency check's; `mbat_loss` says what more its
-            batch has.
-        outer: as in `mbat_loss`.
-    """
-
-    def step(state: CmaiState, frozen: Any, batch: Any) -> tuple[CmaiState, Metrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        batch = prepare(state.trainable, frozen, batch)
-
-        def loss(trainable: Any) -> tuple[Array, Any]:
-            value, (metrics, scores, additions) = mbat_loss(
-                answer, settings, width, trainable, frozen, batch, key, state.arm, outer
-            )
-            if beside is not None:
-                beside_loss, beside_metrics = beside(trainable, frozen, batch | additions, key)
-                value, metrics = value + beside_loss, metrics | beside_metrics
-            return value, (metrics, scores)
-
-        (value, (metrics, scores)), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        metrics |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
-        return replace(
-            state,
-            step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),
-            opt_state=opt_state,
-            arm=controller.update(state.arm, *scores),
-        ), metrics
-
-    return jax.jit(step, donate_argnums=0)

@@ -24,12 +24,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from crossguard_jax.cmai.answering import Answering
 from crossguard_jax.cmai.arm import KNOBS, Controller
 from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check, pair_loss
+from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
 from crossguard_jax.cmai.immunized import Immunized
-from crossguard_jax.cmai.mbat import CmaiState, MbatSettings, make_immunize_step
+from crossguard_jax.cmai.mbat import MbatSettings
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.task import Reader, Task
 from crossguard_jax.cmai.threshold import choose_threshold
-from crossguard_jax.core.config import check_positive
+from crossguard_jax.core.config import check_divides, check_positive
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
@@ -46,7 +47,15 @@ from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.placement import WHOLE, Share
 from crossguard_jax.train.loop import Schedule, train
 from crossguard_jax.train.optim import optimizer
-from crossguard_jax.train.step import Loss, Step, TrainState, init_state, make_step
+from crossguard_jax.train.step import (
+    Loss,
+    Step,
+    TrainState,
+    init_state,
+    joined,
+    make_step,
+    strided,
+)
 
 RECENT = 512
 """Clean scores that tau and tau_c follow: the lowest 1% of fewer would be a score or two."""
@@ -119,6 +128,10 @@ def immunize(
         check_positive(config, *(f"{stage}.{k}" for k in ("steps", "batch_size", "save_every")))
     check_positive(config, "cmcv.shared_width", "cmcv.hidden_width")
     check_positive(config, "lora.rank", "data.max_length")
+    check_positive(config, "optim.accumulate", "cmcv.optim.accumulate")
+    for name, stage in (("", config), ("cmcv.", config.cmcv)):
+        rows, micro = stage.train.batch_size, stage.optim.accumulate
+        check_divides(f"{name}optim.accumulate", micro, f"{name}train.batch_size", rows)
     for field, value, choices in (
         ("mbat.goal", config.mbat.goal, GOALS),
         ("train.loss", config.train.loss, verdict.LOSSES),
@@ -226,8 +239,14 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     def loss(check: Any, fixed: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         adapters, frozen = fixed
         everything = {"adapters": adapters, "check": check}
-        batch = task.read(everything, frozen, batch)
-        return of_pairs(everything, frozen, batch, key)
+
+        def seen(rows: Any) -> dict[str, Array]:
+            h_v = task.see(everything, frozen, rows["pixels"])[1]
+            return {"h_t": task.read(everything, frozen, rows)["h_t"], "h_v": h_v}
+
+        # The model's part, a microbatch at a time; each text is then compared with all pictures.
+        features = jax.lax.map(seen, strided(batch, config.cmcv.optim.accumulate))
+        return of_pairs(everything, frozen, batch | joined(features), key)
 
     adam = optimizer(config.cmcv.optim, config.cmcv.train.steps, "cmcv.optim", "cmcv.train.steps")
     state = init_state(trainable["check"], adam, config.train.seed, run.mesh, run.rules)
@@ -268,6 +287,7 @@ def mbat_step(
         task.read if of_task else task.add_clean_states,
         beside,
         learned if of_task else None,
+        config.optim.accumulate,
     )
 
 

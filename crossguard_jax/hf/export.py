@@ -94,7 +94,11 @@ def hub_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """``(Hub key, array)`` of every parameter, one layer at a time; LoRA factors are left out.
 
     A model may span processes, which then all go through it.
+
+    Raises:
+        UserError: the model's kernels are int8.
     """
+    lora.refuse_int8(model, "weights under the Hub's keys")
     family = family_of(model)
     vision = getattr(model.config, "vision", None)
     channels = vision.num_channels if vision else 3
@@ -127,7 +131,11 @@ def save_model(
         dtype: of the weights; None keeps each one's own.
         shard_bytes: a file's size limit; more than one file gets an index.
         processor: what the model takes pictures through, in place of the source's.
+
+    Raises:
+        UserError: the model's kernels are int8.
     """
+    lora.refuse_int8(model, f"{folder}: merged weights")
     folder, source = Path(folder), Path(source)
     model = lora.fold(model)
     tensors = hub_tensors(model)

@@ -22,7 +22,9 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, make_mesh, shardi
 from crossguard_jax.core.tree import named_leaves
 from crossguard_jax.hf import configs, names
 from crossguard_jax.hf.folder import weight_files
-from crossguard_jax.hf.tensors import Source, Tensors, open_tensors, refuse
+from crossguard_jax.hf.reading import read, read_int8
+from crossguard_jax.hf.tensors import BLOCK, Source, Tensors, open_tensors, refuse
+from crossguard_jax.nn.int8 import DTYPES, in_int8
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import LlavaConfig
 from crossguard_jax.nn.pins import govern
@@ -36,10 +38,10 @@ _TIED = {
 }
 """The head's key, and the key of what it is where embeddings are tied."""
 
-_BLOCK = 256
-"""Rows of a tensor that are read or compared at a time."""
+_SCALE = "column_scale"
+"""The last word of a name of what a kernel in 8 bits is multiplied by."""
 
-_ALIGNMENT = 64
+_USUAL = ("float32", "bfloat16", "float16", *DTYPES)
 
 _ENCODING = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
@@ -91,7 +93,9 @@ def load_model(
 
     Args:
         folder: ``config.json`` and the safetensors that `folder.weight_files` finds.
-        dtype: what the weights are cast to; None keeps each tensor's own type.
+        dtype: what the weights are cast to; None keeps each tensor's own type; "int8" rounds the
+            kernels of `nn.int8` to 8 bits as they are read and casts the rest to bfloat16, and
+            "int8-float32" to float32.
         mesh: where they go; None puts all on the first device.
         rules: logical to mesh axes.
         options: ``remat`` and ``attention``, as in `configs.read_config`.
@@ -134,19 +138,52 @@ def build_model(
 
     Raises:
         UserError: the source's own problems, or else keys missing, of another shape, at odds with
-            their copy or unknown.
+            their copy or unknown; or there is no such dtype.
     """
-    abstract = jax.eval_shape(lambda: configs.MODELS[family](config, jax.random.key(0)))
-    abstract = govern(abstract, rules)
-    graphdef, state = nnx.split(abstract, graph=False)
+    model = govern(abstract_model(family, config, dtype), rules)
+    graphdef, state = nnx.split(model, graph=False)
     plan = _plan(family, state, tensors, _channels(config), name)
     where = shardings(state, mesh or make_mesh(1, devices=jax.local_devices()[:1]), rules)
-    leaves = [
-        variable.replace(_read(tensors, plan[key], variable, spec.get_value(), dtype))
-        for (key, variable), (_, spec) in zip(named_leaves(state), named_leaves(where), strict=True)
-    ]
-    paths = [tuple(key.split(".")) for key, _ in named_leaves(state)]
-    return nnx.merge(graphdef, nnx.from_flat_state(zip(paths, leaves, strict=True)))
+    places = {key: spec.get_value() for key, spec in named_leaves(where)}
+    variables = dict(named_leaves(state))
+    wide = DTYPES.get(dtype or "", dtype)
+    arrays: dict[str, jax.Array] = {}
+    for key, variable in variables.items():
+        if key not in plan:
+            continue  # a kernel's scales, which come with it
+        scale = _scale_of(key)
+        if key.endswith(".kernel") and scale in variables:
+            pair = {name: (variables[name].shape, places[name]) for name in (key, scale)}
+            arrays |= read_int8(tensors, plan[key], pair)
+        else:
+            arrays[key] = read(tensors, plan[key], variable, places[key], wide)
+    leaves = ((tuple(key.split(".")), v.replace(arrays[key])) for key, v in variables.items())
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def abstract_model(
+    family: str, config: configs.Config, dtype: str | None = "float32"
+) -> configs.Model:
+    """What `build_model` gives, of shapes and types alone: `core.tree.n_bytes` is its size.
+
+    Raises:
+        UserError: there is no such dtype.
+    """
+    try:
+        wide = jnp.dtype(DTYPES.get(dtype, dtype)) if dtype else None
+    except TypeError as error:
+        raise UserError(f"dtype {dtype!r} is none; use {', '.join(_USUAL)}") from error
+
+    def make() -> configs.Model:
+        model = configs.MODELS[family](config, jax.random.key(0))
+        model = jax.tree.map(lambda x: x.astype(wide), model) if wide else model
+        return in_int8(model) if dtype in DTYPES else model
+
+    return jax.eval_shape(make)
+
+
+def _scale_of(key: str) -> str:
+    return f"{key.rpartition('.')[0]}.{_SCALE}"
 
 
 def _channels(config: Any) -> int:
@@ -198,6 +235,8 @@ def _plan(
     problems = [*tensors.problems, *problems]
     plan = {}
     for name, variable in named_leaves(state):
+        if name == _scale_of(name):
+            continue  # of a kernel in 8 bits, which has it from what it is rounded from
         hub = names.hub_tensor(family, name, variable.shape)
         layer_shape = variable.shape[1:] if hub.stacked else variable.shape
         # Shapes on the Hub's side, without touching data: write() of an empty view.
@@ -248,66 +287,6 @@ def _equal(tensors: Source, one: str, other: str) -> bool:
     """Whether two tensors are of one shape and equal, compared by blocks of rows."""
     a, b = map(np.atleast_1d, (tensors.read(one), tensors.read(other)))
     return a.shape == b.shape and all(
-        np.array_equal(a[i : i + _BLOCK], b[i : i + _BLOCK], equal_nan=True)
-        for i in range(0, len(a), _BLOCK)
+        np.array_equal(a[i : i + BLOCK], b[i : i + BLOCK], equal_nan=True)
+        for i in range(0, len(a), BLOCK)
     )
-
-
-def _read(
-    tensors: Source,
-    planned: tuple[names.HubTensor, list[str]],
-    variable: nnx.Variable,
-    sharding: jax.sharding.Sharding,
-    dtype: str | None,
-) -> jax.Array:
-    """One parameter, shard after shard: a shard leaves the host before the next one is read."""
-    hub, keys = planned
-    where: dict[jax.Device, Any] = dict(sharding.addressable_devices_indices_map(variable.shape))
-    # Devices that hold the same shard get it from one reading.
-    holders: dict[str, list[jax.Device]] = {}
-    for device, index in where.items():
-        holders.setdefault(repr(index), []).append(device)
-    arrays = []
-    for devices in holders.values():
-        shard = _shard(tensors, hub, keys, where[devices[0]], dtype)
-        arrays += jax.block_until_ready([jax.device_put(shard, device) for device in devices])
-    return jax.make_array_from_single_device_arrays(variable.shape, sharding, arrays)
-
-
-def _shard(
-    tensors: Source,
-    hub: names.HubTensor,
-    keys: list[str],
-    index: tuple[slice, ...],
-    dtype: str | None,
-) -> np.ndarray:
-    """The part ``index`` of a parameter; a stack is filled layer by layer."""
-    layers = keys[index[0]] if hub.stacked else keys
-    inside: Any = (*index[hub.stacked :], ...)  # with the dots, a number is an array too
-    shard = np.empty(0)
-    for i, key in enumerate(layers):
-        part = hub.transform.read(tensors.read(key))[inside]
-        if i == 0:
-            height = (len(layers),) if hub.stacked else ()
-            shard = _empty((*height, *part.shape), jnp.dtype(dtype or part.dtype))
-        _copy(part, shard[i, ...] if hub.stacked else shard)
-    return shard
-
-
-def _copy(part: np.ndarray, to: np.ndarray) -> None:
-    """Reads a part of a tensor as it lies in a file, in the file's order, some rows at a time."""
-    if part.ndim == 0:
-        to[...] = part
-        return
-    axis = int(np.argmax(part.strides))
-    part, to = np.moveaxis(part, axis, 0), np.moveaxis(to, axis, 0)
-    for i in range(0, len(part), _BLOCK):
-        to[i : i + _BLOCK] = np.array(part[i : i + _BLOCK])
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array where XLA would lay it: on CPU it takes such a one over, and copies any other."""
-    n = int(np.prod(shape)) * dtype.itemsize
-    room = np.empty(n + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + n].view(dtype).reshape(shape)

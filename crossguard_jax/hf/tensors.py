@@ -14,6 +14,9 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf import names
 from crossguard_jax.hf.folder import weight_files
 
+BLOCK = 256
+"""Rows of a tensor that are read or compared at a time."""
+
 _FLOATS: dict[str, np.dtype[Any]] = {
     "F64": jnp.dtype("float64"),
     "F32": jnp.dtype("float32"),

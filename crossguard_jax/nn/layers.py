@@ -72,18 +72,25 @@ class Linear(Pinned):
 
 
 class Dense(Linear):
-    """A `Linear` with a slot for a LoRA update (empty until `lora.attach` fills it).
+    """A `Linear` with a slot for a LoRA update (empty until `lora.attach` fills it), and one for
+    the scales of a kernel in 8 bits (see `nn.int8`).
 
     Its output lies where the kernel's second axis says: heads and inner width on ``tensor``."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.lora: Lora | None = nnx.data(None)
+        self.column_scale: nnx.Param | None = nnx.data(None)
 
     def __call__(
         self, x: Float[Array, "B *L n_in"], lora_scale: LoraScale = 1.0
     ) -> Float[Array, "B *L n_out"]:
-        if self.lora is None:
+        if self.column_scale is not None:
+            y = x @ self.kernel[...].astype(x.dtype)
+            # In float32, since a rounded scale would be wrong by the same share for all rows.
+            y = (y.astype(jnp.float32) * self.column_scale[...]).astype(x.dtype)
+            y = self._shifted(y if self.lora is None else y + self.lora(x, lora_scale, self.pins))
+        elif self.lora is None:
             y = super().__call__(x)
         else:
             kernel = self.kernel[...].astype(x.dtype)

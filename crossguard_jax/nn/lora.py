@@ -221,19 +221,47 @@ def detach(model: ModelT) -> ModelT:
 def fold(model: ModelT) -> ModelT:
     """A copy of ``model`` with every update added into its kernel and the slots emptied.
 
-    The product is taken in float32 and rounded once, to the kernel's dtype.
+    The product is taken in float32 and rounded once, to the kernel's dtype; of a stack one layer at
+    a time, so that the products never lie there together.
+
+    Raises:
+        UserError: a kernel is int8: what is added to it would be rounded away.
     """
-    updates = {
-        path: layer.lora.alpha / layer.lora.rank * (layer.lora.a[...] @ layer.lora.b[...])
-        for path, layer in dense_layers(model)
-        if layer.lora is not None
-    }
+    refuse_int8(model, "folding an adapter into the base")
+    updates = {path: layer.lora for path, layer in dense_layers(model) if layer.lora is not None}
     model = detach(model)
     for path, layer in dense_layers(model):
-        if path in updates:
-            kernel = layer.kernel[...]
-            layer.kernel[...] = (kernel.astype(jnp.float32) + updates[path]).astype(kernel.dtype)
+        if (update := updates.get(path)) is not None:
+            weight = update.alpha / update.rank
+            layer.kernel[...] = _added(layer.kernel[...], update.a[...], update.b[...], weight)
     return model
+
+
+@jax.jit
+def _added(
+    kernel: Float[Array, "*N n_in n_out"],
+    a: Float[Array, "*N n_in R"],
+    b: Float[Array, "*N R n_out"],
+    weight: Array | float,
+) -> Float[Array, "*N n_in n_out"]:
+    def one(parts: tuple[Array, Array, Array]) -> Array:
+        kernel, a, b = parts
+        return (kernel.astype(jnp.float32) + weight * (a @ b)).astype(kernel.dtype)
+
+    return jax.lax.map(one, (kernel, a, b)) if kernel.ndim == 3 else one((kernel, a, b))
+
+
+def refuse_int8(model: nnx.Module, what: str) -> None:
+    """Refuses what needs a model's kernels as they were before they were rounded.
+
+    Raises:
+        UserError: the model's kernels are int8.
+    """
+    if any(layer.column_scale is not None for _, layer in dense_layers(model)):
+        raise UserError(
+            f"{what}: the base is in int8, and its rounded weights are no model to hand on; load "
+            "it with dtype float32 or bfloat16, or write the adapter alone (format peft)"
+        )
 
 
 def split(model: nnx.Module) -> tuple[Any, Any, Any]:

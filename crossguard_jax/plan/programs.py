@@ -20,7 +20,7 @@ from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.cmai import recipe as cmai
 from crossguard_jax.cmai.answering import Answering
 from crossguard_jax.cmai.consistency import make_check
-from crossguard_jax.cmai.mbat import CmaiState
+from crossguard_jax.cmai.immunize_step import CmaiState
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding
 from crossguard_jax.guard import guard as guards
@@ -318,7 +318,8 @@ def ppo(job: Job) -> list[Program]:
         **config.ppo.settings, normalize_by_category=breadth.normalize_by_category
     )
     improve = make_improve(
-        policy, judges, adam, settings, dict(config.rewards.weights), breadth, 16
+        *(policy, judges, adam, settings, dict(config.rewards.weights), breadth, 16),
+        config.optim.accumulate,
     )
     rollout = make_rollout(policy, evaluated=True)
 

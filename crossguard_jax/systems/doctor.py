@@ -22,6 +22,7 @@ from crossguard_jax.guard.encoding import summary
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.shapes import bucket
 from crossguard_jax.nn import lora, verdict
+from crossguard_jax.nn.int8 import DTYPES
 from crossguard_jax.runtime.mesh import default_dtype, own_mesh
 from crossguard_jax.systems.load import guard_of, load
 
@@ -42,6 +43,7 @@ LEAST_DELTA = 1e-5
 # How much a row's score may differ beside other rows.
 LEAST_MASS = 0.9
 NEIGHBOURS = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+NEIGHBOURS |= {name: NEIGHBOURS[wide] for name, wide in DTYPES.items()}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.config import check_divides
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, partition_spec
 from crossguard_jax.core.typing import Array
 
@@ -92,6 +92,11 @@ def strided(batch: Any, n: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(len(x) // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def joined(parts: Any) -> Any:
+    """Microbatches as `strided` makes them, in one batch again."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
 def make_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -122,8 +127,7 @@ def make_step(
         if accumulate == 1:
             return gradient(state.trainable, frozen, batch, key, *scheduled)
         n = jax.tree.leaves(batch)[0].shape[0]
-        if n % accumulate:
-            raise UserError(f"optim.accumulate {accumulate} does not divide the batch of {n}")
+        check_divides("optim.accumulate", accumulate, "the batch", n)
         micro = split(batch, accumulate)
 
         def one(total: Any, part: Any) -> tuple[Any, None]:

@@ -8,13 +8,12 @@ import pytest
 from scipy.stats import binomtest
 
 from crossguard_jax.cmai.arm import ArmState, Controller, Knob
+from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
 from crossguard_jax.cmai.mbat import (
     Answers,
-    CmaiState,
     MbatSettings,
     draw_evasive,
     inner_loss,
-    make_immunize_step,
     mbat_loss,
     perturbed,
 )

@@ -53,15 +53,15 @@ def held(folder):
 
 COUNTED = """
     from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
-    from crossguard_jax.hf import load
+    from crossguard_jax.hf import load, reading
 
-    copied, copy = [], load._copy
+    copied, copy = [], reading._copy
 
     def counting(part, to):
         copied.append(part.nbytes)
         copy(part, to)
 
-    load._copy = counting
+    reading._copy = counting
 """
 
 ONCE = (

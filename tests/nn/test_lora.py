@@ -10,6 +10,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest, n_bytes, named_leaves
 from crossguard_jax.nn import lora, verdict
 from crossguard_jax.nn.layers import Dense
+from crossguard_jax.nn.llama import Llama, LlamaConfig
 from crossguard_jax.train.step import init_state, make_step
 from tests.small_models import LABELS, TARGETS, adapted, batch, llava, on_device
 
@@ -176,6 +177,66 @@ def test_targets_must_match_a_whole_path_and_the_error_lists_the_paths(base):
     paths = [path for path, _ in lora.dense_layers(base)]
     assert len(paths) == 6 + 2 + 7
     assert all(part in str(caught.value) for part in ["'q_proj' matches no layer", *paths])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_folding_layer_by_layer_rounds_as_the_whole_sum_does(base, dtype):
+    model = adapted(jax.tree.map(lambda x: x.astype(dtype), base))
+    folded = dict(lora.dense_layers(lora.fold(model)))
+    for path, layer in lora.dense_layers(model):
+        if layer.lora is None:
+            continue
+        update = layer.lora.alpha / layer.lora.rank * (layer.lora.a[...] @ layer.lora.b[...])
+        wanted = (layer.kernel[...].astype(jnp.float32) + update).astype(dtype)
+        result = folded[path].kernel[...]
+        assert result.dtype == layer.kernel[...].dtype and not np.array_equal(result, layer.kernel)
+        np.testing.assert_allclose(
+            result.astype(jnp.float32),
+            wanted.astype(jnp.float32),
+            **({"rtol": 1e-6, "atol": 1e-7} if dtype == "float32" else {"rtol": 2**-7}),
+        )
+
+
+def test_folding_needs_the_room_of_one_layers_product(compiled_as_users_do):
+    config = LlamaConfig(64, 128, 512, 12, 4, 4, 32)
+    key = jax.random.key(0)
+    abstract = jax.eval_shape(
+        lambda: lora.attach(Llama(config, key), r".*\.(q|k|v|o|gate|up|down)_proj", 4, 8.0, key)
+    )
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), abstract)
+    largest = 4 * 128 * 512
+    sizes = {}
+    for path, layer in lora.dense_layers(half):
+        if layer.lora is not None:
+            parts = (layer.kernel[...], layer.lora.a[...], layer.lora.b[...], 0.5)
+            memory = lora._added.lower(*parts).compile().memory_analysis()
+            sizes[path] = memory.temp_size_in_bytes
+    print(f"folding: {max(sizes.values()) / largest:.2f} of one layer's largest product")
+    assert len(sizes) == 7 and max(sizes.values()) <= 1.1 * largest
+
+
+FOLDED = """
+    import jax
+    from crossguard_jax.core.sharding import make_mesh, shardings
+    from crossguard_jax.nn import lora
+    from tests.small_models import adapted, llava
+
+    model = adapted(llava())
+    model = jax.device_put(model, shardings(model, make_mesh(2, 2, 2)))
+    split = 0
+    for (path, before), (_, after) in zip(
+        lora.dense_layers(model), lora.dense_layers(lora.fold(model))
+    ):
+        here, there = before.kernel[...].sharding, after.kernel[...].sharding
+        assert here.is_equivalent_to(there, before.kernel.ndim), (path, here, there)
+        split += not here.is_fully_replicated
+    print(split)
+"""
+
+
+@pytest.mark.devices
+def test_folded_kernels_lie_where_they_did(run_with_devices):
+    assert int(run_with_devices(8, FOLDED)) >= 15
 
 
 def test_a_folded_model_gives_the_same_logits(base, rows):

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from crossguard_jax.core.config import check_positive
+from crossguard_jax.core.config import check_divides, check_positive
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf.load import encoding_hash, folder_hash
@@ -126,6 +126,7 @@ def make_improve(
     weights: Mapping[str, float],
     breadth: Breadth,
     n_categories: int,
+    accumulate: int = 1,
 ) -> Callable[..., tuple[PpoState, Metrics]]:
     """``improve(state, frozen, reward_models, trajectory, context, encoded) -> (state, metrics)``.
 
@@ -163,6 +164,7 @@ def make_improve(
             state.kl_coef,
             key,
             n_categories,
+            accumulate,
         )
         kl = sequence_kl(trajectory.logprobs, trajectory.reference, mask).mean()
         metrics |= update_metrics | {name: value.mean() for name, value in components.items()}
@@ -251,7 +253,9 @@ def train_rewriter(
             has to be above 0 is not.
     """
     check_positive(config, *(f"ppo.{name}" for name in ("iterations", "batch_size", "save_every")))
-    check_positive(config, "ppo.settings.epochs", "ppo.settings.minibatches")
+    check_positive(config, "ppo.settings.epochs", "ppo.settings.minibatches", "optim.accumulate")
+    rows = config.ppo.batch_size // config.ppo.settings.minibatches
+    check_divides("optim.accumulate", config.optim.accumulate, "the minibatch", rows)
     check_positive(
         config, "rewriter.lora.rank", "rewriter.prompt_length", "rewriter.max_new_tokens"
     )
@@ -268,7 +272,8 @@ def train_rewriter(
     updates = config.ppo.iterations * settings.epochs * settings.minibatches
     adam = optimizer(config.optim, updates, "optim", _UPDATES)
     improve = make_improve(
-        rewriter.policy, rewriter.rewards, adam, settings, weights, breadth, len(names)
+        *(rewriter.policy, rewriter.rewards, adam, settings, weights, breadth, len(names)),
+        config.optim.accumulate,
     )
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
     arrays = {**rewriter.prepare(triplets)[0], "category": np.asarray(categories, np.int32)}

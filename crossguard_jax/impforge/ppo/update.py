@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from crossguard_jax.core.config import check_divides
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
+from crossguard_jax.train.step import strided
 
 Metrics = dict[str, Array]
 
@@ -138,11 +140,12 @@ def policy_loss(
     advantages: Float[Array, "B N"],
     mask: Bool[Array, "B N"],
     clip: float,
+    n_tokens: Array | None = None,
 ) -> Float[Array, ""]:
-    """The clipped surrogate, a mean over tokens."""
+    """The clipped surrogate, a mean over tokens (see `masked_mean`)."""
     ratio = jnp.exp(jnp.where(mask, logprobs - old, 0.0))
     clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
-    return masked_mean(jnp.maximum(-advantages * ratio, -advantages * clipped), mask)
+    return masked_mean(jnp.maximum(-advantages * ratio, -advantages * clipped), mask, n_tokens)
 
 
 def value_loss(
@@ -151,16 +154,20 @@ def value_loss(
     returns: Float[Array, "B N"],
     mask: Bool[Array, "B N"],
     clip: float,
+    n_tokens: Array | None = None,
 ) -> Float[Array, ""]:
     """Half the squared error, of the value or of its clipped move, whichever is worse."""
     clipped = old + jnp.clip(values - old, -clip, clip)
     worse = jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
-    return 0.5 * masked_mean(worse, mask)
+    return 0.5 * masked_mean(worse, mask, n_tokens)
 
 
-def masked_mean(x: Float[Array, "B N"], mask: Bool[Array, "B N"]) -> Float[Array, ""]:
-    """The mean of the masked entries; 0 where there are none."""
-    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+def masked_mean(
+    x: Float[Array, "B N"], mask: Bool[Array, "B N"], n: Array | None = None
+) -> Float[Array, ""]:
+    """The mean of the masked entries, 0 where there are none; or the share that they have in a mean
+    over ``n``, of rows that are a part of more."""
+    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum() if n is None else n, 1)
 
 
 def sequence_kl(
@@ -192,6 +199,7 @@ def update(
     kl_coef: Float[Array, ""],
     key: PRNGKeyArray,
     n_categories: int = 1,
+    accumulate: int = 1,
 ) -> tuple[Any, Any, Metrics]:
     """Improves the policy and critic on one trajectory: ``epochs`` x ``minibatches`` steps.
 
@@ -207,25 +215,44 @@ def update(
         kl_coef: the KL's weight now.
         key: of the shuffles; every epoch draws its own.
         n_categories: how many categories there are, where advantages are normalized by them.
+        accumulate: microbatches a minibatch is split into, one after the other; the gradient is
+            that of the whole minibatch.
 
     Returns:
         ``(trainable, opt_state, metrics)``.
 
     Raises:
-        UserError: the minibatches do not divide the batch.
+        UserError: the minibatches do not divide the batch, or the microbatches a minibatch.
     """
     t = trajectory
     n = t.mask.shape[0]
     if n % settings.minibatches:
         raise UserError(f"ppo.minibatches {settings.minibatches} does not divide the batch of {n}")
+    rows = n // settings.minibatches
+    check_divides("optim.accumulate", accumulate, "the minibatch", rows)
     advantages, returns = _advantages(t, scores, kl_coef, settings, n_categories)
-    loss = functools.partial(_loss, evaluate, settings, frozen)
+    gradients = functools.partial(_gradients, evaluate, settings, frozen)
+
+    def accumulated(trainable: Any, part: Any, n_tokens: Array) -> tuple[Any, Metrics]:
+        def one(total: Any, micro: Any) -> tuple[Any, Metrics]:
+            grads, metrics = gradients(trainable, micro, n_tokens)
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        zero = jax.tree.map(jnp.zeros_like, trainable)
+        grads, shares = jax.lax.scan(one, zero, strided(part, accumulate))
+        metrics = {name: value.sum() for name, value in shares.items()}
+        return grads, metrics | {"log_ratio_max": shares["log_ratio_max"].max()}
 
     def step(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], Metrics]:
         trainable, opt_state = carry
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trainable, part)
+        n_tokens = part[0].mask.sum()
+
+        if accumulate == 1:
+            grads, metrics = gradients(trainable, part, n_tokens)
+        else:
+            grads, metrics = accumulated(trainable, part, n_tokens)
         updates, opt_state = optimizer.update(grads, opt_state, trainable)
-        metrics |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return (optax.apply_updates(trainable, updates), opt_state), metrics
 
     def epoch(carry: tuple[Any, Any], key: PRNGKeyArray) -> tuple[tuple[Any, Any], Metrics]:
@@ -269,23 +296,42 @@ def _advantages(
     return whiten(advantages, t.mask, groups, n_groups), returns
 
 
-def _loss(
+def _gradients(
     evaluate: Evaluate,
     settings: PpoSettings,
     frozen: Any,
     trainable: Any,
     part: tuple[Trajectory, Array, Array],
-) -> tuple[Float[Array, ""], Metrics]:
-    """Policy's and critic's loss on a minibatch ``(trajectory, advantages, returns)``."""
+    n_tokens: Int[Array, ""],
+) -> tuple[Any, Metrics]:
+    """What rows ``(trajectory, advantages, returns)`` add to gradient and metrics of a minibatch of
+    ``n_tokens``: of the policy's loss, then of the critic's.
+
+    One after the other, since what each keeps for its gradient would else lie there together; of
+    what `evaluate` gives, the half that a loss does not ask for is not computed.
+    """
     t, advantages, returns = part
-    logprobs, values = evaluate(trainable, frozen, t.inputs)
-    of_policy = policy_loss(logprobs, t.logprobs, advantages, t.mask, settings.clip_policy)
-    of_value = value_loss(values, t.values, returns, t.mask, settings.clip_value)
-    ratio = jnp.exp(jnp.where(t.mask, logprobs - t.logprobs, 0.0))
-    outside = jnp.abs(ratio - 1) > settings.clip_policy
-    return of_policy + settings.value_coef * of_value, {
-        "policy_loss": of_policy,
-        "value_loss": of_value,
-        "clip_fraction": masked_mean(outside.astype(jnp.float32), t.mask),
-        "log_ratio_max": jnp.abs(jnp.log(ratio)).max(),
-    }
+
+    def of_policy(trainable: Any) -> tuple[Float[Array, ""], Metrics]:
+        logprobs, _ = evaluate(trainable, frozen, t.inputs)
+        clip = settings.clip_policy
+        loss = policy_loss(logprobs, t.logprobs, advantages, t.mask, clip, n_tokens)
+        ratio = jnp.exp(jnp.where(t.mask, logprobs - t.logprobs, 0.0))
+        outside = (jnp.abs(ratio - 1) > clip).astype(jnp.float32)
+        return loss, {
+            "policy_loss": loss,
+            "clip_fraction": masked_mean(outside, t.mask, n_tokens),
+            "log_ratio_max": jnp.abs(jnp.log(ratio)).max(),
+        }
+
+    def of_value(trainable: Any) -> tuple[Float[Array, ""], Array]:
+        _, values = evaluate(trainable, frozen, t.inputs)
+        clip = settings.clip_value
+        loss = value_loss(values, t.values, returns, t.mask, clip, n_tokens)
+        return settings.value_coef * loss, loss
+
+    (policy, metrics), grads = jax.value_and_grad(of_policy, has_aux=True)(trainable)
+    trainable, grads, t = jax.lax.optimization_barrier((trainable, grads, t))
+    (value, value_metric), more = jax.value_and_grad(of_value, has_aux=True)(trainable)
+    metrics |= {"value_loss": value_metric, "loss": policy + value}
+    return jax.tree.map(jnp.add, grads, more), metrics

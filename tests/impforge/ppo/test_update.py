@@ -213,3 +213,115 @@ def test_minibatches_must_divide_the_batch() -> None:
     tokens = np.zeros((6, 1), np.int32)
     with pytest.raises(UserError, match="minibatches 4 does not divide the batch of 6"):
         bandit(PpoSettings(minibatches=4), np.zeros(6, np.float32), tokens, 4)
+
+
+def improved(rows: int, n: int, accumulate: int, seed: int = 0):
+    """An update by plain gradient steps of a policy and a critic, on ragged texts."""
+    rng = np.random.default_rng(seed)
+    drawn = [jnp.asarray(rng.normal(size=(rows, n)).astype(np.float32)) for _ in range(3)]
+    mask = jnp.asarray(np.arange(n) < rng.integers(1, n + 1, rows)[:, None])
+    features = jnp.asarray(rng.normal(size=(rows, n, 5)).astype(np.float32))
+    trajectory = Trajectory(
+        features, mask, mask.any(1), drawn[0] * 0.1, drawn[1] * 0.1, drawn[2], jnp.zeros(rows, int)
+    )
+
+    def evaluate(trainable, frozen, inputs):
+        logprobs = jnp.tanh(inputs @ trainable["policy"] + trainable["shared"])
+        return logprobs, inputs @ trainable["critic"] + trainable["shared"]
+
+    trainable = {"policy": jnp.ones(5) / 5, "critic": jnp.ones(5), "shared": jnp.float32(0.1)}
+    sgd, settings = optax.sgd(0.3), PpoSettings(minibatches=2, epochs=2, clip_policy=0.05)
+    arguments = (trainable, sgd.init(trainable), None, trajectory, drawn[0][:, 0])
+    return jax.jit(
+        lambda: ppo.update(
+            *(evaluate, sgd, settings, *arguments),
+            *(jnp.float32(0.1), jax.random.key(1)),
+            accumulate=accumulate,
+        )
+    )(), (evaluate, settings, trajectory)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_an_update_in_microbatches_of_unequal_texts_is_that_of_the_minibatches(accumulate) -> None:
+    (whole, _, metrics), _ = improved(16, 7, 1)
+    (parted, _, others), _ = improved(16, 7, accumulate)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), whole, parted)
+    assert metrics.keys() == others.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(others[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert abs(float(whole["shared"]) - 0.1) > 1e-3
+
+
+def test_one_loss_after_the_other_has_the_gradient_of_their_sum() -> None:
+    _, (evaluate, settings, t) = improved(16, 7, 1)
+    trainable = {"policy": jnp.ones(5), "critic": jnp.ones(5), "shared": jnp.float32(0.1)}
+    advantages, returns = t.values, t.values * 2
+
+    def both(trainable):
+        logprobs, values = evaluate(trainable, None, t.inputs)
+        policy = ppo.policy_loss(logprobs, t.logprobs, advantages, t.mask, settings.clip_policy)
+        value = ppo.value_loss(values, t.values, returns, t.mask, settings.clip_value)
+        return policy + settings.value_coef * value
+
+    loss, wanted = jax.value_and_grad(both)(trainable)
+    part, n_tokens = (t, advantages, returns), t.mask.sum()
+    grads, metrics = ppo._gradients(evaluate, settings, None, trainable, part, n_tokens)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), grads, wanted)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_microbatches_must_divide_the_minibatch() -> None:
+    with pytest.raises(UserError, match="^optim.accumulate 3 does not divide the minibatch of 8"):
+        improved(16, 7, 3)
+
+
+def test_policys_and_critics_activations_are_never_there_together(compiled_as_users_do) -> None:
+    rows, n, width = 16, 8, 512
+    keys = jax.random.split(jax.random.key(0), 4)
+    trainable = {
+        name: jax.random.normal(k, (width, 4)) for name, k in zip("pc", keys, strict=False)
+    }
+    frozen = jax.random.normal(keys[2], (4, width))
+    inputs = jax.random.normal(keys[3], (rows, n, width))
+    zero, mask = jnp.zeros((rows, n)), jnp.ones((rows, n), bool)
+    ended, category = jnp.ones(rows, bool), jnp.zeros(rows, jnp.int32)
+    t = Trajectory(inputs, mask, ended, zero, zero, zero, category)
+    settings = PpoSettings(epochs=1, minibatches=1)
+
+    def tower(kernel, inputs):
+        x = inputs
+        for _ in range(6):
+            x = jnp.tanh(x @ kernel @ frozen)
+        return x.mean(-1)
+
+    def evaluate(trainable, frozen, inputs):
+        return tower(trainable["p"], inputs), tower(trainable["c"], inputs)
+
+    def together(trainable, t):
+        logprobs, values = evaluate(trainable, None, t.inputs)
+        policy = ppo.policy_loss(logprobs, zero, t.values, t.mask, 0.2)
+        return policy + 0.1 * ppo.value_loss(values, zero, t.values + 1, t.mask, 0.2)
+
+    def temporaries(function, *arguments):
+        compiled = jax.jit(function).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def apart(accumulate):
+        sgd = optax.sgd(0.1)
+        return lambda trainable, t: ppo.update(
+            *(evaluate, sgd, settings, trainable, sgd.init(trainable), None, t, zero[:, 0]),
+            *(jnp.float32(0), jax.random.key(0)),
+            accumulate=accumulate,
+        )
+
+    one = temporaries(jax.grad(together), trainable, t)
+    other = temporaries(
+        lambda x, t: ppo._gradients(
+            evaluate, settings, None, x, (t, t.values, t.values + 1), t.mask.sum()
+        ),
+        *(trainable, t),
+    )
+    whole, parted = temporaries(apart(1), trainable, t), temporaries(apart(4), trainable, t)
+    print(f"temporaries: losses together {one:,}, one after the other {other:,}")
+    print(f"temporaries of an update: {whole:,}, in four microbatches {parted:,}")
+    assert other < 0.65 * one and parted < 0.6 * whole
