@@ -41,7 +41,7 @@ _TIED = {
 _SCALE = "column_scale"
 """The last word of a name of what a kernel in 8 bits is multiplied by."""
 
-_USUAL = ("float32", "bfloat16", "float16", *DTYPES)
+_DTYPES = ("float32", "bfloat16", "float16", "float64", *DTYPES)
 
 _ENCODING = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
@@ -169,10 +169,9 @@ def abstract_model(
     Raises:
         UserError: there is no such dtype.
     """
-    try:
-        wide = jnp.dtype(DTYPES.get(dtype, dtype)) if dtype else None
-    except TypeError as error:
-        raise UserError(f"dtype {dtype!r} is none; use {', '.join(_USUAL)}") from error
+    if dtype is not None and dtype not in _DTYPES:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+    wide = jnp.dtype(DTYPES.get(dtype, dtype)) if dtype else None
 
     def make() -> configs.Model:
         model = configs.MODELS[family](config, jax.random.key(0))

@@ -128,5 +128,5 @@ def test_scales_lie_where_their_columns_do_and_the_head_stays(sizes):
 
 def test_a_dtype_that_is_none_is_refused():
     family, config = read_config(PUBLISHED)
-    with pytest.raises(UserError, match="dtype 'int4' is none; use float32, .*int8"):
+    with pytest.raises(UserError, match="dtype 'int4' is none of float32, .*int8"):
         abstract_model(family, config, "int4")
