@@ -161,24 +161,25 @@ def build_model(
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
-def abstract_model(
-    family: str, config: configs.Config, dtype: str | None = "float32"
-) -> configs.Model:
-    """What `build_model` gives, of shapes and types alone: `core.tree.n_bytes` is its size.
+def make_model(family: str, config: configs.Config, dtype: str | None = "float32") -> configs.Model:
+    """A fresh model with the types that `build_model` gives its weights.
 
     Raises:
         UserError: there is no such dtype.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
-    wide = jnp.dtype(DTYPES.get(dtype, dtype)) if dtype else None
+    model = configs.MODELS[family](config, jax.random.key(0))
+    if dtype is not None:
+        model = jax.tree.map(lambda x: x.astype(jnp.dtype(DTYPES.get(dtype, dtype))), model)
+    return in_int8(model) if dtype in DTYPES else model
 
-    def make() -> configs.Model:
-        model = configs.MODELS[family](config, jax.random.key(0))
-        model = jax.tree.map(lambda x: x.astype(wide), model) if wide else model
-        return in_int8(model) if dtype in DTYPES else model
 
-    return jax.eval_shape(make)
+def abstract_model(
+    family: str, config: configs.Config, dtype: str | None = "float32"
+) -> configs.Model:
+    """`make_model`'s shapes and types alone: `core.tree.n_bytes` is the base's size."""
+    return jax.eval_shape(lambda: make_model(family, config, dtype))
 
 
 def _scale_of(key: str) -> str:

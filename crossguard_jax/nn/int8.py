@@ -28,7 +28,8 @@ def rounded(kernel: Any, xp: Any = jnp) -> tuple[Any, Any]:
         xp: ``jnp``, or ``np`` for arrays of the host.
     """
     largest = xp.abs(kernel).max(axis=-2).astype("float32")
-    scale = xp.where(largest > 0, largest, xp.float32(1)) / xp.float32(127)
+    # Multiplied, since a compiler may turn a division by a constant into that, on one side alone.
+    scale = xp.where(largest > 0, largest, xp.float32(1)) * xp.float32(1 / 127)
     return xp.rint(kernel.astype("float32") / scale[..., None, :]).astype("int8"), scale
 
 

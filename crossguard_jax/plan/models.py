@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import Rules, batch_sharding, partition_spec
 from crossguard_jax.hf import configs
-from crossguard_jax.hf.load import resolve_folder
+from crossguard_jax.hf.load import make_model, resolve_folder
 from crossguard_jax.nn.pins import govern
 
 PUBLISHED = Path(__file__).parent / "published"
@@ -61,8 +60,7 @@ def read_model(
         )
 
     def make() -> Any:
-        model = govern(configs.MODELS[family](config, jax.random.key(0)), rules)
-        return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), model)
+        return govern(make_model(family, config, dtype), rules)
 
     return config, make
 
