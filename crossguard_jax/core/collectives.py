@@ -204,6 +204,7 @@ def _length(line: str, condition: list[str]) -> int | None:
     with, where that is one constant."""
     if note := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(note[1])
-    limits = [m[1] for text in condition if (m := re.search(r"s32\[\]\S* constant\((\d+)\)", text))]
+    constant = r"[su]32\[\]\S* constant\((\d+)\)"
+    limits = [m[1] for text in condition if (m := re.search(constant, text))]
     counted = any("direction=LT" in text for text in condition)
     return int(limits[0]) if counted and len(limits) == 1 else None

@@ -86,7 +86,7 @@ _GPU_FIELDS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Target:
+class Machine:
     """What a program is compiled for.
 
     Attributes:
@@ -113,7 +113,7 @@ class Target:
         return self.chip.far if slow else self.chip.wire
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str) -> Machine:
     """The slice or the GPUs of a name.
 
     Raises:
@@ -123,12 +123,12 @@ def find_target(name: str) -> Target:
     if kind in _GPUS:
         if not re.fullmatch("[1-9][0-9]{0,4}", number):
             raise UserError(f"{name!r}: say how many GPUs, as in {kind}-8")
-        return Target(name, CHIPS[kind], int(number))
+        return Machine(name, CHIPS[kind], int(number))
     try:
         tpus = find_slice(name)
     except UserError as error:
         raise UserError(f"{error}; of GPUs {', '.join(f'{gpu}-8' for gpu in _GPUS)}") from error
-    return Target(name, CHIPS[tpus.generation], tpus.chips * devices_per_chip(tpus), tpus)
+    return Machine(name, CHIPS[tpus.generation], tpus.chips * devices_per_chip(tpus), tpus)
 
 
 def devices_per_chip(tpus: Slice) -> int:
@@ -146,7 +146,7 @@ def linked(tpus: Slice) -> float:
     return max(links, 1) / (2 * len(sizes))
 
 
-def devices_of(target: Target) -> list[Any]:
+def devices_of(target: Machine) -> list[Any]:
     """Devices that only a compiler sees.
 
     Raises:
@@ -182,7 +182,7 @@ def host_bounds(tpus: Slice) -> tuple[int, int, int]:
     return bounds[0], bounds[1], bounds[2]
 
 
-def _gpu_devices(target: Target) -> list[Any]:
+def _gpu_devices(target: Machine) -> list[Any]:
     # The plugin of any CUDA version brings the compiler; without a driver it would refuse to load.
     if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         raise UserError(

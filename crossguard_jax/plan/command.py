@@ -8,7 +8,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import MESH_AXES
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.plan.chips import devices_of, find_target
-from crossguard_jax.plan.planning import Plan, make_plan
+from crossguard_jax.plan.planning import Forecast, make_plan
 from crossguard_jax.plan.programs import kinds_of
 from crossguard_jax.plan.search import search
 
@@ -74,7 +74,7 @@ def parse_sizes(text: str) -> dict[str, int]:
     return dict.fromkeys(MESH_AXES, 1) | sizes
 
 
-def _ranking(plans: Sequence[Plan]) -> list[str]:
+def _ranking(plans: Sequence[Forecast]) -> list[str]:
     """A line for each of a search's plans, the best first."""
     if len(plans) < 2:
         return []

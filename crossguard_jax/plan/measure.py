@@ -1,14 +1,15 @@
-"""A program's figures: traced and compiled once, and kept as JSON."""
+"""A program's figures: traced and compiled once, and what the compiler made of it kept."""
 
+import gzip
 import hashlib
 import json
 import math
 import os
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,18 @@ import jax
 
 from crossguard_jax.core.collectives import collectives
 from crossguard_jax.io.jsonl import write_atomic
-from crossguard_jax.plan.chips import GIB, Target
+from crossguard_jax.plan.chips import GIB, Machine
 from crossguard_jax.plan.flops import flops
 from crossguard_jax.plan.models import bytes_a_device
 from crossguard_jax.plan.programs import Program
 from crossguard_jax.plan.traffic import traffic
 
+_FIELDS = {
+    "argument": "arguments",
+    "output": "outputs",
+    "temp": "temporaries",
+    "alias": "aliased",
+}
 _COMPILERS = ("jaxlib", "libtpu", "jax-cuda12-plugin")
 
 
@@ -47,7 +54,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Compiled:
     """What a compiled program takes; bytes are a device's.
 
     Attributes:
@@ -93,8 +100,8 @@ class Measured:
         return math.fsum(each.wire for each in self.sent)
 
 
-def measure(program: Program, bare: Program, target: Target) -> Measured:
-    """Traces and compiles a program, or finds what an earlier run made of the same.
+def measure(program: Program, bare: Program, target: Machine) -> Compiled:
+    """Traces and compiles a program, or finds what an earlier run compiled of the same.
 
     Args:
         program: what is run.
@@ -102,51 +109,48 @@ def measure(program: Program, bare: Program, target: Target) -> Measured:
         target: what it is compiled for.
     """
     traced = program.run.trace(*program.arguments)
+    needed = (traced if bare is program else bare.run.trace(*bare.arguments)).jaxpr
     lowered = traced.lower()
-    place = _kept(lowered.as_text(), target, program)
-    if place.is_file():
-        stored = json.loads(place.read_text())
-        sent = tuple(Sent(**s | {"shape": tuple(s["shape"])}) for s in stored.pop("sent"))
-        return Measured(**stored, sent=sent)
-    same = bare is program
-    needed = (traced if same else bare.run.trace(*bare.arguments)).jaxpr
-    measured = Measured(
+    place = _kept(lowered.as_text(), target)
+    if not place.with_suffix(".json").is_file():
+        _compile(lowered, place)
+    stats = json.loads(place.with_suffix(".json").read_text())
+    text = gzip.decompress(place.with_suffix(".txt.gz").read_bytes()).decode()
+    return Compiled(
         program.name,
         program.rows,
         {name: bytes_a_device(tree) for name, tree in program.kinds.items() if tree is not None},
         flops(traced.jaxpr, program.trips),
         flops(needed, program.trips),
-        **_compiled(lowered, program.trips),
+        **stats,
+        moved=traffic(text, program.trips),
+        sent=_sent(text, program.trips),
     )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(place, json.dumps(asdict(measured), indent=1) + "\n")
-    return measured
 
 
-def _compiled(lowered: Any, trips: int) -> dict[str, Any]:
+def _compile(lowered: Any, place: Path) -> None:
+    """Leaves the memory that a program takes, and its text, which is empty if it does not fit."""
     start = time.monotonic()
+    text, stats = "", {}
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        line = str(error).strip().partition("\n")[0]
-        return {"refused": line, "seconds": time.monotonic() - start}
-    stats, text = compiled.memory_analysis(), compiled.as_text()
-    return {
-        "arguments": stats.argument_size_in_bytes,
-        "outputs": stats.output_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "aliased": stats.alias_size_in_bytes,
-        "moved": traffic(text, trips),
-        "sent": _sent(text, trips),
-        "seconds": time.monotonic() - start,
-    }
+        stats["refused"] = str(error).strip().partition("\n")[0]
+    else:
+        memory, text = compiled.memory_analysis(), compiled.as_text()
+        for name in ("argument", "output", "temp", "alias"):
+            stats[_FIELDS[name]] = getattr(memory, f"{name}_size_in_bytes")
+    stats["seconds"] = time.monotonic() - start
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(place.with_suffix(".txt.gz"), gzip.compress(text.encode()))
+    write_atomic(place.with_suffix(".json"), json.dumps(stats) + "\n")
 
 
 def _sent(text: str, trips: int) -> tuple[Sent, ...]:
-    counts: Counter[tuple[Any, ...]] = Counter()
-    wires: Counter[tuple[Any, ...]] = Counter()
+    counts: dict[tuple[Any, ...], int] = defaultdict(int)
+    wires: dict[tuple[Any, ...], float] = defaultdict(float)
     for one in collectives(text):
         key = one.op, one.dtype, one.shape, one.group, one.inside_loop
         times = trips if one.trips is None else one.trips
@@ -158,16 +162,14 @@ def _sent(text: str, trips: int) -> tuple[Sent, ...]:
     )
 
 
-def _kept(text: str, target: Target, program: Program) -> Path:
+def _kept(text: str, target: Machine) -> Path:
     """Where the figures of a program lie: its text says all that they depend on, but for the
     compiler and what it is for."""
     where = os.environ.get("CROSSGUARD_PLANS") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "crossguard_jax/plans"
     )
-    whole = "\n".join(
-        [target.name, program.name, str(program.trips), *map(_version, _COMPILERS), text]
-    )
-    return Path(where) / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+    whole = "\n".join([target.name, *map(_version, _COMPILERS), text])
+    return Path(where) / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}"
 
 
 def compilers() -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import make_mesh
-from crossguard_jax.plan.chips import GIB, Target
-from crossguard_jax.plan.measure import Measured, measure
+from crossguard_jax.plan.chips import GIB, Machine
+from crossguard_jax.plan.measure import Compiled, measure
 from crossguard_jax.plan.programs import Job, programs_of
 from crossguard_jax.plan.roofline import Roofline, advice, fits, roofline
 
@@ -16,7 +16,7 @@ SENT_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """What is known of a configuration on chips.
 
     Attributes:
@@ -30,13 +30,13 @@ class Plan:
     """
 
     kind: str
-    target: Target
+    target: Machine
     sizes: dict[str, int]
     rows: int
     length: int
     remat: str
     accumulate: int
-    programs: tuple[Measured, ...]
+    programs: tuple[Compiled, ...]
 
     @property
     def roofline(self) -> Roofline:
@@ -101,13 +101,13 @@ class Plan:
 def make_plan(
     config: Any,
     kind: str,
-    target: Target,
+    target: Machine,
     devices: Sequence[Any],
     sizes: dict[str, int] | None = None,
     rows: int = 0,
     length: int = 0,
     remat: str = "",
-) -> Plan:
+) -> Forecast:
     """Compiles a configuration's programs of a kind, or finds their figures.
 
     Args:
@@ -128,7 +128,7 @@ def make_plan(
     _check_rows(n, accumulate, mesh.shape["data"] * mesh.shape["fsdp"])
     measured = [measure(each, plain, target) for each, plain in zip(programs, bare, strict=True)]
     section = config.rewriter if kind == "ppo" else config.model
-    return Plan(
+    return Forecast(
         kind,
         target,
         dict(mesh.shape),
@@ -150,7 +150,7 @@ def _check_rows(rows: int, accumulate: int, parts: int) -> None:
         )
 
 
-def _program_lines(program: Measured, target: Target) -> Iterator[str]:
+def _program_lines(program: Compiled, target: Machine) -> Iterator[str]:
     room = target.chip.memory / GIB
     if program.refused:
         yield f"  {program.name}: does not fit; the compiler says: {program.refused}"
@@ -183,11 +183,11 @@ def _program_lines(program: Measured, target: Target) -> Iterator[str]:
         yield f"              and {len(rest)} smaller kinds: {wire / 1e9:,.3g} GB"
 
 
-def _kinds(program: Measured) -> str:
+def _kinds(program: Compiled) -> str:
     return ", ".join(f"{name} {size / GIB:.2f}" for name, size in program.kinds.items())
 
 
-def _time_lines(plan: Plan) -> Iterator[str]:
+def _time_lines(plan: Forecast) -> Iterator[str]:
     line = plan.roofline
     if any(p.refused for p in plan.programs):
         return

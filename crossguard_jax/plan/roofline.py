@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crossguard_jax.plan.chips import Target
-from crossguard_jax.plan.measure import Measured
+from crossguard_jax.plan.chips import Machine
+from crossguard_jax.plan.measure import Compiled
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Roofline:
         return self.needed / self.worst, self.needed / self.best
 
 
-def roofline(programs: Sequence[Measured], target: Target) -> Roofline:
+def roofline(programs: Sequence[Compiled], target: Machine) -> Roofline:
     """Of programs that run one after the other."""
     chip, n = target.chip, target.devices
     return Roofline(
@@ -60,13 +60,13 @@ def roofline(programs: Sequence[Measured], target: Target) -> Roofline:
     )
 
 
-def fits(programs: Sequence[Measured], target: Target) -> bool:
+def fits(programs: Sequence[Compiled], target: Machine) -> bool:
     """Whether the compiler took every program, and each has room."""
     return all(not p.refused and p.memory <= target.chip.memory for p in programs)
 
 
 def advice(
-    programs: Sequence[Measured], target: Target, sizes: dict[str, int], remat: str, trains: bool
+    programs: Sequence[Compiled], target: Machine, sizes: dict[str, int], remat: str, trains: bool
 ) -> list[str]:
     """What to change, the cheapest first, where something does not fit.
 

@@ -10,11 +10,13 @@ import jax
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import make_mesh
 from crossguard_jax.core.tree import n_bytes
+from crossguard_jax.hf.configs import read_config
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn.llama import LlamaConfig
-from crossguard_jax.plan.chips import Target
+from crossguard_jax.nn.llava import LlavaConfig
+from crossguard_jax.plan.chips import Machine
 from crossguard_jax.plan.models import find_folder
-from crossguard_jax.plan.planning import Plan, make_plan
+from crossguard_jax.plan.planning import Forecast, make_plan
 from crossguard_jax.plan.programs import Job, programs_of
 
 TRIES = 4
@@ -24,7 +26,7 @@ _POLICIES = ("names", "full")
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Choice:
     """A choice of all that is searched.
 
     Attributes:
@@ -66,7 +68,7 @@ class Shape:
 
 def candidates(
     devices: int, text: LlamaConfig, rows: Sequence[int], accumulate: Sequence[int], trains: bool
-) -> list[Candidate]:
+) -> list[Choice]:
     """All that could be run: rows divide over devices, heads over ``tensor``."""
     sizes = [
         (("data", devices // (fsdp * tensor)), ("fsdp", fsdp), ("tensor", tensor))
@@ -74,7 +76,7 @@ def candidates(
         if devices % (fsdp * tensor) == 0 and text.num_key_value_heads % tensor == 0
     ]
     every = itertools.product(sizes, _POLICIES if trains else ("",), rows, accumulate)
-    listed = [Candidate(*each) for each in every]
+    listed = [Choice(*each) for each in every]
     return [each for each in listed if each.rows % (each.accumulate * each.parts) == 0]
 
 
@@ -82,7 +84,7 @@ def _divisors(n: int) -> list[int]:
     return [i for i in range(1, n + 1) if n % i == 0]
 
 
-def estimate(each: Candidate, shape: Shape, target: Target) -> tuple[float, float]:
+def estimate(each: Choice, shape: Shape, target: Machine) -> tuple[float, float]:
     """``(bytes a device, seconds a row)``, by formulas: good enough to rank by.
 
     Kept for the backward pass are a layer's input, or by "names" also its projections and the
@@ -110,8 +112,8 @@ def estimate(each: Candidate, shape: Shape, target: Target) -> tuple[float, floa
 
 
 def ranked(
-    every: Sequence[Candidate], shape: Shape, target: Target
-) -> Iterator[tuple[Candidate, float, float]]:
+    every: Sequence[Choice], shape: Shape, target: Machine
+) -> Iterator[tuple[Choice, float, float]]:
     """Those that may fit, the fastest first, with their estimates; the others behind them, the
     smallest first, since an estimate may be wrong."""
     guessed = [(each, *estimate(each, shape, target)) for each in every]
@@ -123,12 +125,12 @@ def ranked(
 def search(
     config: Any,
     kind: str,
-    target: Target,
+    target: Machine,
     devices: Sequence[Any],
     rows: int = 0,
     length: int = 0,
     tries: int = TRIES,
-) -> list[Plan]:
+) -> list[Forecast]:
     """Compiles the most promising candidates; those that fit come first, the fastest ahead.
 
     Args:
@@ -148,7 +150,7 @@ def search(
             f"no batch of {', '.join(map(str, sizes))} rows divides over {target.devices} devices; "
             "give --rows"
         )
-    plans: list[Plan] = []
+    plans: list[Forecast] = []
     order = ranked(every, shape, target)
     with Progress("compiling", 2 * tries, unit="candidate") as progress:
         for each, _, _ in itertools.islice(order, 2 * tries):
@@ -165,7 +167,7 @@ def search(
     return sorted(plans, key=lambda plan: (not plan.fits, -plan.rows_a_second))
 
 
-def _chosen(config: Any, each: Candidate) -> Any:
+def _chosen(config: Any, each: Choice) -> Any:
     if "accumulate" not in config.optim:
         return config
     chosen = config.copy_and_resolve_references()
@@ -182,10 +184,9 @@ def _shape_of(
     frozen = [tree for name, tree in program.kinds.items() if name not in _TRAINED]
     trained = [tree for name, tree in program.kinds.items() if name in _TRAINED[:2]]
     section = config.rewriter if kind == "ppo" else config.model
-    from crossguard_jax.hf.configs import read_config
-
     _, model = read_config(find_folder(section.path))
-    text = model if isinstance(model, LlamaConfig) else model.text
+    text = model.text if isinstance(model, LlavaConfig) else model
+    assert isinstance(text, LlamaConfig)
     sizes = (sum(n_bytes(tree) for tree in jax.tree.leaves(trees)) for trees in (frozen, trained))
     base, moved = sizes
     return Shape(base, moved, program.length, text, kind != "score"), program.rows

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from crossguard_jax.core.config import load_config
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.io.progress import Progress
-from crossguard_jax.plan.chips import GIB, Target, devices_of, find_target
+from crossguard_jax.plan.chips import GIB, Machine, devices_of, find_target
 from crossguard_jax.plan.measure import compilers
-from crossguard_jax.plan.planning import Plan, make_plan
+from crossguard_jax.plan.planning import Forecast, make_plan
 from crossguard_jax.report import drawing
 
 LLAVA = "llava-hf/llava-1.5-7b-hf"
@@ -26,7 +26,7 @@ CHIPS = (8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class Work:
+class Column:
     """A column of the first table.
 
     Attributes:
@@ -42,7 +42,7 @@ class Work:
     rows: int = 0
     length: int = 0
 
-    def plan(self, target: Target, devices: Sequence[Any], sizes: dict[str, int]) -> Plan:
+    def plan(self, target: Machine, devices: Sequence[Any], sizes: dict[str, int]) -> Forecast:
         """Its figures on chips."""
         config = load_config(self.spec, [f"--config.{each}" for each in self.overrides])
         return make_plan(config, self.kind, target, devices, sizes, self.rows, self.length)
@@ -50,10 +50,10 @@ class Work:
 
 _GUARD, _CMAI = "configs/guard.py:llava_7b", "configs/cmai.py:llava_7b"
 WORKS = (
-    Work("sft", _GUARD, ("optim.accumulate=1",), 16, 704),
-    Work("score", _GUARD, (), 16, 704),
-    Work("mbat", _CMAI, (f"model.path={LLAVA}",), 16, 704),
-    Work("ppo", "configs/impforge.py:llama_7b"),
+    Column("sft", _GUARD, ("optim.accumulate=1",), 16, 704),
+    Column("score", _GUARD, (), 16, 704),
+    Column("mbat", _CMAI, (f"model.path={LLAVA}",), 16, 704),
+    Column("ppo", "configs/impforge.py:llama_7b"),
 )
 
 
@@ -68,16 +68,16 @@ def make_tables(out: str | Path) -> None:
     (out / "scaling.png").write_bytes(drawing.png(scaling_figure(rows)))
 
 
-Cell = tuple[Work, str, dict[str, int]]
-"""Work on the slice of a name, and the mesh's sizes."""
+Cell = tuple[Column, str, dict[str, int]]
+"""Column on the slice of a name, and the mesh's sizes."""
 
 
 def _all_in_parts(name: str) -> dict[str, int]:
     return {"data": 1, "fsdp": find_target(name).devices, "tensor": 1}
 
 
-def _scaled(chips: int) -> Work:
-    return Work("sft", _GUARD, ("optim.accumulate=1",), ROWS_A_CHIP * chips, 704)
+def _scaled(chips: int) -> Column:
+    return Column("sft", _GUARD, ("optim.accumulate=1",), ROWS_A_CHIP * chips, 704)
 
 
 def _fill(

@@ -10,11 +10,11 @@ from crossguard_jax import cli
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.plan import command, measure
-from crossguard_jax.plan.chips import CHIPS, Target
+from crossguard_jax.plan.chips import CHIPS, Machine
 from crossguard_jax.plan.planning import make_plan
 from crossguard_jax.plan.tables import scaling_figure, scaling_table, table
 
-HERE = Target("here", CHIPS["v5e"], 1)
+HERE = Machine("here", CHIPS["v5e"], 1)
 CONFIG = "configs/guard.py:tiny"
 
 
@@ -70,7 +70,7 @@ def test_a_plan_of_this_machine_is_compiled_once(monkeypatch: pytest.MonkeyPatch
     (program,) = plan.programs
     assert program.temporaries > 0 and program.moved > 0 and program.flops == program.needed
     assert program.kinds["base"] > program.kinds["batch"]
-    monkeypatch.setattr(measure, "_compiled", None)
+    monkeypatch.setattr(measure, "_compile", None)
     again = make_plan(config, "score", HERE, devices, rows=2, length=32)
     assert again == plan
     rows = [json.loads(json.dumps(plan.as_dict()))] * 2

@@ -1,4 +1,4 @@
-"""Work is counted as it runs: loops by their length, a device's part by the devices."""
+"""Column is counted as it runs: loops by their length, a device's part by the devices."""
 
 import jax
 import jax.numpy as jnp

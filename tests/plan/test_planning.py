@@ -10,14 +10,14 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.plan import planning, search
 from crossguard_jax.plan.chips import GIB, find_target
-from crossguard_jax.plan.measure import Measured, Sent
-from crossguard_jax.plan.planning import Plan
+from crossguard_jax.plan.measure import Compiled, Sent
+from crossguard_jax.plan.planning import Forecast
 from crossguard_jax.plan.roofline import advice, fits, roofline
 
 TARGET = find_target("v5litepod-16")
 SIZES = {"data": 1, "fsdp": 16, "tensor": 1}
 GATHERED = Sent("all-gather", "bf16", (4096, 11008), 16, 192, 16e9, True)
-STEP = Measured(
+STEP = Compiled(
     name="training step",
     rows=32,
     kinds={"base": GIB, "adapters": GIB // 8},
@@ -36,8 +36,8 @@ REFUSED = replace(
 )
 
 
-def plan(*programs: Measured, **changes: Any) -> Plan:
-    return Plan("sft", TARGET, SIZES, 32, 704, "names", 1, programs, **changes)
+def plan(*programs: Compiled, **changes: Any) -> Forecast:
+    return Forecast("sft", TARGET, SIZES, 32, 704, "names", 1, programs, **changes)
 
 
 def test_memory_is_what_is_given_made_and_kept_less_what_is_shared() -> None:
@@ -78,7 +78,7 @@ def test_what_fits_has_nothing_to_change_and_what_does_not_has() -> None:
         (REFUSED, ["does not fit; the compiler says", "21.81G", "change"]),
     ],
 )
-def test_what_is_printed(program: Measured, words: list[str]) -> None:
+def test_what_is_printed(program: Compiled, words: list[str]) -> None:
     text = "\n".join(plan(program).lines())
     assert [word for word in words if word not in text] == []
 
@@ -114,7 +114,7 @@ def test_what_cannot_fit_is_ranked_behind_what_may() -> None:
 def test_a_search_goes_on_until_something_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
 
-    def make(config: Any, kind: str, target: Any, devices: Any, sizes: Any, *rest: Any) -> Plan:
+    def make(config: Any, kind: str, target: Any, devices: Any, sizes: Any, *rest: Any) -> Forecast:
         compiled.append(rest[2])
         return replace(plan(STEP if len(compiled) > 3 else LARGE), sizes=sizes, remat=rest[2])
 
