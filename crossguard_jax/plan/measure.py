@@ -131,7 +131,8 @@ def measure(program: Program, bare: Program, target: Machine) -> Compiled:
 def _compile(lowered: Any, place: Path) -> None:
     """Leaves the memory that a program takes, and its text, which is empty if it does not fit."""
     start = time.monotonic()
-    text, stats = "", {}
+    text = ""
+    stats: dict[str, Any] = {}
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -164,20 +164,20 @@ def scoring(job: Job) -> list[Program]:
     graphdef, adapters, frozen = lora.split(model)
     rows, length = job.rows or SCORED, job.length or longest_row(job.config.data)
     batch, frozen = _guard_batch(job, model_config, rows, length), job.place(frozen)
+    batch |= job.batch(picture_index=((rows, 1), jnp.int32))  # rows may share pictures
     arguments = (graphdef, (adapters, frozen), batch, np.asarray(LABELS))
     kinds = {"base": frozen, "batch": batch}
     return [Program("scoring", guards.p_unsafe, arguments, kinds, rows, length)]
 
 
 def _guard_batch(job: Job, model: LlavaConfig, rows: int, length: int) -> dict[str, Any]:
-    """As `guard.encoding` makes it: a picture a row."""
+    """As `guard.encoding` makes it, where each row has its own picture."""
     _check_length(model, length)
     side = model.vision.image_size
     return job.batch(
         input_ids=((rows, length), jnp.int32),
         attention_mask=((rows, length), jnp.int32),
         pixel_values=((rows, 3, side, side), jnp.float32),
-        picture_index=((rows, 1), jnp.int32),
     )
 
 
