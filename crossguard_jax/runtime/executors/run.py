@@ -1,0 +1,109 @@
+"""``--on``: runs a job's shards that are not done yet, and says what became of all of them."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.io.progress import Progress
+from crossguard_jax.runtime.executors.array import part_of
+from crossguard_jax.runtime.executors.here import work_here
+from crossguard_jax.runtime.executors.local import work_beside
+from crossguard_jax.runtime.shards import (
+    Counts,
+    Shard,
+    ShardJob,
+    ShardReport,
+    added,
+    finished,
+    refuse_others,
+    sweep,
+)
+
+WHERE = "local|ray[:ADDRESS]|array"
+"""What ``--on`` takes; without it, this process works."""
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What a run over shards came to.
+
+    Attributes:
+        reports: one a shard of this run's, in the order of the manifest.
+        before: how many of them had been done before.
+    """
+
+    reports: Sequence[ShardReport]
+    before: int
+
+    @property
+    def counts(self) -> Counts:
+        """What the workers counted, added up."""
+        return added(report.counts for report in self.reports)
+
+    @property
+    def failed(self) -> list[ShardReport]:
+        """Of the shards without an output."""
+        return [report for report in self.reports if report.bytes < 0]
+
+    def lines(self, shown: int = 12) -> Iterator[str]:
+        """For people."""
+        done = len(self.reports) - len(self.failed)
+        before = f", {self.before:,} of them before" if self.before else ""
+        yield f"{len(self.reports):,} shards: {done:,} done{before}, {len(self.failed):,} rejected"
+        reasons = Counter(report.reason for report in self.failed)
+        for report in self.failed[:shown]:
+            yield f"  {report.shard.path}: {report.reason}"
+        if len(self.failed) > shown:
+            yield f"  ... and {len(self.failed) - shown:,} others, {len(reasons):,} reasons in all"
+
+
+def check_where(on: str | None) -> None:
+    """Raises a UserError for what ``--on`` does not take."""
+    name, colon, address = (on or "local").partition(":")
+    if name not in ("local", "ray", "array") or (colon and (name != "ray" or not address)):
+        raise UserError(f"--on {on}: give one of {WHERE}, or nothing for this process")
+
+
+def run_shards(
+    job: ShardJob, shards: Sequence[Shard], on: str | None = None, workers: int | None = None
+) -> ShardSummary:
+    """Does what is not done yet.
+
+    Args:
+        job: what is done.
+        shards: with what: the whole manifest.
+        on: see `WHERE`; an array's task does its part alone.
+        workers: how many, for ``local`` and ``ray``.
+
+    Raises:
+        UserError: the job cannot be done, or its folder holds what is of other shards.
+    """
+    check_where(on)
+    refuse_others(job, shards)
+    part = part_of(os.environ, shards) if on == "array" else shards
+    reports = {shard: report for shard in part if (report := finished(job, shard))}
+    before = len(reports)
+    waiting = [shard for shard in part if shard not in reports]
+    with Progress("shards", len(part), unit="shard", start=before) as progress:
+        for report in _reports(job, waiting, on, workers) if waiting else ():
+            reports[report.shard] = report
+            failed = sum(report.bytes < 0 for report in reports.values())
+            progress.update(note=f"{failed:,} rejected" if failed else "")
+    if on != "array":
+        sweep(job)
+    return ShardSummary([reports[shard] for shard in part], before)
+
+
+def _reports(
+    job: ShardJob, shards: Sequence[Shard], on: str | None, workers: int | None
+) -> Iterator[ShardReport]:
+    where, _, address = (on or "").partition(":")
+    if where == "local":
+        return work_beside(job, shards, workers)
+    if where == "ray":
+        from crossguard_jax.runtime.executors.on_ray import work_on_ray
+
+        return work_on_ray(job, shards, address, workers)
+    return work_here(job, shards)

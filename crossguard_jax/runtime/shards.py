@@ -1,0 +1,304 @@
+"""Work that is cut into shards: what one is, where its output lies, and when it is done.
+
+A manifest lists shards, each a file or some rows of one. A worker makes one output file of each
+shard, which is renamed into its place when it is whole and on the disk; beside it, in ``reports``,
+lies what was counted, or why there is no output. So a restart is a look at files: no row is ever
+joined with another, and it does not matter who made what, or how often it was killed meanwhile.
+Who works on which shard is for `executors` to say.
+"""
+
+import importlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.core.errors import UserError, reason, short
+from crossguard_jax.io import jsonl
+from crossguard_jax.io.files import stamp
+
+RUN, REPORTS = "run.json", "reports"
+DEADLINE = 1800.0
+ATTEMPTS = 3
+
+Counts = Mapping[str, Any]
+"""Whole numbers by name, and such mappings inside; those of shards add up."""
+Beat = Callable[[], None]
+"""A worker calls it after each of its batches: it is alive, and its deadline starts anew."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file, or some rows of it.
+
+    Attributes:
+        number: its place in the manifest, from 0.
+        path: the file.
+        rows: the first and the last row, counted from 1, as its reader does; None is all of them.
+    """
+
+    number: int
+    path: str
+    rows: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """What its output is called, without an ending; outputs sort as the manifest does."""
+        rows = "" if self.rows is None else ".{}-{}".format(*self.rows)
+        return f"{self.number:06d}-{Path(self.path).name.partition('.')[0]}{rows}"
+
+
+Work = Callable[[Shard, Path, Beat], Counts]
+"""Makes one shard's output at a path. Raises UserError where the shard cannot be read."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What is done with each shard, as plain values, so that other processes can be told of it.
+
+    Attributes:
+        factory: ``module:function``; the function takes `spec` and `folder` and gives a `Work`.
+            What it raises as a UserError ends the job.
+        spec: JSON values.
+        folder: takes the outputs.
+        ending: of their names.
+        deadline: seconds that a worker has for a batch, or to start, before it is ended.
+        attempts: how often a shard is begun whose worker dies or fails, before it is given up.
+        threads: of XLA on each worker's CPU; None leaves them to XLA. Sums are cut by them, so the
+            last bits of an output may depend on it.
+    """
+
+    factory: str
+    spec: Mapping[str, Any]
+    folder: str
+    ending: str = ".jsonl"
+    deadline: float = DEADLINE
+    attempts: int = ATTEMPTS
+    threads: int | None = None
+
+    def output(self, shard: Shard) -> Path:
+        """Where a shard's output lies, once it is whole."""
+        return Path(self.folder) / f"{shard.name}{self.ending}"
+
+    def report(self, shard: Shard) -> Path:
+        """Where it is written down what became of a shard."""
+        return Path(self.folder) / REPORTS / f"{shard.name}.json"
+
+    def environ(self) -> dict[str, str]:
+        """What has to be in a worker's environment before it imports JAX."""
+        # The size of the thread pool of XLA's CPU client.
+        return {} if self.threads is None else {"NPROC": str(self.threads)}
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What became of a shard.
+
+    Attributes:
+        shard: which one.
+        stamp: of its file when it was read; see `io.files.stamp`.
+        bytes: of the output; -1 where there is none.
+        counts: what the worker counted.
+        reason: why there is no output, on one line.
+    """
+
+    shard: Shard
+    stamp: str
+    bytes: int
+    counts: Counts
+    reason: str = ""
+
+
+def read_manifest(manifest: str | Path) -> list[Shard]:
+    """The shards of a manifest, or the files that a pattern such as ``data/*.parquet`` names.
+
+    A line of a manifest is a path, or a JSON object with ``path`` and, where only some rows of the
+    file are meant, ``rows: [FIRST, LAST]``. Paths are relative to the manifest's folder.
+
+    Raises:
+        UserError: there are none, a line is neither, or two are alike.
+    """
+    place = Path(manifest)
+    if any(character in place.name for character in "*?["):
+        lines = [(i, {"path": path.name}) for i, path in enumerate(sorted(_matching(place)), 1)]
+    elif place.is_dir():
+        raise UserError(f"{place}: a folder; give a manifest, or '{place}/*.jsonl' in quotes")
+    else:
+        lines = [*_lines(place)]
+    shards = [
+        Shard(number, str(place.parent / value["path"]), _rows(place, line, value))
+        for number, (line, value) in enumerate(lines)
+    ]
+    if not shards:
+        raise UserError(f"{place}: no shard in it")
+    places: dict[tuple[str, tuple[int, int] | None], int] = {}
+    for shard, (line, _) in zip(shards, lines, strict=True):
+        if (before := places.setdefault((shard.path, shard.rows), line)) != line:
+            raise UserError(f"{place}, line {line}: the shard of line {before} again; take one out")
+    return shards
+
+
+def _matching(pattern: Path) -> Iterator[Path]:
+    return (path for path in pattern.parent.glob(pattern.name) if path.is_file())
+
+
+def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        text = manifest.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{manifest}: no manifest that can be read ({reason(error)}); correct the path"
+        ) from error
+    for line, written in enumerate(text.splitlines(), start=1):
+        if not (written := written.strip()):
+            continue
+        value = jsonl.parse_line(written.encode()) if written[0] == "{" else {"path": written}
+        path = value.get("path") if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not isinstance(path, str) or not path or "\0" in path:
+            raise UserError(
+                f"{manifest}, line {line}: {short(written)} names no shard; write a path, or "
+                '{"path": PATH, "rows": [FIRST, LAST]}'
+            )
+        yield line, value
+
+
+def _rows(manifest: Path, line: int, value: Mapping[str, Any]) -> tuple[int, int] | None:
+    rows = value.get("rows")
+    if rows is None:
+        return None
+    whole = isinstance(rows, list) and len(rows) == 2 and all(type(row) is int for row in rows)
+    if not whole or not 1 <= rows[0] <= rows[1]:
+        raise UserError(
+            f"{manifest}, line {line}: rows {short(rows)}; give the first and the last, from 1"
+        )
+    return rows[0], rows[1]
+
+
+def finished(job: ShardJob, shard: Shard) -> ShardReport | None:
+    """The report of a shard whose output is there and whole; None where it is to be made.
+
+    It is to be made anew, too, where its file has changed since; not where that has moved.
+    """
+    report = _read_report(job.report(shard))
+    if report is None or report.shard.name != shard.name or report.stamp != stamp(shard.path):
+        return None
+    try:
+        whole = job.output(shard).stat().st_size == report.bytes
+        return replace(report, shard=shard) if whole else None
+    except OSError:
+        return None
+
+
+def _read_report(path: Path) -> ShardReport | None:
+    try:
+        value = json.loads(path.read_bytes())
+        shard = value.pop("shard")
+        rows = shard.pop("rows")
+        return ShardReport(Shard(**shard, rows=rows and (rows[0], rows[1])), **value)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def refuse_others(job: ShardJob, shards: Sequence[Shard]) -> None:
+    """Stops where a folder holds outputs that are of no shard of these: who reads all of the folder
+    would read them, too.
+
+    Raises:
+        UserError: with the first one's name.
+    """
+    ours = {job.output(shard).name for shard in shards}
+    folder = Path(job.folder)
+    others = sorted(p.name for p in folder.glob(f"[!.]*{job.ending}") if p.name not in ours)
+    if others:
+        raise UserError(
+            f"{folder}: {others[0]} is of no shard of this manifest ({len(others):,} such); "
+            "remove what is old, or give another folder"
+        )
+
+
+def claim(folder: str | Path, identity: Mapping[str, Any]) -> None:
+    """Writes down what outputs are made from; for factories, which know it.
+
+    Raises:
+        UserError: those in the folder are made from something else.
+    """
+    path = Path(folder) / RUN
+    if path.exists():
+        before, now = jsonl.read_json(path), json.loads(json.dumps(identity))
+        changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+        if changed:
+            what = "; ".join(
+                f"{name}: {short(before.get(name), 60)}, now {short(now.get(name), 60)}"
+                for name in changed
+            )
+            raise UserError(f"{path.parent}: outputs of another run ({what}); give another folder")
+        return
+    jsonl.write_atomic(path, json.dumps(identity, indent=2) + "\n")
+
+
+def make_work(job: ShardJob) -> Work:
+    """What a worker holds: it is made once, and has the model.
+
+    Raises:
+        UserError: no shard could be done.
+    """
+    module, _, name = job.factory.partition(":")
+    return getattr(importlib.import_module(module), name)(job.spec, job.folder)
+
+
+def do_shard(job: ShardJob, work: Work, shard: Shard, beat: Beat = lambda: None) -> ShardReport:
+    """Makes a shard's output and puts it into its place, or writes down why there is none.
+
+    Raises:
+        Exception: what is no fault of the shard's, as far as anyone knows; it may be tried again.
+    """
+    output = job.output(shard)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    before = stamp(shard.path)
+    # A name of its own: one that was taken for stuck may be at the same shard still.
+    scratch = output.with_name(f".{output.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        counts = work(shard, scratch, beat)
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        report = ShardReport(shard, before, scratch.stat().st_size, counts)
+        # First what is counted: an output is never without.
+        _write_report(job, report)
+        os.replace(scratch, output)
+    except UserError as error:
+        return give_up(job, shard, str(error))
+    finally:
+        scratch.unlink(missing_ok=True)
+    return report
+
+
+def give_up(job: ShardJob, shard: Shard, why: str) -> ShardReport:
+    """Writes down why a shard has no output; the next run tries it again."""
+    report = ShardReport(shard, stamp(shard.path), -1, {}, short(why, 400))
+    _write_report(job, report)
+    return report
+
+
+def _write_report(job: ShardJob, report: ShardReport) -> None:
+    jsonl.write_atomic(job.report(report.shard), json.dumps(asdict(report)) + "\n")
+
+
+def sweep(job: ShardJob) -> None:
+    """Removes what killed workers have left half written; nobody may be at work there."""
+    for path in Path(job.folder).glob(f".*{job.ending}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def added(counts: Iterable[Counts]) -> dict[str, Any]:
+    """The sums of counts, name by name."""
+    total: dict[str, Any] = {}
+    for each in counts:
+        for name, value in each.items():
+            if isinstance(value, Mapping):
+                total[name] = added([total.get(name, {}), value])
+            else:
+                total[name] = total.get(name, 0) + value
+    return total
