@@ -302,7 +302,9 @@ def score(parser: argparse.ArgumentParser) -> None:
     many.add_argument(
         "--input", metavar="PATH", help="a .jsonl, .json, .csv or .tsv, or what --format says"
     )
-    many.add_argument("--output", metavar="OUT.jsonl", help="where the verdicts go")
+    many.add_argument(
+        "--output", metavar="OUT.jsonl", help="where the verdicts go; with --shards, a folder"
+    )
     many.add_argument(
         "--format",
         choices=(
@@ -319,6 +321,39 @@ def score(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
     many.add_argument(
         "--restart", action="store_true", help="begin anew where an output of another run is"
+    )
+    shard_arguments(parser)
+
+
+def shard_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares where a manifest of shards is, and who works on it."""
+    add = parser.add_argument_group(
+        "many files of requests, in the order of a manifest",
+        "Each has one output, renamed into place when it is whole, with a verdict or a reason for\n"
+        "each row. Started again, a run does what is not there. Parquet, ArrayRecord and tar hold\n"
+        "their pictures. Exit code: 1 if a row or a shard was rejected.",
+    ).add_argument
+    add(
+        "--shards",
+        metavar="MANIFEST",
+        help='a line each: a path, or {"path": PATH, "rows": [FIRST, LAST]}; or \'FOLDER/*.tar\'',
+    )
+    add(
+        "--on",
+        metavar="WHERE",
+        help="local: processes of this machine; ray[:ADDRESS]: a Ray cluster (pip install ray); "
+        "array: this task of a Slurm array or a Kubernetes Indexed Job (default: this process)",
+    )
+    add(
+        "--workers", type=int, metavar="N", help="local, ray (default: one a GPU; else one, or all)"
+    )
+    add("--threads", type=int, metavar="N", help="of a worker's CPU; alike, so are the last bits")
+    add(
+        "--deadline",
+        type=float,
+        metavar="SECONDS",
+        help="for a worker's start and each of its batches; then another one tries, three in all, "
+        "and the shard is rejected (default: 1800)",
     )
 
 

@@ -21,6 +21,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import KINDS_SHOWN, Record, Rejected, kind
 from crossguard_jax.data.sources.common import text_field
+from crossguard_jax.data.sources.packed import reader_of
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.trained import content_hash
@@ -136,6 +137,8 @@ def main(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         # Pillow's remarks about odd pictures; what matters of them is in the rejected rows.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        if args.shards is not None:
+            return _score_shards(args)
         return _score_one(args) if args.input is None else _score_file(args)
 
 
@@ -143,27 +146,36 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses arguments that do not go together."""
     if args.input is not None and args.image is not None:
         args.usage_error("--image is for one request; name the column with --image-column")
-    if (args.input is None) == (args.text is None and args.image is None):
-        args.usage_error("give --text, --image or both, or --input")
+    requests = (args.text is not None or args.image is not None, args.input, args.shards)
+    if sum(map(bool, requests)) != 1:
+        args.usage_error("give --text, --image or both, or --input, or --shards")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         args.usage_error(f"--threshold {args.threshold} is no probability; give 0 to 1")
     if args.batch_size < 1:
         args.usage_error(f"--batch-size {args.batch_size}: give 1 or more")
     given = [name for name, value in _table_options(args).items() if value is not None]
-    if args.input is None:
+    for name in ("on", "workers", "threads", "deadline"):
+        if args.shards is None and getattr(args, name) is not None:
+            args.usage_error(f"--{name} goes with --shards")
+    if args.input is None and args.shards is None:
         stray = [*given, *(n for n in ("output", "split", "restart") if getattr(args, n))]
         if stray:
             args.usage_error(f"--{_flag(stray[0])} goes with --input")
         return
+    for name in ("workers", "threads", "deadline"):
+        if (value := getattr(args, name)) is not None and not value > 0:
+            args.usage_error(f"--{name} {value}: give more than 0")
+    if args.shards is not None and args.restart:
+        args.usage_error("--restart goes with --input; give another --output")
     if args.output is None:
-        args.usage_error("--input needs --output, the file for the verdicts")
+        args.usage_error("--input and --shards need --output, where the verdicts go")
     if args.format != "table" and given:
         args.usage_error(f"--{_flag(given[0])} is for tables, not for --format {args.format}")
     if args.format == "table" and args.split is not None:
         args.usage_error("--split is not for tables; give the split's own file")
     if args.text_only and (args.image_column or args.images):
         args.usage_error("--text-only has no pictures, so no --image-column and no --images")
-    if Path(args.output).resolve() == Path(args.input).resolve():
+    if args.input and Path(args.output).resolve() == Path(args.input).resolve():
         args.usage_error("--output is the input itself; give another file")
 
 
@@ -191,15 +203,28 @@ def _score_one(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> System:
-    return load(
-        args.model,
-        args.adapter,
-        args.dtype,
-        mesh=inference_mesh(args.mesh),
-        prompt=args.prompt,
-        threshold=args.threshold,
-        noise_seed=args.noise_seed,
-    )
+    return load(**_load_arguments(args), mesh=inference_mesh(args.mesh))
+
+
+def _load_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("adapter", "dtype", "prompt", "threshold", "noise_seed")
+    return {"path": args.model} | {name: getattr(args, name) for name in names}
+
+
+def _score_shards(args: argparse.Namespace) -> int:
+    """Here nothing is loaded and no device is taken: the workers do."""
+    from crossguard_jax.systems import sharded
+
+    spec = {
+        "load": _load_arguments(args),
+        "mesh": args.mesh,
+        "store": store_folder(args.store),
+        "queue": args.queue or f"{Path(args.output)}.review.jsonl",
+        "batch_size": args.batch_size,
+        "format": args.format,
+        "options": _reader_options(args),
+    }
+    return sharded.main(args, spec)
 
 
 def _score_file(args: argparse.Namespace) -> int:
@@ -259,8 +284,11 @@ def _file_of(item: Item) -> str:
     return item.file if isinstance(item, Rejected) else item.provenance["file"]
 
 
-def last_row(file: Path) -> int:
-    """About the number of a table's last row, cheaply; for the time that is left."""
+def last_row(file: Path) -> int | None:
+    """About the number of a table's last row, cheaply; for the time that is left. None where its
+    lines are no rows."""
+    if reader_of(file) is not None:
+        return None
     lines, start, end = 0, b"", b"\n"
     with file.open("rb") as handle:
         for block in iter(lambda: handle.read(2**20), b""):
@@ -318,7 +346,7 @@ def score_items(
         remaining = itertools.islice(remaining, n, None)
     with Progress("scoring", total, start=reached) as progress:
         for window in _windows(remaining, batch_size):
-            rows = [*_score_window(store, window, queue, batch_size)]
+            rows = [*score_window(store, window, queue, batch_size)]
             processes.by_first(functools.partial(_add, results, rows))
             for row in rows:
                 tally.add(row)
@@ -352,10 +380,10 @@ def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
         yield window
 
 
-def _score_window(
+def score_window(
     store: VerdictStore, window: list[Item], queue: ReviewQueue, batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows to write, in order."""
+    """The rows to write for a window's items, in order."""
     records = [item for item in window if isinstance(item, Record)]
     verdicts = store.score(records, batch_size)
     queue_flagged(queue, store.system, records, verdicts)

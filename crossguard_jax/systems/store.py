@@ -35,14 +35,17 @@ class VerdictStore:
     Args:
         folder: the store's; made if need be. None keeps nothing.
         system: whose verdicts.
+        together: records that are scored at once are all taken from the store, or all made: the
+            last bits of a verdict may depend on who shares its batch, so that of a call then
+            depends on the call alone, and not on what others have stored meanwhile.
 
     Attributes:
         system: whose they are.
         computed: verdicts that had to be made.
     """
 
-    def __init__(self, folder: str | Path | None, system: System):
-        self.system, self.computed = system, 0
+    def __init__(self, folder: str | Path | None, system: System, together: bool = False):
+        self.system, self.computed, self._together = system, 0, together
         self._rows: dict[str, dict[str, Any]] = {}
         self._path: Path | None = None
         if folder is None:
@@ -89,6 +92,8 @@ class VerdictStore:
         there = {key: self._rows[key] for key in keys if key in self._rows}
         self._rows |= processes.by_first(lambda: there)
         missing = [i for i, key in enumerate(keys) if key not in self._rows]
+        if self._together and missing:
+            missing = [*range(len(keys))]
         first = {keys[i]: i for i in reversed(missing)}  # two that are alike are made once
         places = sorted(first.values())
 

@@ -84,12 +84,17 @@ def picture_name(row: Mapping[str, Any], name: str) -> str:
 def named_picture(row: Mapping[str, Any], name: str, folder: Path, check: bool) -> bytes:
     """The encoded picture that the row's field called ``name`` gives.
 
-    The field holds a path below ``folder``, or a ``data:`` URL.
+    The field holds a path below ``folder``, a ``data:`` URL, or the picture itself: bytes, or, as
+    Hugging Face's data sets have it, an object with ``bytes``.
     """
-    value = picture_name(row, name)
-    if not images.is_url(value):
-        return picture(folder / value, check)
-    data = images.read_url(value, f"field {name!r}")
+    value = required(row, name)
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes) or not data:
+        path = value.get("path") if isinstance(value, dict) else value
+        path = picture_name({name: path}, name)
+        if not images.is_url(path):
+            return picture(folder / path, check)
+        data = images.read_url(path, f"field {name!r}")
     if check:
         images.decode(data, f"field {name!r}")
     return data

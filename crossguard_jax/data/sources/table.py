@@ -1,5 +1,8 @@
-"""A folder of pictures with a JSON-lines, JSON, CSV or TSV table of rows that name them."""
+"""A folder of pictures with a JSON-lines, JSON, CSV or TSV table of rows that name them; or a file
+of rows with their pictures in it, Parquet, ArrayRecord or tar."""
 
+import itertools
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,9 @@ from typing import Any
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected, listed
 from crossguard_jax.data.sources.common import named_picture, records_of, text_field
+from crossguard_jax.data.sources.packed import reader_of
 from crossguard_jax.io.jsonl import read_rows
+from crossguard_jax.io.lines import Row
 
 TABLE_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
 
@@ -26,10 +31,11 @@ def table(
     source: str | None = None,
     seed: int | None = None,
     check_pictures: bool = True,
+    rows: tuple[int, int] | None = None,
 ) -> Iterator[Record | Rejected]:
     """Reads rows that name their pictures, in the order of the file.
 
-    A row needs the text and the picture, a path, a ``data:`` URL, or (in JSON) a list of several;
+    A row needs the text and the picture, a path, a ``data:`` URL, its bytes, or a list of several;
     a picture given as null (in CSV: left empty) makes it a row of text alone, and a text given as
     null or "" one of pictures alone.
 
@@ -48,6 +54,7 @@ def table(
         ending unless given.
       seed: draws the order of the rows; None keeps the file's.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
+      rows: the first and the last row to be read, by their numbers; None reads all.
 
     Raises:
       UserError: the table cannot be opened, or a folder holds none or several.
@@ -72,7 +79,15 @@ def table(
             )
         ]
 
-    return records_of(path, read_rows(path), make, seed)
+    return records_of(path, _rows(path, rows), make, seed)
+
+
+def _rows(path: Path, limits: tuple[int, int] | None) -> Iterator[Row]:
+    first, last = limits or (1, sys.maxsize)
+    read = reader_of(path)
+    rows = read_rows(path) if read is None else read(path, first)
+    from_first = itertools.dropwhile(lambda row: row[0] < first, rows)
+    return itertools.takewhile(lambda row: row[0] <= last, from_first)
 
 
 def _the_table(path: Path) -> Path:

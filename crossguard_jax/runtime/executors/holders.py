@@ -14,6 +14,10 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.runtime.shards import Shard, ShardJob, ShardReport, give_up
 
 
+STARTS = 5
+"""How often in a row a worker may end before it has its model."""
+
+
 class WorkerLost(Exception):
     """A worker died, failed without anyone foreseeing it, or was ended for its deadline."""
 
@@ -64,7 +68,7 @@ def attempt(
                     if holder is not None:
                         holder.close()
                         holder = None
-                    if starts == job.attempts:
+                    if starts == STARTS:
                         raise UserError(f"no worker starts, {starts} tries: {lost}") from lost
                     if tries == job.attempts:
                         report = give_up(job, shard, f"given up after {tries} workers: {lost}")

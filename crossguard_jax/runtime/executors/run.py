@@ -31,16 +31,26 @@ class ShardSummary:
 
     Attributes:
         reports: one a shard of this run's, in the order of the manifest.
-        before: how many of them had been done before.
+        now: those of them that are this run's work.
     """
 
     reports: Sequence[ShardReport]
-    before: int
+    now: Sequence[ShardReport]
+
+    @property
+    def before(self) -> int:
+        """How many shards had been done before."""
+        return len(self.reports) - len(self.now)
 
     @property
     def counts(self) -> Counts:
         """What the workers counted, added up."""
         return added(report.counts for report in self.reports)
+
+    @property
+    def counts_now(self) -> Counts:
+        """The same of this run's work."""
+        return added(report.counts for report in self.now)
 
     @property
     def failed(self) -> list[ShardReport]:
@@ -84,16 +94,15 @@ def run_shards(
     refuse_others(job, shards)
     part = part_of(os.environ, shards) if on == "array" else shards
     reports = {shard: report for shard in part if (report := finished(job, shard))}
-    before = len(reports)
     waiting = [shard for shard in part if shard not in reports]
-    with Progress("shards", len(part), unit="shard", start=before) as progress:
+    with Progress("shards", len(part), unit="shard", start=len(reports)) as progress:
         for report in _reports(job, waiting, on, workers) if waiting else ():
             reports[report.shard] = report
             failed = sum(report.bytes < 0 for report in reports.values())
             progress.update(note=f"{failed:,} rejected" if failed else "")
     if on != "array":
         sweep(job)
-    return ShardSummary([reports[shard] for shard in part], before)
+    return ShardSummary([reports[s] for s in part], [reports[s] for s in waiting])
 
 
 def _reports(

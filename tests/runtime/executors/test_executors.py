@@ -1,4 +1,4 @@
-"""Whoever works on which shard, the outputs are the same, and nothing that is done is done again."""
+"""Whoever works on which shard, the outputs are the same, and what is done is not done again."""
 
 import signal
 import subprocess

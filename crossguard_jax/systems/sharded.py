@@ -1,0 +1,156 @@
+"""``score --shards``: files of requests, each to a file of verdicts, by whoever works on them.
+
+An output has a row for each row of its shard, in its order: a verdict, or a ``reason``. Windows are
+cut by the shard's rows alone, so that the bytes of an output do not depend on who makes it, on what
+was killed before, or on how fast the machine is.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.cmai.review import ReviewQueue
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data import sources
+from crossguard_jax.data.records import Rejected
+from crossguard_jax.io import jsonl
+from crossguard_jax.runtime.executors.run import ShardSummary, run_shards
+from crossguard_jax.runtime.mesh import inference_mesh
+from crossguard_jax.runtime.shards import (
+    DEADLINE,
+    RUN,
+    Beat,
+    Counts,
+    Shard,
+    ShardJob,
+    Work,
+    claim,
+    read_manifest,
+)
+from crossguard_jax.systems.load import identity, load
+from crossguard_jax.systems.results import Item
+from crossguard_jax.systems.scoring import WINDOW_BYTES, Tally, score_window
+from crossguard_jax.systems.store import WINDOW, VerdictStore
+
+FACTORY = "crossguard_jax.systems.sharded:score_work"
+
+
+def score_work(spec: Mapping[str, Any], folder: str) -> Work:
+    """What a worker does with a shard of requests; it holds the model. See `ShardJob`.
+
+    Args:
+        spec: ``load`` (arguments of `systems.load.load`) and ``mesh`` (as ``--mesh`` says it),
+            ``store`` and ``queue`` (paths or None), ``batch_size``, ``format`` and ``options`` (of
+            `data.sources.read`).
+        folder: of the outputs.
+
+    Raises:
+        UserError: the model cannot be loaded, or the outputs there are another one's.
+    """
+    system = load(**spec["load"], mesh=inference_mesh(spec["mesh"]))
+    words = system.settings.prompt
+    claim(
+        folder,
+        identity(system)
+        | {
+            "threshold": system.settings.threshold,
+            "reader": {"format": spec["format"], **spec["options"]},
+            "words": [words.negative, words.positive],
+        },
+    )
+    store = VerdictStore(spec["store"], system, together=True)
+    queue = ReviewQueue(spec["queue"])
+
+    def work(shard: Shard, output: Path, beat: Beat) -> Counts:
+        tally, before = Tally((words.negative, words.positive)), store.computed
+        with jsonl.JsonlWriter(output) as writer:
+            for window in _windows(_read(spec, shard)):
+                for row in score_window(store, window, queue, spec["batch_size"]):
+                    writer.append(row)
+                    tally.add(row)
+                beat()
+        if not tally.rows and shard.rows is not None:
+            raise UserError(f"{shard.path}: has no row {shard.rows[0]}; correct the manifest")
+        return {**_counts(tally), "computed": store.computed - before}
+
+    return work
+
+
+def _read(spec: Mapping[str, Any], shard: Shard) -> Iterator[Item]:
+    name, options = spec["format"], dict(spec["options"])
+    if sources.has_option(name, "check_pictures"):
+        options["check_pictures"] = False  # the guard decodes them anyway
+    if shard.rows is not None:
+        options["rows"] = shard.rows
+    return sources.read(name, shard.path, **options)
+
+
+def _windows(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Items in lists that fit into memory, whatever the time that each one takes."""
+    window: list[Item] = []
+    size = 0
+    for item in items:
+        window.append(item)
+        size += 0 if isinstance(item, Rejected) else sum(map(len, item.images)) + len(item.text)
+        if len(window) == WINDOW or size >= WINDOW_BYTES:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
+
+
+def _counts(tally: Tally) -> Counts:
+    """A tally as shards' reports keep it."""
+    labelled = Counter(f"{int(unsafe)}{int(truth)}" for unsafe, truth in tally.labelled)
+    return {
+        **{name: getattr(tally, name) for name in ("verdicts", "unsafe", "windowed")},
+        **{name: dict(getattr(tally, name)) for name in ("branches", "rejected")},
+        "other_labels": tally.other_labels,
+        "labelled": dict(labelled),
+    }
+
+
+def tally_of(counts: Counts, words: tuple[str, str]) -> Tally:
+    """The same of all shards together."""
+    tally = Tally(words)
+    for name in ("verdicts", "unsafe", "windowed", "other_labels"):
+        setattr(tally, name, counts.get(name, 0))
+    for name in ("branches", "rejected"):
+        getattr(tally, name).update(counts.get(name, {}))
+    for key, n in counts.get("labelled", {}).items():
+        tally.labelled += [(key[0] == "1", key[1] == "1")] * n
+    return tally
+
+
+def score_shards(job: ShardJob, manifest: str, on: str | None, workers: int | None) -> ShardSummary:
+    """Scores the shards of a manifest that are not scored yet; see `run_shards`."""
+    return run_shards(job, read_manifest(manifest), on, workers)
+
+
+def main(args: argparse.Namespace, spec: Mapping[str, Any]) -> int:
+    """The verb's work; returns 1 if a row or a shard was rejected."""
+    deadline = args.deadline or DEADLINE
+    job = ShardJob(FACTORY, spec, args.output, deadline=deadline, threads=args.threads)
+    began = time.monotonic()
+    summary = score_shards(job, args.shards, args.on, args.workers)
+    seconds = time.monotonic() - began
+    run = Path(args.output) / RUN
+    words = tuple(json.loads(run.read_bytes())["words"]) if run.exists() else ("safe", "unsafe")
+    tally = tally_of(summary.counts, words)
+    print("\n".join((*summary.lines(), *tally.lines())))
+    computed, verdicts = (summary.counts_now.get(k, 0) for k in ("computed", "verdicts"))
+    if computed < verdicts:
+        print(f"{verdicts - computed:,} of the new verdicts had been made before")
+    if computed:
+        print(f"{computed:,} rows in {seconds:,.1f} s, {computed / seconds:,.1f} rows/s")
+    print(f"verdicts: {args.output}")
+    if tally.branches["flag"]:
+        print(f"flagged for review: {spec['queue']} (crossguard review)")
+    if summary.failed or tally.rejected:
+        print("exit code 1, because shards or rows were rejected")
+        return 1
+    return 0
