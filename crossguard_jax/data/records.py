@@ -19,7 +19,6 @@ from crossguard_jax.runtime import processes
 
 MAX_REASON = 400
 KINDS_SHOWN = 12
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +195,18 @@ class LeftOut:
 
 
 def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> int:
-    """Writes ``folder/SPLIT.jsonl`` with each picture beside it in ``folder/SPLIT/ID.png``.
+    """Writes ``folder/SPLIT.jsonl`` with each picture beside it in ``folder/SPLIT/ID.ENDING``.
 
     A line has ``id, image, text, label, category, source`` (``image`` relative to ``folder``, null,
     or a list where there are several, ``ID.0.png`` and so on) and ``provenance`` where there is
-    one. PNG bytes are kept as they are, other pictures are rewritten as PNG. The ``.jsonl`` appears
+    one. Pictures keep their bytes, and have the ending of what they are. The ``.jsonl`` appears
     only when all of it is written; one that says the same is left as it is.
 
     Returns:
       The number of records written.
 
     Raises:
-      UserError: two records share an id, or a picture does not decode.
+      UserError: two records share an id, or a picture is none.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,9 +221,10 @@ def write_jsonl(records: Iterable[Record], folder: str | Path, split: str) -> in
             pictures = []
             for i, image in enumerate(record.images):
                 number = f".{i}" if len(record.images) > 1 else ""
-                pictures.append(f"{split}/{_file_name(record.id)}{number}.png")
+                ending = images.ending(image, record.id)
+                pictures.append(f"{split}/{_file_name(record.id)}{number}.{ending}")
                 (folder / split).mkdir(exist_ok=True)
-                _write_picture(folder / pictures[-1], _as_png(image, record.id), table)
+                _write_picture(folder / pictures[-1], image, table)
             row: dict[str, Any] = {
                 "id": record.id,
                 "image": pictures if len(pictures) > 1 else next(iter(pictures), None),
@@ -285,10 +285,6 @@ def listed(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _as_png(image: bytes, name: str) -> bytes:
-    return image if image.startswith(_PNG) else images.encode_png(images.decode(image, name))
 
 
 def _file_name(record_id: str) -> str:

@@ -8,8 +8,8 @@ not is kept with its reason.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,14 @@ def _sift(
             "the gate's"
         )
     records = [_record(row, by_id[row["triplet"]], labels[row["triplet"]]) for row in sifted.kept]
-    write_jsonl(records, folder, "train")
-    write_dataset({"train": records}, folder, SOURCE)
+
+    def shown() -> Iterator[Record]:
+        """With their pictures, of which no two are in memory."""
+        for row, record in zip(sifted.kept, records, strict=True):
+            yield replace(record, images=(by_id[row["triplet"]].picture,))
+
+    write_jsonl(shown(), folder, "train")
+    write_dataset({"train": shown()}, folder, SOURCE)
     drawn = draw(folder / VERDICTS, by_id)
     jsonl.write_atomic(folder / SHEET, sheet(drawn))
     result = Forged(
@@ -253,10 +259,11 @@ def _candidate(triplet: Triplet, written: Written, words: np.ndarray, i: int) ->
 
 
 def _record(row: dict[str, Any], triplet: Triplet, label: str) -> Record:
+    """A forged row, still without its picture."""
     rewards = {f"reward.{k}": f"{v:.4f}" for k, v in row["rewards"].items()}
     return Record(
         id=triplet.id,
-        images=(triplet.image,),
+        images=(),
         text=row["text"],
         label=label,
         category=triplet.category,

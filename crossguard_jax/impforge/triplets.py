@@ -8,12 +8,40 @@ from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected, write_jsonl
-from crossguard_jax.data.sources.common import named_picture, records_of, text_field
+from crossguard_jax.data.sources.common import (
+    named_picture,
+    picture,
+    picture_name,
+    records_of,
+    text_field,
+)
+from crossguard_jax.impforge.matching.index_files import digest_of
+from crossguard_jax.io import images
 from crossguard_jax.io.jsonl import read_rows
 
 _BREAKS = re.compile(r"[,;]|[.!?](?:\s|$)|\band\b")  # between the things that a caption names
 _WORD = re.compile(r"[^\W_]+")
-_FIELDS = ("keyword", "caption", "cosine")  # beside a row's own, or in its provenance
+_FIELDS = ("keyword", "caption", "cosine", "image_digest")  # a row's own, or in its provenance
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """An encoded picture that stays on disk: it is read whenever it is asked for.
+
+    Attributes:
+        path: the file.
+        digest: of its bytes; see `index_files.digest_of`.
+    """
+
+    path: Path
+    digest: str
+
+    def read(self) -> bytes:
+        """The bytes. Raises UserError where they are gone, or are others by now."""
+        data = images.read_picture(self.path)
+        if digest_of(data) != self.digest:
+            raise UserError(f"{self.path}: the picture has changed; run match again")
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +52,7 @@ class Triplet:
         id: names the triplet; no two are called the same.
         query: x^T, the request whose intent is plain.
         keyword: k, the visual word by which the picture was found.
-        image: x^I, the encoded file (PNG, JPEG, ...).
+        image: x^I, the encoded file (PNG, JPEG, ...), or where it lies; see `picture`.
         caption: what the picture shows, in words; "" where nobody has said.
         category: the query's domain.
         cosine: of keyword and picture, by CLIP.
@@ -34,11 +62,21 @@ class Triplet:
     id: str
     query: str
     keyword: str
-    image: bytes
+    image: bytes | PictureFile
     caption: str
     category: str
     cosine: float
     provenance: dict[str, str]
+
+    @property
+    def picture(self) -> bytes:
+        """The encoded picture, read now where it lies on disk."""
+        return self.image if isinstance(self.image, bytes) else self.image.read()
+
+    @property
+    def digest(self) -> str:
+        """Of the picture's bytes."""
+        return digest_of(self.image) if isinstance(self.image, bytes) else self.image.digest
 
     @property
     def shown(self) -> str:
@@ -80,7 +118,7 @@ def write_triplets(triplets: Iterable[Triplet], folder: str | Path, name: str = 
     table of one's own with these fields reads just as well.
 
     Raises:
-        UserError: two share an id, or a picture does not decode.
+        UserError: two share an id, or a picture is none.
     """
     return write_jsonl(map(_as_record, triplets), folder, name)
 
@@ -91,7 +129,8 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
     A row has ``id, image, text`` (the query) and ``category``; ``keyword``, ``caption`` and
     ``cosine`` stand beside them or in ``provenance``. A row with neither keyword nor caption is
     rejected: nothing says what its picture shows. So is one of an id that an earlier row has: what
-    is written about a triplet is kept by its id.
+    is written about a triplet is kept by its id. Pictures stay on disk. One without the
+    ``image_digest`` that `write_triplets` leaves of what ``match`` has decoded must decode here.
 
     Raises:
         UserError: the table cannot be opened.
@@ -122,7 +161,7 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
                 id=id,
                 query=text_field(value, "text"),
                 keyword=str(fields["keyword"]),
-                image=named_picture(value, "image", path.parent, check=True),
+                image=_stored(value, path.parent, str(fields["image_digest"])),
                 caption=str(fields["caption"]),
                 category=str(value.get("category") or ""),
                 cosine=cosine,
@@ -133,15 +172,26 @@ def read_triplets(path: str | Path) -> Iterator[Triplet | Rejected]:
     return records_of(path, read_rows(path), make)
 
 
+def _stored(row: dict[str, Any], folder: Path, digest: str) -> bytes | PictureFile:
+    name = row.get("image")
+    if not isinstance(name, str) or images.is_url(name):
+        return named_picture(row, "image", folder, check=True)
+    path = folder / picture_name(row, "image")
+    if not digest or not path.is_file():
+        digest = digest_of(picture(path, check=True))
+    return PictureFile(path, digest)
+
+
 def _as_record(triplet: Triplet) -> Record:
     fields = {
         "keyword": triplet.keyword,
         "caption": triplet.caption,
         "cosine": f"{triplet.cosine:.6f}",
+        "image_digest": triplet.digest,
     }
     return Record(
         id=triplet.id,
-        images=(triplet.image,),
+        images=(triplet.picture,),
         text=triplet.query,
         category=triplet.category,
         source="triplets",

@@ -169,6 +169,16 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _decoded(_open(bare, name, max_pixels), name, max_pixels)
 
 
+def ending(data: bytes, name: str) -> str:
+    """The ending of a file of these bytes: ``png``, ``jpg``, ...; only its header is read.
+
+    Raises:
+      UserError: it is no picture.
+    """
+    kind = (_open(data, name, MAX_PIXELS).format or "").lower()
+    return {"jpeg": "jpg", "tiff": "tif"}.get(kind, kind)
+
+
 def encode_png(picture: Image.Image) -> bytes:
     """The picture as PNG bytes."""
     buffer = io.BytesIO()

@@ -1,14 +1,22 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Rejected
-from crossguard_jax.impforge.triplets import Triplet, read_triplets, write_triplets
+from crossguard_jax.impforge import triplets
+from crossguard_jax.impforge.triplets import (
+    PictureFile,
+    Triplet,
+    read_triplets,
+    write_triplets,
+)
 
 
 def png(seed: int) -> bytes:
@@ -35,7 +43,39 @@ def triplet(n: int, **changes: object) -> Triplet:
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     written = [triplet(0), triplet(1, caption="", cosine=-0.125), triplet(2, provenance={})]
     assert write_triplets(written, tmp_path) == 3
-    assert list(read_triplets(tmp_path / "triplets.jsonl")) == written
+    read = list(read_triplets(tmp_path / "triplets.jsonl"))
+    assert [replace(t, image=t.picture) for t in read] == written
+
+
+@pytest.mark.parametrize("of_match", [True, False])
+def test_pictures_stay_on_disk_and_one_that_changed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_match: bool
+) -> None:
+    write_triplets([triplet(0)], tmp_path)
+    table, path = tmp_path / "triplets.jsonl", tmp_path / "triplets/q0.png"
+    if not of_match:
+        table.write_text(table.read_text().replace("image_digest", "other"))
+    (read,) = read_triplets(table)
+    assert isinstance(read.image, PictureFile) and read.digest == triplet(0).digest
+    path.write_bytes(png(7))
+    with pytest.raises(UserError, match="q0.png: the picture has changed"):
+        read.picture  # noqa: B018  # it reads
+    # What match has decoded is not read again at the start, whatever is there now.
+    monkeypatch.setattr(triplets, "picture", lambda *_, check: pytest.fail("read"))
+    if of_match:
+        assert next(read_triplets(table)) == read
+    path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_pictures_keep_their_bytes(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png(3))).save(buffer, kind)
+    write_triplets([triplet(0, image=buffer.getvalue())], tmp_path)
+    (read,) = read_triplets(tmp_path / "triplets.jsonl")
+    assert read.picture == read.image.path.read_bytes() == buffer.getvalue()
+    ending = {"JPEG": "jpg"}.get(kind, kind.lower())
+    assert read.image.path == tmp_path / f"triplets/q0.{ending}"
 
 
 def test_a_table_of_ones_own_reads_and_its_bad_rows_are_named(tmp_path: Path) -> None:
@@ -75,7 +115,7 @@ def test_a_row_of_an_earlier_ones_id_is_refused_so_no_text_gets_anothers_picture
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     first, refused = read_triplets(path)
-    assert isinstance(first, Triplet) and (first.query, first.image) == ("q0", png(0))
+    assert isinstance(first, Triplet) and (first.query, first.picture) == ("q0", png(0))
     assert isinstance(refused, Rejected) and refused.row == 2 and "same id" in refused.reason
 
 

@@ -163,11 +163,11 @@ def _about_text(candidate: Candidate) -> Message:
 
 
 def _about_picture(candidate: Candidate) -> Message:
-    return Message("user", (PROMPT, candidate.triplet.image))
+    return Message("user", (PROMPT, candidate.triplet.picture))
 
 
 def _about_intent(candidate: Candidate) -> Message:
-    return Message("user", (_filled(ASK_INTENT, candidate), candidate.triplet.image))
+    return Message("user", (_filled(ASK_INTENT, candidate), candidate.triplet.picture))
 
 
 def _filled(prompt: str, candidate: Candidate) -> str:

@@ -4,7 +4,6 @@ None of them has read a forged row or knows more of a picture than its caption a
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -228,7 +227,7 @@ class LocalGate:
         question = self._settings.question
         return self._describe(
             [
-                Record(c.triplet.id, (c.triplet.image,), question.replace("{text}", c.text))
+                Record(c.triplet.id, (c.triplet.picture,), question.replace("{text}", c.text))
                 for c in candidates
             ]
         )
@@ -270,9 +269,9 @@ class LocalGate:
 
     def _picture(self, candidates: Sequence[Candidate], evidence: Sequence[Notes]) -> list[str]:
         """Each picture is judged once, however many texts stand beside it."""
-        ids = [hashlib.sha256(c.triplet.image).hexdigest() for c in candidates]
-        images = {id: c.triplet.image for id, c in zip(ids, candidates, strict=True)}
-        new = [(id, image) for id, image in images.items() if id not in self._harmless]
+        ids = [c.triplet.digest for c in candidates]
+        first = {id: c.triplet for id, c in zip(ids, candidates, strict=True)}
+        new = [(id, each.picture) for id, each in first.items() if id not in self._harmless]
         for judgement in self._pictures.judge(new):
             self._harmless[judgement.id] = judgement.safe, judgement.answer
         faults = []

@@ -70,7 +70,7 @@ def draw(verdicts: Path, triplets: Mapping[str, Triplet], n: int = DRAWN) -> lis
 def sheet(drawn: Sequence[SheetRow]) -> str:
     """The page on which a person judges."""
     cards = [
-        ReviewCard(d.id, d.triplet.id, d.text, (d.triplet.image,), (("query", d.triplet.query),))
+        ReviewCard(d.id, d.triplet.id, d.text, (d.triplet.picture,), (("query", d.triplet.query),))
         for d in drawn
     ]
     return render("Forged rows to judge", cards, CHOICES, _INTRO)

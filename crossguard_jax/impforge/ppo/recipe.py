@@ -328,8 +328,7 @@ def run_identity(config: Any, rewriter: Rewriter, triplets: Sequence[Triplet]) -
     """What must be the same for a checkpoint to be this run's: all but what other steps read."""
     h = hashlib.sha256()
     for t in triplets:
-        h.update(json.dumps([t.id, t.query, t.shown, t.category]).encode())
-        h.update(hashlib.sha256(t.image).digest())
+        h.update(json.dumps([t.id, t.query, t.shown, t.category, t.digest]).encode())
     return {
         "base": folder_hash(rewriter.folder),
         "encoding": encoding_hash(rewriter.folder),

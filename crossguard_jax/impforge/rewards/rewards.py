@@ -170,7 +170,7 @@ class Rewards(Judges):
             triplets, self._beside([t.shown for t in triplets]), strict=True
         ):
             self._check_room("semantic", beside, f"the caption of triplet {triplet.id!r}")
-        picture = self._pictures([(t.id, t.image) for t in triplets])
+        picture = self._pictures(triplets)
         query = self.embed([t.query for t in triplets])
         alone = self.embed([t.shown for t in triplets]) if self.by_caption else picture
         caption_alone = np.asarray(cosine(alone, query))
@@ -217,6 +217,6 @@ class Rewards(Judges):
         return overlap.overlap_of_words(texts, picture, self._words, self._tau)
 
 
-def _pixels(clip: ClipEncoder, rows: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray]:
-    pictures = [images.decode(data, f"the picture of {name}") for name, data in rows]
+def _pixels(clip: ClipEncoder, rows: Sequence[Triplet]) -> tuple[np.ndarray]:
+    pictures = [images.decode(t.picture, f"the picture of {t.id}") for t in rows]
     return (clip.pictures(pictures),)

@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.runtime.shards import Shard, ShardJob, ShardReport, give_up
 
-
 STARTS = 5
 """How often in a row a worker may end before it has its model."""
 

@@ -94,7 +94,7 @@ def _rewritten(config: Any, forge: Path, run: ForgeRun, n: int, seed: int) -> li
     every = [*triplets, *twins]
     texts = run.rewriter.write(every, jax.random.key(seed), run.trained).texts
     return [
-        Record(t.id, (t.image,), text, label, t.category, REWRITTEN)
+        Record(t.id, (t.picture,), text, label, t.category, REWRITTEN)
         for t, text, label, meant in zip(
             every,
             texts,

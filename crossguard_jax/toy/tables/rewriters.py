@@ -124,7 +124,7 @@ def _before(matched: Matched, target: GuardedTarget) -> Estimate:
 def _rows(triplets: Sequence[Triplet], texts: Sequence[str]) -> list[Record]:
     return [
         Record(
-            t.id, (t.image,), text or ".", category=t.category, provenance={"keyword": t.keyword}
+            t.id, (t.picture,), text or ".", category=t.category, provenance={"keyword": t.keyword}
         )
         for t, text in zip(triplets, texts, strict=True)
     ]

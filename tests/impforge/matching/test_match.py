@@ -159,7 +159,7 @@ def test_a_triplet_says_where_all_of_it_came_from(tmp_path: Path) -> None:
     _, (triplet,), _ = run(tmp_path, [query(3, "Kettle?", label="unsafe")], judge)
     (found,) = judge.asked
     known = {p.id: p for p in world_pictures(200)}[found]
-    assert (triplet.keyword, triplet.image, triplet.caption) == (
+    assert (triplet.keyword, triplet.picture, triplet.caption) == (
         "kettle",
         known.read(),
         known.caption,

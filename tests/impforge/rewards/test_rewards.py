@@ -147,7 +147,7 @@ def test_overlap_of_words_is_clips_cosine_of_every_word() -> None:
     expected = []
     with torch.no_grad():
         for row, triplet in zip(split, about, strict=True):
-            pixels = processor(images.decode(triplet.image, ""), return_tensors="pt")
+            pixels = processor(images.decode(triplet.picture, ""), return_tensors="pt")
             x = clip.get_image_features(pixels["pixel_values"].double()).pooler_output[0]
             cosines = [torch.cosine_similarity(embedded(w), x, dim=0).item() for w in row]
             excess = [max(0.0, c - 0.15) for c in cosines]
@@ -219,7 +219,7 @@ def test_the_semantic_rewards_are_torchs_cosines() -> None:
             query, joined = sentence(t.query), sentence(f"{t.shown}. {text}")
             by_caption.append(torch.cosine_similarity(joined, query, dim=0).item())
             alone.append(torch.cosine_similarity(sentence(t.shown), query, dim=0).item())
-            pixels = processor(images.decode(t.image, ""), return_tensors="pt")["pixel_values"]
+            pixels = processor(images.decode(t.picture, ""), return_tensors="pt")["pixel_values"]
             u_query, u_text = (
                 unit(clip.get_text_features(**seen(s, return_tensors="pt")))
                 for s in (t.query, text)
