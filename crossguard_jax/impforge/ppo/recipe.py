@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from crossguard_jax.core.config import check_divides, check_positive
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, PRNGKeyArray
+from crossguard_jax.hf import tokens
 from crossguard_jax.hf.load import encoding_hash, folder_hash
 from crossguard_jax.impforge.ppo.archive import Archive, crowd, insert, nearest
 from crossguard_jax.impforge.ppo.policy import RewriterPolicy
@@ -203,11 +204,20 @@ def make_iteration(
     triplets: Sequence[Triplet],
     weights: Mapping[str, float],
     sharding: NamedSharding | None = None,
+    ahead: bool = True,
 ) -> Step:
-    """An iteration as the training loop wants it: ``step(state, frozen, batch)``."""
+    """An iteration as the training loop wants it: ``step(state, frozen, batch)``.
+
+    ``ahead`` scores all queries beforehand, each once; without it they are scored when drawn, which
+    is less work where there are more than will be drawn.
+    """
     context = dict(rewriter.prepare(triplets)[1])
-    own = rewriter.rewards_of([t.query for t in triplets], triplets, context=context)
-    context["baseline"] = np.asarray(total(own, weights))
+    queries = [t.query for t in triplets]
+    # Of all, so that batches have one shape.
+    ids = {} if ahead else tokens.encode(rewriter.tokenizer, queries)
+    if ahead:
+        own = rewriter.rewards_of(queries, triplets, context=context)
+        context["baseline"] = np.asarray(total(own, weights))
 
     def place(arrays: Mapping[str, Any]) -> dict[str, Array]:
         if sharding is None:
@@ -219,8 +229,16 @@ def make_iteration(
         # Every process reads every text: they are few, and how long they are decides the shapes.
         rows = processes.gather(batch["row"])
         trajectory = rewriter.rollout(state.trainable, policy, _keys(state)[0], batch)
-        encoded = rewriter.rewards.encode(rewriter.texts(trajectory), [triplets[i] for i in rows])
+        drawn = [triplets[i] for i in rows]
+        encoded = rewriter.rewards.encode(rewriter.texts(trajectory), drawn)
         about = place({k: v[rows] for k, v in context.items()})
+        if not ahead:
+            own = place(rewriter.rewards.encode([t.query for t in drawn], drawn))
+            of_query = place({k: v[rows] for k, v in ids.items()})
+            components = rewriter.judge(
+                models, of_query["input_ids"], of_query["attention_mask"], about, own
+            )
+            about["baseline"] = total(components, weights)
         return improve(state, policy, models, trajectory, about, place(encoded))
 
     return iteration
@@ -287,7 +305,10 @@ def train_rewriter(
     )
     state = train(
         first_state(rewriter, adam, config, mesh, rules),
-        make_iteration(rewriter, improve, triplets, weights, sharding if mesh.size > 1 else None),
+        make_iteration(
+            *(rewriter, improve, triplets, weights, sharding if mesh.size > 1 else None),
+            ahead=len(triplets) <= config.ppo.iterations * config.ppo.batch_size,
+        ),
         (rewriter.frozen, rewriter.rewards.frozen),
         rounds,
         Schedule(config.ppo.iterations, config.ppo.save_every, log_every=1),

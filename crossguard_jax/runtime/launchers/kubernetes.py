@@ -12,7 +12,9 @@ from crossguard_jax.runtime.exits import STARTS_AGAIN
 from crossguard_jax.runtime.launchers.scripts import (
     FORGET_SLICES,
     Submission,
+    add_array,
     add_shared_arguments,
+    check_array,
     command,
     exports,
     label,
@@ -64,6 +66,7 @@ class Pods:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the launcher's options."""
     add_shared_arguments(parser, "gs://BUCKET/FOLDER (default: with --volume, a folder there)")
+    add_array(parser)
     parser.add_argument("--cluster", type=one_word, metavar="NAME", help="a GKE cluster")
     parser.add_argument("--location", type=one_word, metavar="REGION", help="where it is")
     parser.add_argument("--project", type=one_word, metavar="PROJECT", help="default: gcloud's own")
@@ -107,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def submission(args: argparse.Namespace) -> Submission:
     """The set's YAML, its queue's where that is to be made, and the commands that apply them."""
+    check_array(args)
     connect = _connect(args)
     image = need(args, "image", "a container image with this repository")
     pods = _pods(args)
@@ -175,6 +179,10 @@ def _pods(args: argparse.Namespace) -> Pods:
         groups, hosts = 1, args.nodes
     else:
         usage(args, "--on k8s needs --slice (a TPU slice, as v5litepod-16) or --gpus-per-node")
+    if args.array:
+        if groups * hosts > 1 or args.by == "gcluster":
+            usage(args, "--array needs tasks of one host each, and --by kubectl")
+        hosts = args.array
     return Pods(groups, hosts, resource, each, nodes | dict(args.node_selector), kind)
 
 
@@ -182,14 +190,16 @@ def _script(args: argparse.Namespace, pods: Pods) -> list[str]:
     lines = ["set -euo pipefail", f"cd {quote(args.workdir)}"]
     if args.by == "kubectl":
         lines += [*FORGET_SLICES, *_join(args, pods)]
-    lines += exports(args, str(pods.slices * pods.hosts))
+    lines += exports(args, "1" if args.array else str(pods.slices * pods.hosts))
     lines += [*setup(args), f"exec {command(args)}"]
     # Kubernetes reads $(NAME) and $$ in a command before bash does: a second $ keeps them.
     return [re.sub(r"\$(?=[$(])", "$$", line) for line in lines]
 
 
 def _join(args: argparse.Namespace, pods: Pods) -> list[str]:
-    """Lines of a script that say where the other pods are."""
+    """Lines of a script that say where the other pods are, or that there are none."""
+    if args.array:
+        return [f"export JAX_NUM_PROCESSES=1 JOB_COMPLETIONS={args.array}"]
     host = f"{args.name}-{WORKERS}-0-0.{args.name}"
     if args.slice is None:
         return [
@@ -208,15 +218,20 @@ def _jobset(args: argparse.Namespace, pods: Pods, image: str, volume: str, path:
     metadata: dict[str, Node] = {"name": args.name, "namespace": args.namespace}
     if args.queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": args.queue}
-    if args.slice is not None:  # a slice is one node pool, and shares it with no other
+    if args.slice is not None and not args.array:  # a slice is one node pool, shared with no other
         topology = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
         metadata["annotations"] = topology
     job: Node = {
         "parallelism": pods.hosts,
         "completions": pods.hosts,
         "completionMode": "Indexed",
-        "backoffLimit": 0,
-        "podFailurePolicy": {"rules": _pod_rules()},
+        # A task that failed for good ends itself alone.
+        **(
+            {"backoffLimitPerIndex": args.restarts, "maxFailedIndexes": args.array}
+            if args.array
+            else {"backoffLimit": 0}
+        ),
+        "podFailurePolicy": {"rules": _pod_rules("FailIndex" if args.array else "FailJob")},
         "template": {"spec": _pod(args, pods, image, volume, path)},
     }
     return {
@@ -230,7 +245,9 @@ def _jobset(args: argparse.Namespace, pods: Pods, image: str, volume: str, path:
                     {
                         "name": "hopeless",
                         "action": "FailJobSet",
-                        "onJobFailureReasons": ["PodFailurePolicy"],
+                        "onJobFailureReasons": [
+                            "FailedIndexes" if args.array else "PodFailurePolicy"
+                        ],
                     }
                 ],
             },
@@ -242,14 +259,14 @@ def _jobset(args: argparse.Namespace, pods: Pods, image: str, volume: str, path:
     }
 
 
-def _pod_rules() -> Node:
+def _pod_rules(hopeless: str) -> Node:
     """What a pod's end means; the first rule that fits counts."""
     return [
         # A pod that was taken away is replaced, and is no restart.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        # Any other end but these fails the set for good.
+        # Any other end but these is for good: of the set, or of an array's one task.
         {
-            "action": "FailJob",
+            "action": hopeless,
             "onExitCodes": {
                 "containerName": "crossguard",
                 "operator": "NotIn",

@@ -140,6 +140,25 @@ def add_shared_arguments(parser: argparse.ArgumentParser, cache: str) -> None:
     )
 
 
+def add_array(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--array``, of launchers whose tasks can each be a run of its own."""
+    parser.add_argument(
+        "--array",
+        type=positive,
+        metavar="N",
+        help="so many tasks that know nothing of one another, for a verb with --shards --on array",
+    )
+
+
+def check_array(args: argparse.Namespace) -> None:
+    """Ends with a usage error where tasks of an array and the verb do not fit together."""
+    is_part = "--on=array" in args.rest or ("--on", "array") in zip(
+        args.rest, args.rest[1:], strict=False
+    )
+    if bool(args.array) != is_part:
+        usage(args, "--array N before the verb and --on array after it go together")
+
+
 def need(args: argparse.Namespace, option: str, mend: str) -> str:
     """The value of an option that has to be given.
 

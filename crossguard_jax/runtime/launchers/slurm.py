@@ -10,7 +10,9 @@ from crossguard_jax.runtime.launchers.scripts import (
     AGAIN_PATTERN,
     FORGET_SLICES,
     Submission,
+    add_array,
     add_shared_arguments,
+    check_array,
     command,
     exports,
     natural,
@@ -19,6 +21,7 @@ from crossguard_jax.runtime.launchers.scripts import (
     quote,
     script,
     setup,
+    usage,
 )
 
 HELP = "sbatch on a Slurm cluster, from a login node"
@@ -30,6 +33,7 @@ NOTICE = 120
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the launcher's options."""
     add_shared_arguments(parser, "default: .jax_cache in the repository")
+    add_array(parser)
     parser.add_argument("--nodes", type=positive, default=1, help="default: 1")
     parser.add_argument("--gpus-per-node", type=natural, default=0, help="default: 0")
     parser.add_argument("--cpus-per-task", type=positive, metavar="N", help="of each process")
@@ -45,10 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def submission(args: argparse.Namespace) -> Submission:
     """The job's files and the command that submits it."""
+    check_array(args)
+    if args.array and args.nodes > 1:
+        usage(args, "--nodes goes without --array: each of its tasks has one")
     args.accelerator = args.accelerator or ("cuda" if args.gpus_per_node else "cpu")
     args.cache = args.cache or str(args.repository / ".jax_cache")
     job, process = args.folder / "job.sbatch", args.folder / "process.sh"
-    output = str(args.folder).replace("%", "%%") + "/%j.log"
+    output = str(args.folder).replace("%", "%%") + ("/%A_%a.log" if args.array else "/%j.log")
     return Submission(
         files={job: _job(args, str(process)), process: _process(args)},
         commands=[["sbatch", f"--output={output}", str(job)]],
@@ -60,7 +67,8 @@ def _directives(args: argparse.Namespace) -> list[str]:
     options = {
         "job-name": args.name,
         "nodes": args.nodes,
-        "ntasks-per-node": max(1, args.gpus_per_node),
+        "array": f"0-{args.array - 1}" if args.array else None,
+        "ntasks-per-node": 1 if args.array else max(1, args.gpus_per_node),
         "gpus-per-node": args.gpus_per_node or None,
         "cpus-per-task": args.cpus_per_task,
         "time": args.time,

@@ -183,7 +183,8 @@ def test_what_is_known_of_triplets_is_asked_for_once(rewriter, monkeypatch):
 
 
 @pytest.mark.training
-def test_a_text_is_measured_against_its_own_query(rewriter, config):
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_text_is_measured_against_its_own_query(rewriter, config, monkeypatch, ahead):
     triplets, rows = world(8), np.array([5, 1, 1, 0, 7, 2, 6, 3])
     weights = {"safety": 1.0, "semantic": 2.0, "overlap": 0.5}
     given = {}
@@ -192,10 +193,15 @@ def test_a_text_is_measured_against_its_own_query(rewriter, config):
         given.update(context)
         return state, {}
 
-    step = recipe.make_iteration(rewriter, improve, triplets, weights)
-    batch = {k: v[rows] for k, v in rewriter.prompts(triplets).items()}
-    batch |= {"row": rows, "category": np.zeros(8, np.int32)}
-    step(state(rewriter, config), (rewriter.frozen, rewriter.rewards.frozen), batch)
+    step = recipe.make_iteration(rewriter, improve, triplets, weights, ahead=ahead)
+    with monkeypatch.context() as patch:
+        patch.setattr(rewriter, "rewards_of", None)  # what was not scored ahead is, once drawn
+        step(
+            state(rewriter, config),
+            (rewriter.frozen, rewriter.rewards.frozen),
+            {k: v[rows] for k, v in rewriter.prompts(triplets).items()}
+            | {"row": rows, "category": np.zeros(8, np.int32)},
+        )
     own = rewriter.rewards_of([t.query for t in triplets], triplets)
     expected = own["safety"] + 2 * own["semantic"] + 0.5 * own["overlap"]
     np.testing.assert_allclose(given["baseline"], expected[rows], atol=1e-5)

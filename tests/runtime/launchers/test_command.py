@@ -17,12 +17,18 @@ from crossguard_jax.runtime.launchers.command import launch, parse
 
 VERBS = ("train", "score")
 TRAIN = "train --config configs/guard.py:llava_7b"
+SHARDS = "score --model /data/guard --shards /data/manifest --output /data/verdicts --on array"
 RUNS = {
     "slurm_cpu": f"slurm --name small --time 1:00:00 {TRAIN}",
     "slurm_gpu": (
         "slurm --nodes 2 --gpus-per-node 8 --cpus-per-task 12 --time 12:00:00 --partition gpu "
         "--account lab --env XLA_FLAGS=--xla_gpu_autotune_level=0 --env HF_HOME=/data/hf "
         f"--setup 'module load cuda' {TRAIN}"
+    ),
+    "slurm_array": f"slurm --array 40 --gpus-per-node 1 --time 4:00:00 {SHARDS}",
+    "k8s_array": (
+        "k8s --context here --image registry/image:1 --gpus-per-node 1 --array 40 --volume d:/data "
+        f"{SHARDS}"
     ),
     "k8s_tpu": (
         "k8s --cluster c1 --location us-east5 --project p1 --image registry/image:1 --queue tpu "
@@ -151,7 +157,7 @@ def test_users_values_reach_the_verb_as_they_are(
         script = shlex.split(command.partition("=")[2])[-1]
         scripts = [as_a_pod_runs(script.replace("; ", "\n"))]
     lines = [line for script in scripts for line in script.splitlines()]
-    (verb,) = [line for line in lines if " train --config" in line]
+    (verb,) = [line for line in lines if " train --config" in line or " score --model" in line]
     (note,) = [line for line in lines if line.startswith("export NOTE=")]
     shown = tmp_path / "shown"
     shown.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$NOTE" "${@: -1}"\n')
@@ -199,6 +205,10 @@ SLICE = "k8s --context c --image i --cache gs://b/c --slice"
         ("skypilot --slice tpu7x-8 train", "end at v6e; use --on k8s"),
         ("skypilot --slice v6e-8 --nodes 2 train", "of slices it starts one"),
         ("skypilot --accelerators H100:8 --nodes 2 train", "needs --cache: 2 hosts share"),
+        ("slurm --array 4 score --shards m", "go together"),
+        ("slurm score --shards m --on array", "go together"),
+        ("slurm --array 4 --nodes 2 score --on array", "--nodes goes without --array"),
+        (f"{SLICE} v5litepod-16 --array 4 score --on=array", "tasks of one host each"),
         # Those of values rather than of the command line:
         ("tpu --tpu t --zone z train", "no TPU slice ''"),
         (f"{SLICE} '' train", "no TPU slice ''"),

@@ -39,6 +39,8 @@ JOB_SPEC = {
     "completions": int,
     "completionMode": {"Indexed", "NonIndexed"},
     "backoffLimit": int,
+    "backoffLimitPerIndex": int,
+    "maxFailedIndexes": int,
     "podFailurePolicy": {
         "rules*": [
             {
@@ -140,7 +142,7 @@ def misfits(schema: Any, node: Any, where: str) -> list[str]:
 
 def rendered(command: str) -> dict[str, Any]:
     """A dry run's documents by kind."""
-    args = parse(["--on", *shlex.split(command)], ("train",))
+    args = parse(["--on", *shlex.split(command)], ("train", "score"))
     files = args.launcher.submission(args).files
     documents = [d for text in files.values() for d in yaml.safe_load_all(text)]
     return {document.get("kind", "task"): document for document in documents}
@@ -152,6 +154,7 @@ RUNS = {
     "one slice": f"{TPU} --slice v5litepod-16 --queue q --make-queue train",
     "two slices": f"{TPU} --slice v5p-16 --slices 2 --service-account s train",
     "tpu7x": f"{TPU} --slice tpu7x-16 --node-selector cloud.google.com/gke-spot=true train",
+    "an array": f"{TPU} --slice v5litepod-4 --array 3 score --on array",
     "gpus": "k8s --context c --image i --gpus-per-node 8 --nodes 2 --volume v:/v train",
     "a queue of gpus": (
         "k8s --context c --image i --gpus-per-node 8 --gpu-type nvidia-h100-80gb --queue q "
@@ -238,6 +241,16 @@ def pod_outcome(jobset: Any, code: int, disrupted: bool = False) -> str:
         if disrupted if codes is None else (code in codes["values"]) == (codes["operator"] == "In"):
             return rule["action"]
     return "Count"
+
+
+def test_the_pods_of_an_array_are_no_one_run_and_fail_alone() -> None:
+    jobset = rendered(RUNS["an array"])["JobSet"]
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["completions"] == job["parallelism"] == job["maxFailedIndexes"] == 3
+    assert [rule["action"] for rule in job["podFailurePolicy"]["rules"]] == ["Ignore", "FailIndex"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert "JAX_NUM_PROCESSES=1 JOB_COMPLETIONS=3\n" in container["command"][-1]
+    assert "annotations" not in jobset["metadata"]
 
 
 def test_exit_codes_decide_about_starting_again() -> None:
