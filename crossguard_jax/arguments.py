@@ -231,10 +231,10 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         action="append",
-        required=True,
         metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
         help="labelled rows; READER is table, vlguard, figstep, vqav2 or nlvr",
     )
+    shard_arguments(parser)
     _out_argument(parser, "runs/evaluate")
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
     parser.add_argument(

@@ -10,6 +10,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record, blanked
 from crossguard_jax.evals.benchmarks import ScoredRows, slug
+from crossguard_jax.evals.examples import Lookup
 from crossguard_jax.evals.guard_report import Judged, guard_sections
 from crossguard_jax.evals.scoring import (
     Scored,
@@ -37,36 +38,45 @@ def main(args: argparse.Namespace) -> int:
     """
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         args.usage_error(f"--threshold {args.threshold} is no probability; give 0 to 1")
+    if (args.data is None) == (args.shards is None):
+        args.usage_error("give --data or --shards")
     folder = Path(args.out)
+    if args.shards is not None:
+        from crossguard_jax.evals import sharded
+
+        return sharded.main(args)
     with LeftOut(folder / "rejected.jsonl") as left_out:
         tests = read_benchmarks(args.data, left_out)
         tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
         judgements, systems, own, learned = _score(args, tests, left_out)
     for name, scored in judgements.items():
         write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
-    return processes.by_first(
-        lambda: _write(args, tests, left_out, judgements, systems, own, learned)
-    )
+    texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
+
+    def write() -> int:
+        contents = {k: [content_hash(r.text, r.images) for r in rows] for k, rows in tests.items()}
+        seen = seen_sections(learned, contents)
+        return report(args, left_out, judgements, systems, own, seen, lambda b, i: texts[b, i])
+
+    return processes.by_first(write)
 
 
-def _write(
+def report(
     args: argparse.Namespace,
-    tests: Mapping[str, Sequence[Record]],
     left_out: LeftOut,
     judgements: Mapping[str, Scored],
     systems: dict[str, ScoredRows],
     own: Mapping[str, float],
-    learned: Mapping[str, set[str]],
+    seen: Sequence[Section],
+    lookup: Lookup,
 ) -> int:
     """Report and figures; returns the exit code."""
     folder = Path(args.out)
     threshold = _threshold(args.threshold, own)
     judged = Judged(systems, threshold)
-    texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
-    meta = {"models": args.model, "data": args.data, "threshold": threshold}
-    sections = guard_sections(judged, lambda b, i: texts[b, i])
-    sections += policy_sections(judgements) + seen_sections(learned, tests)
-    sections += left_out_sections(left_out)
+    meta = {"models": args.model, "data": args.data or args.shards, "threshold": threshold}
+    sections = guard_sections(judged, lookup)
+    sections += [*policy_sections(judgements), *seen, *left_out_sections(left_out)]
     page = Report("Guards compared", sections, meta).write(folder)
     for name, figures in judged.results.items():
         for measure in ("asr", "fpr", "accuracy", "auroc"):
@@ -103,11 +113,17 @@ def _score(
             for benchmark, rows in tests.items()
         }
         systems[name], thresholds[name] = scores, system.settings.threshold
-    common = {
+    return judgements, in_common(systems, keys), thresholds, learned
+
+
+def in_common(
+    systems: Mapping[str, ScoredRows], keys: Collection[tuple[str, str]]
+) -> dict[str, ScoredRows]:
+    """The systems' scores of the rows with these keys."""
+    return {
         name: scores.take(np.array([key in keys for key in scores.keys()]))
         for name, scores in systems.items()
     }
-    return judgements, common, thresholds, learned
 
 
 def _threshold(given: float | None, own: Mapping[str, float]) -> float:
@@ -144,16 +160,21 @@ def policy_sections(judgements: Mapping[str, Scored]) -> list[Section]:
 
 
 def seen_sections(
-    learned: Mapping[str, set[str]], tests: Mapping[str, Sequence[Record]]
+    learned: Mapping[str, set[str]], contents: Mapping[str, Sequence[str]]
 ) -> list[Section]:
-    """Which rows the systems say that they were trained on, as a warning; prints it, too."""
+    """Which rows the systems say that they were trained on, as a warning; prints it, too.
+
+    Args:
+        learned: the content of each system's training rows.
+        contents: the content of each benchmark's rows.
+    """
     rows = []
-    for name, contents in learned.items():
-        for benchmark, records in tests.items():
-            seen = sum(content_hash(r.text, r.images) in contents for r in records)
+    for name, trained in learned.items():
+        for benchmark, tested in contents.items():
+            seen = sum(content in trained for content in tested)
             if seen:
-                print(f"{name} was trained on {seen:,} of the {len(records):,} rows of {benchmark}")
-                rows.append((name, benchmark, f"{seen:,} of {len(records):,}"))
+                print(f"{name} was trained on {seen:,} of the {len(tested):,} rows of {benchmark}")
+                rows.append((name, benchmark, f"{seen:,} of {len(tested):,}"))
     if not rows:
         return []
     caption = (

@@ -219,15 +219,20 @@ def refuse_others(job: ShardJob, shards: Sequence[Shard]) -> None:
         )
 
 
-def claim(folder: str | Path, identity: Mapping[str, Any]) -> None:
+def claim(folder: str | Path, identity: Mapping[str, Any], **notes: Any) -> None:
     """Writes down what outputs are made from; for factories, which know it.
+
+    Args:
+        folder: of the outputs.
+        identity: all of it must be the same for a run to go on.
+        notes: what else whoever reads the outputs wants to know.
 
     Raises:
         UserError: those in the folder are made from something else.
     """
     path = Path(folder) / RUN
     if path.exists():
-        before, now = jsonl.read_json(path), json.loads(json.dumps(identity))
+        before, now = read_claim(folder)[0], json.loads(json.dumps(identity))
         changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
         if changed:
             what = "; ".join(
@@ -236,7 +241,20 @@ def claim(folder: str | Path, identity: Mapping[str, Any]) -> None:
             )
             raise UserError(f"{path.parent}: outputs of another run ({what}); give another folder")
         return
-    jsonl.write_atomic(path, json.dumps(identity, indent=2) + "\n")
+    content = {"identity": identity, "notes": notes}
+    jsonl.write_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_claim(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The identity and the notes that `claim` wrote down.
+
+    Raises:
+        UserError: there is nothing of it.
+    """
+    content = jsonl.read_json(path := Path(folder) / RUN)
+    if not isinstance(content, dict) or not {"identity", "notes"} <= content.keys():
+        raise UserError(f"{path}: says not what the outputs are made from; give another folder")
+    return content["identity"], content["notes"]
 
 
 def make_work(job: ShardJob) -> Work:

@@ -223,6 +223,8 @@ def _score_shards(args: argparse.Namespace) -> int:
         "batch_size": args.batch_size,
         "format": args.format,
         "options": _reader_options(args),
+        "blank": "",
+        "described": False,
     }
     return sharded.main(args, spec)
 

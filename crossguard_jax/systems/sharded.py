@@ -6,7 +6,6 @@ was killed before, or on how fast the machine is.
 """
 
 import argparse
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,22 +15,23 @@ from typing import Any
 from crossguard_jax.cmai.review import ReviewQueue
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
-from crossguard_jax.data.records import Rejected
+from crossguard_jax.data.records import Rejected, blanked
+from crossguard_jax.hf.trained import content_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.runtime.executors.run import ShardSummary, run_shards
 from crossguard_jax.runtime.mesh import inference_mesh
 from crossguard_jax.runtime.shards import (
     DEADLINE,
-    RUN,
     Beat,
     Counts,
     Shard,
     ShardJob,
     Work,
     claim,
+    read_claim,
     read_manifest,
 )
-from crossguard_jax.systems.load import identity, load
+from crossguard_jax.systems.load import guard_of, identity, load
 from crossguard_jax.systems.results import Item
 from crossguard_jax.systems.scoring import WINDOW_BYTES, Tally, score_window
 from crossguard_jax.systems.store import WINDOW, VerdictStore
@@ -45,7 +45,8 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
     Args:
         spec: ``load`` (arguments of `systems.load.load`) and ``mesh`` (as ``--mesh`` says it),
             ``store`` and ``queue`` (paths or None), ``batch_size``, ``format`` and ``options`` (of
-            `data.sources.read`).
+            `data.sources.read`), ``blank`` (see `data.records.blanked`), and ``described``: rows
+            say their benchmark, category and content, too.
         folder: of the outputs.
 
     Raises:
@@ -59,8 +60,10 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
         | {
             "threshold": system.settings.threshold,
             "reader": {"format": spec["format"], **spec["options"]},
-            "words": [words.negative, words.positive],
+            "blank": spec["blank"],
         },
+        words=[words.negative, words.positive],
+        base=str(guard_of(system).folder),
     )
     store = VerdictStore(spec["store"], system, together=True)
     queue = ReviewQueue(spec["queue"])
@@ -69,8 +72,9 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
         tally, before = Tally((words.negative, words.positive)), store.computed
         with jsonl.JsonlWriter(output) as writer:
             for window in _windows(_read(spec, shard)):
-                for row in score_window(store, window, queue, spec["batch_size"]):
-                    writer.append(row)
+                rows = score_window(store, window, queue, spec["batch_size"])
+                for item, row in zip(window, rows, strict=True):
+                    writer.append(row | (_described(item) if spec["described"] else {}))
                     tally.add(row)
                 beat()
         if not tally.rows and shard.rows is not None:
@@ -86,7 +90,15 @@ def _read(spec: Mapping[str, Any], shard: Shard) -> Iterator[Item]:
         options["check_pictures"] = False  # the guard decodes them anyway
     if shard.rows is not None:
         options["rows"] = shard.rows
-    return sources.read(name, shard.path, **options)
+    for item in sources.read(name, shard.path, **options):
+        yield item if isinstance(item, Rejected) else blanked(item, spec["blank"])
+
+
+def _described(item: Item) -> dict[str, Any]:
+    if isinstance(item, Rejected):
+        return {}
+    content = content_hash(item.text, item.images)
+    return {"benchmark": item.source, "category": item.category, "content": content}
 
 
 def _windows(items: Iterator[Item]) -> Iterator[list[Item]]:
@@ -138,9 +150,8 @@ def main(args: argparse.Namespace, spec: Mapping[str, Any]) -> int:
     began = time.monotonic()
     summary = score_shards(job, args.shards, args.on, args.workers)
     seconds = time.monotonic() - began
-    run = Path(args.output) / RUN
-    words = tuple(json.loads(run.read_bytes())["words"]) if run.exists() else ("safe", "unsafe")
-    tally = tally_of(summary.counts, words)
+    negative, positive = read_claim(args.output)[1]["words"]
+    tally = tally_of(summary.counts, (negative, positive))
     print("\n".join((*summary.lines(), *tally.lines())))
     computed, verdicts = (summary.counts_now.get(k, 0) for k in ("computed", "verdicts"))
     if computed < verdicts:
