@@ -173,7 +173,6 @@ def match(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pictures",
-        required=True,
         metavar="FOLDER",
         help="harmless pictures: a COCO folder, WIT shards with pixels, Parquet, or any folder",
     )
@@ -186,6 +185,12 @@ def match(parser: argparse.ArgumentParser) -> None:
         help="a table of the pictures' captions (default: what the folder's layout has)",
     )
     parser.add_argument("--rebuild", action="store_true", help="embed the pictures anew")
+    shard_arguments(
+        parser,
+        "a library of pictures in parts, in the order of a manifest",
+        "In place of --pictures: Parquet, WIT's shards or folders, each embedded into one file in\n"
+        "OUT/parts; a run that is started again makes what is not there.",
+    )
     config_argument(parser, "configs/impforge.py", ("match", *PLACES))
     add_config_places(parser, ["match.dtype"])
     _out_argument(parser, "runs/match")
@@ -234,7 +239,12 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
         help="labelled rows; READER is table, vlguard, figstep, vqav2 or nlvr",
     )
-    shard_arguments(parser)
+    shard_arguments(
+        parser,
+        "labelled tables, in the order of a manifest",
+        "Benchmarks are the sources of rows. Each table has one file of verdicts in OUT/shards; a\n"
+        "run that is started again makes what is not there.",
+    )
     _out_argument(parser, "runs/evaluate")
     parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
     parser.add_argument(
@@ -322,17 +332,18 @@ def score(parser: argparse.ArgumentParser) -> None:
     many.add_argument(
         "--restart", action="store_true", help="begin anew where an output of another run is"
     )
-    shard_arguments(parser)
-
-
-def shard_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares where a manifest of shards is, and who works on it."""
-    add = parser.add_argument_group(
+    shard_arguments(
+        parser,
         "many files of requests, in the order of a manifest",
         "Each has one output, renamed into place when it is whole, with a verdict or a reason for\n"
         "each row. Started again, a run does what is not there. Parquet, ArrayRecord and tar hold\n"
         "their pictures. Exit code: 1 if a row or a shard was rejected.",
-    ).add_argument
+    )
+
+
+def shard_arguments(parser: argparse.ArgumentParser, title: str, description: str) -> None:
+    """Declares where a manifest of shards is, and who works on it."""
+    add = parser.add_argument_group(title, description).add_argument
     add(
         "--shards",
         metavar="MANIFEST",

@@ -17,6 +17,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.core.tree import digest
 from crossguard_jax.data import library, sources
+from crossguard_jax.data.library import Picture
 from crossguard_jax.data.records import LeftOut, Record, Rejected
 from crossguard_jax.hf.clip import ClipEncoder, load_clip
 from crossguard_jax.hf.load import folder_name
@@ -41,7 +42,8 @@ from crossguard_jax.impforge.matching.judge import (
     PictureJudge,
 )
 from crossguard_jax.impforge.matching.keywords import make_extractor
-from crossguard_jax.impforge.matching.match import MatchSettings, MatchSummary, match
+from crossguard_jax.impforge.matching.match import INDEX, MatchSettings, MatchSummary, match
+from crossguard_jax.impforge.matching.parts import embed_job, join_parts, pictures_of_all
 from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.impforge.ppo.recipe import run_identity, train_rewriter
 from crossguard_jax.impforge.ppo.rewriter import Rewriter
@@ -53,6 +55,8 @@ from crossguard_jax.io.chat import Endpoint
 from crossguard_jax.io.http import Client
 from crossguard_jax.nn import lora
 from crossguard_jax.runtime import processes
+from crossguard_jax.runtime.executors.run import ShardSummary, run_shards
+from crossguard_jax.runtime.shards import DEADLINE, ShardJob, read_manifest
 
 
 def run_match(args: argparse.Namespace, load_system: LoadSystem) -> int:
@@ -62,21 +66,40 @@ def run_match(args: argparse.Namespace, load_system: LoadSystem) -> int:
     """
     if args.config.match.judge.kind == "none":
         print("pictures are taken as harmless, none is judged: match.judge.kind is none")
+    if (args.pictures is None) == (args.shards is None):
+        args.usage_error("give --pictures or --shards")
+    if args.on == "array":
+        args.usage_error("--on array: a task that has a part of the pictures matches nothing")
+    parts = None
+    if args.shards is not None:
+        parts = embed_parts(args)
+        print("\n".join(parts[1].lines()))
     files = (args.queries, args.pictures, args.out, args.format, args.captions, args.rebuild)
-    summary = processes.by_first(lambda: match_files(args.config, *files, load_system=load_system))
+    summary = processes.by_first(
+        lambda: match_files(args.config, *files, parts, load_system=load_system)
+    )
     print("\n".join(summary.lines()))
     print(f"triplets: {Path(args.out) / 'triplets.jsonl'}")
-    return int(bool(summary.rejected))
+    return int(bool(summary.rejected or (parts and parts[1].failed)))
+
+
+def embed_parts(args: argparse.Namespace) -> tuple[ShardJob, ShardSummary]:
+    """Embeds the shards of a library that are not embedded yet, for `match_files`."""
+    folder = Path(args.out) / "parts"
+    settings = {"deadline": args.deadline or DEADLINE, "threads": args.threads}
+    job = embed_job(args.config, args.captions, folder, **settings)
+    return job, run_shards(job, read_manifest(args.shards), args.on, args.workers)
 
 
 def match_files(
     config: Any,
     queries: str | Path,
-    pictures: str | Path,
+    pictures: str | Path | None,
     folder: str | Path,
     form: str = "table",
     captions: str | Path | None = None,
     rebuild: bool = False,
+    parts: tuple[ShardJob, ShardSummary] | None = None,
     *,
     load_system: LoadSystem,
 ) -> MatchSummary:
@@ -85,11 +108,12 @@ def match_files(
     Args:
         config: ``configs/impforge.py``'s; its ``match`` is what counts.
         queries: a table of texts, or BeaverTails.
-        pictures: a COCO folder, WIT shards, or any folder of pictures.
+        pictures: a COCO folder, WIT shards, or any folder of pictures; None where there are parts.
         folder: takes ``triplets.jsonl``, ``rejected.jsonl`` and the index.
         form: the queries' format: a name in `data.sources`.
         captions: a table of the pictures' captions, where the library's own layout has none.
         rebuild: embed the library anew.
+        parts: a library that has been embedded shard by shard (`embed_parts`).
         load_system: loads a judge of pictures, with its policy if it has one.
 
     Raises:
@@ -102,17 +126,31 @@ def match_files(
     mesh = make_mesh(**config.mesh, devices=jax.local_devices())
     clip = load_clip(settings.clip, settings.dtype, mesh, rules)
     _check_prompt(settings.settings.prompt, clip)
-    roots = [path.parent if path.is_file() else path for path in map(Path, (queries, pictures))]
+    places, built = [Path(queries)], None
+    if parts:
+        job, embedded = parts
+        built = join_parts(folder / INDEX, job, embedded.reports, rebuild)
+        places += [Path(report.shard.path) for report in embedded.reports]
+    elif pictures is not None:
+        places.append(Path(pictures))
+
+    def read_library() -> Iterator[Picture | Rejected]:
+        if parts:
+            return pictures_of_all(parts[1].reports, captions)
+        assert pictures is not None
+        return library.pictures(pictures, captions=captions)
+
     return match(
         sources.read(form, queries, **({"image": None} if form == "table" else {})),
-        lambda: library.pictures(pictures, captions=captions),
+        read_library,
         Towers(clip.model, clip, clip.digest, mesh, rules),
         make_extractor(**settings.keywords),
         make_judge(settings.judge, folder / "judged", load_system).judge,
         MatchSettings(**settings.settings),
         folder,
         rebuild=rebuild,
-        roots=roots,
+        roots=list(dict.fromkeys(p.parent if p.is_file() else p for p in places)),
+        built=built,
     )
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
@@ -175,14 +175,28 @@ def build_index(
         with Progress(
             "embedding pictures", total, "picture", start=len(writer.indexed)
         ) as progress:
-            _embed_all(pictures, writer, towers, towers.full_batch(batch_size), workers, progress)
+            embed_all(pictures, writer, towers, towers.full_batch(batch_size), workers, progress)
         writer.finish()
     return PictureIndex(folder), writer.counts
 
 
-def _embed_all(
+@runtime_checkable
+class VectorWriter(Protocol):
+    """Takes what `embed_all` makes."""
+
+    def unknown(self, pictures: Iterable[Picture | Rejected], /) -> Iterator[Picture]:
+        """The pictures that are to be embedded."""
+
+    def reject(self, what: Picture | Rejected, reason: str, /) -> None:
+        """Says why something of the library has no vector."""
+
+    def append(self, batch: list[tuple[Picture, IndexedPicture]], vectors: Array, /) -> None:
+        """Adds a batch, filled up or not behind its rows."""
+
+
+def embed_all(
     pictures: Iterable[Picture | Rejected],
-    writer: "IndexWriter",
+    writer: VectorWriter,
     towers: Towers,
     batch_size: int,
     workers: int,

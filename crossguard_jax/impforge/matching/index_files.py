@@ -146,6 +146,19 @@ class IndexWriter:
                 self.counts.changed += 1
                 yield picture
 
+    def is_new(self, picture: IndexedPicture) -> bool:
+        """Whether a picture that has been embedded elsewhere is to be added; it counts it."""
+        before = self.indexed.get(picture.id)
+        if before is not None and (before.digest, before.caption) == (
+            picture.digest,
+            picture.caption,
+        ):
+            self.counts.kept += 1
+            return False
+        self.counts.changed += before is not None
+        self.indexed[picture.id] = picture
+        return True
+
     def reject(self, what: Picture | Rejected, reason: str) -> None:
         """Says why something of the library is not in the index."""
         self.counts.rejected += 1
@@ -156,11 +169,15 @@ class IndexWriter:
             file, row, id = where.get("file", ""), int(where.get("row", 1)), what.id
         self._rejected.append({"file": file, "row": row, "id": id, "reason": reason})
 
-    def append(self, batch: list[tuple[Picture, IndexedPicture]], vectors: Array) -> None:
+    def append(
+        self, batch: list[tuple[Picture, IndexedPicture]], vectors: Array | np.ndarray
+    ) -> None:
         """Adds a batch, filled up or not behind its rows; waits for the device and the disk.
 
         What is not a number is rejected: nothing could be compared with it.
         """
+        if not batch:
+            return
         values = np.asarray(vectors, np.float32)[: len(batch)]
         finite = np.asarray(np.isfinite(values).all(axis=1))
         self._vectors.write(values[finite].astype(self.meta["dtype"]).tobytes())

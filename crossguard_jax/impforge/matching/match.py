@@ -125,6 +125,7 @@ def match(
     index: str | Path | None = None,
     rebuild: bool = False,
     roots: Sequence[Path] = (),
+    built: BuildCounts | None = None,
 ) -> MatchSummary:
     """Writes ``folder/triplets.jsonl`` and, of the queries without one, ``folder/rejected.jsonl``.
 
@@ -144,6 +145,7 @@ def match(
         rebuild: embed the library anew.
         roots: folders from which provenance names the files of queries and pictures; a file that
             is below none of them goes by its own name, as data travel and machines do not.
+        built: what the index's build met, where it has been built; else it is built here.
 
     Raises:
         UserError: the index is stale (see `build_index`), or not one picture is in it.
@@ -159,7 +161,12 @@ def match(
             writer.append(asdict(row) | {"id": id})
 
         worded = list(_with_words(queries, extractor, summary, reject))
-        pictures = _indexed(library, towers, settings, place, rebuild, summary)
+        if built is None:
+            built = _build(library, towers, settings, place, rebuild)
+        summary.library, pictures = built, PictureIndex(place)
+        summary.indexed = pictures.pictures
+        if not summary.indexed:
+            raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
         near = _nearest(worded, pictures, towers, settings)
         pairs = _all_pairs((words for _, words in worded), near, settings.deal)
         rows = (close.row for of_word in near.values() for close in of_word)
@@ -231,23 +238,13 @@ def _with_words(
                 reject(rejection(query, reason), query.id)
 
 
-def _indexed(
-    library: Library,
-    towers: Towers,
-    settings: MatchSettings,
-    place: Path,
-    rebuild: bool,
-    summary: MatchSummary,
-) -> PictureIndex:
-    """The library's pictures as CLIP sees them, one or more; the summary counts them."""
+def _build(
+    library: Library, towers: Towers, settings: MatchSettings, place: Path, rebuild: bool
+) -> BuildCounts:
     dtype, batch_size = settings.dtype, settings.batch_size
-    pictures, summary.library = build_index(
+    return build_index(
         place, library(), towers, dtype=dtype, batch_size=batch_size, rebuild=rebuild
-    )
-    summary.indexed = pictures.pictures
-    if not summary.indexed:
-        raise UserError(f"{place}: no picture of the library is in the index; see {REJECTED}")
-    return pictures
+    )[1]
 
 
 def _nearest(
