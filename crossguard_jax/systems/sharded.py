@@ -31,7 +31,7 @@ from crossguard_jax.runtime.shards import (
     read_claim,
     read_manifest,
 )
-from crossguard_jax.systems.load import guard_of, identity, load
+from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.results import Item
 from crossguard_jax.systems.scoring import WINDOW_BYTES, Tally, score_window
 from crossguard_jax.systems.store import WINDOW, VerdictStore
@@ -63,7 +63,7 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
             "blank": spec["blank"],
         },
         words=[words.negative, words.positive],
-        base=str(guard_of(system).folder),
+        base=str(system.folder),
     )
     store = VerdictStore(spec["store"], system, together=True)
     queue = ReviewQueue(spec["queue"])
