@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.runtime import flags
+from crossguard_jax.runtime import flags, preemption, watchdog
+from crossguard_jax.runtime.exits import AGAIN
 from crossguard_jax.runtime.joining import initialize_if_several
 from crossguard_jax.verbs import VERBS, Verb
 
@@ -46,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: verb and arguments; None are the process's own, which is then set up for them.
 
     Returns:
-        The exit code: 0, 1 (failed), 2 (usage) or 130 (interrupted).
+        The exit code: 0, 1 (failed), 2 (usage), 75 (told to stop, and saved: start it again) or
+        130 (interrupted).
     """
     ours = argv is None
     if ours:
@@ -57,8 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Nobody can catch what a library's own thread or finalizer raises, after the one error that
         # is told.
         sys.unraisablehook = lambda _: None
+        threading.excepthook = _in_thread
     try:
-        return _run(argv, ours)
+        code = _run(argv, ours)
+        watchdog.rest()
+        return code
+    except preemption.Stopped as stop:
+        print(f"crossguard: {stop.reason}; start it again", file=sys.stderr)
+        watchdog.rest()
+        return AGAIN
     except SystemExit as stop:  # argparse, after --help or a usage error
         return stop.code if isinstance(stop.code, int) else OK
     except BrokenPipeError:
@@ -69,14 +79,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print("crossguard: interrupted", file=sys.stderr)
+        watchdog.fail(INTERRUPTED, "interrupted")
         return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        expected = isinstance(error, UserError | OSError)
-        line = " ".join(str(error).split()) if expected else _unexpected(error)
+        line = _line_on(error)
         print(f"crossguard: {line}", file=sys.stderr)
+        watchdog.fail(FAILED, line)
         return FAILED
+
+
+def _in_thread(error: threading.ExceptHookArgs) -> None:
+    """A library's thread on a full disk says nothing beside that error."""
+    if error.exc_type is not None and not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
+
+
+def _line_on(error: Exception) -> str:
+    """An error as one line; a library's own one, if no other process is to blame for it."""
+    if isinstance(error, UserError | OSError):
+        return " ".join(str(error).split())
+    reason = textwrap.shorten(str(error), 160, placeholder=" ...")
+    out = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in reason
+    if out or isinstance(error, MemoryError):
+        where = "this machine" if isinstance(error, MemoryError) else "a device"
+        return (
+            f"the memory of {where} does not do ({reason or 'MemoryError'}); lower the batch size, "
+            "raise optim.accumulate, or spread the model: --config.mesh.fsdp=-1"
+        )
+    watchdog.blame()
+    return _unexpected(error)
 
 
 def _unexpected(error: Exception) -> str:
@@ -124,6 +157,8 @@ def _run(argv: list[str], ours: bool) -> int:
     # Whose workers compute takes no device itself.
     computes = verb.uses_jax and getattr(args, "shards", None) is None
     several = computes and initialize_if_several()
+    if ours and computes:
+        _watch(several)
     if ours and verb.uses_models:
         _leave_torch_out()
     if several:
@@ -142,6 +177,19 @@ def _only_the_first_talks() -> None:
     if not processes.is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
         Progress.shown = False
+
+
+def _watch(several: bool) -> None:
+    """Hears signals to stop, and looks after the other processes, where there are any."""
+    if not several:
+        return preemption.listen()
+    from crossguard_jax.runtime import processes
+    from crossguard_jax.runtime.board import open_board
+
+    index, count, board = processes.index(), processes.count(), open_board()
+    preemption.listen(board, index, count)
+    if board is not None:
+        watchdog.watch(board, index, count)
 
 
 def _load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Any:

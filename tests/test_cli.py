@@ -14,6 +14,8 @@ from crossguard_jax import arguments, cli, verbs
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.impforge import commands
+from crossguard_jax.runtime.exits import AGAIN, STARTS_AGAIN
+from crossguard_jax.runtime.preemption import Stopped
 
 Main = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(cli.__file__).resolve().parents[1]
@@ -179,6 +181,30 @@ def test_what_nobody_foresaw_is_one_line_that_names_its_traceback(
 def test_an_interrupt_exits_with_130(run: Main) -> None:
     code, _, err = run(fails(KeyboardInterrupt()), "probe")
     assert (code, err) == (130, "crossguard: interrupted\n")
+
+
+def test_told_to_stop_it_says_start_me_again_by_its_code(run: Main) -> None:
+    code, _, err = run(fails(Stopped("told to stop by SIGTERM: saved after step 7")), "probe")
+    assert (code, err) == (
+        AGAIN,
+        "crossguard: told to stop by SIGTERM: saved after step 7; start it again\n",
+    )
+    assert AGAIN in STARTS_AGAIN
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4503599627370496 bytes."),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_the_mend_and_no_code_to_start_again(
+    run: Main, error: Exception
+) -> None:
+    code, _, err = run(fails(error), "probe")
+    assert code == 1 and code not in STARTS_AGAIN
+    assert err.count("\n") == 1 and "lower the batch size" in err and "report it" not in err
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from crossguard_jax.cmai.threshold import choose_threshold
 from crossguard_jax.core.config import check_divides, check_positive
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
+from crossguard_jax.core.tree import digest
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
@@ -86,8 +87,6 @@ class _Run:
 
     def train(self, state: TrainState, step: Step, frozen: Any, settings: Any, name: str) -> Any:
         """One stage in a folder of its own; returns what was trained."""
-        identity = run_identity(self.config, self.task.guard, self.sources, self.data)
-        del identity["config"]["attack"]  # what judges it later is no part of what it learns
         sharding = batch_sharding(self.mesh, self.rules, settings.batch_size)
         return train(
             state,
@@ -96,10 +95,18 @@ class _Run:
             self.batches(settings.batch_size, Share.under(sharding)),
             Schedule(settings.steps, settings.save_every),
             self.folder / name,
-            identity=identity,
+            identity=self.identity(),
             batch_sharding=sharding,
             name=f"{name}, {self.folder.name}",
+            config=self.config,
         ).trainable
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be this run's."""
+        identity = run_identity(self.config, self.task.guard, self.sources, self.data)
+        if (reader := self.task.reader) is not None and reader.state is not None:
+            identity["text"] = digest(processes.gather(reader.state))
+        return identity
 
     def encode(self, length: int, records: list[Record], share: Share = WHOLE) -> pipeline.Batch:
         """Records to the task's arrays, rows of ``length`` tokens."""

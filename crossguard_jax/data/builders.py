@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import operator
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record
 from crossguard_jax.io.progress import Progress
 
@@ -92,22 +93,39 @@ def open_dataset(folder: str | Path, name: str, split: str) -> "ArrayRecordSourc
         there = sorted(builder.info.splits)
         raise UserError(f"{root}: no split {split!r} in it (there are {', '.join(there)})")
     skip = {"image": tfds.decode.SkipDecoding()}
-    return ArrayRecordSource(builder.as_data_source(split, decoders=skip))
+    rows = builder.as_data_source(split, decoders=skip)
+    return ArrayRecordSource(rows, f"{root}, {split}", Path(folder) / f"{name}.settings.json")
 
 
 class ArrayRecordSource:
     """Random access to the records of one split."""
 
-    def __init__(self, rows: Any):
-        """Wraps a TFDS data source with the features of ``tfds_builder``."""
-        self._rows = rows
+    def __init__(self, rows: Any, where: str, note: Path):
+        """Wraps a TFDS data source with the features of ``tfds_builder``.
+
+        Args:
+          rows: the data source.
+          where: what errors call it.
+          note: the file without which a recipe writes the source anew.
+        """
+        self._rows, self._where, self._note = rows, where, note
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        """The record at ``index``, bit for bit as it was written."""
-        row = self._rows[index]
+        """The record at ``index``, bit for bit as it was written.
+
+        Raises:
+          UserError: the file is damaged there.
+        """
+        try:
+            row = self._rows[index]
+        except RuntimeError as error:  # by ArrayRecord's checksums
+            raise UserError(
+                f"{self._where}: record {operator.index(index)} cannot be read ({short(error)}); "
+                f"remove {self._note}, and it is written anew"
+            ) from error
         return Record(
             id=row["id"].decode(),
             images=tuple(filter(None, (row["image"], *row.get("more_images", ())))),

@@ -6,7 +6,6 @@ state exist for the adapter alone.
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +37,10 @@ from crossguard_jax.guard.mixture import (
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.load import encoding_hash, folder_hash, resolve_folder
 from crossguard_jax.nn import lora, verdict
+from crossguard_jax.runtime import preemption
 from crossguard_jax.runtime.placement import WHOLE, Share
 from crossguard_jax.train.checkpoint import Checkpoints
+from crossguard_jax.train.identity import deciding
 from crossguard_jax.train.loop import Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import Loss, TrainState, init_state, make_step
@@ -172,6 +173,7 @@ def train_guard(
         batch_sharding=sharding,
         hooks=hooks,
         name=f"training {folder.name}",
+        config=config,
     )
     step, kept = _kept(folder, state, bool(hooks and config.train.keep_best))
     settings = trained_settings(config, guard)
@@ -251,7 +253,7 @@ def run_identity(
         "encoding": encoding_hash(guard.folder),
         "rows": {name: len(source) for name, source in opened.items()},
         "contents": {name: contents_hash(data, name) for name in read},
-        "config": json.loads(config.to_json()),
+        "config": deciding(config),
     }
 
 
@@ -286,6 +288,7 @@ class _Validation:
                 source, batch_size=self._batch_size, transform=self._transform
             )
             for batch in batches:
+                preemption.check()
                 mask = batch.pop("mask")
                 del batch["row"]
                 truth = batch.pop("labels").astype(bool)

@@ -5,6 +5,9 @@ alone. Only what is listed here starts it again; a run that failed, ran out of m
 would do so anew, and a memory that the kernel took back (137) looks like any other SIGKILL.
 """
 
+import os
+from typing import NoReturn
+
 AGAIN = 75
 """The run saved its state because it was told to stop, or lost another process: start it again.
 
@@ -13,3 +16,10 @@ It is ``EX_TEMPFAIL`` of ``sysexits.h``."""
 STARTS_AGAIN = (AGAIN, 134, 140, 143)
 """`AGAIN`, and a process ended by SIGABRT (JAX's end where it loses another process), SIGUSR2 or
 SIGTERM (told to stop before it could listen)."""
+
+
+def leave(code: int, line: str) -> NoReturn:
+    """Ends the process from any thread, whatever the others do, with a line on why."""
+    # Past Python's buffers, whose locks a stuck thread may hold.
+    os.write(2, f"crossguard: {line}\n".encode())
+    os._exit(code)

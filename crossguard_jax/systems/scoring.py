@@ -27,7 +27,7 @@ from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.trained import content_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
-from crossguard_jax.runtime import processes
+from crossguard_jax.runtime import preemption, processes
 from crossguard_jax.runtime.mesh import inference_mesh
 from crossguard_jax.systems.load import System, identity, load
 from crossguard_jax.systems.results import Item, Results, row_of, row_out
@@ -326,6 +326,9 @@ def score_items(
 
     Returns:
         What the files hold now.
+
+    Raises:
+        Stopped: it was told to stop; the windows so far are written.
     """
     words = store.system.settings.prompt
     remaining = iter(items)
@@ -346,13 +349,14 @@ def score_items(
     tally, reached, n = processes.by_first(pass_over)
     if results is None:
         remaining = itertools.islice(remaining, n, None)
-    with Progress("scoring", total, start=reached) as progress:
+    with Progress("scoring", total, start=reached) as progress, preemption.saving():
         for window in _windows(remaining, batch_size):
             rows = [*score_window(store, window, queue, batch_size)]
             processes.by_first(functools.partial(_add, results, rows))
             for row in rows:
                 tally.add(row)
             progress.update(row_of(window[-1]) - progress.n)
+            preemption.check()
     return tally
 
 

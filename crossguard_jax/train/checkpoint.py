@@ -5,6 +5,11 @@ base, configuration or data is refused.
 """
 
 import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +20,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.runtime import processes
+
+# What goes wrong in Orbax's threads is raised too, and told as one line: not in pages before it.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno < logging.WARNING or "orbax" not in record.pathname
+)
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:
@@ -38,6 +49,8 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any], keep: int = 2):
         self.folder, self.identity = Path(folder).resolve(), dict(identity)
+        for name in ("latest", "best"):
+            _drop_unfinished(self.folder / name)
         self._latest = self._manager("latest", keep)
         self._best = self._manager("best", 1)
 
@@ -54,20 +67,22 @@ class Checkpoints:
         # The copy is for the CPU backend, where a host view of a donated buffer would be
         # overwritten by the next step while it is being written.
         arrays = jax.tree.map(jnp.copy, _named(state))
-        self._latest.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                data=ocp.args.JsonSave(dict(data)),
-                meta=ocp.args.JsonSave({"identity": self.identity, **meta}),
-            ),
-        )
+        with self._writing():
+            self._latest.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    data=ocp.args.JsonSave(dict(data)),
+                    meta=ocp.args.JsonSave({"identity": self.identity, **meta}),
+                ),
+            )
 
     def save_best(self, step: int, trainable: Any) -> None:
         """Keeps ``trainable`` as the best so far, in place of the one before."""
         if step not in self._best.all_steps():
             arrays = jax.tree.map(jnp.copy, _named(trainable))
-            self._best.save(step, args=ocp.args.StandardSave(arrays))
+            with self._writing():
+                self._best.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any], dict[str, Any]] | None:
         """``(state, data, meta)`` of the latest whole checkpoint; None if there is none.
@@ -115,13 +130,65 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
-        self._latest.wait_until_finished()
-        self._best.wait_until_finished()
+        for manager in (self._latest, self._best):
+            with self._writing():
+                manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then lets go of the folders."""
-        self._latest.close()
-        self._best.close()
+        for manager in (self._latest, self._best):
+            with self._writing():
+                manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A save that failed, this one or the one before it in the background, as one line.
+
+        Raises:
+            UserError: with the last step that is whole.
+        """
+        try:
+            yield
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # Orbax and TensorStore have no error in common
+            steps = [n for n in _steps(self.folder / "latest") if _finished(n)]
+            whole = f"step {steps[-1].name} is whole" if steps else "there is none before it"
+            raise UserError(
+                f"{self.folder}: a checkpoint could not be written ({_reason(error)}); {whole}. "
+                "See to the disk, and start the run again"
+            ) from error
+
+
+_MARKER = "_CHECKPOINT_METADATA"
+"""The file of a step in which Orbax writes, as the last thing, when it was committed."""
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Folders of steps in ``latest/`` or ``best/``, the last step last."""
+    named = [path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()]
+    return sorted(named, key=lambda path: int(path.name))
+
+
+def _finished(step: Path) -> bool:
+    """Whether a step's folder was committed. Orbax goes by the folder's name alone, which a copy
+    or a disk that was full may have left without all of its files."""
+    try:
+        return bool(json.loads((step / _MARKER).read_bytes())["commit_timestamp_nsecs"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """Removes what a run that was killed had not finished writing; the first process does."""
+    if processes.is_first():
+        for step in _steps(folder):
+            if not _finished(step):
+                print(f"{step} was never finished (no commit marker), so it does not count")
+                shutil.rmtree(step)
+        for scratch in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(scratch, ignore_errors=True)
+    processes.barrier(f"unfinished checkpoints of {folder.name}")
 
 
 @contextlib.contextmanager
@@ -132,8 +199,15 @@ def _reading(checkpoint: Path, way_on: str) -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, MemoryError):  # the machine's fault, not the files'
         raise
     except Exception as error:  # Orbax, TensorStore and JSON have no error in common
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
-        raise UserError(f"{checkpoint} is damaged ({reason}); remove it to {way_on}") from error
+        raise UserError(
+            f"{checkpoint} is damaged ({_reason(error)}); remove it to {way_on}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if "No space left" in str(error):  # deep in what TensorStore says
+        return os.strerror(errno.ENOSPC)
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:

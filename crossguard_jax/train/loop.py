@@ -1,8 +1,8 @@
 """The one training loop.
 
-A recipe hands it a state, a step and batches. The loop logs, evaluates, saves, stops on a loss
-that is no number, and finds its place again: killed at any moment and started anew, a run ends
-with the arrays of an uninterrupted one, bit for bit.
+A recipe hands it a state, a step and batches. The loop logs, evaluates, saves, stops where it is
+told to and on a loss that is no number, and finds its place again: killed at any moment and started
+anew, a run ends with the arrays of an uninterrupted one, bit for bit.
 """
 
 import contextlib
@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from tensorboardX import SummaryWriter
 
+from crossguard_jax.core import tree
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
-from crossguard_jax.runtime import processes
-from crossguard_jax.runtime.placement import place
+from crossguard_jax.runtime import preemption, processes, watchdog
+from crossguard_jax.runtime.placement import Share, place
+from crossguard_jax.runtime.preemption import Stopped
 from crossguard_jax.train.checkpoint import Checkpoints
 from crossguard_jax.train.step import Metrics, Step, TrainState
+from crossguard_jax.train.telemetry import Profile, Telemetry, describe_run, note
 
 
 @runtime_checkable
@@ -41,7 +45,9 @@ class Hook:
     """Something to measure now and then: ``measure(state)`` every ``every`` steps and at the end.
 
     With ``keep_best``, the state is kept whenever that metric is at least as high as ever before
-    (as low, if the name begins with ``-``): of equals, what learned longer.
+    (as low, if the name begins with ``-``): of equals, what learned longer. A ``measure`` that
+    takes long calls `runtime.preemption.check` now and then: told to stop there, the run saves, and
+    measures anew as it goes on.
     """
 
     every: int
@@ -76,6 +82,7 @@ def train(
     batch_sharding: NamedSharding | None = None,
     hooks: Sequence[Hook] = (),
     name: str = "training",
+    config: Any = None,
 ) -> TrainState:
     """Runs to ``schedule.steps``, from the folder's latest checkpoint if there is one.
 
@@ -85,39 +92,62 @@ def train(
         frozen: passed to every step as it is.
         batches: this process's rows of each batch (`runtime.placement.Share`).
         schedule: how long, how often.
-        folder: takes checkpoints, ``metrics.jsonl`` and ``tensorboard/``.
+        folder: takes checkpoints, ``metrics.jsonl``, ``telemetry.jsonl``, ``run.json`` and
+            ``tensorboard/``.
         identity: what makes this run this run (configuration, base hash), as plain JSON values.
         batch_sharding: how the leading axis of a batch is spread; None puts it on one device.
         hooks: evaluations.
         name: for the progress line.
+        config: the whole configuration, for ``run.json``.
 
     Returns:
         The state after the last step.
 
     Raises:
-        UserError: a loss that is not finite (the batch is saved in the folder, and named), or a
-            checkpoint of another run.
+        UserError: a loss that is not finite (the batch is saved in the folder, and named), a
+            checkpoint of another run, or one that cannot be written.
+        Stopped: it was told to stop, and has saved.
     """
     folder = Path(folder)
     checkpoints = Checkpoints(folder, identity)
-    state, best = _resumed(checkpoints, state, batches)
+    state, best, unmeasured = _resumed(checkpoints, state, batches, len(hooks))
     first = int(state.step)
     last: _Done | None = None
+    size = tree.count((state.trainable, frozen))
+    share = Share.under(batch_sharding)
+    telemetry = Telemetry(size, share.of / len(share.parts), jax.devices())
     with contextlib.ExitStack() as stack:
+        stack.enter_context(preemption.saving())
+        stack.callback(watchdog.at, "")
         stack.callback(checkpoints.close)
+        describe_run(folder, identity, config, first)
         log = stack.enter_context(contextlib.closing(_Log(folder, first)))
         first_one = processes.is_first()
         progress = stack.enter_context(
             Progress(name, schedule.steps, unit="step", start=first, enabled=first_one)
         )
-        recorder = _Recorder(folder, schedule, hooks, batches, checkpoints, best, log, progress)
+        profile = stack.enter_context(contextlib.closing(Profile(folder)))
+        recorder = _Recorder(
+            folder, schedule, hooks, batches, checkpoints, best, log, progress, telemetry
+        )
+        if unmeasured < len(hooks):
+            recorder.measure(first, state, unmeasured)
         for n in range(first, schedule.steps):
-            batch = next(batches)
+            watchdog.at(f"the data of step {n + 1}")
+            with telemetry.waiting():
+                batch = next(batches)
+            if n == first:
+                preemption.check()  # before minutes of compilation, with nothing new to save
+            watchdog.at(f"step {n + 1}")
             state, metrics = step(state, frozen, place(batch, batch_sharding))
             # The step before is looked at while this one computes.
             if last is not None:
                 _check(last, folder)
+                if not telemetry.started:
+                    telemetry.start()
             last = (n + 1, batch, metrics)
+            telemetry.step(batch)
+            profile.step(metrics)
             recorder.record(last, state)
             progress.update()
     return state
@@ -127,15 +157,16 @@ _Done = tuple[int, Any, Metrics]  # steps done with it, its batch, its metrics
 
 
 def _resumed(
-    checkpoints: Checkpoints, state: TrainState, batches: BatchIterator
-) -> tuple[TrainState, dict[str, float]]:
-    """Where the run goes on, and its best metrics up to there; sets the batches to their place."""
+    checkpoints: Checkpoints, state: TrainState, batches: BatchIterator, hooks: int
+) -> tuple[TrainState, dict[str, float], int]:
+    """Where the run goes on, its best metrics up to there, and how many hooks have measured there;
+    sets the batches to their place."""
     restored = checkpoints.restore(state)
     if restored is None:
-        return state, {}
+        return state, {}, hooks
     state, place, meta = restored
     batches.set_state(place)
-    return state, dict(meta["best"])
+    return state, dict(meta["best"]), meta.get("measured", hooks)
 
 
 def _check(last: _Done, folder: Path) -> None:
@@ -165,24 +196,69 @@ class _Recorder:
     best: dict[str, float]
     log: "_Log"
     progress: Progress
+    telemetry: Telemetry
 
     def record(self, last: _Done, state: TrainState) -> None:
-        """Writes what is due after a step; waits for the device only where something is."""
+        """Writes what is due after a step; waits for the device only where something is.
+
+        Raises:
+            Stopped: the run was told to stop, and is saved.
+        """
         n, _, metrics = last
         ends = n == self.schedule.steps
         if n % self.schedule.log_every == 0 or ends:
             _check(last, self.folder)
             values = {k: float(v) for k, v in metrics.items()}
-            self.log.write(n, values)
-            self.progress.update(0, note=f"loss {values['loss']:.4f}")
-        for hook in self.hooks:
-            if hook.every and (n % hook.every == 0 or ends):
-                _check(last, self.folder)
-                self._measure(hook, state, n)
+            figures = self.telemetry.figures(self.schedule.steps - n)
+            self.log.write(n, values, figures)
+            words = filter(None, [f"loss {values['loss']:.4f}", note(figures)])
+            self.progress.update(0, note=", ".join(words))
+        if any(self._due(hook, n) for hook in self.hooks):
+            _check(last, self.folder)
+            self.measure(n, state)
         if n % self.schedule.save_every == 0 or ends:
             _check(last, self.folder)
-            self.log.sync()  # no checkpoint is ahead of its log
-            self.checkpoints.save(n, state, self.batches.get_state(), {"best": self.best})
+            self._save(n, state)
+        try:
+            preemption.check(n)
+        except Stopped as stop:
+            _check(last, self.folder)
+            raise self._saved(stop, n, state) from None
+
+    def measure(self, n: int, state: TrainState, first: int = 0) -> None:
+        """Runs the hooks that are due after step ``n``, from the ``first`` on.
+
+        Raises:
+            Stopped: the run was told to stop, and is saved with what is still to be measured.
+        """
+        for i, hook in enumerate(self.hooks[first:], start=first):
+            if not self._due(hook, n):
+                continue
+            watchdog.at(f"the evaluation after step {n}")
+            try:
+                self._measure(hook, state, n)
+            except Stopped as stop:
+                raise self._saved(stop, n, state, i) from None
+            self.telemetry.pause()
+
+    def _due(self, hook: Hook, n: int) -> bool:
+        return bool(hook.every) and (n % hook.every == 0 or n == self.schedule.steps)
+
+    def _save(self, n: int, state: TrainState, measured: int | None = None) -> None:
+        watchdog.at(f"the save after step {n}")
+        self.log.sync()  # no checkpoint is ahead of its log
+        meta: dict[str, Any] = {"best": self.best}
+        if measured is not None:
+            meta["measured"] = measured
+        self.checkpoints.save(n, state, self.batches.get_state(), meta)
+
+    def _saved(
+        self, stop: Stopped, n: int, state: TrainState, measured: int | None = None
+    ) -> Stopped:
+        """Saves, unless that step is saved; what to raise then."""
+        self._save(n, state, measured)
+        self.checkpoints.wait()
+        return Stopped(f"{stop.reason}: saved after step {n} in {self.folder}")
 
     def _measure(self, hook: Hook, state: TrainState, n: int) -> None:
         values = dict(hook.measure(state))
@@ -210,14 +286,21 @@ class _Log:
             kept = [v for _, v in _rows(path) if v["step"] <= first]
             jsonl.write_atomic(path, b"".join(jsonl.dumps(row) for row in kept))
         self._writer = jsonl.JsonlWriter(path)
+        self._speed = jsonl.JsonlWriter(folder / "telemetry.jsonl")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, and one point a value."""
-        if self._writer is not None:
-            self._writer.append({"step": step, **values})
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
+    def write(
+        self, step: int, values: Mapping[str, float], figures: Mapping[str, float] | None = None
+    ) -> None:
+        """One line, and one point a value; ``figures``, the machine's, have their own file."""
+        if self._writer is None:
+            return
+        self._writer.append({"step": step, **values})
+        if figures:
+            self._speed.append({"step": step, **figures})
+            values = {**values, **{f"speed/{k}": v for k, v in figures.items()}}
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
 
     def sync(self) -> None:
         """What was written is on disk after it."""
@@ -228,6 +311,7 @@ class _Log:
         """Writes no more."""
         if self._writer is not None:
             self._writer.close()
+            self._speed.close()
             self._board.close()
 
 

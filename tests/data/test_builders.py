@@ -11,6 +11,7 @@ from PIL import Image
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import RecordSource, open_dataset, write_dataset
+from crossguard_jax.data.pipeline import mixture
 from crossguard_jax.data.records import Record
 
 
@@ -96,3 +97,27 @@ def test_writing_prints_nothing_and_needs_no_tensorflow(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_row_that_a_disk_has_damaged_is_named_with_the_mend(tmp_path):
+    letters = np.random.default_rng(0).integers(97, 123, (200, 3000), dtype=np.uint8)
+    rows = [Record(f"r{i}", (), bytes(row).decode(), "safe") for i, row in enumerate(letters)]
+    write_dataset({"train": rows}, tmp_path, "x")
+    (file,) = tmp_path.rglob("*.array_record*")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
+    file.write_bytes(data)
+    batches = mixture(
+        {"x": open_dataset(tmp_path, "x", "train")},
+        {"x": 1},
+        seed=0,
+        batch_size=8,
+        transform=lambda records: {"n": np.zeros(len(records))},
+    )
+    message = (
+        rf"{tmp_path}/crossguard/x, train: record \d+ cannot be read .*; remove .*x.settings.json"
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        for _ in range(25):
+            next(batches)
+    assert "\n" not in str(caught.value)

@@ -23,6 +23,8 @@ from crossguard_jax import Guard, cli
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.runtime import preemption
+from crossguard_jax.runtime.exits import AGAIN
 from crossguard_jax.systems import scoring
 from crossguard_jax.systems.results import Results
 
@@ -231,6 +233,28 @@ def test_a_killed_run_goes_on_where_it_was(scored, table, llava_folder, tmp_path
     assert code == 1 and "had been made before" in summary
     assert read(out)[: len(before)] == before
     same_results(out, scored[2])
+
+
+def test_told_to_stop_it_ends_after_a_window_and_goes_on_there(tmp_path, score, monkeypatch):
+    table, windows = small_table(tmp_path, n=12), []
+    arguments = ("--input", table, "--batch-size", 1, "--output")
+    listener = preemption.Listener()
+    monkeypatch.setattr(preemption, "_current", listener)
+    inner = scoring._score_window
+
+    def window(*state: object) -> object:
+        windows.append(1)
+        listener.notice("told to stop by a test")
+        return inner(*state)
+
+    monkeypatch.setattr(scoring, "_score_window", window)
+    code, _, err = score(*arguments, tmp_path / "parts.jsonl")
+    assert (code, err) == (AGAIN, "crossguard: told to stop by a test; start it again\n")
+    assert 0 < len(read(tmp_path / "parts.jsonl")) < 12 and len(windows) == 1
+    monkeypatch.undo()
+    assert score(*arguments, tmp_path / "parts.jsonl")[0] == 0
+    assert score(*arguments, tmp_path / "whole.jsonl")[0] == 0
+    same_results(tmp_path / "parts.jsonl", tmp_path / "whole.jsonl")
 
 
 def same_results(out: Path, expected: Path) -> None:

@@ -1,4 +1,5 @@
-"""A checkpoint that is damaged is one line that names it and the way back, whatever was lost."""
+"""A checkpoint that was not finished does not count, and is said; one that is damaged afterwards is
+one line that names it and the way back, whatever was lost."""
 
 import shutil
 from collections.abc import Callable
@@ -65,7 +66,6 @@ ARRAYS = {
     "arrays gone": without("*/d/*"),
     "list of arrays cut": cut("*/manifest.ocdbt"),
     "description cut": cut("*/_METADATA"),
-    "nothing in it": without("*"),
 }
 HOST = {
     "no arrays": without("state"),
@@ -75,6 +75,40 @@ HOST = {
     "no identity": without("meta"),
     "identity of another shape": other_json,
 }
+
+
+UNFINISHED = {
+    "nothing in it": without("*"),
+    "no commit marker": without("_CHECKPOINT_METADATA"),
+    "the commit marker cut": cut("_CHECKPOINT_METADATA"),
+    "a marker before the commit": lambda checkpoint: (
+        checkpoint / "_CHECKPOINT_METADATA"
+    ).write_text('{"commit_timestamp_nsecs": null}'),
+}
+
+
+@pytest.mark.parametrize("damage", UNFINISHED.values(), ids=UNFINISHED)
+def test_a_step_without_its_commit_marker_is_never_restored(
+    damage: Callable[[Path], None], copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("latest", "best"):
+        damage(copy / kind / "4")
+    (copy / "latest" / "6.orbax-checkpoint-tmp").mkdir()
+    checkpoints = Checkpoints(copy, IDENTITY)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" was never finished")[0] for line in lines] == [
+        str(copy / "latest" / "4"),
+        str(copy / "best" / "4"),
+    ]
+    restored = checkpoints.restore(STATE)
+    assert restored is not None and restored[1] == {"place": 2}
+    assert checkpoints.restore_best(STATE) is None
+    # What is saved anew takes its place.
+    checkpoints.save(4, STATE, {"place": 5}, {"best": {}})
+    checkpoints.wait()
+    assert checkpoints.restore(STATE)[1] == {"place": 5}
+    assert sorted(path.name for path in (copy / "latest").iterdir()) == ["2", "4"]
+    checkpoints.close()
 
 
 @pytest.mark.parametrize("damage", [*ARRAYS.values(), *HOST.values()], ids=[*ARRAYS, *HOST])

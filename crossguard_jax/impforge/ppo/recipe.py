@@ -35,6 +35,7 @@ from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import local_mesh, spans_processes
 from crossguard_jax.runtime.placement import Share, put
+from crossguard_jax.train.identity import deciding
 from crossguard_jax.train.loop import Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import Metrics, Step, TrainState, init_state
@@ -317,6 +318,7 @@ def train_rewriter(
         batch_sharding=sharding,
         hooks=[_measure(rewriter, config, held_out)] if held_out else [],
         name=f"training {Path(folder).name}",
+        config=config,
     )
     if not spans_processes(mesh):
         return rewriter, state.trainable
@@ -355,15 +357,7 @@ def run_identity(config: Any, rewriter: Rewriter, triplets: Sequence[Triplet]) -
         "encoding": encoding_hash(rewriter.folder),
         "rewards": rewriter.rewards.hashes,
         "triplets": h.hexdigest(),
-        "config": settings_of_ppo(config),
-    }
-
-
-def settings_of_ppo(config: Any) -> dict[str, Any]:
-    """What of a configuration decides how the rewriter is trained: not how it forges then."""
-    settings = json.loads(config.to_json())
-    return {
-        name: value for name, value in settings.items() if name not in ("match", "forge", "gate")
+        "config": deciding(config),
     }
 
 

@@ -9,17 +9,8 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.ppo.archive import Archive
-from crossguard_jax.impforge.ppo.recipe import settings_of_ppo
 from crossguard_jax.impforge.ppo.update import Trajectory
 from crossguard_jax.impforge.rewards.judges import REWARDS
-
-
-def test_a_trained_rewriter_forges_again_under_other_settings() -> None:
-    def settings(*overrides: str) -> dict:
-        return settings_of_ppo(load_config("configs/impforge.py:tiny", overrides))
-
-    assert settings("--config.forge.samples=9", "--config.match.judge.kind=none") == settings()
-    assert settings("--config.optim.learning_rate=1e-5") != settings()
 
 
 def test_a_text_that_was_not_read_is_nothing_new() -> None:
