@@ -249,7 +249,7 @@ def test_told_to_stop_it_ends_after_a_window_and_goes_on_there(tmp_path, score, 
 
     monkeypatch.setattr(scoring, "_score_window", window)
     code, _, err = score(*arguments, tmp_path / "parts.jsonl")
-    assert (code, err) == (AGAIN, "crossguard: told to stop by a test; start it again\n")
+    assert code == AGAIN and err.endswith("crossguard: told to stop by a test; start it again\n")
     assert 0 < len(read(tmp_path / "parts.jsonl")) < 12 and len(windows) == 1
     monkeypatch.undo()
     assert score(*arguments, tmp_path / "parts.jsonl")[0] == 0
