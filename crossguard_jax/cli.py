@@ -154,6 +154,7 @@ def _run(argv: list[str], ours: bool) -> int:
         args.usage_error(f"takes no configuration, so no {overrides[0]}")
     if configured:
         args.spec, args.config = args.config, _load_config(args, overrides)
+    flags.refuse_remote(args)
     # Whose workers compute takes no device itself.
     computes = verb.uses_jax and getattr(args, "shards", None) is None
     several = computes and initialize_if_several()

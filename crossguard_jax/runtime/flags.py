@@ -84,6 +84,25 @@ def overrides(args: argparse.Namespace) -> Iterator[str]:
             yield from (f"--config.{field}={value}" for field in fields)
 
 
+WRITTEN = ("out", "output", "queue", "store", "export_rewriter", "export", "page")
+
+
+def refuse_remote(args: argparse.Namespace) -> None:
+    """Stops before a bucket's address becomes a folder of that name beside the program.
+
+    Raises:
+        UserError: by the flag.
+    """
+    for name in WRITTEN:
+        value = getattr(args, name, None)
+        if isinstance(value, str) and "://" in value:
+            flag = name.replace("_", "-")
+            raise UserError(
+                f"--{flag} {value}: files are written through the file system; mount the bucket "
+                "(gcsfuse, mountpoint-s3) and give its folder here"
+            )
+
+
 def parse_mesh(text: str) -> dict[str, int]:
     """``data=2,fsdp=-1`` as sizes by axis; an axis that is not named has 1.
 

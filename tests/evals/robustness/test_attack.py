@@ -59,6 +59,9 @@ def args(immunized: Path, tmp_path: Path) -> argparse.Namespace:
         prompt="short",
         store=None,
         noise_seed=None,
+        mesh=None,
+        dtype="auto",
+        remat=None,
         out=str(tmp_path / "out"),
     )
 
