@@ -45,6 +45,9 @@ def tiny() -> ConfigDict:
         # Tokens of a training row, its picture's among them. Of a longer harmless text one window
         # is learned from; a longer harmful one is left out.
         "max_length": 48,
+        # Whether rows are put with others about as long, of 32 batches at a time, and padded to
+        # those: saves tokens, costs a compilation a length. Else all are padded to max_length.
+        "buckets": False,
         "sources": {
             "implicit": small_world("implicit", weight=0.18, limit=12_288),
             "implicit_wide": small_world("implicit_wide", weight=0.09, limit=4_096),
@@ -146,7 +149,7 @@ def llava_7b() -> ConfigDict:
     config.model = {"path": "llava-hf/llava-1.5-7b-hf", "dtype": "bfloat16", "remat": "names"}
     config.data.prompt = "llava_v1"
     # 576 picture tokens, the prompt's own words, and the text.
-    config.data.max_length = 768
+    config.data.update({"max_length": 768, "buckets": True})
     # FigStep with benign twins, since all of its own rows have one text.
     config.data.sources = {
         "implicit": source("table", IMPFORGE, weight=0.4, tenth="without"),

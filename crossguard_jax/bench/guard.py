@@ -39,7 +39,7 @@ from crossguard_jax.bench.results import (
 )
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.timing import Timed, interleave, matmul_side
-from crossguard_jax.guard.recipe import guard_loss
+from crossguard_jax.guard.loss import guard_loss
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.peft import save_adapter
 from crossguard_jax.io.progress import rounds

@@ -83,7 +83,11 @@ class _Run:
     def batches(self, batch_size: int, share: Share = WHOLE) -> pipeline.Interleaved:
         """Training batches, or this process's rows of them."""
         encode = functools.partial(self.encode, share=share)
-        return batches(self.mixed, batch_size, self.config.train.seed, encode)
+        alike = self._alike if self.config.data.buckets else None
+        return batches(self.mixed, batch_size, self.config.train.seed, encode, alike)
+
+    def _alike(self, length: int, records: list[Record]) -> Sequence[Any]:
+        return self.task.guard.encoder.alike(records, length)
 
     def train(self, state: TrainState, step: Step, frozen: Any, settings: Any, name: str) -> Any:
         """One stage in a folder of its own; returns what was trained."""
@@ -110,7 +114,7 @@ class _Run:
 
     def encode(self, length: int, records: list[Record], share: Share = WHOLE) -> pipeline.Batch:
         """Records to the task's arrays, rows of ``length`` tokens."""
-        return self.task.batch(records, length, share)
+        return self.task.batch(records, length, share, self.config.data.buckets)
 
 
 def immunize(

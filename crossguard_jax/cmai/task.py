@@ -71,13 +71,20 @@ class Task(Answering):
         label_ids = guard.encoder.first_tokens(self.labels)
         super().__init__(guard.model, label_ids, guard.encoder.normalization, reader, check)
 
-    def batch(self, records: Sequence[Record], length: int, share: Share = WHOLE) -> Batch:
+    def batch(
+        self,
+        records: Sequence[Record],
+        length: int,
+        share: Share = WHOLE,
+        buckets: bool = False,
+    ) -> Batch:
         """Records as arrays to learn from: of a long text, one window.
 
         Args:
             records: B, with labels, of all processes, since they say in which shapes.
             length: tokens of a row with one picture (see `Encoder.training_rows`).
             share: the rows that are made; pictures of others are not decoded.
+            buckets: as of `Encoder.training_rows`.
 
         Returns:
             As `stack`, without the axes of windows.
@@ -85,7 +92,7 @@ class Task(Answering):
         Raises:
             UserError: a label that is no answer, or a row that cannot be encoded.
         """
-        rows, longest = self.guard.encoder.training_rows(records, length)
+        rows, longest = self.guard.encoder.training_rows(records, length, buckets)
         most = max(len(record.images) for record in records)
         places = share.rows(len(records)).tolist()
         own, requests = [records[i] for i in places], []

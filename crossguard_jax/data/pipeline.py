@@ -9,10 +9,12 @@ the whole batch in which shapes.
 
 import functools
 import math
+import operator
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -22,6 +24,11 @@ from crossguard_jax.data.records import Record
 
 Batch = dict[str, np.ndarray]
 Transform = Callable[[list[Record]], Batch]
+Key = Callable[[list[Record]], Sequence[Any]]
+"""What each of some records is put with its like by."""
+
+POOL = 32
+"""Batches whose rows are put with their like: with fewer, a batch of leftovers comes more often."""
 
 
 def mixture(
@@ -31,6 +38,7 @@ def mixture(
     seed: int,
     batch_size: int,
     transform: Transform,
+    key: Key | None = None,
     prefetch: int = 2,
     threads: int = 1,
 ) -> "Batches":
@@ -38,7 +46,8 @@ def mixture(
 
     Shares hold in every stretch of batches, not only on average: the sources take turns (weights
     are rounded to a hundredth of the smallest). Each source is reshuffled every time it has been
-    gone through.
+    gone through. With a ``key`` they hold in every `POOL` batches instead: so many are filled with
+    the same rows as without it, but each with rows that have about one key.
 
     Args:
       sources: records by position, by name.
@@ -46,6 +55,7 @@ def mixture(
       seed: decides the order, and nothing else does; 0 or more.
       batch_size: records in a batch of all processes.
       transform: ``batch_size`` records to arrays with a leading axis B, or this process's rows.
+      key: what can be sorted, of each record; looked at once a record. None leaves the order.
       prefetch: batches made ahead.
       threads: threads that make them; the order does not depend on it.
 
@@ -56,9 +66,19 @@ def mixture(
     import grain
 
     used = _used_weights(sources, weights)
-    endless = [grain.MapDataset.source(_Shuffled(sources[name], name, seed)) for name in used]
-    mixed = grain.MapDataset.mix(endless, list(used.values()))
-    batches = mixed.batch(batch_size, drop_remainder=True, batch_fn=_on_list(transform))
+
+    def mixed(read: Mapping[str, Any]) -> Any:
+        endless = [grain.MapDataset.source(_Shuffled(read[name], name, seed)) for name in used]
+        return grain.MapDataset.mix(endless, list(used.values()))
+
+    if key is None:
+        batches = mixed(sources).batch(
+            batch_size, drop_remainder=True, batch_fn=_on_list(transform)
+        )
+    else:
+        places = mixed({name: _Places(name, len(sources[name])) for name in used})
+        pools = _Pools(places, sources, key, batch_size, seed)
+        batches = grain.MapDataset.source(pools).map(transform)
     return Batches(
         batches.to_iter_dataset(_ahead(prefetch, threads)),
         identity={
@@ -66,6 +86,7 @@ def mixture(
             "batch_size": batch_size,
             "weights": used,
             "records": {name: len(sources[name]) for name in used},
+            "pool": None if key is None else POOL,
         },
     )
 
@@ -205,7 +226,7 @@ class _Shuffled:
     row for a source of 4 records, 0.2 ms for one of 100. This takes microseconds for any.
     """
 
-    def __init__(self, source: RecordSource, name: str, seed: int):
+    def __init__(self, source: "RecordSource | _Places", name: str, seed: int):
         self._source = source
         # By name, so that the order does not depend on which other sources are mixed in.
         self._key = [zlib.crc32(name.encode()), seed]
@@ -215,12 +236,69 @@ class _Shuffled:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Record | tuple[str, int]:
         epoch, place = divmod(index, len(self._source))
         return self._source[int(self._order(epoch)[place])]
 
     def _draw(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([*self._key, epoch]).permutation(len(self._source))
+
+
+class _Places:
+    """Where a source's records are, in place of them."""
+
+    def __init__(self, name: str, n: int):
+        self._name, self._n = name, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[str, int]:
+        return self._name, operator.index(index)
+
+
+class _Pools:
+    """Lists of records that a key has put with their like, without end.
+
+    Which rows a pool has follows from the mixture's order alone, and which of them are a batch from
+    their keys: any batch can be gone to, and every process has the same.
+    """
+
+    def __init__(
+        self,
+        places: Any,
+        sources: Mapping[str, RecordSource],
+        key: Key,
+        batch_size: int,
+        seed: int,
+    ):
+        self._places, self._sources, self._key = places, sources, key
+        self._batch_size, self._seed = batch_size, seed
+        self._keys: dict[tuple[str, int], Any] = {}
+        self._lock = threading.Lock()
+        self._pool = functools.lru_cache(maxsize=2)(self._draw)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: SupportsIndex) -> list[Record]:
+        pool, batch = divmod(operator.index(index), POOL)
+        with self._lock:
+            rows = self._pool(pool)[batch]
+        return [self._sources[name][row] for name, row in rows]
+
+    def _draw(self, pool: int) -> list[list[tuple[str, int]]]:
+        n = self._batch_size
+        rows = [self._places[i] for i in range(pool * POOL * n, (pool + 1) * POOL * n)]
+        new = [*dict.fromkeys(row for row in rows if row not in self._keys)]
+        for start in range(0, len(new), n):
+            some = new[start : start + n]
+            keys = self._key([self._sources[name][row] for name, row in some])
+            self._keys.update(zip(some, keys, strict=True))
+        # Of equal keys the order stays, in which the sources take turns.
+        rows.sort(key=self._keys.__getitem__, reverse=True)
+        order = np.random.default_rng([self._seed, pool]).permutation(POOL).tolist()
+        return [rows[i * n : (i + 1) * n] for i in order]
 
 
 def _used_weights(

@@ -13,7 +13,7 @@ from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.batches import arrange, indexed, windows
 from crossguard_jax.guard.settings import Settings
-from crossguard_jax.guard.shapes import USUAL_TEXT
+from crossguard_jax.guard.shapes import USUAL_TEXT, ladder, length_step, rung, slots
 from crossguard_jax.guard.turns import Offsets, marker_ids, user_span, without_turns
 from crossguard_jax.hf.folder import read_objects
 from crossguard_jax.hf.pictures import Processor
@@ -336,13 +336,17 @@ class Encoder:
         (row,) = self._rows([text], [1])
         return len(row.ids) <= length
 
-    def training_rows(self, records: Sequence[Record], length: int) -> tuple[list[Row], int]:
-        """A row for each record, and the tokens that the longest may have.
+    def training_rows(
+        self, records: Sequence[Record], length: int, buckets: bool = False
+    ) -> tuple[list[Row], int]:
+        """A row for each record, and the tokens that they are padded to.
 
         Args:
             records: of a text that does not fit, one window is taken, always the same: what is
                 harmless is so in every window. (What is not is left out beforehand.)
             length: tokens of a row with one picture; a row with more is longer by their tokens.
+            buckets: pad to the next length on the ladder that takes the longest of them, not to the
+                longest that there may be.
 
         Raises:
             UserError: the prompt does not fit.
@@ -359,10 +363,24 @@ class Encoder:
                 raise UserError(f"data.max_length {length}: too short for the prompt; raise it")
             rows.append(parts[zlib.crc32(record.id.encode("utf-8", "replace")) % len(parts)])
             longest = max(longest, room + beside)
+        if buckets:
+            rungs = ladder(longest, self.tokens_per_image, length_step())
+            longest = rung(max(len(row.ids) for row in rows), rungs)
         return rows, longest
 
+    def alike(self, records: Sequence[Record], length: int) -> list[tuple[int, int]]:
+        """What training rows are put with their like by: room for pictures, and padded length."""
+        return [
+            (slots(len(record.images)), self.training_rows([record], length, buckets=True)[1])
+            for record in records
+        ]
+
     def training_batch(
-        self, records: Sequence[Record], length: int, share: Share = WHOLE
+        self,
+        records: Sequence[Record],
+        length: int,
+        share: Share = WHOLE,
+        buckets: bool = False,
     ) -> dict[str, np.ndarray]:
         """Records to arrays, with ``labels`` int32 [B]; see `training_rows`. Where no row has more
         than one picture, row i shows picture i, and there is no ``picture_index``.
@@ -371,8 +389,9 @@ class Encoder:
             records: B, of all processes, since they say in which shapes.
             length: tokens of a row with one picture.
             share: the rows of each array that are made; pictures of others are not decoded.
+            buckets: as of `training_rows`; rows too short for a picture then have no pixels.
         """
-        rows, longest = self.training_rows(records, length)
+        rows, longest = self.training_rows(records, length, buckets)
         labels = [self.settings.prompt.target(record.label) for record in records]
         own = all(len(record.images) <= 1 for record in records)
         if own:  # each in its row's own place: nothing to look up, nothing that devices send
@@ -390,6 +409,8 @@ class Encoder:
             if image is not None:
                 of_picture[...] = self.picture(image, f"picture of row {row}")
         arrays = self.pad(rows, longest) | {"labels": np.asarray(labels, np.int32)}
+        if buckets and longest < self.tokens_per_image:
+            return share.own(arrays)
         arrays |= {} if own else {"picture_index": indexed(shown)}
         return share.own(arrays) | {"pixel_values": pixels}
 

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from crossguard_jax.core import metrics
 from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
-from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
 from crossguard_jax.guard.augment import TALK, MixturePart, longest_row, parts
 from crossguard_jax.guard.batches import microbatches
 from crossguard_jax.guard.guard import Guard, is_plain
+from crossguard_jax.guard.loss import guard_loss, mass_weight
 from crossguard_jax.guard.mixture import (
     Readers,
     answered,
@@ -36,14 +35,15 @@ from crossguard_jax.guard.mixture import (
 )
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.load import encoding_hash, folder_hash, resolve_folder
-from crossguard_jax.nn import lora, verdict
+from crossguard_jax.io.ahead import THREADS
+from crossguard_jax.nn import lora
 from crossguard_jax.runtime import preemption
 from crossguard_jax.runtime.placement import WHOLE, Share
 from crossguard_jax.train.checkpoint import Checkpoints
 from crossguard_jax.train.identity import deciding
 from crossguard_jax.train.loop import Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer
-from crossguard_jax.train.step import Loss, TrainState, init_state, make_step
+from crossguard_jax.train.step import TrainState, init_state, make_step
 
 
 @dataclass(frozen=True)
@@ -59,45 +59,6 @@ class Trained:
     guard: Guard
     step: int
     rows: dict[str, int]
-
-
-def guard_loss(graphdef: Any, label_ids: tuple[int, int], over: str = "vocabulary") -> Loss:
-    """Mean cross-entropy (nats) and accuracy of a batch with ``labels``, by the adapter.
-
-    ``-log p(label)`` is the cross-entropy over the two labels plus ``-log`` of the mass that both
-    have. The loss takes a weight of the second as its last argument.
-
-    Args:
-        graphdef: the model's.
-        label_ids: of the (negative, positive) label.
-        over: a name in `nn.verdict.LOSSES`.
-
-    Raises:
-        UserError: another name.
-    """
-    if over not in verdict.LOSSES:
-        raise UserError(f"train.loss {over!r} is none of {', '.join(verdict.LOSSES)}")
-    ids = jnp.asarray(label_ids)
-
-    def loss(
-        adapters: Any, frozen: Any, batch: Any, key: PRNGKeyArray, weight: Array | float = 1.0
-    ) -> tuple[Array, Any]:
-        model, labels = lora.merge(graphdef, adapters, frozen), batch["labels"]
-        every = verdict.label_logits(model, batch, None if over == "vocabulary" else ids)
-        logits = every[:, ids] if over == "vocabulary" else every
-        losses = verdict.cross_entropy(logits, labels)
-        metrics = {"accuracy": ((logits[:, 1] > logits[:, 0]) == labels).mean()}
-        if over == "vocabulary":
-            log_mass = verdict.log_mass(every, ids)
-            losses, metrics["mass"] = losses - weight * log_mass, jnp.exp(log_mass).mean()
-        return losses.mean(), metrics
-
-    return loss
-
-
-def mass_weight(first: float, step: Array) -> Array:
-    """Weight of the labels' mass: 0 in the ``first`` steps, then 1."""
-    return (step >= first).astype(jnp.float32)
 
 
 def train_guard(
@@ -147,12 +108,20 @@ def train_guard(
     adam = optimizer(config.optim, config.train.steps)
     blank = config.data.blank
 
-    def encode(length: int, records: list[Record], share: Share = WHOLE) -> pipeline.Batch:
-        rows = [blanked(record, blank) for record in records]
-        return guard.encoder.training_batch(rows, length, share)
+    def shown(records: list[Record]) -> list[Record]:
+        return [blanked(record, blank) for record in records]
+
+    def encode(
+        length: int, records: list[Record], share: Share = WHOLE, buckets: bool = False
+    ) -> pipeline.Batch:
+        return guard.encoder.training_batch(shown(records), length, share, buckets)
+
+    def alike(length: int, records: list[Record]) -> Sequence[Any]:
+        return guard.encoder.alike(shown(records), length)
 
     transform = functools.partial(encode, config.data.max_length)
-    own = functools.partial(encode, share=Share.under(sharding))
+    buckets = config.data.buckets
+    own = functools.partial(encode, share=Share.under(sharding), buckets=buckets)
     validate = _Validation(guard, (graphdef, frozen), held, config.train.batch_size, transform)
     hooks = [Hook(config.train.eval_every, validate, config.train.keep_best)] if held else []
     rows = {name: len(source) for name, source in opened.items()}
@@ -166,7 +135,7 @@ def train_guard(
             functools.partial(mass_weight, labels_first * config.train.steps),
         ),
         frozen,
-        batches(mixed, config.train.batch_size, seed, own),
+        batches(mixed, config.train.batch_size, seed, own, alike if buckets else None),
         Schedule(config.train.steps, config.train.save_every),
         folder,
         identity=run_identity(config, guard, opened, data),
@@ -221,14 +190,16 @@ def batches(
     batch_size: int,
     seed: int,
     encode: Callable[[int, list[Record]], pipeline.Batch],
+    alike: Callable[[int, list[Record]], Sequence[Any]] | None = None,
 ) -> pipeline.Interleaved:
-    """A mixture's batches, of one shape each.
+    """A mixture's batches, each part's in one shape, or where rows are put with their like in few.
 
     Args:
         mixed: what `guard.augment.parts` gives.
         batch_size: rows of all processes.
         seed: of the order.
         encode: records to arrays, for rows of a length.
+        alike: what they are put with their like by, for rows of a length; see `pipeline.mixture`.
     """
     streams = [
         pipeline.mixture(
@@ -237,6 +208,9 @@ def batches(
             seed=seed,
             batch_size=batch_size,
             transform=functools.partial(encode, part.length),
+            key=functools.partial(alike, part.length) if alike else None,
+            prefetch=max(THREADS, 2),
+            threads=THREADS,
         )
         for part in mixed
     ]

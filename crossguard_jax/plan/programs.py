@@ -26,7 +26,7 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding
 from crossguard_jax.guard import guard as guards
 from crossguard_jax.guard.augment import longest_row
 from crossguard_jax.guard.batches import microbatches
-from crossguard_jax.guard.recipe import guard_loss, mass_weight
+from crossguard_jax.guard.loss import guard_loss, mass_weight
 from crossguard_jax.impforge.ppo.archive import Archive
 from crossguard_jax.impforge.ppo.policy import RewriterPolicy, make_policy
 from crossguard_jax.impforge.ppo.recipe import Breadth, PpoState, make_improve

@@ -10,7 +10,7 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import open_dataset, write_dataset
-from crossguard_jax.data.pipeline import Interleaved, evaluation, mixture
+from crossguard_jax.data.pipeline import POOL, Interleaved, evaluation, mixture
 from crossguard_jax.data.records import Record
 
 
@@ -142,6 +142,56 @@ def test_batches_from_array_record_equal_those_from_memory(tmp_path):
         write_dataset({"train": rows}, tmp_path, name)
     stored = {name: open_dataset(tmp_path, name, "train") for name in SOURCES}
     assert take(mixed(sources=stored, threads=3), 40) == take(mixed(), 40)
+
+
+def alike(records: list[Record]) -> list[int]:
+    """Three keys; a source has all of them."""
+    return [int(record.id[1:]) % 3 for record in records]
+
+
+def in_buckets(**options):
+    return mixed(key=alike, **options)
+
+
+def test_alike_rows_share_batches_and_a_pool_has_the_rows_that_it_has_without():
+    bucketed, plain = take(in_buckets(), 2 * POOL), take(mixed(), 2 * POOL)
+    for start in (0, POOL):
+        own, other = bucketed[start : start + POOL], plain[start : start + POOL]
+        assert Counter(n for batch in own for n in batch) == Counter(n for b in other for n in b)
+        keys = [{int(name[1:]) % 3 for name in batch} for batch in own]
+        assert sum(len(some) > 1 for some in keys) <= 2, "only where one key's rows end"
+        assert len({max(some) for some in keys[:6]}) > 1, "batches come in no order of keys"
+
+
+def test_sources_stay_mixed_in_batches_of_rows_that_are_alike():
+    for batch in take(in_buckets(), POOL):
+        share = Counter(name[0] for name in batch)
+        assert abs(share["a"] - 8) <= 5 and share["b"] and share["c"] <= 10
+
+
+@pytest.mark.parametrize("k", [0, 1, POOL - 1, POOL + 5])
+def test_batches_of_alike_rows_go_on_exactly_whoever_makes_them(k):
+    batches = in_buckets()
+    take(batches, k)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = take(batches, POOL)
+    restored = in_buckets(threads=4, prefetch=7)
+    take(restored, 3)
+    restored.set_state(state)
+    assert take(restored, POOL) == expected
+    with pytest.raises(UserError, match=f"saved with pool {POOL}, now None"):
+        mixed().set_state(state)
+
+
+def test_each_row_is_looked_at_once():
+    seen: list[str] = []
+
+    def counting(records: list[Record]) -> list[int]:
+        seen.extend(record.id for record in records)
+        return alike(records)
+
+    take(mixed(key=counting), 2 * POOL)
+    assert len(seen) == len(set(seen)) == sum(map(len, SOURCES.values()))
 
 
 def in_turns(shares=(0.7, 0.3)) -> Interleaved:

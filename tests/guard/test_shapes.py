@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from crossguard_jax import Guard
+from crossguard_jax.data.pipeline import mixture
+from crossguard_jax.data.records import Record
 from crossguard_jax.guard import guard as scoring
 from crossguard_jax.guard.batches import windows
 from crossguard_jax.guard.shapes import MOST_SHAPES, filled, ladder, plan, room, rung, slots
@@ -43,6 +45,33 @@ def test_two_thousand_rows_take_few_programs_and_little_filling(step, seed):
     assert len({batch.shape for batch in batches}) <= MOST_SHAPES
     assert all(batch.length % step == 0 for batch in batches)
     assert filling <= 1.15
+
+
+@pytest.mark.parametrize("step", [16, 128])
+@pytest.mark.parametrize("batch_size", [16, 40])
+def test_training_batches_take_few_programs_and_little_filling(step, batch_size):
+    tokens, pictures, _ = drawn(2_048, LIMIT)
+    rungs = ladder(1_024, PICTURE, step)
+    rows = [
+        Record(str(i), (b"",) * n, str(min(m, 1_024)))
+        for i, (m, n) in enumerate(zip(tokens, pictures, strict=True))
+    ]
+
+    def key(records):
+        return [(slots(len(r.images)), rung(int(r.text), rungs)) for r in records]
+
+    def shape(records):
+        real = [int(record.text) for record in records]
+        return {"tokens": np.array(real), "length": np.array(rung(max(real), rungs))}
+
+    batches = mixture(
+        {"rows": rows}, {"rows": 1}, seed=0, batch_size=batch_size, transform=shape, key=key
+    )
+    made = [next(batches) for _ in range(2_048 // batch_size)]
+    batches.close()
+    padded = sum(int(batch["length"]) * batch_size for batch in made)
+    assert padded / sum(batch["tokens"].sum() for batch in made) <= (1.15 if step == 16 else 1.18)
+    assert len({int(batch["length"]) for batch in made}) <= MOST_SHAPES
 
 
 @pytest.mark.parametrize("batch_size", [16, 64])
@@ -112,9 +141,8 @@ def test_sizes_are_few():
 
 def test_as_many_programs_are_compiled_as_are_planned(llava_folder, monkeypatch):
     guard = Guard.from_pretrained(llava_folder, prompt="short")
-    monkeypatch.setattr(
-        scoring, "_p_unsafe", jax.jit(scoring._p_unsafe.__wrapped__, static_argnums=0)
-    )
+    counted = jax.jit(scoring._p_unsafe.__wrapped__, static_argnums=0)
+    monkeypatch.setattr(scoring, "_p_unsafe", counted)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
     texts = ["can i touch it ?" + " please" * n for n in range(40)]
     images = [picture if n % 3 else None for n in range(40)]
