@@ -459,13 +459,22 @@ def toy(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("guard", "forge", "attacks"), help="what to measure")
+    parser.add_argument(
+        "what", choices=("guard", "forge", "attacks", "gpu"), help="what to measure"
+    )
     parser.add_argument("--runs", type=int, default=9, help="counted rounds (default: 9)")
     parser.add_argument("--batch", type=int, help="rows (default: 4), or texts (default: 64)")
     parser.add_argument(
         "--threads", type=int, default=2, help="torch's and faiss's threads (default: 2)"
     )
     _out_argument(parser, "runs/bench")
+    parser.add_argument(
+        "--size", default="7b", choices=("7b", "small"), help="gpu: of the model (default: 7b)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="gpu: when it ends (default: 10)"
+    )
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="gpu: which rows (default: all)")
     parser.add_argument(
         "--only",
         nargs="+",

@@ -311,6 +311,6 @@ def toy(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measures the guard's work, the forge's, or the attacks'."""
-    args.batch = args.batch or {"guard": 4, "forge": 64, "attacks": 4}[args.what]
+    """Measures the guard's work, the forge's, the attacks', or all of it at 7B on a GPU."""
+    args.batch = args.batch or {"guard": 4, "forge": 64, "attacks": 4, "gpu": 0}[args.what]
     importlib.import_module(f"crossguard_jax.bench.{args.what}").main(args)

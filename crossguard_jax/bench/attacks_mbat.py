@@ -69,17 +69,17 @@ def step_costs(model: Llava, size: int, ks: Sequence[int], runs: int) -> dict[st
     """
     adapted = lora.attach(model, TARGETS, RANK, ALPHA, jax.random.key(0))
     graphdef, adapters, base = lora.split(adapted)
-    check_graphdef, check = nnx.split(_check(model), graph=False)
-    frozen, batch = {"model": base, "check": check}, _batch(model, size)
+    check_graphdef, check = nnx.split(consistency_check(model), graph=False)
+    frozen, batch = {"model": base, "check": check}, make_rows(model, make_batch(model, size))
     adam, width = optax.adamw(LEARNING_RATE), model.config.text.hidden_size
     start = init_state(adapters, adam, 0)
     beta, epsilon, share = (Knob(value, value) for value in (0.1, EPSILON, 0.5))
     controller = Controller(0.0, beta, epsilon, share)
     state = CmaiState(**vars(start), arm=controller.start())
-    steps = _steps((graphdef, check_graphdef), adam, width, controller, ks)
+    programs = steps((graphdef, check_graphdef), adam, width, controller, ks)
     sides: dict[str, Callable[[], Any]] = {}
     compile_seconds = {}
-    for name, step in steps.items():
+    for name, step in programs.items():
         first = start if name == "clean" else state
         program, compile_seconds[name] = compiled(step, first, frozen, batch)
         sides[name] = _repeatedly(program, first, frozen, batch)
@@ -135,7 +135,7 @@ def shown(figures: dict[str, Any]) -> str:
     )
 
 
-def _steps(
+def steps(
     graphdefs: tuple[Any, Any],
     adam: optax.GradientTransformation,
     width: int,
@@ -150,8 +150,9 @@ def _steps(
     ) -> Answers:
         pixels, shift = inputs
         model = lora.merge(graphdef, trainable, frozen["model"])
-        states = model.see(normalized(pixels))
-        x = model.place(batch["input_ids"], model.project(states)) + shift
+        dtype = model.language_model.embed_tokens.embedding.dtype
+        states = model.see(normalized(pixels).astype(dtype))
+        x = model.place(batch["input_ids"], model.project(states)) + shift.astype(dtype)
         ids, labels = jnp.asarray(LABELS), batch["labels"]
         mask = batch["attention_mask"] > 0
         logits = model.read(x, mask, None if vocabulary else ids)
@@ -177,15 +178,14 @@ def _steps(
     return {"clean": make_step(clean_loss, adam)} | immunize
 
 
-def _check(model: Llava) -> Any:
+def consistency_check(model: Llava) -> Any:
     width = 2 * model.config.vision.hidden_size * len(model.config.vision_feature_layer)
     return make_check(ConsistencyConfig(width, TEXT_WIDTH), jax.random.key(1))
 
 
-def _batch(model: Llava, size: int) -> dict[str, Array]:
+def make_rows(model: Llava, rows: dict[str, np.ndarray]) -> dict[str, Array]:
     """The guard bench's rows, as MBAT reads them."""
-    rows = make_batch(model, size)
-    ids = rows["input_ids"].astype(np.int32)
+    ids, size = rows["input_ids"].astype(np.int32), len(rows["input_ids"])
     arrays = {
         "input_ids": ids,
         "attention_mask": rows["attention_mask"].astype(np.int32),

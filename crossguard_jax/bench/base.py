@@ -55,11 +55,13 @@ def make_folder(scratch: Path) -> Path:
     return scratch / "base"
 
 
-def make_batch(model: Llava, size: int) -> dict[str, np.ndarray]:
-    """Random rows: ids [B, L], their mask, normalized pixels [B, 3, X, X] and labels [B]."""
+def make_batch(model: Llava, size: int, n_text: int | None = None) -> dict[str, np.ndarray]:
+    """Random rows: ids [B, L] of ``n_text`` (None: `N_TEXT`) text tokens, their mask, normalized
+    pixels [B, 3, X, X] and labels [B]."""
     rng = np.random.default_rng(0)
     config = model.config
-    ids = rng.integers(3, 31_000, (size, config.tokens_per_image + N_TEXT), dtype=np.int64)
+    length = config.tokens_per_image + (n_text or N_TEXT)
+    ids = rng.integers(3, 31_000, (size, length), dtype=np.int64)
     ids[:, BEFORE : BEFORE + config.tokens_per_image] = config.image_token_id
     side = config.vision.image_size
     return {
