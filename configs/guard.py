@@ -50,14 +50,14 @@ def tiny() -> ConfigDict:
         "buckets": False,
         "sources": {
             "implicit": small_world("implicit", weight=0.18, limit=12_288),
-            "implicit_wide": small_world("implicit_wide", weight=0.09, limit=4_096),
+            "implicit_wide": small_world("implicit_wide", weight=0.08, limit=4_096),
             "two_pictures": small_world("two_pictures", weight=0.1, limit=4_096),
             "explicit_text": small_world("explicit_text", weight=0.22, limit=16_384),
             "explicit_picture": small_world("explicit_picture", weight=0.07, limit=4_096),
             "picture_only": small_world("picture_only", weight=0.04, limit=2_048),
             "typographic": small_world("typographic", weight=0.09, limit=4_096),
             "benign_vqa": small_world("benign_vqa", weight=0.09, limit=8_192),
-            "talk": small_world("talk", weight=0.14, limit=4_096),
+            "talk": small_world("talk", weight=0.13, limit=4_096),
         },
         # Rows made of those sources', as shares of all: "long" ones, filled up with sentences of
         # the talk, and ones with a forged turn "injected" into the text. They have more tokens:
