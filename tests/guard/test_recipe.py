@@ -18,7 +18,6 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.guard import loss as loss_module
-from crossguard_jax.guard import recipe
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.trained import content_hash, trained_on
