@@ -5,6 +5,12 @@ from collections.abc import Sequence
 
 from crossguard_jax.runtime.flags import add_config_places, add_mesh, add_places
 
+FORMATS = (
+    *("table", "nlvr", "nlvr2", "vlguard", "figstep", "figstep_twins", "vqav2", "beavertails"),
+    *("coco_captions", "karpathy", "siuo", "mm_safetybench", "jailbreakv", "xstest", "mossbench"),
+    *("mssbench", "holisafe", "vlsbench", "mm_vet"),
+)
+"""The readers of `data.sources`, whose import takes longer than a ``--help`` should."""
 PLACES = ("mesh", "axis_rules")
 """What every configuration of a computation says of devices."""
 GUARDS = {"toy://llava": "the small world's LLaVA, a guard without training"}
@@ -237,8 +243,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         "--data",
         action="append",
         metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
-        help="labelled rows; READER is table, vlguard, figstep, vqav2 or nlvr",
+        help="labelled rows; READER is a format of crossguard score",
     )
+    _missing_pictures_argument(parser)
     shard_arguments(
         parser,
         "labelled tables, in the order of a manifest",
@@ -259,6 +266,15 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     )
     _verdict_arguments(parser)
     add_places(parser)
+
+
+def _missing_pictures_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--missing-pictures",
+        choices=("out", "in"),
+        help="of a published set: rows whose picture is not there are out of the denominator, or "
+        "in it, by what else they have (default: out)",
+    )
 
 
 def _verdict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -317,12 +333,11 @@ def score(parser: argparse.ArgumentParser) -> None:
     )
     many.add_argument(
         "--format",
-        choices=(
-            *("table", "nlvr", "nlvr2", "vlguard", "figstep", "figstep_twins", "vqav2"),
-            *("beavertails", "coco_captions", "karpathy"),
-        ),
+        choices=FORMATS,
         default="table",
+        help="of the input (default: table)",
     )
+    _missing_pictures_argument(many)
     many.add_argument("--split", help="which split, where the format has several")
     many.add_argument("--images", metavar="FOLDER", help="of the pictures (default: the input's)")
     for column in ("image", "text", "id", "label"):

@@ -9,7 +9,8 @@ import numpy as np
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record, blanked
-from crossguard_jax.evals.benchmarks import ScoredRows, slug
+from crossguard_jax.data.sources.reading import SourceRows, subset_of
+from crossguard_jax.evals.benchmarks import TRAINED_ON, ScoredRows, slug
 from crossguard_jax.evals.examples import Lookup
 from crossguard_jax.evals.guard_report import Judged, guard_sections
 from crossguard_jax.evals.scoring import (
@@ -19,8 +20,9 @@ from crossguard_jax.evals.scoring import (
     scored_rows,
     write_verdicts,
 )
-from crossguard_jax.hf.trained import content_hash, trained_on
-from crossguard_jax.report.blocks import Section
+from crossguard_jax.evals.seen import apart, learned_from, seen_rows, seen_sections
+from crossguard_jax.hf.trained import content_hash
+from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Table
 from crossguard_jax.runtime import processes
@@ -46,17 +48,24 @@ def main(args: argparse.Namespace) -> int:
 
         return sharded.main(args)
     with LeftOut(folder / "rejected.jsonl") as left_out:
-        tests = read_benchmarks(args.data, left_out)
-        tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in tests.items()}
+        readings: list[SourceRows] = []
+        whole = read_benchmarks(args.data, left_out, args.missing_pictures, readings)
+        tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in whole.items()}
         judgements, systems, own, learned = _score(args, tests, left_out)
     for name, scored in judgements.items():
         write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
 
     def write() -> int:
-        contents = {k: [content_hash(r.text, r.images) for r in rows] for k, rows in tests.items()}
-        seen = seen_sections(learned, contents)
-        return report(args, left_out, judgements, systems, own, seen, lambda b, i: texts[b, i])
+        contents = {
+            (name, r.id): content_hash(r.text, r.images)
+            for name, rows in whole.items()
+            for r in rows
+        }
+        seen = {name: seen_rows(words, contents) for name, words in learned.items()}
+        sections = [*seen_sections(seen, contents), *data_sections(readings)]
+        split = apart(systems, set().union(*seen.values()))
+        return report(args, left_out, judgements, split, own, sections, lambda b, i: texts[b, i])
 
     return processes.by_first(write)
 
@@ -65,18 +74,29 @@ def report(
     args: argparse.Namespace,
     left_out: LeftOut,
     judgements: Mapping[str, Scored],
-    systems: dict[str, ScoredRows],
+    systems: Mapping[str, ScoredRows],
     own: Mapping[str, float],
-    seen: Sequence[Section],
+    more: Sequence[Section],
     lookup: Lookup,
 ) -> int:
-    """Report and figures; returns the exit code."""
+    """Report and figures; returns the exit code.
+
+    Args:
+        args: the verb's.
+        left_out: the rows that it is not about.
+        judgements: every system's verdicts.
+        systems: their scores of the rows that all can score, with those apart that one was trained
+            on (`seen.apart`).
+        own: their own thresholds.
+        more: sections about rows and sets.
+        lookup: gives a row's picture and text, by its benchmark as it was read, and its id.
+    """
     folder = Path(args.out)
     threshold = _threshold(args.threshold, own)
     judged = Judged(systems, threshold)
     meta = {"models": args.model, "data": args.data or args.shards, "threshold": threshold}
-    sections = guard_sections(judged, lookup)
-    sections += [*policy_sections(judgements), *seen, *left_out_sections(left_out)]
+    sections = guard_sections(judged, lambda b, i: lookup(b.removesuffix(TRAINED_ON), i))
+    sections += [*policy_sections(judgements), *more, *left_out_sections(left_out)]
     page = Report("Guards compared", sections, meta).write(folder)
     for name, figures in judged.results.items():
         for measure in ("asr", "fpr", "accuracy", "auroc"):
@@ -90,7 +110,7 @@ def _score(
     args: argparse.Namespace, tests: Mapping[str, Sequence[Record]], left_out: LeftOut
 ) -> tuple[dict[str, Scored], dict[str, ScoredRows], dict[str, float], dict[str, set[str]]]:
     """Every model's verdicts, its scores of the rows that all can score, its own threshold, and the
-    content of what it was trained on."""
+    contents and the names of what it was trained on."""
     learned: dict[str, set[str]] = {}
     judgements: dict[str, Scored] = {}
     systems: dict[str, ScoredRows] = {}
@@ -101,7 +121,7 @@ def _score(
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
         options = {"prompt": args.prompt, "noise_seed": args.noise_seed}
         system = load(path, adapter, args.dtype, mesh=inference_mesh(args.mesh), **options)
-        learned[name] = trained_on(system.folder, path, adapter or path)
+        learned[name] = learned_from(system.folder, path, adapter or path)
         store = VerdictStore(store_folder(args.store), system)
         judgements[name] = judged_rows(store, tests, name, args.batch_size, left_out)
         scores = scored_rows(judgements[name], system.settings.prompt.positive)
@@ -159,33 +179,10 @@ def policy_sections(judgements: Mapping[str, Scored]) -> list[Section]:
     return [Section("What the policy did", (table,))]
 
 
-def seen_sections(
-    learned: Mapping[str, set[str]], contents: Mapping[str, Sequence[str]]
-) -> list[Section]:
-    """Which rows the systems say that they were trained on, as a warning; prints it, too.
-
-    Args:
-        learned: the content of each system's training rows.
-        contents: the content of each benchmark's rows.
-    """
-    rows = []
-    for name, trained in learned.items():
-        for benchmark, tested in contents.items():
-            seen = sum(content in trained for content in tested)
-            if seen:
-                print(f"{name} was trained on {seen:,} of the {len(tested):,} rows of {benchmark}")
-                rows.append((name, benchmark, f"{seen:,} of {len(tested):,}"))
-    if not rows:
-        return []
-    caption = (
-        "By the lists of training rows beside the models' cards; figures on these prove little."
-    )
-    return [
-        Section(
-            "Rows that a system was trained on",
-            (Table(("System", "Benchmark", "Rows"), tuple(rows), caption),),
-        )
-    ]
+def data_sections(readings: Sequence[SourceRows]) -> list[Section]:
+    """What was read of published sets, and their licences; nothing where there are none."""
+    lines = tuple(line for reading in readings for line in reading.lines())
+    return [Section("The data sets", (Bullets(lines),))] if lines else []
 
 
 def left_out_sections(left_out: LeftOut) -> list[Section]:
@@ -229,14 +226,24 @@ def parse_model(spec: str) -> tuple[str, str, str | None]:
     return slug(name), path, adapter or None
 
 
-def read_benchmarks(specs: Sequence[str], left_out: LeftOut) -> dict[str, list[Record]]:
-    """Labelled records by benchmark.
+def read_benchmarks(
+    specs: Sequence[str],
+    left_out: LeftOut,
+    missing_pictures: str | None = None,
+    readings: list[SourceRows] | None = None,
+) -> dict[str, list[Record]]:
+    """Labelled records by benchmark; prints what is to be said of the sets they are from.
+
+    Subsets of a set that have denominators of their own are benchmarks of their own.
 
     Args:
         specs: ``[NAME=]READER:PATH[:SPLIT]`` with a reader of `data.sources`, or ``FILE.jsonl``,
             whose rows are grouped by their ``source`` field.
         left_out: takes the rows that could not be read, and those of an id that an earlier row of
             the same benchmark has.
+        missing_pictures: what becomes of rows without their pictures, for the readers that can
+            keep them (`data.sources.downloads.MISSING_PICTURES`).
+        readings: takes what the rows were counted with.
 
     Raises:
         UserError: a spec that is neither, or no good row at all.
@@ -246,13 +253,20 @@ def read_benchmarks(specs: Sequence[str], left_out: LeftOut) -> dict[str, list[R
         name, equals, rest = spec.partition("=")
         reader, path, split = _parse_data(rest if equals else spec)
         options = {"split": split} if split else {}
+        if missing_pictures and sources.has_option(reader, "missing_pictures"):
+            options["missing_pictures"] = missing_pictures
         given = name if equals else ""
 
         def benchmark(record: Record, given: str = given, reader: str = reader) -> str:
-            return given or record.source or reader
+            return "_".join(filter(None, [given or record.source or reader, subset_of(record)]))
 
-        for record in left_out.accepted(sources.read(reader, path, **options), benchmark):
+        rows = sources.read(reader, path, **options)
+        for record in left_out.accepted(rows, benchmark):
             tests.setdefault(benchmark(record), []).append(record)
+        if processes.is_first():
+            print("".join(f"{line}\n" for line in rows.lines()), end="")
+        if readings is not None:
+            readings.append(rows)
     if not tests:
         raise UserError(f"{', '.join(specs)}: no good row; see {left_out.path}")
     return tests

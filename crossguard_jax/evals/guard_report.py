@@ -72,7 +72,7 @@ class Judged:
     def scored(self) -> dict[str, Scored]:
         """Scores and truth by the systems' titles, for the plots."""
         return {
-            self.title(name): Scored(scores.p_unsafe, scores.unsafe)
+            self.title(name): Scored(scores.pooled().p_unsafe, scores.pooled().unsafe)
             for name, scores in self.systems.items()
         }
 
@@ -114,12 +114,13 @@ def overview(judged: Judged) -> Section:
     """What was scored, what the words mean, the result in a sentence, and every figure."""
     main, shown = judged.main, judged.title(judged.main)
     rows = judged.systems[main]
+    pooled = rows.pooled()
     result = (
         f"At the threshold {judged.threshold:g}, **{shown}** lets {{{main}.all.asr:%}} of "
         f"the malicious rows through and marks {{{main}.all.fpr:%}} of the benign rows unsafe. "
         "Brackets are 95% confidence intervals."
     )
-    if not (~rows.unsafe).any():
+    if not (~pooled.unsafe).any():
         result += (
             " **There are no benign rows here**, so that a guard which flags everything would "
             "look perfect: read none of these figures as quality."
@@ -242,7 +243,8 @@ def _composition(rows: ScoredRows, titles: Mapping[str, str]) -> Table:
         unsafe = rows.unsafe[rows.benchmark == benchmark]
         counts = (int(unsafe.sum()), int((~unsafe).sum()))
         lines.append((titles.get(slug(benchmark), benchmark), *(f"{n:,}" for n in counts)))
-    lines.append(("all", f"{int(rows.unsafe.sum()):,}", f"{int((~rows.unsafe).sum()):,}"))
+    unsafe = rows.pooled().unsafe
+    lines.append(("all", f"{int(unsafe.sum()):,}", f"{int((~unsafe).sum()):,}"))
     return Table(
         ("Benchmark", "Malicious rows", "Benign rows"), tuple(lines), "The rows that were scored."
     )

@@ -14,10 +14,10 @@ from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record, Rejected, blanked, rejection
 from crossguard_jax.evals.benchmarks import ScoredRows
-from crossguard_jax.evals.evaluate import in_common, parse_model, report, seen_sections
+from crossguard_jax.evals.evaluate import in_common, parse_model, report
 from crossguard_jax.evals.scoring import Scored, scored_rows, write_verdicts
+from crossguard_jax.evals.seen import apart, learned_from, seen_rows, seen_sections
 from crossguard_jax.guard.verdict import Verdict
-from crossguard_jax.hf.trained import trained_on
 from crossguard_jax.io.jsonl import RowError, read_jsonl
 from crossguard_jax.runtime.executors.run import run_shards
 from crossguard_jax.runtime.shards import (
@@ -60,15 +60,13 @@ def main(args: argparse.Namespace) -> int:
             ]
             systems[name] = scored_rows(judgements[name], positive)
             own[name] = identity["threshold"]
-            learned[name] = trained_on(notes["base"], path, adapter or path)
+            learned[name] = learned_from(notes["base"], path, adapter or path)
             if not len(systems[name]):
                 raise UserError(f"--model {spec}: it can score no row; see {left_out.path}")
     for name, scored in judgements.items():
         write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
     keys = set.intersection(*(set(scores.keys()) for scores in systems.values()))
-    by_benchmark: dict[str, list[str]] = {}
-    for key in sorted(keys):
-        by_benchmark.setdefault(key[0], []).append(contents[key])
+    contents = {key: contents[key] for key in sorted(keys)}
     places = {
         (benchmark, record.id): record.provenance
         for benchmark, record, _ in next(iter(judgements.values()))
@@ -83,8 +81,10 @@ def main(args: argparse.Namespace) -> int:
         record = blanked(record, args.blank)
         return record.image, record.text
 
-    seen = seen_sections(learned, by_benchmark)
-    return report(args, left_out, judgements, in_common(systems, keys), own, seen, lookup)
+    seen = {name: seen_rows(words, contents) for name, words in learned.items()}
+    split = apart(in_common(systems, keys), set().union(*seen.values()))
+    sections = seen_sections(seen, contents)
+    return report(args, left_out, judgements, split, own, sections, lookup)
 
 
 def _job(args: argparse.Namespace, path: str, adapter: str | None, folder: Path) -> ShardJob:

@@ -15,6 +15,7 @@ from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data import sources
 from crossguard_jax.data.builders import RecordSource, open_dataset, write_dataset
 from crossguard_jax.data.records import LeftOut, Record, Rejected
+from crossguard_jax.data.sources.catalogue import refuse_training
 from crossguard_jax.hf.trained import TrainedRow, content_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.files import noting, unchanged
@@ -47,11 +48,13 @@ def open_sources(
         seed: draws the rows of a source that has a limit.
 
     Raises:
-        UserError: a reader's own, a source without one good row, or a ``tenth`` that is none of
-            `TENTHS`.
+        UserError: a reader's own, a source without one good row or one that no model may learn
+            from (`refuse_training`), or a ``tenth`` that is none of `TENTHS`.
     """
     folder = Path(folder)
     weighted = {name: spec for name, spec in specs.items() if spec.weight > 0}
+    for spec in weighted.values():
+        refuse_training(spec.reader, spec.split)
 
     def write() -> None:
         for name, spec in weighted.items():

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from crossguard_jax.core.errors import UserError, short
+from crossguard_jax.io import archives
 from crossguard_jax.io.files import note
 
 Picture = Image.Image | bytes | bytearray | memoryview | str | os.PathLike | np.ndarray
@@ -97,10 +98,10 @@ def read_picture(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         path = Path(path)
         note(path)
-        if not path.is_file():
+        if not archives.is_file(path):
             what = "is not a regular file" if path.exists() else "does not exist"
             raise UserError(f"{name}: the picture {what}; correct the path")
-        with path.open("rb") as file:
+        with archives.opened(path) as file:
             data = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or _line(error)

@@ -15,10 +15,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from crossguard_jax.core.errors import UserError, short
+from crossguard_jax.io import archives
 from crossguard_jax.io.files import note
+from crossguard_jax.io.json_stream import read_json_rows
 from crossguard_jax.io.lines import ENDINGS, MAX_LINE_BYTES, Row, RowError, lines
 from crossguard_jax.io.tables import read_csv
 
@@ -34,7 +36,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
         ".jsonl": read_jsonl,
         ".ndjson": read_jsonl,
-        ".json": lambda p: read_json_array(p) if _is_array(p) else read_jsonl(p),
+        ".json": lambda p: read_json_rows(p) if _is_array(p) else read_jsonl(p),
         ".csv": read_csv,
         ".tsv": lambda p: read_csv(p, delimiter="\t"),
     }
@@ -91,23 +93,13 @@ def _only_rows(value: dict[str, Any]) -> bool:
     return len(value) > 1 and all(isinstance(each, list | dict) for each in value.values())
 
 
-def read_json_array(path: str | Path) -> Iterator[Row]:
-    """Yields ``(position from 1, dict or RowError)`` for each element of a file's one array."""
-    elements = read_json(path)
-    if not isinstance(elements, list):
-        kind = _kind(elements)
-        raise UserError(f"{path}: holds {kind}, expected an array of rows; download it again")
-    for row, element in enumerate(elements, start=1):
-        yield row, element if isinstance(element, dict) else RowError(_not_object(element))
-
-
 def read_json(path: str | Path, object_hook: Callable[[dict], Any] | None = None) -> Any:
     """The one JSON value in a file; ``object_hook`` may shrink each object as it is parsed.
 
     Raises:
       UserError: the file cannot be opened, or is not JSON.
     """
-    with _open(path) as file:
+    with _opened(path) as file:
         try:
             return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
         except (ValueError, RecursionError) as error:
@@ -216,17 +208,19 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _open(path: str | Path) -> Any:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     try:
         note(Path(path))
-        return open(path, "rb")
+        with archives.opened(path) as file:
+            yield file
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: cannot be read ({reason}); correct the path") from error
 
 
 def _is_array(path: Path) -> bool:
-    with _open(path) as file:
+    with _opened(path) as file:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
@@ -245,11 +239,6 @@ def parse_line(line: bytes) -> dict[str, Any] | RowError:
 
 def _not_object(value: Any) -> str:
     return f"not a JSON object but a {type(value).__name__}"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", type(None): "null"}
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _last_line_start(file: Any, block: int = 2**16) -> int:

@@ -5,15 +5,19 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
+from crossguard_jax.io import archives
 from crossguard_jax.io.files import note
 
 MAX_LINE_BYTES = 16 * 2**20
 ENDINGS = ("", ".gz", ".xz")
+CUT = "the file is cut short or damaged here"
+"""How the reason begins that stands for all rows from there on."""
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError)  # ValueError: a NUL in a path
@@ -47,7 +51,8 @@ def lines(
     path, row = Path(path), 0
     try:
         note(path)
-        with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+        unpacked = _OPENERS.get(path.suffix.lower(), nullcontext)
+        with archives.opened(path) as packed, unpacked(packed) as file:
             for row, line in enumerate(_lines(file, max_line_bytes), start=1):
                 if row == 1 and isinstance(line, bytes):
                     _refuse_wide(path, line)
@@ -62,10 +67,7 @@ def lines(
             ) from error
         yield (
             row + 1,
-            RowError(
-                f"the file is cut short or damaged here ({reason}); download it again: the "
-                f"{row:,} lines before were read"
-            ),
+            RowError(f"{CUT} ({reason}); download it again: the {row:,} lines before were read"),
         )
 
 

@@ -25,7 +25,7 @@ from crossguard_jax.data.sources.packed import reader_of
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.trained import content_hash
-from crossguard_jax.io import jsonl
+from crossguard_jax.io import archives, jsonl
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.runtime import preemption, processes
 from crossguard_jax.runtime.mesh import inference_mesh
@@ -158,7 +158,8 @@ def _check(args: argparse.Namespace) -> None:
         if args.shards is None and getattr(args, name) is not None:
             args.usage_error(f"--{name} goes with --shards")
     if args.input is None and args.shards is None:
-        stray = [*given, *(n for n in ("output", "split", "restart") if getattr(args, n))]
+        own = ("output", "split", "missing_pictures", "restart")
+        stray = [*given, *(name for name in own if getattr(args, name))]
         if stray:
             args.usage_error(f"--{_flag(stray[0])} goes with --input")
         return
@@ -173,6 +174,8 @@ def _check(args: argparse.Namespace) -> None:
         args.usage_error(f"--{_flag(given[0])} is for tables, not for --format {args.format}")
     if args.format == "table" and args.split is not None:
         args.usage_error("--split is not for tables; give the split's own file")
+    if args.missing_pictures and not sources.has_option(args.format, "missing_pictures"):
+        args.usage_error(f"--missing-pictures is not for --format {args.format}")
     if args.text_only and (args.image_column or args.images):
         args.usage_error("--text-only has no pictures, so no --image-column and no --images")
     if args.input and Path(args.output).resolve() == Path(args.input).resolve():
@@ -233,7 +236,8 @@ def _score_file(args: argparse.Namespace) -> int:
     options = _reader_options(args)
     if sources.has_option(args.format, "check_pictures"):
         options["check_pictures"] = False  # the guard decodes them anyway
-    items = sources.read(args.format, args.input, **options)
+    reading = sources.read(args.format, args.input, **options)
+    items: Iterator[Item] = reading
     # The input's faults show before the model is loaded.
     first = next(items, None)
     if first is None:
@@ -255,7 +259,7 @@ def _score_file(args: argparse.Namespace) -> int:
     with opened[0] if opened else contextlib.nullcontext() as results:
         tally = score_items(store, items, results, queue, args.batch_size, last_row(table))
     seconds = time.monotonic() - began
-    print("\n".join(tally.lines()))
+    print("\n".join([*reading.lines(), *tally.lines()]))
     if store.computed < tally.verdicts:
         print(f"{tally.verdicts - store.computed:,} of the verdicts had been made before")
     if store.computed:
@@ -275,7 +279,8 @@ def _score_file(args: argparse.Namespace) -> int:
 def _reader_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of the format's reader that were given, by the reader's names for them."""
     if args.format != "table":
-        return {} if args.split is None else {"split": args.split}
+        given = {name: getattr(args, name) for name in ("split", "missing_pictures")}
+        return {name: value for name, value in given.items() if value is not None}
     names = {"images": "pictures"} | {f"{n}_column": n for n in ("id", "image", "text", "label")}
     given = _table_options(args)
     options = {ours: given[flag] for flag, ours in names.items() if given[flag] is not None}
@@ -287,9 +292,10 @@ def _file_of(item: Item) -> str:
 
 
 def last_row(file: Path) -> int | None:
-    """About the number of a table's last row, cheaply; for the time that is left. None where its
-    lines are no rows."""
-    if reader_of(file) is not None:
+    """About the number of a table's last row, cheaply, for the time that is left; None where its
+    lines are no rows, or counting them would cost more than that is worth."""
+    packed = reader_of(file) is not None or archives.archive_of(file) is not None
+    if packed or file.stat().st_size > 2**26:
         return None
     lines, start, end = 0, b"", b"\n"
     with file.open("rb") as handle:

@@ -16,10 +16,16 @@ from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.beavertails import beavertails
 from crossguard_jax.data.sources.coco_captions import coco_captions
 from crossguard_jax.data.sources.figstep import figstep, figstep_twins
+from crossguard_jax.data.sources.implicit import holisafe, siuo, vlsbench
+from crossguard_jax.data.sources.jailbreakv import jailbreakv
 from crossguard_jax.data.sources.karpathy import karpathy
+from crossguard_jax.data.sources.mm_safetybench import mm_safetybench
+from crossguard_jax.data.sources.mm_vet import mm_vet
 from crossguard_jax.data.sources.nlvr import nlvr
 from crossguard_jax.data.sources.nlvr2 import nlvr2
+from crossguard_jax.data.sources.reading import SourceRows
 from crossguard_jax.data.sources.table import table
+from crossguard_jax.data.sources.twins import mossbench, mssbench, xstest
 from crossguard_jax.data.sources.vlguard import vlguard
 from crossguard_jax.data.sources.vqav2 import vqav2
 
@@ -34,11 +40,20 @@ SOURCES: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
     "coco_captions": coco_captions,
     "karpathy": karpathy,
     "beavertails": beavertails,
+    "siuo": siuo,
+    "mm_safetybench": mm_safetybench,
+    "jailbreakv": jailbreakv,
+    "xstest": xstest,
+    "mossbench": mossbench,
+    "mssbench": mssbench,
+    "holisafe": holisafe,
+    "vlsbench": vlsbench,
+    "mm_vet": mm_vet,
 }
 
 
-def read(name: str, path: str | Path, **options: Any) -> Iterator[Record | Rejected]:
-    """Rows of the source called ``name`` at ``path``.
+def read(name: str, path: str | Path, **options: Any) -> SourceRows:
+    """Rows of the source called ``name`` at ``path``, counted as they come.
 
     Raises:
       UserError: there is no such source or it has no such option (the message names the nearest
@@ -46,11 +61,13 @@ def read(name: str, path: str | Path, **options: Any) -> Iterator[Record | Rejec
     """
     if name not in SOURCES:
         raise UserError(f"source {name!r}: unknown{_nearest(name, list(SOURCES))}")
-    names = list(inspect.signature(SOURCES[name]).parameters)[1:]
+    parameters = inspect.signature(SOURCES[name]).parameters
+    names = list(parameters)[1:]
     for option in options:
         if option not in names:
             raise UserError(f"source {name!r}: no option {option!r}{_nearest(option, names)}")
-    return SOURCES[name](path, **options)
+    split = parameters["split"].default if "split" in parameters else ""
+    return SourceRows(name, options.get("split", split) or "", SOURCES[name](path, **options))
 
 
 def has_option(name: str, option: str) -> bool:

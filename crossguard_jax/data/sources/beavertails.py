@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.common import records_of, required, shuffled, text_field
+from crossguard_jax.data.sources.downloads import find
+from crossguard_jax.io import archives
 from crossguard_jax.io.jsonl import read_jsonl
-from crossguard_jax.io.lines import ENDINGS
+from crossguard_jax.io.lines import CUT, ENDINGS
 
 # The files' own keys, in the files' own order, which settles ties.
 CATEGORIES = (
@@ -43,7 +45,12 @@ class _Prompt:
     votes: Counter[str] = field(default_factory=Counter)
 
 
-def beavertails(path: str | Path, *, seed: int | None = None) -> Iterator[Record | Rejected]:
+SPLITS = ("train", "test", "330k_train", "330k_test", "30k_train", "30k_test")
+
+
+def beavertails(
+    path: str | Path, *, split: str = "train", seed: int | None = None
+) -> Iterator[Record | Rejected]:
     """Reads the queries of a ``.jsonl``, ``.jsonl.gz`` or ``.jsonl.xz``, votes resolved.
 
     Rows repeat a prompt over answers and annotators, each with 14 yes-or-no categories. Prompts
@@ -58,21 +65,28 @@ def beavertails(path: str | Path, *, seed: int | None = None) -> Iterator[Record
     votes as JSON (``votes``, categories without one left out).
 
     Args:
-      path: the file, or a folder that holds exactly one.
+      path: the file, a folder that holds exactly one, or the download, with files such as
+        ``round0/330k/train.jsonl.xz`` (``round0/train.jsonl.xz`` in older revisions).
+      split: which file of the download: train or test, of the larger size that is there, or of
+        the size given, such as "30k_train".
       seed: draws the order of the records; None keeps that of first appearance.
 
     Raises:
-      UserError: there is no such file, or not even its first row can be unpacked. A file cut short
-        later gives one rejected row, and the records of what was read.
+      UserError: there is no such file or split, or not even its first row can be unpacked. A file
+        cut short later gives one rejected row, and the records of what was read.
     """
-    file = _the_file(Path(path))
+    file = _the_file(Path(path), split)
     return _resolved(file, seed)
 
 
-def _resolved(file: Path, seed: int | None) -> Iterator[Record | Rejected]:
+def _resolved(file: Path, seed: int | None) -> Generator[Record | Rejected, None, int]:
+    """The records; returns how many rows there were."""
     prompts: dict[str, _Prompt] = {}
+    votes = 0
     for vote in records_of(file, read_jsonl(file), _vote):
+        votes += 1
         if isinstance(vote, Rejected):
+            votes -= vote.reason.startswith(CUT)
             yield vote
             continue
         row, text, categories = vote
@@ -84,6 +98,7 @@ def _resolved(file: Path, seed: int | None) -> Iterator[Record | Rejected]:
         category = max(CATEGORIES, key=lambda name: prompt.votes[name])
         if 2 * prompt.votes[category] > prompt.rows:
             yield _record(file, prompt, category)
+    return votes
 
 
 def _vote(row: int, value: dict[str, Any]) -> list[tuple[int, str, list[str]]]:
@@ -114,12 +129,17 @@ def _record(file: Path, prompt: _Prompt, category: str) -> Record:
     )
 
 
-def _the_file(path: Path) -> Path:
-    if not path.is_dir():
+def _the_file(path: Path, split: str) -> Path:
+    if split not in SPLITS:
+        raise UserError(f"beavertails: no split {split!r}; choose one of {', '.join(SPLITS)}")
+    if not archives.is_folder(path):
         return path
     endings = tuple(f".jsonl{ending}" for ending in ENDINGS)
-    files = sorted(file for file in path.iterdir() if file.name.lower().endswith(endings))
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise UserError(f"{path}: expected one file ({', '.join(endings)}), found {names}; name it")
-    return files[0]
+    files = [file for file in archives.listing(path) if file.name.lower().endswith(endings)]
+    if len(files) == 1:
+        return files[0]
+    size, _, part = split.rpartition("_")
+    folders = [f"{each}/" for each in ([size] if size else ("330k", "30k"))]
+    names = [f"{folder}{part}{ending}" for folder in (*folders, "") for ending in endings[::-1]]
+    places = [f"{round}{name}" for name in names for round in ("round0/", "")]
+    return find(path, "BeaverTails", *places).file

@@ -73,6 +73,14 @@ def required(row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
+def name_field(row: Mapping[str, Any], name: str) -> str:
+    """The row's own name or number, whichever way the file writes it."""
+    value = required(row, name)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise UserError(f"field {name!r} is no name but {short(repr(value))}")
+    return str(value).strip()
+
+
 def picture_name(row: Mapping[str, Any], name: str) -> str:
     """The row's picture path, as written."""
     value = required(row, name)

@@ -1,20 +1,17 @@
 """VLGuard (Zong et al., ICML 2024): safe and unsafe pictures with instructions."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.data.sources.common import (
-    first_folder,
-    named_picture,
-    records_of,
-    required,
-    text_field,
-)
+from crossguard_jax.data.sources.common import picture_name, records_of, required, text_field
+from crossguard_jax.data.sources.downloads import Pictures, find
+from crossguard_jax.io import archives
 from crossguard_jax.io.files import note
-from crossguard_jax.io.jsonl import read_json_array
+from crossguard_jax.io.json_stream import read_json_rows
 from crossguard_jax.io.lines import RowError
 
 # The field of an ``instr-resp`` entry that holds its instruction: (label, the paper's subset).
@@ -30,30 +27,35 @@ NONE = {"n/a", "na", "none", "null", "nan"}
 
 
 def vlguard(
-    path: str | Path, *, split: str = "train", seed: int | None = None, check_pictures: bool = True
+    path: str | Path,
+    *,
+    split: str = "train",
+    missing_pictures: str = "out",
+    seed: int | None = None,
+    check_pictures: bool = True,
 ) -> Iterator[Record | Rejected]:
     """Reads ``path/SPLIT.json`` with pictures in ``path/SPLIT/``, ``path/images/`` or ``path``.
 
     An unsafe picture gives one record. A safe one gives two: a safe instruction, and an unsafe one
     about the same picture. ``provenance["subset"]`` is the paper's: unsafes, safe_safes or
-    safe_unsafes. The category is the harmful one where the file has one, otherwise the subset.
-    Training rows whose id is in ``test.json`` too are rejected, and so are instructions that are
-    empty or "N/A".
+    safe_unsafes, each with a denominator of its own. The category is the harmful one where the file
+    has one, otherwise the subset. Training rows whose id is in ``test.json`` too are rejected, and
+    so are instructions that are empty or "N/A".
 
     Args:
-      path: the folder of the download.
+      path: the folder of the download, its archives unpacked or not, or one level from it.
       split: train or test.
+      missing_pictures: what becomes of a row without its picture (`downloads.MISSING_PICTURES`).
       seed: draws the order of the rows; None keeps the file's.
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
       UserError: the JSON or the picture folder is missing.
     """
-    root = Path(path)
-    file = root / f"{split}.json"
-    rows = read_json_array(file)
-    pictures = first_folder(root, split, "images", ".")
-    test = _ids(root / "test.json") if split != "test" else set()
+    place = find(path, "VLGuard", f"{split}.json")
+    file = place.file
+    pictures = Pictures(place, split, "images", ".", check=check_pictures, missing=missing_pictures)
+    test = _ids(place.root / "test.json") if split != "test" else set()
 
     def make(row: int, value: dict[str, Any]) -> list[Record | Rejected]:
         if "id" in value and str(value["id"]) in test:
@@ -61,7 +63,8 @@ def vlguard(
                 f"id {short(repr(value['id']))} is in test.json too; a guard is not trained on what"
                 " it is tested on"
             )
-        image = named_picture(value, "image", pictures, check_pictures)
+        base = Record("", (), "", source="vlguard", provenance={"file": str(file), "row": str(row)})
+        base = pictures.read((picture_name(value, "image"),), base, "field 'image'")
         entries = required(value, "instr-resp")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError("field 'instr-resp' is no list of objects; download the file again")
@@ -76,30 +79,29 @@ def vlguard(
                 made.append(Rejected(str(file), row, str(error)))
                 continue
             label, subset = INSTRUCTIONS[name]
-            provenance = {"file": str(file), "row": str(row), "subset": subset}
+            provenance = {**base.provenance, "subset": subset}
             if value.get("harmful_subcategory"):
                 provenance["subcategory"] = str(value["harmful_subcategory"])
             made.append(
-                Record(
+                replace(
+                    base,
                     id=f"vlguard-{split}-{value.get('id', row)}-{subset}",
-                    images=(image,),
                     text=text,
                     label=label,
                     category=str(value.get("harmful_category") or subset),
-                    source="vlguard",
                     provenance=provenance,
                 )
             )
         return made
 
-    return records_of(file, rows, make, seed)
+    return records_of(file, read_json_rows(file), make, seed)
 
 
 def _ids(file: Path) -> set[str]:
     """The ids of a split; none where it was not downloaded."""
     note(file)
-    rows = [value for _, value in read_json_array(file)] if file.exists() else []
-    return {str(row["id"]) for row in rows if not isinstance(row, RowError) and "id" in row}
+    rows = read_json_rows(file) if archives.is_file(file) else ()
+    return {str(row["id"]) for _, row in rows if not isinstance(row, RowError) and "id" in row}
 
 
 def _instruction(entry: dict[str, Any], name: str) -> str:
