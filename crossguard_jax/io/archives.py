@@ -47,6 +47,11 @@ class _Archive:
             return
         with tarfile.open(self._path, "r:") as tar:
             yield from ((info.name, info) for info in tar if info.isreg())
+            # tarfile takes half a header for the end, of which a whole archive has a mark.
+            assert tar.fileobj is not None, "it is open"
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it has no end")
 
     @contextmanager
     def opened(self, inner: str) -> Iterator[IO[bytes]]:

@@ -5,9 +5,9 @@
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.io import archives
@@ -28,8 +28,8 @@ class _Damaged(Exception):
 class _Text:
     """A file's text, of which only what is not taken yet is held."""
 
-    def __init__(self, file: IO[bytes]):
-        self._file = file
+    def __init__(self, read: Callable[[int], bytes]):
+        self._read = read
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._held, self._at, self._ended = "", 0, False
 
@@ -80,7 +80,7 @@ class _Text:
         """Reads on; False at the end of the file."""
         if self._ended:
             return False
-        data = self._file.read(max(CHUNK, least))
+        data = self._read(max(CHUNK, least))
         self._ended = not data
         try:
             text = self._decode(data, final=not data)
@@ -108,7 +108,7 @@ def read_json_rows(path: str | Path, *where: str, key: str = "") -> Iterator[Row
     try:
         note(Path(path))
         with archives.opened(path) as file:
-            text = _Text(file)
+            text = _Text(file.read)
             for name, value in _elements(text, f"{path}: holds", where, bool(key)):
                 row += 1
                 if not isinstance(value, dict):

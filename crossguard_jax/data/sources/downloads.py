@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crossguard_jax.core.errors import UserError
@@ -71,9 +71,10 @@ def lookup(path: Path, title: str, *places: str) -> Place | None:
     if not archives.is_folder(path):
         if not archives.is_file(path):
             raise UserError(f"{path}: no such folder or archive; give the download of {title}")
-        ends = [place for place in places if path.as_posix().endswith(f"/{place}")] or [path.name]
-        root = path.parents[len(Path(ends[0]).parts) - 1]
-        return Place(root, root, path)
+        inner = (PurePosixPath(place).parent.parts for place in places)
+        folders = path.parent.parts
+        depth = max(len(p) for p in [(), *inner] if folders[len(folders) - len(p) :] == p)
+        return Place(path.parents[depth], path.parents[depth], path)
     for place in places:
         note(path / place)
     for roots in _roots(path):
