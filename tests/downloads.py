@@ -83,7 +83,7 @@ def vlsbench(root: Path, n: int) -> None:
         for i in range(n)
     ]
     put_json(root / "data.json", rows)
-    for i in range(n - 1):
+    for i in range(max(n - 1, 1)):
         put(root / "imgs" / f"{i}.png", encoded(i))
 
 

@@ -1,6 +1,7 @@
 """Every row that a verb reads is used beside its own picture, or counted as left out."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from crossguard_jax.data import sources
 from crossguard_jax.data.prompts import get_template
 from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.data.sources.beavertails import CATEGORIES
+from crossguard_jax.data.sources.catalogue import CATALOGUE
+from crossguard_jax.data.sources.reading import row_name
 from crossguard_jax.evals import evaluate
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
 from crossguard_jax.evals.scoring import score_benchmarks
@@ -26,6 +29,7 @@ from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.trained import TrainedRow, content_hash, write_training_data
 from crossguard_jax.io import images
 from crossguard_jax.systems import scoring, store
+from tests.downloads import DOWNLOADS
 
 LONG = "please " * 90
 
@@ -153,6 +157,95 @@ def test_evaluate_says_which_rows_a_system_was_trained_on(tmp_path, stub, capsys
     out = capsys.readouterr().out
     assert "two was trained on 2 of the 3 rows of t" in out and "one was trained on" not in out
     assert "Rows that a system was trained on" in (tmp_path / "e" / "report.md").read_text()
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    for system in ("one", "two"):  # the same rows for both, or they would not be comparable
+        assert report[f"{system}.t_trained_on.accuracy"]["n"] == 2
+        assert report[f"{system}.t.accuracy"]["n"] == report[f"{system}.all.accuracy"]["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "learned", "apart"),
+    [
+        # The odd tasks, by their numbers, although the small set's pictures are others.
+        ("figstep, tiny", "tiny", ("figstep", "train"), {"figstep": 30}),
+        ("figstep", "all", ("figstep", "train"), {"figstep": 30}),
+        # A picture that is in both splits, under another instruction or the same.
+        ("vlguard", "test", ("vlguard", "train"), {"vlguard_unsafes": 1}),
+        ("mm_vet", "v1", ("figstep", "train"), {}),
+    ],
+)
+def test_rows_of_a_benchmark_that_a_system_learned_from_are_a_column_of_their_own(
+    tmp_path, stub, monkeypatch, name, split, learned, apart
+):
+    stub(one=StubGuard())
+    for each in (name, learned[0]):
+        DOWNLOADS[each].write(tmp_path / "in", 5)
+    root, (reader, trained) = tmp_path / "in", learned
+    # As a card lists them that was made where the test rows were not there to be left out.
+    rows = sources.SOURCES[reader](root, split=trained)
+    if reader == "vlguard":
+        (root / "test.json").rename(root / "later.json")
+        rows = list(sources.SOURCES[reader](root, split=trained))
+        (root / "later.json").rename(root / "test.json")
+    card = {word for r in rows for word in (content_hash(r.text, r.images), row_name(r.id))}
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        spec = f"{DOWNLOADS[name].reader}:{root}:{split}"
+        tests = evaluate.read_benchmarks([spec], left_out)
+    seen = evaluate.seen_rows(card, tests)
+    assert Counter(benchmark for benchmark, _ in seen) == apart
+    assert not evaluate.seen_rows(set(), tests)
+    (section,) = evaluate.seen_sections({"one": seen}, tests) or [None]
+    assert (section is None) == (not apart)
+
+
+def test_what_is_said_of_published_sets_is_printed_and_in_the_report(
+    tmp_path, stub, capsys, monkeypatch
+):
+    stub(one=StubGuard())
+    DOWNLOADS["vlguard"].write(tmp_path / "in", 4)
+    (tmp_path / "in" / "test" / "bad_ads" / "test_2.png").unlink()
+    spec = f"vlguard:{tmp_path / 'in'}:test"
+    words = ("licence: none stated", "1 row has no picture and stays")
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        tests = evaluate.read_benchmarks([spec], left_out)
+    assert {name: len(rows) for name, rows in tests.items()} == {
+        "vlguard_unsafes": 1,
+        "vlguard_safe_safes": 2,
+        "vlguard_safe_unsafes": 2,
+    }
+    assert all(each in capsys.readouterr().out for each in (f"{words[1]} out of the denominator",))
+
+    # A control, whose rows are no longer what its system was trained on.
+    row = tests["vlguard_unsafes"][0]
+    (tmp_path / "one").mkdir()
+    learned = [TrainedRow("1", "s", content_hash(row.text, row.images))]
+    write_training_data(tmp_path / "one", learned)
+    monkeypatch.chdir(tmp_path)
+    more = ("--missing-pictures", "in", "--blank", "picture")
+    assert run_evaluate(tmp_path, [spec], ["one"], *more) == 0
+    out, text = capsys.readouterr().out, (tmp_path / "e" / "report.md").read_text()
+    for each in (words[0], f"{words[1]} in the denominator (scored by what is there)"):
+        assert each in out and each in text
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    counts = {
+        name: report[f"one.{name}.accuracy"]["n"]
+        for name in ("vlguard_unsafes", "vlguard_unsafes_trained_on", "vlguard_safe_safes", "all")
+    }
+    assert list(counts.values()) == [1, 1, 2, 5]
+
+
+def test_score_says_what_evaluate_says_and_takes_the_same_choice(tmp_path, stub, capsys):
+    stub(one=StubGuard())
+    DOWNLOADS["siuo"].write(tmp_path / "in", 4)
+    (tmp_path / "in" / "images" / "S-02.png").unlink()
+    words = f"score --model one --format siuo --input {tmp_path / 'in'} --output {tmp_path}/o.jsonl"
+    assert cli.main(words.split()) == 1
+    out = capsys.readouterr().out
+    assert "SIUO: 3 records read; licence: CC BY-NC 4.0; for evaluation only" in out
+    assert "4 rows where 167 are published" in out and "out of the denominator" in out
+    assert cli.main(f"{words} --restart --missing-pictures in".split()) == 0
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 4
+    assert cli.main(f"{words} --format table --missing-pictures in".split()) == 2
 
 
 def test_evaluate_without_bad_rows_says_nothing_of_them(tmp_path, stub, capsys):
@@ -356,9 +449,12 @@ def write_format(name: str, folder: Path) -> tuple[Path, str]:
             return folder, "test"
         put("annotations/captions_val2017.json", captions)
         return folder, "val2017"
-    flags = {category: category == CATEGORIES[0] for category in CATEGORIES}
-    put("t.jsonl", {"prompt": "t", "category": flags})
-    return folder / "t.jsonl", ""
+    if name == "beavertails":
+        flags = {category: category == CATEGORIES[0] for category in CATEGORIES}
+        put("t.jsonl", {"prompt": "t", "category": flags})
+        return folder / "t.jsonl", ""
+    DOWNLOADS[name].write(folder, 1)
+    return folder, DOWNLOADS[name].split
 
 
 def test_a_source_is_another_when_anything_that_is_learned_from_is(tmp_path):
@@ -393,9 +489,16 @@ def test_training_leaves_out_rows_whose_label_is_no_answer(tmp_path, capsys):
 def test_every_format_is_read_by_every_verb(tmp_path, stub, name, verb):
     stub(one=StubGuard(prompt="true_false" if name.startswith("nlvr") else "short"))
     path, split = write_format(name, tmp_path / "in")
-    rows = 4 if name == "figstep_twins" else 1
+    several = {"figstep_twins": 4, "mm_safetybench": 13, "mssbench": 4}
+    rows = several.get(name, 1)
     if verb == "train":
         specs = source_of(path, name, split or "train")
+        if name in CATALOGUE and CATALOGUE[name].trainable is not None:
+            # What is for evaluation; of some sets that is one split, which is the one here.
+            with pytest.raises(UserError, match=f"'{name}'.* is never trained on"):
+                open_sources(specs, tmp_path / "data", {})
+            assert not (tmp_path / "data").exists()
+            return
         assert len(open_sources(specs, tmp_path / "data", {})["s"]) == rows
         return
     if verb == "score":
@@ -407,6 +510,7 @@ def test_every_format_is_read_by_every_verb(tmp_path, stub, name, verb):
         tests = evaluate.read_benchmarks(
             [f"b={name}:{path}" + (f":{split}" if split else "")], left_out
         )
+        assert len(tests) == 1
         scores = score_benchmarks(Guard.from_pretrained("one"), tests, left_out=left_out)
     # Nobody has judged BeaverTails' prompts, so there is nothing to measure on them.
     unjudged = name == "beavertails"

@@ -73,9 +73,10 @@ class SourceRows(Iterator[Record | Rejected]):
             yield f"{title}: {mismatch}: part of it is not there, or it is another revision"
         for missing, what in zip(self.missing, ("out of", "in"), strict=True):
             if missing:
-                rows = "row has" if missing == 1 else "rows have"
+                rows = "row has no picture and stays"
+                rows = rows if missing == 1 else "rows have no picture and stay"
                 how = " (scored by what is there)" if what == "in" else ""
-                yield f"{title}: {missing:,} {rows} no picture and stay {what} the denominator{how}"
+                yield f"{title}: {missing:,} {rows} {what} the denominator{how}"
 
     def _mismatches(self) -> Iterator[str]:
         if self.published is None or not self._whole:
