@@ -1,6 +1,7 @@
 """What every reader needs: checked fields, checked pictures, one bad row at a time."""
 
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ from crossguard_jax.data.records import Rejected
 from crossguard_jax.io import images
 from crossguard_jax.io.files import note
 from crossguard_jax.io.lines import Row, RowError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 RecordT = TypeVar("RecordT")
 
@@ -60,7 +63,7 @@ def text_field(row: Mapping[str, Any], name: str, blank: bool = False) -> str:
         raise UserError(f"field {name!r} is empty; give a text")
     if "\0" in text:
         raise UserError(f"field {name!r} holds NUL bytes; remove them")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         raise UserError(f"field {name!r} holds half a surrogate pair; write it as valid Unicode")
     return text
 

@@ -139,6 +139,7 @@ class Pictures:
                 f"missing_pictures={missing!r} is none of {', '.join(MISSING_PICTURES)}"
             )
         self._check, self._missing = check, missing
+        self._packed: dict[tuple[Path, str], list[Path]] = {}
         bases = dict.fromkeys([place.file.parent, place.root, place.given])
         self._folders = [f for base in bases for name in folders for f in _unpacked(base, name)]
         if not self._folders and missing == "out":
@@ -172,7 +173,7 @@ class Pictures:
             if self._check:
                 images.decode(data, what)
             return data
-        places = [place for folder in self._folders for place in _members(folder, name)]
+        places = list(self._places(name))
         for place in places:
             if archives.is_file(place):
                 return picture(place, self._check)
@@ -180,6 +181,24 @@ class Pictures:
         if self._missing == "in":
             return None
         return picture(places[0], self._check)  # which says what is wrong with it
+
+    def _places(self, name: str) -> Iterator[Path]:
+        """Where a picture may lie: below a folder, one of whose folders may be an archive still."""
+        first, slash, rest = name.partition("/")
+        for folder in self._folders:
+            yield folder / name
+            for archive in self._archives(folder, first) if slash else ():
+                yield archive / name
+                yield archive / rest
+
+    def _archives(self, folder: Path, name: str) -> list[Path]:
+        """The archives that stand for a folder of a folder, looked for once."""
+        if (folder, name) not in self._packed:
+            packed = [folder / f"{name}{ending}" for ending in archives.ENDINGS]
+            for archive in packed:
+                note(archive)
+            self._packed[folder, name] = [each for each in packed if archives.is_folder(each)]
+        return self._packed[folder, name]
 
 
 def _unpacked(base: Path, name: str) -> Iterator[Path]:
@@ -192,16 +211,6 @@ def _unpacked(base: Path, name: str) -> Iterator[Path]:
         if archives.is_folder(archive):
             inner = archive / Path(name).name
             yield inner if archives.is_folder(inner) else archive
-
-
-def _members(folder: Path, name: str) -> Iterator[Path]:
-    """Where a picture may lie: below a folder, one of whose folders may be an archive still."""
-    yield folder / name
-    first, slash, rest = name.partition("/")
-    if slash and first and not archives.is_folder(folder / first):
-        for ending in archives.ENDINGS:
-            yield folder / f"{first}{ending}" / name
-            yield folder / f"{first}{ending}" / rest
 
 
 @dataclass(frozen=True, slots=True)
