@@ -23,6 +23,7 @@ from crossguard_jax.data.sources.reading import row_name
 from crossguard_jax.evals import evaluate
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
 from crossguard_jax.evals.scoring import score_benchmarks
+from crossguard_jax.evals.seen import seen_rows, seen_sections
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import answered, contents_hash, open_sources
 from crossguard_jax.guard.verdict import Verdict
@@ -49,7 +50,7 @@ class StubGuard(Guard):
         self.limit = limit
         template = get_template(prompt)
         self.settings = SimpleNamespace(prompt=template, threshold=threshold, max_length=0)
-        self.folder = Path("stub")
+        self.folder, self.mesh = Path("stub"), None
 
     def score_each(
         self, images: Sequence[Any], texts: Sequence[str], **options: Any
@@ -191,10 +192,15 @@ def test_rows_of_a_benchmark_that_a_system_learned_from_are_a_column_of_their_ow
     with LeftOut(tmp_path / "rejected.jsonl") as left_out:
         spec = f"{DOWNLOADS[name].reader}:{root}:{split}"
         tests = evaluate.read_benchmarks([spec], left_out)
-    seen = evaluate.seen_rows(card, tests)
+    contents = {
+        (benchmark, r.id): content_hash(r.text, r.images)
+        for benchmark, rs in tests.items()
+        for r in rs
+    }
+    seen = seen_rows(card, contents)
     assert Counter(benchmark for benchmark, _ in seen) == apart
-    assert not evaluate.seen_rows(set(), tests)
-    (section,) = evaluate.seen_sections({"one": seen}, tests) or [None]
+    assert not seen_rows(set(), contents)
+    (section,) = seen_sections({"one": seen}, contents) or [None]
     assert (section is None) == (not apart)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.data.sources.common import name_field, text_field
+from crossguard_jax.data.sources.common import name_field, required, text_field
 from crossguard_jax.data.sources.downloads import Draft, FileRows, Pictures, Place, drafted, find
+from crossguard_jax.data.sources.packed import read_parquet
 from crossguard_jax.io import archives
 from crossguard_jax.io.json_stream import read_json_rows
 from crossguard_jax.io.jsonl import read_json
-from crossguard_jax.io.parquet import read_parquet
 
 # The first is spelled so by its authors.
 SCENARIOS = (
@@ -128,14 +128,13 @@ def _mirrored(
                 name = re.sub(r"\.0$", "", name_field(value, "id"))
                 if not chosen(scenario, name):
                     return []
-                image = value["image"]
+                image = required(value, "image")
                 data = image.get("bytes") if isinstance(image, dict) else image
                 if not isinstance(data, bytes):
                     raise UserError(f"column 'image' holds no picture but {short(repr(image))}")
                 return [_draft(scenario, kind, name, data, value, "question")]
 
-            rows = read_parquet(file, ("id", "question", "image"))
-            yield FileRows(file, rows, drafts, pictures)
+            yield FileRows(file, read_parquet(file), drafts, pictures)
 
 
 def _draft(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError, reason, short
-from crossguard_jax.io import images, jsonl
+from crossguard_jax.io import archives, images, jsonl
 from crossguard_jax.io.files import note
 from crossguard_jax.io.lines import Row, RowError
 
@@ -40,7 +40,7 @@ def read_parquet(path: Path, first: int = 1) -> Iterator[Row]:
     row = 0
     note(path)
     try:
-        with ParquetFile(path) as table:
+        with archives.opened(path) as file, ParquetFile(file) as table:
             sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
             ends = [*itertools.accumulate(sizes)]
             groups = [i for i, end in enumerate(ends) if end >= first]

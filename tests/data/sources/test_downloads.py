@@ -498,7 +498,7 @@ def test_mm_safetybenchs_mirror_has_the_same_records(tmp_path: Path, struct: boo
         assert sorted(contents(list(rows.values()))) == sorted(contents(list(expected)))
     assert rows.keys() == {name for name in published if name.endswith("-SD")}
     (tmp_path / "mirror" / "data" / "Fraud" / "SD.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match="SD.parquet: cannot be read as Parquet"):
+    with pytest.raises(UserError, match="SD.parquet: cannot be read .*Parquet"):
         list(sources.read("mm_safetybench", tmp_path / "mirror", split="SD"))
 
 
