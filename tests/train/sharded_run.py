@@ -5,7 +5,9 @@ starts.
 """
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -110,22 +112,32 @@ def main(folder):
     weight = ON_MESH.language_model.layers.mlp.up_proj.kernel[...]
     report["shard"] = [list(weight.shape), list(weight.addressable_shards[0].data.shape)]
 
-    # Through the loop, stopped half-way, and the checkpoint taken up on the mesh and on one device.
-    for steps in (4, 8):
-        state = train(
-            init_state(ADAPTERS, OPTIMIZER, 0, MESH),
+    # Through the loop, stopped half-way, and the checkpoint taken up on the mesh, on another one and
+    # on one device.
+    def trained(mesh, steps):
+        return train(
+            init_state(ADAPTERS, OPTIMIZER, 0, mesh),
             STEP,
-            ON_MESH,
+            jax.device_put(FROZEN, shardings(FROZEN, mesh)),
             Rows(),
             Schedule(steps, save_every=4),
             folder,
             identity={},
-            batch_sharding=batch_sharding(MESH),
+            batch_sharding=batch_sharding(mesh),
         )
+
+    trained(MESH, 4)
+    half = Path(folder).parent / "half"
+    shutil.copytree(folder, half)
+    state = trained(MESH, 8)
     report["resumed"] = apart(run(MESH, 8).trainable, state.trainable)
     report["resumed_specs"] = specs(state.trainable)
     alone, _, _ = Checkpoints(folder, {}).restore(init_state(ADAPTERS, OPTIMIZER, 0))
     report["one_device"] = apart(state.trainable, alone.trainable)
+    shutil.rmtree(folder)
+    half.rename(folder)
+    elsewhere = trained(make_mesh(data=4, fsdp=2), 8)
+    report["another_mesh"] = apart(state.trainable, elsewhere.trainable)
     print(json.dumps(report))
 
 
