@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from crossguard_jax.core.errors import UserError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-float32")
 AXES = ("data", "fsdp", "tensor")
 
 

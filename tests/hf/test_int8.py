@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.tree import digest, n_bytes
+from crossguard_jax.core.tree import digest, n_bytes, named_leaves
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.nn import lora
@@ -16,8 +16,15 @@ from crossguard_jax.toy.world import sources
 
 
 def test_a_folder_read_in_int8_is_the_model_rounded():
-    narrow = load_model("toy://llava", "int8-float32")
-    assert digest(narrow) == digest(in_int8(load_model("toy://llava")))
+    loaded, made = load_model("toy://llava", "int8-float32"), in_int8(load_model("toy://llava"))
+    for (name, here), (other, there) in zip(named_leaves(loaded), named_leaves(made), strict=True):
+        here, there = np.asarray(here[...]), np.asarray(there[...])
+        assert name == other and here.dtype == there.dtype
+        if here.dtype == np.int8:  # halves may go either way
+            apart = np.abs(here.astype(int) - there)
+            assert apart.max() <= 1 and (apart > 0).mean() < 1e-3, name
+        else:
+            assert np.array_equal(here, there), name
 
 
 def test_the_base_takes_half_of_its_bytes_in_bfloat16_and_an_adapter_still_float32():

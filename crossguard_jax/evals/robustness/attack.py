@@ -125,9 +125,13 @@ def drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Recor
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `load_immunized` that the command line gives."""
+    """Options of `load_immunized` that the command line gives.
+
+    Without ``--remat`` it is "names": an attack takes gradients through the whole model, and all
+    that a forward pass makes is more than a chip holds.
+    """
     options = {name: getattr(args, name) for name in ("prompt", "noise_seed")}
-    options |= {"mesh": own_mesh(args.mesh)} | ({"remat": args.remat} if args.remat else {})
+    options |= {"mesh": own_mesh(args.mesh), "remat": args.remat or "names"}
     return options | {"dtype": default_dtype() if args.dtype == "auto" else args.dtype}
 
 

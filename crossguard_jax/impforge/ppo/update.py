@@ -307,8 +307,9 @@ def _gradients(
     """What rows ``(trajectory, advantages, returns)`` add to gradient and metrics of a minibatch of
     ``n_tokens``: of the policy's loss, then of the critic's.
 
-    One after the other, since what each keeps for its gradient would else lie there together; of
-    what `evaluate` gives, the half that a loss does not ask for is not computed.
+    A loop of two, since what each keeps for its gradient would else lie there together: a compiler
+    may run two things side by side that do not depend on each other, and none does so with the
+    turns of a loop. Of what `evaluate` gives, what a loss does not ask for is not computed.
     """
     t, advantages, returns = part
 
@@ -324,14 +325,27 @@ def _gradients(
             "log_ratio_max": jnp.abs(jnp.log(ratio)).max(),
         }
 
-    def of_value(trainable: Any) -> tuple[Float[Array, ""], Array]:
+    def of_value(trainable: Any) -> tuple[Float[Array, ""], Metrics]:
         _, values = evaluate(trainable, frozen, t.inputs)
         clip = settings.clip_value
         loss = value_loss(values, t.values, returns, t.mask, clip, n_tokens)
-        return settings.value_coef * loss, loss
+        return settings.value_coef * loss, {"value_loss": loss}
 
-    (policy, metrics), grads = jax.value_and_grad(of_policy, has_aux=True)(trainable)
-    trainable, grads, t = jax.lax.optimization_barrier((trainable, grads, t))
-    (value, value_metric), more = jax.value_and_grad(of_value, has_aux=True)(trainable)
-    metrics |= {"value_loss": value_metric, "loss": policy + value}
-    return jax.tree.map(jnp.add, grads, more), metrics
+    def half(loss: Callable[[Any], tuple[Array, Metrics]]) -> Callable[[Any], tuple[Any, Metrics]]:
+        def gradient(trainable: Any) -> tuple[Any, Metrics]:
+            (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+            return grads, dict.fromkeys(_OF_ROWS, jnp.float32(0)) | metrics | {"loss": value}
+
+        return gradient
+
+    def one(total: Any, turn: Array) -> tuple[Any, Metrics]:
+        grads, metrics = jax.lax.switch(turn, (half(of_policy), half(of_value)), trainable)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    zero = jax.tree.map(jnp.zeros_like, trainable)
+    grads, metrics = jax.lax.scan(one, zero, jnp.arange(2))
+    return grads, {name: value.sum() for name, value in metrics.items()}
+
+
+_OF_ROWS = ("policy_loss", "clip_fraction", "log_ratio_max", "value_loss")
+"""Metrics that come of the losses themselves."""

@@ -1,7 +1,6 @@
 """PPO's arithmetic against loops over texts and tokens in numpy."""
 
 import math
-import re
 from collections.abc import Iterator
 
 import jax
@@ -317,12 +316,6 @@ def test_policys_and_critics_activations_are_never_there_together(compiled_as_us
     def policy_alone(trainable, t):
         return evaluate(trainable, None, t.inputs)[0].mean()
 
-    # The critic's half waits for all of the policy's gradient, and each tower is run once.
-    program = jax.jit(gradients).lower(trainable, t).as_text()
-    before, after = re.split(r".*optimization_barrier.*", program)
-    assert before.count("stablehlo.tanh") == after.count("stablehlo.tanh") == 6
-    main = after.partition("func.func private")[0]
-    assert "%arg0" in before and "%arg0" not in main, "the critic's kernel comes through it"
     of_policy = temporaries(jax.grad(policy_alone), trainable, t)
     one = temporaries(gradients, trainable, t)
     whole, parted = temporaries(apart(1), trainable, t), temporaries(apart(4), trainable, t)
