@@ -203,8 +203,12 @@ def match(parser: argparse.ArgumentParser) -> None:
 
 
 def forge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--triplets", required=True, metavar="FILE.jsonl", help="what match has written"
+    parser.add_argument("--triplets", metavar="FILE.jsonl", help="what match has written")
+    shard_arguments(
+        parser,
+        "tables of triplets, in the order of a manifest",
+        "In place of --triplets. The rewriter is trained on all of them here; what is written\n"
+        "from each is one file in OUT/writing; started again, a run makes what is not there.",
     )
     parser.add_argument(
         "--harmless", metavar="FILE", help="queries that mean no harm, for benign twins"

@@ -233,12 +233,12 @@ def match(args: argparse.Namespace) -> int:
     return run_match(args, identified)
 
 
-def forge(args: argparse.Namespace) -> None:
+def forge(args: argparse.Namespace) -> int:
     """Its second stage, with the same judge."""
     from crossguard_jax.impforge.commands import run_forge
     from crossguard_jax.systems.load import identified
 
-    run_forge(args, identified)
+    return run_forge(args, identified)
 
 
 def review(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ Both are functions of a configuration and paths as well, so that whoever drives 
 """
 
 import argparse
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,7 @@ from crossguard_jax.impforge.rewards.rewards import WORD_LENGTH
 from crossguard_jax.impforge.sift import ForgeSettings
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.impforge.twins import pair_twins
+from crossguard_jax.impforge.writing import SharedWriting, write_job, write_lists, written_rows
 from crossguard_jax.io.chat import Endpoint
 from crossguard_jax.io.http import Client
 from crossguard_jax.nn import lora
@@ -227,12 +229,23 @@ class ForgeRun:
     trained: Any
     forged: Forged
     triplets: list[Triplet]
+    writing: ShardSummary | None = None
 
 
-def run_forge(args: argparse.Namespace, load_system: LoadSystem) -> None:
-    """The verb ``forge``."""
+def run_forge(args: argparse.Namespace, load_system: LoadSystem) -> int:
+    """The verb ``forge``: exit code 1 if a shard has no candidates."""
+    if (args.triplets is None) == (args.shards is None):
+        args.usage_error("give --triplets or --shards")
+    if args.on == "array":
+        args.usage_error("--on array: a task that has a part of the triplets trains nothing")
+    shared = None
+    if args.shards is not None:
+        run = functools.partial(run_shards, on=args.on, workers=args.workers)
+        settings = {"deadline": args.deadline or DEADLINE, "threads": args.threads}
+        shared = SharedWriting(read_manifest(args.shards), run, settings)
     done = forge_files(
         *(args.config, args.triplets, args.out, args.harmless, args.held_out, args.judged),
+        shared,
         load_system=load_system,
     )
     if args.export_rewriter:
@@ -244,15 +257,17 @@ def run_forge(args: argparse.Namespace, load_system: LoadSystem) -> None:
     print(f"{done.forged.written:,} written, kept {kept}")
     print(f"data: {Path(args.out) / 'train.jsonl'}, its card: {Path(args.out) / 'data_card.md'}")
     print(f"rows to judge yourself: {Path(args.out) / SHEET}")
+    return int(bool(done.writing and done.writing.failed))
 
 
 def forge_files(
     config: Any,
-    triplets: str | Path,
+    triplets: str | Path | None,
     folder: str | Path,
     harmless: str | Path | None = None,
     held_out: str | Path | None = None,
     judged: str | Path | None = None,
+    shared: SharedWriting | None = None,
     *,
     load_system: LoadSystem,
 ) -> ForgeRun:
@@ -260,11 +275,13 @@ def forge_files(
 
     Args:
         config: ``configs/impforge.py``'s.
-        triplets: from ``match``, or a table of one's own (`triplets.read_triplets`).
+        triplets: from ``match``, or a table of one's own (`triplets.read_triplets`); None where
+            they come in shards.
         folder: takes the run (``rewriter/``), the data set and its card.
         harmless: a table of queries that mean no harm, for benign twins.
         held_out: triplets to measure the rewriter on as it learns.
         judged: what a person saved from ``review.html``; the card then says how they agree.
+        shared: tables of triplets, and who writes from each.
         load_system: loads a judge of pictures, with its policy if it has one.
 
     Raises:
@@ -273,14 +290,29 @@ def forge_files(
     check_positive(config, "forge.samples", "forge.keep", "gate.batch_size")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = _read(triplets, folder / "rejected.jsonl")
-    measured = _read(held_out, folder / "rejected_held_out.jsonl") if held_out else []
+    tables = [str(triplets)] if shared is None else [shard.path for shard in shared.shards]
+    parts = _read(tables, folder / "rejected.jsonl")
+    rows = [triplet for part in parts for triplet in part]
+    measured = _read([held_out], folder / "rejected_held_out.jsonl")[0] if held_out else []
     twins = read_twins(config, rows, harmless, folder) if harmless else []
     # Twins train the rewriter too, so that it learns to rewrite both alike.
     every = [*rows, *twins]
     rewriter, trained = train_rewriter(config, every, folder / "rewriter", measured)
     identity = run_identity(config, rewriter, every)
     settings = ForgeSettings(**config.forge.to_dict())
+    origin = {
+        "policy": digest(trained["policy"]),
+        "base": identity["base"],
+        "triplets": identity["triplets"],
+        **{f"reward.{name}": reward_hash for name, reward_hash in identity["rewards"].items()},
+    }
+    writing, written = None, None
+    if shared is not None:
+        job = write_job(config, trained, folder / "writing", origin, **shared.settings)
+        names = [shard.name for shard in shared.shards]
+        writing = shared.run(job, write_lists(parts, twins, names, folder / "writing"))
+        print("\n".join(writing.lines()))
+        written = written_rows(job, writing.reports)
     forged = forge(
         rewriter,
         trained,
@@ -289,27 +321,23 @@ def forge_files(
         settings,
         make_gate(config.gate, rewriter.rewards, folder / "judged", load_system),
         folder,
-        {
-            "policy": digest(trained["policy"]),
-            "base": identity["base"],
-            "triplets": identity["triplets"],
-            **{f"reward.{name}": reward_hash for name, reward_hash in identity["rewards"].items()},
-        },
+        origin,
         config.ppo.batch_size,
         judged,
+        written,
     )
-    return ForgeRun(rewriter, trained, forged, every)
+    return ForgeRun(rewriter, trained, forged, every, writing)
 
 
-def _read(path: str | Path, rejected: Path) -> list[Triplet]:
-    """The good triplets of a file; says what it leaves out."""
+def _read(paths: Sequence[str | Path], rejected: Path) -> list[list[Triplet]]:
+    """The good triplets of each file; says what it leaves out."""
     with LeftOut(rejected) as left_out:
-        triplets = list(left_out.accepted(read_triplets(path)))
+        parts = [list(left_out.accepted(read_triplets(path))) for path in paths]
     for line in left_out.lines():
         print(line)
-    if not triplets:
-        raise UserError(f"{path}: no good triplet; see {rejected}")
-    return triplets
+    if not any(parts):
+        raise UserError(f"{', '.join(map(str, paths))}: no good triplet; see {rejected}")
+    return parts
 
 
 def read_twins(

@@ -8,7 +8,7 @@ not is kept with its reason.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from crossguard_jax.core import diversity
 from crossguard_jax.core.errors import UserError, short
+from crossguard_jax.core.typing import PRNGKeyArray
 from crossguard_jax.data.builders import write_dataset
 from crossguard_jax.data.records import LeftOut, Record, Rejected, write_jsonl
 from crossguard_jax.impforge.card import data_card
@@ -69,6 +70,7 @@ def forge(
     identity: Mapping[str, Any],
     batch_size: int = 64,
     judged: str | Path | None = None,
+    written: Iterable[dict[str, Any]] | None = None,
 ) -> Forged:
     """Writes, sifts and keeps; a killed run goes on.
 
@@ -87,6 +89,7 @@ def forge(
         identity: what these candidates come from (hashes of policy and triplets), plain values.
         batch_size: texts written at once.
         judged: what a person saved from an earlier run's ``review.html``.
+        written: candidates, where others have written them (`writing`); else they are written here.
 
     Raises:
         UserError: the folder holds candidates of another run, nothing passes, or ``judged`` is of
@@ -100,7 +103,10 @@ def forge(
         raise UserError(f"forge: two triplets are called {short(repr(repeated[0]))}; rename one")
     claim = {"identity": {**identity, "seed": settings.seed, "samples": settings.samples}}
     processes.by_first(lambda: _claim(folder / "forge.json", claim))
-    rows = _write_candidates(rewriter, trainable, every, settings, folder, batch_size)
+    if written is None:
+        rows = _write_candidates(rewriter, trainable, every, settings, folder, batch_size)
+    else:
+        rows = [*written]
 
     def rest() -> Forged:
         return _sift(rewriter, triplets, twins, rows, settings, gate, folder, claim, judged)
@@ -214,10 +220,35 @@ def _write_candidates(
     if len(rows) == total:
         return rows
     key = jax.random.key(settings.seed)
+    chunk = chunk_writer(rewriter, trainable, triplets, settings, batch_size, key)
+    starts, n = range(len(rows), total, batch_size), processes.count()
+    with Progress("forging", total, unit="text", start=len(rows)) as progress:
+        for first in range(0, len(starts), n):
+            some = starts[first : first + n]
+            made = [row for part in processes.spread(chunk, some) for row in part]
+            if processes.is_first():
+                with jsonl.JsonlWriter(path) as writer:
+                    for row in made:
+                        writer.append(row)
+            rows += made
+            progress.update(len(made))
+    return rows
+
+
+def chunk_writer(
+    rewriter: Rewriter,
+    trainable: Any,
+    triplets: Sequence[Triplet],
+    settings: ForgeSettings,
+    batch_size: int,
+    key: PRNGKeyArray,
+) -> Callable[[int], list[dict[str, Any]]]:
+    """``write(start)``: a batch of candidates from that one on, of ``samples`` a triplet."""
+    total = settings.samples * len(triplets)
     # Once, since a triplet comes `samples` times.
     prompts, context = rewriter.prepare(triplets)
 
-    def chunk(start: int) -> list[dict[str, Any]]:
+    def write(start: int) -> list[dict[str, Any]]:
         at = [i % len(triplets) for i in range(start, min(start + batch_size, total))]
         about = {k: v[at] for k, v in context.items()}
         written = rewriter.write(
@@ -231,18 +262,7 @@ def _write_candidates(
         words = rewriter.rewards.words(written.texts, about["picture"])
         return [_candidate(triplets[at[i]], written, words, i) for i in range(len(at))]
 
-    starts, n = range(len(rows), total, batch_size), processes.count()
-    with Progress("forging", total, unit="text", start=len(rows)) as progress:
-        for first in range(0, len(starts), n):
-            some = starts[first : first + n]
-            made = [row for part in processes.spread(chunk, some) for row in part]
-            if processes.is_first():
-                with jsonl.JsonlWriter(path) as writer:
-                    for row in made:
-                        writer.append(row)
-            rows += made
-            progress.update(len(made))
-    return rows
+    return write
 
 
 def _candidate(triplet: Triplet, written: Written, words: np.ndarray, i: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,12 +16,15 @@ from crossguard_jax.data.builders import open_dataset
 from crossguard_jax.data.records import Record
 from crossguard_jax.data.sources.table import table
 from crossguard_jax.impforge.commands import make_gate
-from crossguard_jax.impforge.forge import CANDIDATES, DROPPED, SOURCE, forge
+from crossguard_jax.impforge.forge import CANDIDATES, DROPPED, SOURCE, chunk_writer, forge
 from crossguard_jax.impforge.gate.gate import VERDICTS, Candidate, OpenGate
 from crossguard_jax.impforge.gate.person import SHEET, draw
 from crossguard_jax.impforge.ppo import recipe
 from crossguard_jax.impforge.sift import ForgeSettings
+from crossguard_jax.impforge.triplets import read_triplets, write_triplets
 from crossguard_jax.impforge.twins import pair_twins
+from crossguard_jax.impforge.writing import write_job, write_lists, written_rows
+from crossguard_jax.runtime.executors.run import run_shards
 from crossguard_jax.systems.load import identified
 from crossguard_jax.toy.world.sources import examples
 from tests.impforge.gate.test_talk import REFUSALS, TALKS
@@ -238,3 +242,52 @@ def test_twins_share_the_keyword_and_take_turns() -> None:
         used[twin.provenance["query"]] += 1
     for kind in known:
         assert abs(used[f"{kind}-0"] - used[f"{kind}-1"]) <= 1
+
+
+@pytest.fixture
+def shared(tmp_path: Path):
+    """Two tables of triplets of which the second's pictures are in the table, with some twins; and
+    what writes from them."""
+    rows = world(5)
+    write_triplets(rows[:3], tmp_path, "a")
+    parts = [[*read_triplets(tmp_path / "a.jsonl")], rows[3:]]
+    harmless = [(Record("h", (), f"is the {rows[4].keyword} nice?"), [rows[4].keyword])]
+    twins = pair_twins(rows, harmless, seed=0)
+    config = load_config(
+        "configs/impforge.py:tiny",
+        [*OVERRIDES, "--config.rewriter.max_new_tokens=24", "--config.forge.samples=2"],
+    )
+    job = write_job(config, None, tmp_path / "writing", {"policy": "none"})
+    return parts, twins, config, job
+
+
+def test_what_others_write_from_shards_is_what_the_forge_takes(
+    rewriter, tmp_path: Path, shared
+) -> None:
+    parts, twins, config, job = shared
+    lists = write_lists(parts, twins, ["a", "b"], tmp_path / "writing")
+    summary = run_shards(job, lists)
+    rows = [*written_rows(job, summary.reports)]
+    every = [triplet for part in parts for triplet in part] + twins
+    assert Counter(row["triplet"] for row in rows) == {t.id: 2 for t in every}
+    # The same lists again are the same files, and all is done.
+    assert write_lists(parts, twins, ["a", "b"], tmp_path / "writing") == lists
+    assert run_shards(job, lists).before == 2
+    # A shard's candidates are of its own triplets, its number and the seed.
+    own = [*parts[1], *(t for t in twins if t.id.removesuffix("-twin") in {p.id for p in parts[1]})]
+    settings = ForgeSettings(**config.forge.to_dict())
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    write = chunk_writer(rewriter, None, own, settings, config.ppo.batch_size, key)
+    assert [row["text"] for row in write(0)] == [
+        row["text"] for row in rows if row["triplet"] in {t.id for t in own}
+    ][: config.ppo.batch_size]
+    done = forge(
+        *(rewriter, None, [*parts[0], *parts[1]], twins, SIFTED, OpenGate(), tmp_path / "out"),
+        {"policy": "none"},
+        written=rows,
+    )
+    assert done.written == len(rows) and sum(done.kept.values()) <= len(every)
+    kept = [*table(tmp_path / "out" / "train.jsonl")]
+    of = {t.id: t.picture for t in every}
+    assert {r.id: r.image for r in kept} == {r.id: of[r.id] for r in kept}
+    assert not (tmp_path / "out" / CANDIDATES).exists()
