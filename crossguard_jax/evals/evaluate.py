@@ -28,8 +28,8 @@ from crossguard_jax.report.tables import Table
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import inference_mesh
 from crossguard_jax.systems.load import load
-from crossguard_jax.systems.scoring import BRANCHES
 from crossguard_jax.systems.store import VerdictStore, store_folder
+from crossguard_jax.systems.tally import BRANCHES
 
 
 def main(args: argparse.Namespace) -> int:

@@ -33,8 +33,9 @@ from crossguard_jax.runtime.shards import (
 )
 from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.results import Item
-from crossguard_jax.systems.scoring import WINDOW_BYTES, Tally, score_window
+from crossguard_jax.systems.scoring import WINDOW_BYTES, score_window
 from crossguard_jax.systems.store import WINDOW, VerdictStore
+from crossguard_jax.systems.tally import Tally
 
 FACTORY = "crossguard_jax.systems.sharded:score_work"
 

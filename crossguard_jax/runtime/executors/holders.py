@@ -78,7 +78,7 @@ def attempt(
             holder.close()
 
 
-class _Shared:
+class _Remaining:
     """Shards that several threads draw from, each to be had once."""
 
     def __init__(self, shards: Sequence[Shard]):
@@ -103,7 +103,7 @@ def side_by_side(
     Raises:
         UserError: as `attempt`.
     """
-    shared, reports = _Shared(shards), queue.Queue[ShardReport | Exception | None]()
+    shared, reports = _Remaining(shards), queue.Queue[ShardReport | Exception | None]()
 
     def start_still(place: int) -> Holder:
         if shared.closed:

@@ -54,6 +54,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path} | environ,
+            start_new_session=True,  # ^C is for us; it ends when we do
         )
         try:
             self._send(asdict(job))

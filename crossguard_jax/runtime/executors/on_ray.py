@@ -50,7 +50,7 @@ def work_on_ray(
             num_cpus=0 if gpus else threads,
             num_gpus=int(gpus > 0),
             max_concurrency=2,  # its beats are asked for while it works
-            runtime_env={"env_vars": environ | {"PYTHONPATH": path} | job.environ()},
+            runtime_env={"env_vars": environ | {"PYTHONPATH": path, "NPROC": str(threads)}},
         )
         yield from side_by_side(job, shards, lambda place: _ActorHolder(ray, actor, job), workers)
     finally:
@@ -71,9 +71,15 @@ def _connect(ray: Any, address: str) -> None:
 
 
 class ShardActor:
-    """What Ray runs: a job's work, made once."""
+    """What Ray runs: a job's work, made once.
 
-    def __init__(self, job: dict[str, Any]):
+    Args:
+        job: a `ShardJob`, as plain values.
+        folder: where paths begin.
+    """
+
+    def __init__(self, job: dict[str, Any], folder: str):
+        os.chdir(folder)
         self._job, self._beats, self._lock = ShardJob(**job), 0, threading.Lock()
 
     def begin(self) -> str:
@@ -100,7 +106,7 @@ class ShardActor:
 class _ActorHolder:
     def __init__(self, ray: Any, actor: Any, job: ShardJob):
         self._ray, self._deadline = ray, job.deadline
-        self._actor = actor.remote(asdict(job))
+        self._actor = actor.remote(asdict(job), os.getcwd())
         try:
             refused = self._wait(self._actor.begin.remote())
         except BaseException:
