@@ -190,7 +190,8 @@ def runs_of(computations: dict[str, list[str]]) -> dict[str, tuple[bool, int | N
             calls = {kind: one for kind, one, _ in _CALLED.findall(line) if kind}
             several = [one for _, _, one in _CALLED.findall(line) if one]
             if "body" in calls:
-                n = _length(line, computations.get(calls.get("condition", ""), []))
+                parts = (computations.get(calls.get(k, ""), []) for k in ("condition", "body"))
+                n = _length(line, *parts)
                 loop = None if n is None or times is None else n * times
                 waiting += [(calls[kind], True, loop) for kind in ("body", "condition")]
                 continue
@@ -199,12 +200,31 @@ def runs_of(computations: dict[str, list[str]]) -> dict[str, tuple[bool, int | N
     return runs
 
 
-def _length(line: str, condition: list[str]) -> int | None:
-    """How often a ``while`` runs: by the compiler's own note, or by what its counter is compared
-    with, where that is one constant."""
+def _length(line: str, condition: list[str], body: list[str]) -> int | None:
+    """How often a ``while`` runs: by the compiler's own note, or by what its counter, from zero, is
+    compared with, where that is one constant."""
     if note := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(note[1])
-    constant = r"[su]32\[\]\S* constant\((\d+)\)"
-    limits = [m[1] for text in condition if (m := re.search(constant, text))]
+    limits = [m[1] for text in condition if (m := re.search(_NUMBER, text))]
     counted = any("direction=LT" in text for text in condition)
-    return int(limits[0]) if counted and len(limits) == 1 else None
+    if not counted or len(limits) != 1:
+        return None
+    return -(-int(limits[0]) // _stride(condition, body))
+
+
+_NUMBER = r"[su]32\[\]\S* constant\((\d+)\)"
+
+
+def _stride(condition: list[str], body: list[str]) -> int:
+    """By how much a loop's counter grows in its body: by more than one where it was unrolled."""
+    place = re.search(r"get-tuple-element\(\S*\), index=(\d+)", "\n".join(condition))
+    results = re.search(r"ROOT .* tuple\(([^)]*)\)", "\n".join(body))
+    if place is None or results is None:
+        return 1
+    counter = re.findall(r"[\w.\-]+", re.sub(r"/\*.*?\*/", "", results[1]))[int(place[1])]
+    defined = {m[1]: text for text in body if (m := re.match(r"\s*%?([\w.\-]+) = ", text))}
+    terms = re.search(r" add\(([^)]*)\)", defined.get(counter, ""))
+    for name in re.findall(r"%?([\w.\-]+)", terms[1]) if terms else ():
+        if number := re.search(_NUMBER, defined.get(name, "")):
+            return int(number[1])
+    return 1

@@ -161,12 +161,23 @@ def _tpu_devices(tpus: Slice) -> list[Any]:
             "the TPU compiler is not installed, and needs no TPU: "
             "pip install 'crossguard-jax[plan]' (or libtpu alone)"
         )
-    # The compiler looks for the machine it runs on, and there is none.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in _NO_MACHINE.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"chips_per_host_bounds": host_bounds(tpus)}
     if tpus.generation == "v4":
         options["chip_config_name"] = "megacore"  # two cores, one device
     return _described("tpu", tpus.compiler_topology, options)
+
+
+# The compiler looks for the machine it runs on, and complains that there is none; and it wants to be
+# alone, which matters to chips and not to two plans at once.
+_NO_MACHINE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def host_bounds(tpus: Slice) -> tuple[int, int, int]:

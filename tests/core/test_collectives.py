@@ -123,3 +123,35 @@ def test_a_collective_names_the_operation_it_came_from(outputs):
 
 def test_a_program_for_one_device_has_none():
     assert collectives("HloModule jit_f\n\nENTRY %main (p: f32[8]) -> f32[8] {\n}\n") == []
+
+
+UNROLLED = """HloModule jit_f, num_partitions=16
+
+%body.1 (p: (u32[], bf16[1,256,64])) -> (u32[], bf16[1,256,64]) {
+  %p = (u32[]{:T(128)}, bf16[1,256,64]{2,1,0}) parameter(0)
+  %two..sunk = u32[]{:T(128)} constant(STRIDE)
+  %counter = u32[]{:T(128)} get-tuple-element(%p), index=0
+  %part = bf16[1,256,64]{2,1,0} get-tuple-element(%p), index=1
+  %next = u32[]{:T(128)} add(%counter, %two..sunk), metadata={op_name="x"}
+  %sent = bf16[1,256,64]{2,1,0} collective-permute(%part), channel_id=1
+  ROOT %tuple = (u32[]{:T(128)}, /*index=1*/bf16[1,256,64]{2,1,0}) tuple(%next, %sent)
+}
+
+%cond.1 (q: (u32[], bf16[1,256,64])) -> pred[] {
+  %eight = u32[]{:T(128)} constant(8)
+  %q = (u32[]{:T(128)}, bf16[1,256,64]{2,1,0}) parameter(0)
+  %at = u32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %less = pred[]{:T(512)} compare(%at, %eight), direction=LT
+}
+
+ENTRY %main (a: (u32[], bf16[1,256,64])) -> (u32[], bf16[1,256,64]) {
+  %a = (u32[]{:T(128)}, bf16[1,256,64]{2,1,0}) parameter(0)
+  ROOT %while.1 = (u32[]{:T(128)}, bf16[1,256,64]{2,1,0}) while(%a), condition=%cond.1, body=%body.1
+}
+"""
+
+
+@pytest.mark.parametrize(("stride", "trips"), [(1, 8), (2, 4), (3, 3)])
+def test_a_loop_that_was_unrolled_runs_less_often(stride: int, trips: int) -> None:
+    (sent,) = collectives(UNROLLED.replace("STRIDE", str(stride)))
+    assert (sent.trips, sent.inside_loop, sent.bytes) == (trips, True, 256 * 64 * 2)
