@@ -169,7 +169,7 @@ def _tpu_devices(tpus: Slice) -> list[Any]:
     return _described("tpu", tpus.compiler_topology, options)
 
 
-# The compiler looks for the machine it runs on, and complains that there is none; and it wants to be
+# The compiler looks for the machine it runs on, and complains of there being none; and wants to be
 # alone, which matters to chips and not to two plans at once.
 _NO_MACHINE = {
     "TPU_SKIP_MDS_QUERY": "1",

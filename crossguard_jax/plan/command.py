@@ -4,13 +4,12 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.sharding import MESH_AXES
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.plan.chips import devices_of, find_target
 from crossguard_jax.plan.planning import Forecast, make_plan
 from crossguard_jax.plan.programs import kinds_of
 from crossguard_jax.plan.search import search
+from crossguard_jax.runtime.flags import parse_mesh
 
 RANKED = 5
 """Plans of a search that are listed."""
@@ -44,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
         if args.search:
             some = search(*(args.config, kind, target, devices), args.rows, args.length, args.tries)
         else:
-            sizes = parse_sizes(args.mesh) if args.mesh else None
+            sizes = parse_mesh(args.mesh) if args.mesh else None
             remat = args.remat or ""
             some = [
                 make_plan(
@@ -57,21 +56,6 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         write_atomic(args.json, json.dumps([plan.as_dict() for plan in plans], indent=1) + "\n")
     return code
-
-
-def parse_sizes(text: str) -> dict[str, int]:
-    """``data=1,fsdp=16`` as sizes by axis; an axis that is not named has 1.
-
-    Raises:
-        UserError: no such axis, or no number.
-    """
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, size = (word.strip() for word in part.partition("="))
-        if name not in MESH_AXES or name in sizes or not size.lstrip("-").isdigit():
-            raise UserError(f"--mesh {text}: write AXIS=N,... of {', '.join(MESH_AXES)}")
-        sizes[name] = int(size)
-    return dict.fromkeys(MESH_AXES, 1) | sizes
 
 
 def _ranking(plans: Sequence[Forecast]) -> list[str]:

@@ -8,8 +8,7 @@ import pytest
 
 from crossguard_jax import cli
 from crossguard_jax.core.config import load_config
-from crossguard_jax.core.errors import UserError
-from crossguard_jax.plan import command, measure
+from crossguard_jax.plan import measure
 from crossguard_jax.plan.chips import CHIPS, Machine
 from crossguard_jax.plan.planning import make_plan
 from crossguard_jax.plan.tables import scaling_figure, scaling_table, table
@@ -48,20 +47,6 @@ def test_an_unknown_slice_is_one_line(
 ) -> None:
     assert cli.main(["plan", *argv]) == cli.FAILED
     assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "sizes"),
-    [("fsdp=8", (1, 8, 1)), ("data=2, fsdp=-1", (2, -1, 1)), ("tensor=4,data=1", (1, 1, 4))],
-)
-def test_a_mesh_is_read_by_axis(text: str, sizes: tuple[int, int, int]) -> None:
-    assert tuple(command.parse_sizes(text).values()) == sizes
-
-
-@pytest.mark.parametrize("text", ["fsdp", "rows=4", "fsdp=2,fsdp=4", "fsdp=x", ""])
-def test_a_mesh_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="write AXIS=N"):
-        command.parse_sizes(text)
 
 
 def test_a_plan_of_this_machine_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
