@@ -20,8 +20,8 @@ from crossguard_jax.core.collectives import collectives
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.plan.chips import GIB, Machine
 from crossguard_jax.plan.flops import flops
+from crossguard_jax.plan.jobs import Program
 from crossguard_jax.plan.models import bytes_a_device
-from crossguard_jax.plan.programs import Program
 from crossguard_jax.plan.traffic import traffic
 
 _FIELDS = {

@@ -7,12 +7,19 @@ from typing import Any
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import make_mesh
 from crossguard_jax.plan.chips import GIB, Machine
+from crossguard_jax.plan.jobs import Job
 from crossguard_jax.plan.measure import Compiled, measure
-from crossguard_jax.plan.programs import Job, programs_of
+from crossguard_jax.plan.programs import programs_of
 from crossguard_jax.plan.roofline import Roofline, advice, fits, roofline
 
 SENT_SHOWN = 8
 """Kinds of collectives that are listed; all are counted."""
+
+
+ESTIMATE = (
+    "  estimate  compiled without a card: attention is XLA's own, since cuDNN's wants one, so that "
+    "temporaries and traffic run high; nothing is autotuned"
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class Forecast:
             yield from _program_lines(program, self.target)
         yield from _time_lines(self)
         trains = self.kind not in ("score", "attack")
+        if self.target.slice is None:
+            yield ESTIMATE
         for each in advice(self.programs, self.target, self.sizes, self.remat, trains):
             yield f"  change    {each}"
 
@@ -121,8 +130,11 @@ def make_plan(
         UserError: sizes that do not multiply to the devices, or what a program refuses.
     """
     mesh = make_mesh(**(sizes or dict(config.mesh)), devices=[*devices])
-    programs = programs_of(kind, Job(config, mesh, rows, length, remat))
-    bare = programs_of(kind, Job(config, mesh, rows, length, "none"))
+    attention = "xla" if target.slice is None else "auto"
+    programs, bare = (
+        programs_of(kind, Job(config, mesh, rows, length, policy, attention))
+        for policy in (remat, "none")
+    )
     accumulate = config.optim.get("accumulate", 1) if kind == "sft" else 1
     n = programs[0].rows
     _check_rows(n, accumulate, mesh.shape["data"] * mesh.shape["fsdp"])

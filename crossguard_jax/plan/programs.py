@@ -5,7 +5,7 @@ tokenizer decides ids and lengths: ids do not matter here, and rows are as long 
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget, Outcome
@@ -22,7 +21,6 @@ from crossguard_jax.cmai.answering import Answering
 from crossguard_jax.cmai.consistency import make_check
 from crossguard_jax.cmai.immunize_step import CmaiState
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding
 from crossguard_jax.guard import guard as guards
 from crossguard_jax.guard.augment import longest_row
 from crossguard_jax.guard.batches import microbatches
@@ -38,7 +36,7 @@ from crossguard_jax.nn.bert import BertConfig
 from crossguard_jax.nn.clip import ClipConfig, TextConfig
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import LlavaConfig
-from crossguard_jax.plan.models import by_rows, placed, read_model
+from crossguard_jax.plan.jobs import Job, Program
 from crossguard_jax.train.optim import optimizer
 from crossguard_jax.train.step import fresh_state, make_step
 
@@ -47,88 +45,6 @@ LABELS = (0, 1)
 
 SCORED, PGD_STEPS = 16, 10
 """Rows that ``score`` takes at once by default; steps of the attack that is planned for."""
-
-
-@dataclass(frozen=True)
-class Program:
-    """A step as it is compiled.
-
-    Attributes:
-        name: what it does.
-        run: the jitted function.
-        arguments: its arguments; what is static as it is, the rest as placed shapes.
-        kinds: what of the arguments is what, by name.
-        rows, length: of its batch, over all devices.
-        trips: how often a loop runs whose length the data decide.
-    """
-
-    name: str
-    run: Any
-    arguments: tuple[Any, ...]
-    kinds: Mapping[str, Any]
-    rows: int
-    length: int
-    trips: int = 1
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is planned: a configuration on a mesh.
-
-    Attributes:
-        config: of ``configs/guard.py``, ``cmai.py`` or ``impforge.py``.
-        mesh: of devices that need not exist.
-        rows: of a batch over all devices; 0 is the configuration's.
-        length: tokens of a row; 0 is the configuration's longest.
-        remat: of every model; "" is the configuration's.
-    """
-
-    config: Any
-    mesh: Mesh
-    rows: int = 0
-    length: int = 0
-    remat: str = ""
-
-    @property
-    def rules(self) -> Rules:
-        """The configuration's table."""
-        return {**DEFAULT_RULES, **self.config.axis_rules}
-
-    def place(self, tree: Any) -> Any:
-        """See `models.placed`."""
-        return placed(tree, self.mesh, self.rules)
-
-    def spread(self, tree: Any) -> Any:
-        """See `models.by_rows`."""
-        return by_rows(tree, self.mesh, self.rules)
-
-    def batch(self, **arrays: tuple[tuple[int, ...], Any]) -> dict[str, jax.ShapeDtypeStruct]:
-        """Arrays of a batch by name, from their shape and dtype."""
-        return {
-            name: jax.ShapeDtypeStruct(
-                shape, dtype, sharding=batch_sharding(self.mesh, self.rules, shape[0])
-            )
-            for name, (shape, dtype) in arrays.items()
-        }
-
-    def key(self) -> jax.ShapeDtypeStruct:
-        """A random key, whole on every device."""
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        return jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
-
-    def model(self, section: Any, kind: type, adapter: Any = None) -> tuple[Any, Any]:
-        """``(config, model of shapes)`` of a section with ``path`` and ``dtype``, with an adapter
-        where there is a section of it."""
-        options = {"remat": self.remat or section.remat} if "remat" in section else {}
-        config, make = read_model(section.path, kind, section.dtype, self.rules, **options)
-
-        def build() -> Any:
-            model = make()
-            return (
-                model if adapter is None else lora.attach(model, **adapter, key=jax.random.key(0))
-            )
-
-        return config, jax.eval_shape(build)
 
 
 def sft(job: Job) -> list[Program]:
@@ -223,9 +139,9 @@ def _text_tower(job: Job, model: LlavaConfig, length: int) -> _TextTower:
         return _TextTower(cmcv.text_source, None, None, model.text.hidden_size, length)
     try:
         kind: type = TextConfig
-        text, make = read_model(cmcv.text_path, kind, "float32", job.rules)
+        text, make = job.read(cmcv.text_path, kind, "float32")
     except UserError:
-        whole, clip = read_model(cmcv.text_path, ClipConfig, "float32", job.rules)
+        whole, clip = job.read(cmcv.text_path, ClipConfig, "float32")
         text, make = whole.text, lambda: clip().text_model
     graphdef, state = nnx.split(jax.eval_shape(make), graph=False)
     return _TextTower("clip", graphdef, state, text.hidden_size, text.max_position_embeddings)
@@ -412,7 +328,7 @@ def _judges(job: Job, vocabulary: int) -> tuple[Judges, dict[str, Any], int, int
 
 
 def _judge(job: Job, path: str, kind: type) -> tuple[Any, Any]:
-    config, make = read_model(path, kind, job.config.rewards.dtype, job.rules)
+    config, make = job.read(path, kind, job.config.rewards.dtype)
     return config, jax.eval_shape(make)
 
 

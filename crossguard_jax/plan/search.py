@@ -15,9 +15,10 @@ from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import LlavaConfig
 from crossguard_jax.plan.chips import Machine
+from crossguard_jax.plan.jobs import Job
 from crossguard_jax.plan.models import find_folder
 from crossguard_jax.plan.planning import Forecast, make_plan
-from crossguard_jax.plan.programs import Job, programs_of
+from crossguard_jax.plan.programs import programs_of
 
 TRIES = 4
 """Candidates that are compiled at first, and again as many where none of these fits."""

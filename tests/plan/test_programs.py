@@ -15,7 +15,8 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.impforge.ppo.recipe import first_state, load_rewriter
-from crossguard_jax.plan.programs import KINDS, Job, kinds_of, programs_of
+from crossguard_jax.plan.jobs import Job
+from crossguard_jax.plan.programs import KINDS, kinds_of, programs_of
 from crossguard_jax.toy.world.scenes import to_png
 from crossguard_jax.toy.world.sources import examples
 from crossguard_jax.train.optim import optimizer
