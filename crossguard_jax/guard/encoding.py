@@ -370,10 +370,9 @@ class Encoder:
 
     def alike(self, records: Sequence[Record], length: int) -> list[tuple[int, int]]:
         """What training rows are put with their like by: room for pictures, and padded length."""
-        return [
-            (slots(len(record.images)), self.training_rows([record], length, buckets=True)[1])
-            for record in records
-        ]
+        rows, longest = self.training_rows(records, length)
+        rungs = ladder(longest, self.tokens_per_image, length_step())
+        return [(slots(row.pictures), rung(len(row.ids), rungs)) for row in rows]
 
     def training_batch(
         self,

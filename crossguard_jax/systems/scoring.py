@@ -32,7 +32,7 @@ from crossguard_jax.systems.tally import Tally
 
 # A window is what is in memory at once, and what a kill costs: at most so many rows, as many as
 # take about so long, and so many bytes of encoded pictures.
-WINDOW_ROWS = 512
+WINDOW_ROWS = 1_024
 WINDOW_SECONDS = 20.0
 WINDOW_BYTES = 256 * 2**20
 

@@ -25,7 +25,7 @@ from crossguard_jax.systems.load import System, identity
 
 _REQUEST = ("images", "text")
 _FIELDS = ("p_unsafe", "rejected", "s_c", "branch", "windows")
-WINDOW = 256
+WINDOW = 1_024
 """Requests that are encoded at once; the memory that pictures take is bounded by it."""
 
 

@@ -17,7 +17,7 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest
 from crossguard_jax.data.records import Record, Rejected
-from crossguard_jax.guard import loss as loss_module
+from crossguard_jax.guard import loss as objective
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.hf.load import load_model
 from crossguard_jax.hf.trained import content_hash, trained_on
@@ -109,7 +109,9 @@ def test_what_has_one_label_selects_nothing(config, tmp_path):
 
 
 @pytest.mark.training
-def test_a_finished_run_started_again_gives_the_same_adapter(config, tmp_path):
+@pytest.mark.parametrize("buckets", [False, True])
+def test_a_finished_run_started_again_gives_the_same_adapter(config, tmp_path, buckets):
+    config.data.buckets = buckets
     config.train.update({"steps": 4, "eval_every": 0, "save_every": 2})
     config.optim.warmup_steps = 1
     first = train_guard(config, tmp_path, {"bright": bright})
@@ -125,10 +127,10 @@ def test_a_finished_run_started_again_gives_the_same_adapter(config, tmp_path):
 def test_the_loss_is_the_labels_alone_until_the_vocabulary_counts_too(monkeypatch):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9)), jnp.float32)
     labels, ids = jnp.array([0, 1, 1, 0]), (3, 7)
-    monkeypatch.setattr(loss_module.lora, "merge", lambda *parts: None)
-    monkeypatch.setattr(loss_module.verdict, "label_logits", lambda model, batch, ids: logits)
-    loss = loss_module.guard_loss(None, ids)
-    weights = [float(loss_module.mass_weight(5.0, jnp.int32(step))) for step in (0, 4, 5, 9)]
+    monkeypatch.setattr(objective.lora, "merge", lambda *parts: None)
+    monkeypatch.setattr(objective.verdict, "label_logits", lambda model, batch, ids: logits)
+    loss = objective.guard_loss(None, ids)
+    weights = [float(objective.mass_weight(5.0, jnp.int32(step))) for step in (0, 4, 5, 9)]
     assert weights == [0.0, 0.0, 1.0, 1.0]
     rest = (None, None, {"labels": labels}, jax.random.key(0))
     first, metrics = loss(*rest, 0.0)

@@ -237,6 +237,21 @@ def test_training_rows_of_one_picture_hold_it_in_their_own_place(guard):
     )
 
 
+def test_a_bucket_holds_the_same_rows_padded_to_its_own_length(guard):
+    encoder = guard.encoder
+    texts = ["can i touch it ?", "can i pour water on it ? please tell me", "why ?", "may i ?"]
+    rows = [Record(str(i), (png(i),) * (i < 3), text, "safe") for i, text in enumerate(texts)]
+    lengths = [length for _, length in encoder.alike(rows, 90)]
+    assert lengths == [length for row in rows for _, length in encoder.alike([row], 90)]
+    whole = encoder.training_batch(rows, 90)
+    bucket = encoder.training_batch(rows, 90, buckets=True)
+    assert bucket["input_ids"].shape == (4, max(lengths)) and max(lengths) < 90
+    assert not whole["attention_mask"][:, max(lengths) :].any()
+    for name, array in bucket.items():
+        same = whole[name][:, : array.shape[1]] if array.ndim == 2 else whole[name]
+        np.testing.assert_array_equal(array, same)
+
+
 def test_a_row_that_does_not_fit_is_known_beforehand(guard):
     encoder = guard.encoder
     for n in range(1, 200, 7):
