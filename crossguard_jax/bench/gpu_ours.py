@@ -31,7 +31,7 @@ from crossguard_jax.bench.base import (
 )
 from crossguard_jax.bench.gpu_sizes import Sizes, report, timed
 from crossguard_jax.cmai.arm import Controller, Knob
-from crossguard_jax.cmai.mbat import CmaiState
+from crossguard_jax.cmai.immunize_step import CmaiState
 from crossguard_jax.core.tree import count, named_leaves
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.guard.loss import guard_loss
@@ -210,7 +210,8 @@ class Side:
         graphdef, adapters, base = lora.split(self.adapted)
         check_graphdef, check = nnx.split(attacks_mbat.consistency_check(self.model), graph=False)
         adam, k = optax.adamw(LEARNING_RATE), self.sizes.inner_steps
-        controller = Controller(0.0, *(Knob(value, value) for value in (0.1, EPSILON, 0.5)))
+        beta, epsilon, share = (Knob(value, value) for value in (0.1, EPSILON, 0.5))
+        controller = Controller(0.0, beta, epsilon, share)
         width = self.model.config.text.hidden_size
         programs = attacks_mbat.steps((graphdef, check_graphdef), adam, width, controller, [k])
         state = CmaiState(**vars(init_state(adapters, adam, 0)), arm=controller.start())

@@ -41,6 +41,22 @@ def arrange(
     return {"pixel_values": values, "picture_index": indexed(shown, room)}
 
 
+def in_place(pictures: Sequence[Sequence[np.ndarray]], size: int, side: int) -> np.ndarray:
+    """``pixel_values`` of a batch whose rows show a picture each, at the row's own place, or none,
+    which is zero there; they need no index.
+
+    Args:
+        pictures: of each row, float32 [3, X, X].
+        size: B.
+        side: X.
+    """
+    values = np.zeros((size, 3, side, side), np.float32)
+    for value, own in zip(values, pictures, strict=False):
+        if own:
+            value[...] = own[0]
+    return values
+
+
 def indexed(shown: Sequence[Sequence[int]], room: int = 0) -> np.ndarray:
     """``picture_index``, int32 [B, I], of the places of each row's pictures; see `arrange`."""
     index = np.zeros((len(shown), room or slots(max(map(len, shown)))), np.int32)

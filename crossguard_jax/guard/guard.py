@@ -15,7 +15,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, shardings
 from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate, get_template
-from crossguard_jax.guard.batches import arrange, fill
+from crossguard_jax.guard.batches import arrange, fill, in_place
 from crossguard_jax.guard.encoding import Encoder, Pictures, Row, pictures_of
 from crossguard_jax.guard.settings import SETTINGS, Settings
 from crossguard_jax.guard.shapes import Planned, filled, ladder, length_step, plan
@@ -311,21 +311,25 @@ class Guard:
         the requests that are not, since their pictures do not decode."""
         batch, some = planned
         failed: dict[int, UserError] = {}
-        places: dict[int, range] = {}
-        pixels: list[np.ndarray] = []
+        pictures: dict[int, list[np.ndarray]] = {}
         for i in dict.fromkeys(i for i, _ in some):
             try:
-                own = [self.encoder.picture(picture) for picture in shown[i]]
+                pictures[i] = [self.encoder.picture(picture) for picture in shown[i]]
             except UserError as error:
                 failed[i] = error
-                continue
-            places[i] = range(len(pixels), len(pixels) + len(own))
-            pixels += own
-        kept = [window for window in some if window[0] in places]
+        kept = [window for window in some if window[0] in pictures]
         if not kept:
             return {}, kept, failed
         arrays = self.encoder.pad([windows[window] for window in kept], batch.length)
-        arrays |= arrange([places[i] for i, _ in kept], pixels, batch.pictures, batch.slots)
+        if (batch.pictures, batch.slots) == (batch.size, 1):
+            # Each in its row's own place: nothing to look up, nothing that devices send.
+            own, side = [pictures[i] for i, _ in kept], self.encoder.image_size
+            pixels = {"pixel_values": in_place(own, batch.size, side)}
+            return fill(arrays, batch.size) | pixels, kept, failed
+        ends = dict(zip(pictures, np.cumsum([*map(len, pictures.values())]).tolist(), strict=True))
+        places = [range(ends[i] - len(pictures[i]), ends[i]) for i, _ in kept]
+        flat = [picture for own in pictures.values() for picture in own]
+        arrays |= arrange(places, flat, batch.pictures, batch.slots)
         return fill(arrays, batch.size, batch.pictures), kept, failed
 
     def score_batch(self, batch: dict[str, np.ndarray], parts: Any = None) -> np.ndarray:
