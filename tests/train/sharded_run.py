@@ -112,8 +112,8 @@ def main(folder):
     weight = ON_MESH.language_model.layers.mlp.up_proj.kernel[...]
     report["shard"] = [list(weight.shape), list(weight.addressable_shards[0].data.shape)]
 
-    # Through the loop, stopped half-way, and the checkpoint taken up on the mesh, on another one and
-    # on one device.
+    # Through the loop, stopped half-way, and the checkpoint taken up on this mesh, on another one
+    # and on one device.
     def trained(mesh, steps):
         return train(
             init_state(ADAPTERS, OPTIMIZER, 0, mesh),
