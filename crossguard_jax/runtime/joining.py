@@ -18,6 +18,10 @@ from typing import TypedDict
 
 from crossguard_jax.core.errors import UserError
 
+ORDERED = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+"""Two collectives that do not depend on each other run on a CPU in an order that is each process's
+own, and Gloo ends a run in which they differ ("collective mismatch"): seen where towers are read
+side by side. Without that scheduler they have one order."""
 RENDEZVOUS = 1800
 """Seconds that processes wait for one another: machines and their installations come late."""
 TPU_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
@@ -47,6 +51,8 @@ def initialize_if_several(environ: Mapping[str, str] | None = None) -> bool:
     if arguments is None:
         return False
     refuse_loopback(environ)
+    if environ is os.environ and environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+        os.environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {ORDERED}".strip()
     import jax  # a lone process need not pay for it here
 
     if jax.distributed.is_initialized():  # an earlier verb of this process did it

@@ -82,7 +82,7 @@ def exchange(value: T) -> list[T]:
         return [value]
     # It waits for hours where a collective would not, and takes no device.
     client: Any = distributed.global_state.client
-    name = f"crossguard/{next(_exchanges)}"
+    name = f"crossguard-exchange/{next(_exchanges)}"
     content = pickle.dumps(value)
     pieces = range(0, len(content), PIECE)
     for i, start in enumerate(pieces):

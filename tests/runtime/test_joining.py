@@ -11,6 +11,7 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.runtime.joining import (
+    ORDERED,
     initialize_if_several,
     launch_arguments,
     refuse_loopback,
@@ -228,3 +229,18 @@ def test_two_processes_find_each_other_and_exchange_arrays(repository: Path) -> 
     for process, (out, err) in zip(processes, results, strict=True):
         assert process.returncode == 0, err
         assert "2 2 1 [0, 1]" in out.splitlines()
+
+
+@pytest.mark.parametrize(("platforms", "ordered"), [("cpu", True), ("tpu", False)])
+def test_collectives_on_a_cpu_have_one_order(
+    platforms: str, ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jax
+
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_some=1")
+    for name, value in (JAX | {"JAX_PLATFORMS": platforms}).items():
+        monkeypatch.setenv(name, value)
+    assert initialize_if_several()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[0] == "--xla_some=1" and (ORDERED in flags) == ordered

@@ -27,7 +27,7 @@ def get_config(variant="small"):
     config.data.max_length = 48
     config.data.augment.update({{"long": 0.0, "injected": 0.0}})
     config.optim.update({{"learning_rate": 5e-3, "warmup_steps": 1}})
-    config.train.update({{"steps": {steps}, "batch_size": 8, "eval_every": 4, "save_every": 1}})
+    config.train.update({{"steps": {steps}, "batch_size": 8, "eval_every": 4, "save_every": 4}})
     config.mesh = {{"data": 1, "fsdp": -1, "tensor": 1}}
     return config
 """
@@ -53,15 +53,21 @@ def write_rows(folder: Path, n: int = 16) -> tuple[Path, Path]:
     return files
 
 
+def write_config(folder: Path, model: Path, repository: Path, steps: int) -> tuple[Path, Path]:
+    """A training of a few steps, and the rows that it is of."""
+    pictures, words = write_rows(folder)
+    config = folder / "small.py"
+    fields = {"pictures": str(pictures), "words": str(words), "model": str(model)}
+    base = str(repository / "configs" / "guard.py")
+    config.write_text(CONFIG.format(base=base, steps=steps, **fields))
+    return config, pictures
+
+
 @pytest.fixture(scope="module")
 def made(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory, repository: Path):  # noqa: F811
     """The same verbs by one process and by two: a folder of each."""
     folder = tmp_path_factory.mktemp("several")
-    pictures, words = write_rows(folder)
-    config = folder / "small.py"
-    fields = {"pictures": str(pictures), "words": str(words), "model": str(llava_folder)}
-    base = str(repository / "configs" / "guard.py")
-    config.write_text(CONFIG.format(base=base, steps=8, **fields))
+    config, pictures = write_config(folder, llava_folder, repository, steps=8)
     outs = {n: folder / str(n) for n in (1, 2)}
     printed = {}
     for n, out in outs.items():
