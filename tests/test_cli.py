@@ -27,8 +27,9 @@ HEAVY = (
     *("tensorboardX", "pandas", "accelerate", "peft", "openai", "chex"),
     "transformers.modeling_utils",
 )
+HERE = "1 cpu device, 1 process"
 FIRST_LINE = (
-    f"configuration {TINY}; the small world's models: toy://llava; the small world's rows\n"
+    f"{HERE}; configuration {TINY}; the small world's models: toy://llava; the small world's rows\n"
 )
 
 
@@ -279,13 +280,17 @@ def test_no_verb_has_a_model_or_a_configuration_that_nobody_asked_for(verb: str)
     ("config", "overrides", "line"),
     [
         (TINY, [], FIRST_LINE),
-        (TINY, ["--config.model.path=a/llava"], f"configuration {TINY}; the small world's rows\n"),
+        (
+            TINY,
+            ["--config.model.path=a/llava"],
+            f"{HERE}; configuration {TINY}; the small world's rows\n",
+        ),
         (
             "configs/guard.py:nlvr",
             [],
-            "configuration configs/guard.py:nlvr; the small world's models: toy://llava\n",
+            f"{HERE}; configuration configs/guard.py:nlvr; the small world's models: toy://llava\n",
         ),
-        ("configs/guard.py:llava_7b", [], "configuration configs/guard.py:llava_7b\n"),
+        ("configs/guard.py:llava_7b", [], f"{HERE}; configuration configs/guard.py:llava_7b\n"),
     ],
 )
 def test_the_first_line_says_what_was_read_and_what_is_of_the_small_world(
@@ -299,7 +304,7 @@ def test_a_model_of_the_small_world_on_the_command_line_is_told_too(
 ) -> None:
     monkeypatch.setattr(cli, "_import", lambda name: nothing)
     assert cli.main(["tasks", "--model", "a=toy://clip", "--model", "b", "--data", "x"]) == 0
-    assert capsys.readouterr().out == "the small world's models: toy://clip\n"
+    assert capsys.readouterr().out == f"{HERE}; the small world's models: toy://clip\n"
 
 
 @pytest.mark.parametrize("request_", [["--text", "t"], ["--input", "i", "--output", "o"]])
@@ -308,7 +313,7 @@ def test_score_tells_it_beside_the_verdicts_and_not_among_them(
 ) -> None:
     monkeypatch.setattr(cli, "_import", lambda name: lambda args: print("{}"))
     assert cli.main(["score", "--model", "toy://llava", *request_]) == 0
-    assert capsys.readouterr() == ("{}\n", "the small world's models: toy://llava\n")
+    assert capsys.readouterr() == ("{}\n", f"{HERE}; the small world's models: toy://llava\n")
 
 
 @pytest.mark.parametrize(("kind", "told"), [("none", True), ("guard", False)])
@@ -372,7 +377,7 @@ def test_a_reader_that_leaves_early_causes_no_complaint() -> None:
         "import sys; from crossguard_jax import cli, verbs\n"
         "def handler(args):\n"
         "    for _ in range(100_000): print('a line of output')\n"
-        "cli.VERBS['probe'] = verbs.Verb('write', 'probe', 'x:y')\n"
+        "cli.VERBS['probe'] = verbs.Verb('write', 'probe', 'x:y', uses_jax=False)\n"
         "cli._import = lambda name: handler\n"
         "sys.exit(cli.main(['probe']))"
     )
