@@ -11,6 +11,8 @@ from safetensors.numpy import load_file
 from tests.random_llava import llava_folder  # noqa: F401  # a fixture
 from tests.runtime.several import run_verbs
 
+pytestmark = pytest.mark.devices
+
 CONFIG = """
 import runpy
 
