@@ -23,7 +23,7 @@ class Board(Protocol):
         """Texts by the number that follows ``name/``."""
 
 
-class _Shared:
+class _KeyValueBoard:
     """The board of a run of several processes."""
 
     def __init__(self, client: Any):
@@ -52,4 +52,4 @@ def open_board() -> Board | None:
     from jax._src import distributed  # there is no public way to the store; Orbax goes this one
 
     client = distributed.global_state.client
-    return None if client is None else _Shared(client)
+    return None if client is None else _KeyValueBoard(client)

@@ -240,14 +240,14 @@ def test_told_to_stop_it_ends_after_a_window_and_goes_on_there(tmp_path, score, 
     arguments = ("--input", table, "--batch-size", 1, "--output")
     listener = preemption.Listener()
     monkeypatch.setattr(preemption, "_current", listener)
-    inner = scoring._score_window
+    inner = scoring.score_window
 
     def window(*state: object) -> object:
         windows.append(1)
         listener.notice("told to stop by a test")
         return inner(*state)
 
-    monkeypatch.setattr(scoring, "_score_window", window)
+    monkeypatch.setattr(scoring, "score_window", window)
     code, _, err = score(*arguments, tmp_path / "parts.jsonl")
     assert code == AGAIN and err.endswith("crossguard: told to stop by a test; start it again\n")
     assert 0 < len(read(tmp_path / "parts.jsonl")) < 12 and len(windows) == 1

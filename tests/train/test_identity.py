@@ -24,7 +24,7 @@ DECIDES = {
     "guard": {
         "model.dtype",
         *(f"lora.{name}" for name in ("rank", "alpha", "targets", "layers")),
-        *(f"data.{name}" for name in ("prompt", "blank", "picture", "max_length")),
+        *(f"data.{name}" for name in ("prompt", "blank", "picture", "max_length", "buckets")),
         *(f"data.augment.{name}" for name in ("long", "injected", "max_length")),
         *(f"train.{name}" for name in ("steps", "batch_size", "loss", "labels_first", "seed")),
     },
@@ -43,7 +43,7 @@ DECIDES = {
             for knob in ("beta", "epsilon", "lambda_")
             for name in ("start", "maximum", "step", "decay")
         ),
-        *(f"data.{name}" for name in ("prompt", "blank", "picture", "max_length")),
+        *(f"data.{name}" for name in ("prompt", "blank", "picture", "max_length", "buckets")),
         *(f"data.augment.{name}" for name in ("long", "injected", "max_length")),
         *(f"train.{name}" for name in ("steps", "batch_size", "loss", "seed")),
     },
