@@ -399,6 +399,13 @@ def test_microbatches_that_do_not_divide_are_refused_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_that_cannot_be_merged_is_not_immunized(tmp_path: Path) -> None:
+    config = load_config("configs/cmai.py:tiny", ["--config.model.dtype=int8"])
+    with pytest.raises(UserError, match="^model.dtype 'int8': .*give float32 or bfloat16"):
+        immunize(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("recipe", ["guard", "cmai", "impforge"])
 def test_every_variant_takes_microbatches_that_divide(recipe: str) -> None:
     for variant in describe_variants(f"configs/{recipe}.py"):

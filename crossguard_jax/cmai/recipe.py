@@ -43,6 +43,7 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import Readers, answered, fitting, listed_rows, open_sources
 from crossguard_jax.guard.recipe import batches, load_base, run_identity, trained_settings
 from crossguard_jax.nn import lora, verdict
+from crossguard_jax.nn.int8 import DTYPES
 from crossguard_jax.nn.llava import LlavaConfig
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.placement import WHOLE, Share
@@ -140,6 +141,11 @@ def immunize(
     check_positive(config, "cmcv.shared_width", "cmcv.hidden_width")
     check_positive(config, "lora.rank", "data.max_length")
     check_positive(config, "optim.accumulate", "cmcv.optim.accumulate")
+    if config.model.dtype in DTYPES:
+        raise UserError(
+            f"model.dtype {config.model.dtype!r}: what comes of this is merged weights, and rounded "
+            "ones are none; give float32 or bfloat16"
+        )
     for name, stage in (("", config), ("cmcv.", config.cmcv)):
         rows, micro = stage.train.batch_size, stage.optim.accumulate
         check_divides(f"{name}optim.accumulate", micro, f"{name}train.batch_size", rows)
