@@ -143,8 +143,8 @@ def immunize(
     check_positive(config, "optim.accumulate", "cmcv.optim.accumulate")
     if config.model.dtype in DTYPES:
         raise UserError(
-            f"model.dtype {config.model.dtype!r}: what comes of this is merged weights, and rounded "
-            "ones are none; give float32 or bfloat16"
+            f"model.dtype {config.model.dtype!r}: what comes of this is merged weights, and none "
+            "are rounded to 8 bits; give float32 or bfloat16"
         )
     for name, stage in (("", config), ("cmcv.", config.cmcv)):
         rows, micro = stage.train.batch_size, stage.optim.accumulate
