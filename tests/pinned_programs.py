@@ -101,7 +101,7 @@ def immunized():
     return task, trainable, batch
 
 
-def mbat():
+def mbat(accumulate=1):
     task, trainable, batch = immunized()
     knobs = load_config("configs/cmai.py:tiny").arm
     controller = Controller.from_config(
@@ -110,6 +110,7 @@ def mbat():
     step = make_immunize_step(
         *(task.answers, MbatSettings(steps=2), controller, ADAM, task.width, task.read),
         check_loss(task, joint=False, adversarial=True),
+        accumulate=accumulate,
     )
     state = init_state(trainable, ADAM, 0, MESH)
     return step.lower(
@@ -152,12 +153,12 @@ def rollout():
     return rewriter.rollout.lower(state.trainable, rewriter.frozen, jax.random.key(0), batch)
 
 
-def improve():
+def improve(accumulate=1):
     config, rewriter, batch, state = ppo()
     settings = PpoSettings(epochs=2, minibatches=2)
     step = make_improve(
         *(rewriter.policy, rewriter.rewards, ADAM, settings),
-        *(dict(config.rewards.weights), Breadth(**config.breadth), 1),
+        *(dict(config.rewards.weights), Breadth(**config.breadth), 1, accumulate),
     )
     from tests.impforge.ppo.test_rewriter import world
 
@@ -177,8 +178,10 @@ STEPS = {
     "sft": sft,
     "sft_accumulated": lambda: sft(2),
     "mbat": mbat,
+    "mbat_accumulated": lambda: mbat(2),
     "rollout": rollout,
     "improve": improve,
+    "improve_accumulated": lambda: improve(2),
     "scoring": scoring,
     "attack": attack,
 }
