@@ -216,7 +216,7 @@ def vlguard(root: Path, n: int) -> None:
                 ]
             else:
                 row |= {"harmful_category": "risky behavior", "harmful_subcategory": "mild"}
-                row["instr-resp"] = [{"instruction": f"describe it, {i}", "response": "no"}]
+                row["instr-resp"] = [{"instruction": f"describe it, {split} {i}", "response": "no"}]
             rows.append(row)
             put(root / split / row["image"], encoded(i if i == 0 else 500 * (split == "test") + i))
         put_json(root / f"{split}.json", rows)

@@ -170,7 +170,7 @@ def test_evaluate_says_which_rows_a_system_was_trained_on(tmp_path, stub, capsys
         # The odd tasks, by their numbers, although the small set's pictures are others.
         ("figstep, tiny", "tiny", ("figstep", "train"), {"figstep": 30}),
         ("figstep", "all", ("figstep", "train"), {"figstep": 30}),
-        # A picture that is in both splits, under another instruction or the same.
+        # A picture that is in both splits, under another instruction.
         ("vlguard", "test", ("vlguard", "train"), {"vlguard_unsafes": 1}),
         ("mm_vet", "v1", ("figstep", "train"), {}),
     ],
