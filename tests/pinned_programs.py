@@ -190,14 +190,23 @@ STEPS = {
 def read(name):
     """What a step sends, of how many arrays its state is, and how many of them are written over."""
     lowered = STEPS[name]()
-    text = lowered.compile().as_text()
-    donated = sum(argument.donated for argument in jax.tree.leaves(lowered.args_info))
+    compiled = lowered.compile()
+    text = compiled.as_text()
+    arguments = jax.tree.leaves(lowered.args_info)
+    state = [i for i, argument in enumerate(arguments) if argument.donated]
+    given, left = (
+        jax.tree.leaves(at) for at in (compiled.input_shardings, compiled.output_shardings)
+    )
     return {
         "sent": [
             [one.op, one.dtype, list(one.shape), one.bytes, one.inside_loop, one.source]
             for one in collectives(text)
         ],
-        "donated": donated,
+        "donated": len(state),
+        "moved": sum(
+            not given[i].is_equivalent_to(left[place], len(arguments[i].shape))
+            for place, i in enumerate(state)
+        ),
         "written_over": text.splitlines()[0].count("-alias)"),
         "callbacks": text.count("callback"),
     }

@@ -110,8 +110,9 @@ def test_without_pins_every_step_sends_the_batch_inside_its_loops(programs):
 
 
 @pytest.mark.devices
-def test_a_steps_state_is_written_over_and_the_host_is_not_asked(programs):
+def test_a_steps_state_is_written_over_where_it_lies_and_the_host_is_not_asked(programs):
     for name, program in programs["pinned"].items():
         trains = name not in ("rollout", "scoring", "attack")
         assert (program["donated"] > 0) == trains, name
         assert program["written_over"] == program["donated"] and not program["callbacks"], name
+        assert not program["moved"], f"the second {name} would be another program"

@@ -18,8 +18,9 @@ from crossguard_jax.cmai import mbat
 from crossguard_jax.cmai.arm import ArmState, Controller
 from crossguard_jax.cmai.mbat import Answer, MbatSettings, Scores
 from crossguard_jax.core.config import check_divides
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
-from crossguard_jax.train.step import Loss, Metrics, Step, TrainState, joined, strided
+from crossguard_jax.train.step import Loss, Metrics, Step, TrainState, joined, settled, strided
 
 Prepare = Callable[[Any, Any, Any], Any]
 """``prepare(trainable, frozen, batch) -> batch``."""
@@ -151,6 +152,7 @@ def make_immunize_step(
     beside: Loss | None = None,
     outer: Answer | None = None,
     accumulate: int = 1,
+    rules: Rules = DEFAULT_RULES,
 ) -> Step:
     """A jitted step of MBAT.
 
@@ -168,6 +170,7 @@ def make_immunize_step(
         outer: as in `mbat.mbat_loss`.
         accumulate: microbatches a step is split into, one after the other; draws, gradient and
             figures are those of the whole batch.
+        rules: the table that the state was placed by.
 
     Raises:
         UserError: (when called) the batch does not split evenly.
@@ -185,12 +188,13 @@ def make_immunize_step(
             outputs = made.accumulated(accumulate, state.trainable, frozen, batch, key, state.arm)
         grads, metrics, scores = outputs
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        return replace(
+        state = replace(
             state,
             step=state.step + 1,
             trainable=optax.apply_updates(state.trainable, updates),
             opt_state=opt_state,
             arm=controller.update(state.arm, *scores),
-        ), metrics | {"gradient_norm": optax.tree.norm(grads)}
+        )
+        return settled(state, rules), metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return jax.jit(step, donate_argnums=0)

@@ -267,8 +267,8 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
 
     adam = optimizer(config.cmcv.optim, config.cmcv.train.steps, "cmcv.optim", "cmcv.train.steps")
     state = init_state(trainable["check"], adam, config.train.seed, run.mesh, run.rules)
-    fixed = trainable["adapters"], run.frozen
-    learned = run.train(state, make_step(loss, adam), fixed, config.cmcv.train, "check")
+    fixed, step = (trainable["adapters"], run.frozen), make_step(loss, adam, rules=run.rules)
+    learned = run.train(state, step, fixed, config.cmcv.train, "check")
     return trainable | {"check": learned}
 
 
@@ -279,7 +279,11 @@ def controller_of(config: Any, tau_c: float) -> Controller:
 
 
 def mbat_step(
-    config: Any, task: Answering, controller: Controller, adam: optax.GradientTransformation
+    config: Any,
+    task: Answering,
+    controller: Controller,
+    adam: optax.GradientTransformation,
+    rules: Rules = DEFAULT_RULES,
 ) -> Step:
     """The step of MBAT that a configuration says, the check learning beside it."""
     mbat = dict(config.mbat)
@@ -305,6 +309,7 @@ def mbat_step(
         beside,
         learned if of_task else None,
         config.optim.accumulate,
+        rules,
     )
 
 
@@ -327,7 +332,7 @@ def _learn_to_stand(
     config = run.config
     adam = optimizer(config.optim, config.train.steps)
     controller = controller_of(config, tau_c)
-    step = mbat_step(config, run.task, controller, adam)
+    step = mbat_step(config, run.task, controller, adam, run.rules)
     state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
     # Where a step leaves it: elsewhere, the second step would compile anew.
     arm = jax.device_put(controller.start(tau, recent), NamedSharding(run.mesh, PartitionSpec()))

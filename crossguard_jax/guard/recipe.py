@@ -133,6 +133,7 @@ def train_guard(
             config.optim.accumulate,
             microbatches,
             functools.partial(mass_weight, labels_first * config.train.steps),
+            rules,
         ),
         frozen,
         batches(mixed, config.train.batch_size, seed, own, alike if buckets else None),

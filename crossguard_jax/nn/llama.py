@@ -272,7 +272,7 @@ class Llama(Pinned):
         rotation = self._rotation(x)
 
         def body(x: Array, layer: LlamaLayer) -> tuple[Array, Array]:
-            x = layer(x, mask, rotation, 1.0)
+            x = self.pins.rows(layer(self.pins.rows(x), mask, rotation, 1.0))
             return x, take_rows(x, at)[:, 0]
 
         return jax.lax.scan(body, x, self.layers)[1]

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.config import check_divides
-from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, partition_spec
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, mesh_of, partition_spec
 from crossguard_jax.core.typing import Array
 
 Metrics = dict[str, Array]
@@ -82,6 +82,27 @@ def state_shardings(make: Callable[[Any], Any], trainable: Any, mesh: Mesh, rule
     return jax.tree.map(one, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
+def settled(state: Any, rules: Rules = DEFAULT_RULES) -> Any:
+    """What a step returns, pinned to where `state_shardings` puts it, to be traced.
+
+    Left alone, the partitioner spreads some of it further, and the second step, given that,
+    would be another program.
+    """
+
+    def one(leaf: Any) -> Any:
+        variable = isinstance(leaf, nnx.Variable)
+        value = leaf.get_value() if variable else leaf
+        if (mesh := mesh_of(value)) is None:
+            return leaf
+        spec = PartitionSpec()
+        if variable:
+            spec = partition_spec(leaf.get_metadata("axes"), leaf.shape, mesh, rules)
+        value = jax.lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
+        return leaf.replace(value) if variable else value
+
+    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
 Split = Callable[[Any, int], Any]
 """``split(batch, n) -> batch`` of n microbatches, stacked, to be traced."""
 
@@ -103,6 +124,7 @@ def make_step(
     accumulate: int = 1,
     split: Split = strided,
     schedule: Callable[[Array], Array] | None = None,
+    rules: Rules = DEFAULT_RULES,
 ) -> Step:
     """A jitted optimizer step on ``loss``.
 
@@ -113,6 +135,7 @@ def make_step(
             large, the mean of their gradients is the gradient of the whole batch.
         split: how.
         schedule: a number by the step, which the loss takes as its last argument.
+        rules: the table that the state was placed by.
 
     Raises:
         UserError: (when called) the batch does not split evenly.
@@ -147,11 +170,12 @@ def make_step(
         grads, metrics = gradients(state, frozen, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        return replace(
+        state = replace(
             state,
             step=state.step + 1,
             trainable=optax.apply_updates(state.trainable, updates),
             opt_state=opt_state,
-        ), metrics
+        )
+        return settled(state, rules), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -38,7 +38,7 @@ from crossguard_jax.runtime.placement import Share, put
 from crossguard_jax.train.identity import deciding
 from crossguard_jax.train.loop import Hook, Schedule, train
 from crossguard_jax.train.optim import optimizer
-from crossguard_jax.train.step import Metrics, Step, TrainState, init_state
+from crossguard_jax.train.step import Metrics, Step, TrainState, init_state, settled
 
 
 @jax.tree_util.register_dataclass
@@ -129,11 +129,12 @@ def make_improve(
     breadth: Breadth,
     n_categories: int,
     accumulate: int = 1,
+    rules: Rules = DEFAULT_RULES,
 ) -> Callable[..., tuple[PpoState, Metrics]]:
     """``improve(state, frozen, reward_models, trajectory, context, encoded) -> (state, metrics)``.
 
     ``context`` has ``baseline`` [B] beside what the rewards know: the score of the query itself.
-    One jitted program; the state given is donated.
+    One jitted program; the state given is donated, and lies where ``rules`` put it.
     """
     evaluate = policy.evaluate
 
@@ -172,14 +173,15 @@ def make_improve(
         metrics |= update_metrics | {name: value.mean() for name, value in components.items()}
         metrics |= _text_metrics(trajectory) | {"kl": kl, "kl_coef": state.kl_coef}
         metrics["objective"] = metrics["reward"] - state.kl_coef * kl
-        return replace(
+        state = replace(
             state,
             step=state.step + 1,
             trainable=trainable,
             opt_state=opt_state,
             kl_coef=steer(state.kl_coef, kl, mask.shape[0], settings),
             archive=archive,
-        ), metrics
+        )
+        return settled(state, rules), metrics
 
     return jax.jit(improve, donate_argnums=0)
 
@@ -293,6 +295,7 @@ def train_rewriter(
     improve = make_improve(
         *(rewriter.policy, rewriter.rewards, adam, settings, weights, breadth, len(names)),
         config.optim.accumulate,
+        rules,
     )
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)
     arrays = {**rewriter.prepare(triplets)[0], "category": np.asarray(categories, np.int32)}
