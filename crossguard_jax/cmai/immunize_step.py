@@ -17,7 +17,7 @@ from crossguard_jax.attacks.joint import Inputs
 from crossguard_jax.cmai import mbat
 from crossguard_jax.cmai.arm import ArmState, Controller
 from crossguard_jax.cmai.mbat import Answer, MbatSettings, Scores
-from crossguard_jax.core.config import check_divides
+from crossguard_jax.core.errors import check_divides
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.train.step import Loss, Metrics, Step, TrainState, joined, settled, strided

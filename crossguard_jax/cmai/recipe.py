@@ -30,8 +30,8 @@ from crossguard_jax.cmai.mbat import MbatSettings
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.task import Reader, Task
 from crossguard_jax.cmai.threshold import choose_threshold
-from crossguard_jax.core.config import check_divides, check_positive
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.config import check_positive
+from crossguard_jax.core.errors import UserError, check_divides
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.tree import digest
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray

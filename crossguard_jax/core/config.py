@@ -84,13 +84,6 @@ def check_positive(config: ConfigDict, *fields: str) -> None:
             raise UserError(f"{field} {value}: give a whole number above 0, --config.{field}=N")
 
 
-def check_divides(field: str, parts: int, of: str, n: int) -> None:
-    """Raises a `UserError` that names ``field`` if ``n``, called ``of``, is not so many equal
-    parts."""
-    if n % parts:
-        raise UserError(f"{field} {parts} does not divide {of} of {n}; give a divisor of it")
-
-
 def config_files() -> list[str]:
     """The ``configs/*.py`` of the working folder and of the installation, as a user names them."""
     files = [*Path("configs").glob("*.py"), *INSTALLED.glob("*.py")]

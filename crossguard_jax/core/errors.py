@@ -25,6 +25,13 @@ def reason(error: Exception, most: int = 200) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
+def check_divides(field: str, parts: int, of: str, n: int) -> None:
+    """Raises a `UserError` that names ``field`` if ``n``, called ``of``, is not so many equal
+    parts."""
+    if n % parts:
+        raise UserError(f"{field} {parts} does not divide {of} of {n}; give a divisor of it")
+
+
 def _elided(text: str, most: int) -> str:
     end = most // 3
     return f"{text[: most - end - 3]}...{text[-end:]}"

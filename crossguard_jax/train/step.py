@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from crossguard_jax.core.config import check_divides
+from crossguard_jax.core.errors import check_divides
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, mesh_of, partition_spec
 from crossguard_jax.core.typing import Array
 

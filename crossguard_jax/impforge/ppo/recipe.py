@@ -19,7 +19,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from crossguard_jax.core.config import check_divides, check_positive
+from crossguard_jax.core.config import check_positive
+from crossguard_jax.core.errors import check_divides
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf import tokens

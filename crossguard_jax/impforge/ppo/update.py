@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from crossguard_jax.core.config import check_divides
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, check_divides
 from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
 from crossguard_jax.train.step import strided
 
