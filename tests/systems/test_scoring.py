@@ -533,7 +533,8 @@ def test_a_window_is_bounded_in_rows_and_in_bytes(monkeypatch):
     assert {len(w) for w in scoring._windows(iter(large), 16)} == {4}
     small = [Rejected("f", i, "") for i in range(5_000)]
     sizes = [len(w) for w in scoring._windows(iter(small), 16)]
-    assert sizes[:4] == [64, 128, 256, 512] and max(sizes) == 512 and sum(sizes) == 5_000
+    assert sizes[:5] == [64, 128, 256, 512, 1_024]
+    assert max(sizes) == scoring.WINDOW_ROWS and sum(sizes) == 5_000
 
 
 def test_a_slow_guard_gets_smaller_windows(monkeypatch):
