@@ -103,7 +103,7 @@ class Forecast:
             "memory_limit_bytes": self.target.chip.memory,
             "seconds": {"at_once": line.best, "one_by_one": line.worst, **asdict(line)},
             "mfu": line.mfu,
-            "programs": [asdict(program) for program in self.programs],
+            "programs": [_as_dict(program) for program in self.programs],
         }
 
 
@@ -135,9 +135,9 @@ def make_plan(
         programs_of(kind, Job(config, mesh, rows, length, policy, attention))
         for policy in (remat, "none")
     )
-    accumulate = config.optim.get("accumulate", 1) if kind == "sft" else 1
     n = programs[0].rows
-    _check_rows(n, accumulate, mesh.shape["data"] * mesh.shape["fsdp"])
+    accumulate, minibatches = microbatches_of(config, kind)
+    _check_rows(n, accumulate * minibatches, mesh.shape["data"] * mesh.shape["fsdp"])
     measured = [measure(each, plain, target) for each, plain in zip(programs, bare, strict=True)]
     section = config.rewriter if kind == "ppo" else config.model
     return Forecast(
@@ -152,13 +152,27 @@ def make_plan(
     )
 
 
-def _check_rows(rows: int, accumulate: int, parts: int) -> None:
+def _as_dict(program: Compiled) -> dict[str, Any]:
+    """Figures as JSON has them; of what is sent, the kinds that matter."""
+    large = [asdict(each) for each in program.sent if each.wire > 0.002 * program.wire]
+    return asdict(program) | {"memory": program.memory, "wire": program.wire, "sent": large}
+
+
+def microbatches_of(config: Any, kind: str) -> tuple[int, int]:
+    """Microbatches that a gradient is summed over, and minibatches that each have their own."""
+    if kind in ("score", "attack"):
+        return 1, 1
+    return config.optim.accumulate, config.ppo.settings.minibatches if kind == "ppo" else 1
+
+
+def _check_rows(rows: int, micro: int, parts: int) -> None:
     """Refuses what would leave every row to every chip."""
-    if rows % (accumulate * parts):
+    if rows % (micro * parts):
         raise UserError(
-            f"{rows} rows in {accumulate} microbatch(es) do not divide over the {parts} parts that "
-            f"data x fsdp make: every chip would compute all of them; give --rows "
-            f"{-(-rows // (accumulate * parts)) * accumulate * parts}, or another --mesh"
+            f"{rows} rows in {micro} part(s), one after the other, do not divide over the {parts} "
+            f"that data x fsdp make: every chip would compute all of them; give --rows "
+            f"{-(-rows // (micro * parts)) * micro * parts}, another --mesh, or another "
+            "--config.optim.accumulate"
         )
 
 

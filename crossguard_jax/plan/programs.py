@@ -80,7 +80,6 @@ def scoring(job: Job) -> list[Program]:
     graphdef, adapters, frozen = lora.split(model)
     rows, length = job.rows or SCORED, job.length or longest_row(job.config.data)
     batch, frozen = _guard_batch(job, model_config, rows, length), job.place(frozen)
-    batch |= job.batch(picture_index=((rows, 1), jnp.int32))  # rows may share pictures
     arguments = (graphdef, (adapters, frozen), batch, np.asarray(LABELS))
     kinds = {"base": frozen, "batch": batch}
     return [Program("scoring", guards.p_unsafe, arguments, kinds, rows, length)]

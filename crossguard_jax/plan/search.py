@@ -17,7 +17,7 @@ from crossguard_jax.nn.llava import LlavaConfig
 from crossguard_jax.plan.chips import Machine
 from crossguard_jax.plan.jobs import Job
 from crossguard_jax.plan.models import find_folder
-from crossguard_jax.plan.planning import Forecast, make_plan
+from crossguard_jax.plan.planning import Forecast, make_plan, microbatches_of
 from crossguard_jax.plan.programs import programs_of
 
 TRIES = 4
@@ -68,9 +68,15 @@ class Shape:
 
 
 def candidates(
-    devices: int, text: LlamaConfig, rows: Sequence[int], accumulate: Sequence[int], trains: bool
+    devices: int,
+    text: LlamaConfig,
+    rows: Sequence[int],
+    accumulate: Sequence[int],
+    trains: bool,
+    minibatches: int = 1,
 ) -> list[Choice]:
-    """All that could be run: rows divide over devices, heads over ``tensor``."""
+    """All that could be run: rows divide over minibatches, microbatches and devices, heads over
+    ``tensor``."""
     sizes = [
         (("data", devices // (fsdp * tensor)), ("fsdp", fsdp), ("tensor", tensor))
         for tensor, fsdp in itertools.product(_divisors(devices), repeat=2)
@@ -78,7 +84,9 @@ def candidates(
     ]
     every = itertools.product(sizes, _POLICIES if trains else ("",), rows, accumulate)
     listed = [Choice(*each) for each in every]
-    return [each for each in listed if each.rows % (each.accumulate * each.parts) == 0]
+    return [
+        each for each in listed if each.rows % (minibatches * each.accumulate * each.parts) == 0
+    ]
 
 
 def _divisors(n: int) -> list[int]:
@@ -143,9 +151,10 @@ def search(
         UserError: no candidate divides its rows over the devices.
     """
     shape, own = _shape_of(config, kind, devices, rows, length)
-    micro = (1, 2, 4, 8) if kind == "sft" else (1,)
+    _, minibatches = microbatches_of(config, kind)
+    micro = (1,) if kind in ("score", "attack") else (1, 2, 4, 8)
     sizes = (rows,) if rows else tuple(sorted({max(own // 2, 1), own, 2 * own, 4 * own}))
-    every = candidates(target.devices, shape.text, sizes, micro, shape.trains)
+    every = candidates(target.devices, shape.text, sizes, micro, shape.trains, minibatches)
     if not every:
         raise UserError(
             f"no batch of {', '.join(map(str, sizes))} rows divides over {target.devices} devices; "
@@ -169,8 +178,6 @@ def search(
 
 
 def _chosen(config: Any, each: Choice) -> Any:
-    if "accumulate" not in config.optim:
-        return config
     chosen = config.copy_and_resolve_references()
     chosen.optim.accumulate = each.accumulate
     return chosen

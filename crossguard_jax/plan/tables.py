@@ -52,7 +52,7 @@ _GUARD, _CMAI = "configs/guard.py:llava_7b", "configs/cmai.py:llava_7b"
 WORKS = (
     Column("sft", _GUARD, ("optim.accumulate=1",), 16, 704),
     Column("score", _GUARD, (), 16, 704),
-    Column("mbat", _CMAI, (f"model.path={LLAVA}",), 16, 704),
+    Column("mbat", _CMAI, (f"model.path={LLAVA}", "optim.accumulate=1"), 16, 704),
     Column("ppo", "configs/impforge.py:llama_7b"),
 )
 
@@ -151,7 +151,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['memory_bytes'] / GIB:.2f} of {row['memory_limit_bytes'] / GIB:.2f}",
         f"{largest['temporaries'] / GIB:.2f}",
         "yes" if row["fits"] else "no",
-        f"{sum(sent['wire'] for p in programs for sent in p['sent']) / 1e9:.1f}",
+        f"{sum(p['wire'] for p in programs) / 1e9:.1f}",
         f"{seconds['at_once']:.3g} to {seconds['one_by_one']:.3g}",
         names[max(bounds, key=lambda name: bounds[name])],
         f"{low:.0%} to {high:.0%}",
@@ -183,7 +183,7 @@ def _scaling_cells(row: Mapping[str, Any], first: Mapping[str, Any]) -> list[str
         mesh,
         str(row["rows"]),
         f"{row['memory_bytes'] / GIB:.2f}",
-        f"{sum(sent['wire'] for sent in program['sent']) / 1e9:.2f}",
+        f"{program['wire'] / 1e9:.2f}",
         f"{row['seconds']['compute']:.3f}",
         f"{row['seconds']['wire']:.3f}",
         f"{efficiency(row, first, 'at_once'):.0%}",
@@ -204,7 +204,7 @@ def scaling_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for i, (name, some) in enumerate(ways.items()):
         chips = [r["devices"] for r in some]
         style: dict[str, Any] = {"color": drawing.COLOURS[i], "linestyle": drawing.LINES[i]}
-        wires = [sum(s["wire"] for p in r["programs"] for s in p["sent"]) / 1e9 for r in some]
+        wires = [sum(p["wire"] for p in r["programs"]) / 1e9 for r in some]
         sent.plot(chips, wires, marker="o", markersize=3, label=name, **style)
         low = [100 * efficiency(r, rows[0], "one_by_one") for r in some]
         high = [100 * efficiency(r, rows[0], "at_once") for r in some]

@@ -84,9 +84,12 @@ def test_what_is_printed(program: Compiled, words: list[str]) -> None:
 
 
 def test_rows_that_do_not_divide_over_the_chips_are_refused() -> None:
-    with pytest.raises(UserError, match="40 rows in 4 microbatch.* every chip .* give --rows 64"):
+    with pytest.raises(UserError, match="40 rows in 4 part.* every chip .* give --rows 64"):
         planning._check_rows(40, 4, 16)
     planning._check_rows(64, 4, 16)
+    forge = load_config("configs/impforge.py:llama_7b")
+    assert planning.microbatches_of(forge, "ppo") == (forge.optim.accumulate, 4)
+    assert planning.microbatches_of(load_config("configs/cmai.py:llava_7b"), "attack") == (1, 1)
 
 
 TEXT = LlamaConfig(32064, 4096, 11008, 32, 32, 32, 128)

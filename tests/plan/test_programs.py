@@ -66,8 +66,7 @@ def test_a_guards_batch_is_the_encoders() -> None:
     batch = guard.encoder.training_batch(examples_of("implicit"), 48)
     assert shapes(programs("sft")[0].arguments[2]) == shapes(batch)
     del batch["labels"]
-    scored = batch | {"picture_index": np.zeros((ROWS, 1), np.int32)}
-    assert shapes(programs("score")[0].arguments[2]) == shapes(scored)
+    assert shapes(programs("score")[0].arguments[2]) == shapes(batch)
 
 
 def test_the_check_reads_arrays_like_the_tasks() -> None:
