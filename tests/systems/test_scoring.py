@@ -444,7 +444,7 @@ def test_an_input_without_rows_is_an_error(score, tmp_path):
         (["--text", "a", "--input", "b.jsonl"], "give --text"),
         (["--text", "a", "--output", "b"], "--output goes with --input"),
         (["--text", "a", "--text-column", "b"], "--text-column goes with --input"),
-        (["--input", "a.jsonl"], "--input needs --output"),
+        (["--input", "a.jsonl"], "need --output"),
         (["--input", "a.jsonl", "--output", "./a.jsonl"], "--output is the input itself"),
         (["--input", "a", "--output", "b", "--image", "c"], "--image is for one request"),
         (["--input", "a", "--output", "b", "--split", "dev"], "--split is not for tables"),
