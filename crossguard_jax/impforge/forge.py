@@ -140,7 +140,7 @@ def _sift(
             f"{folder}: no text passed ({dict(dropped)}); see {DROPPED}, and lower forge.least or "
             "the gate's"
         )
-    records = [_record(row, by_id[row["triplet"]], labels[row["triplet"]]) for row in sifted.kept]
+    records = records_of(sifted.kept, by_id, labels)
 
     def shown() -> Iterator[Record]:
         """With their pictures, of which no two are in memory."""
@@ -278,8 +278,22 @@ def _candidate(triplet: Triplet, written: Written, words: np.ndarray, i: int) ->
     }
 
 
+def records_of(
+    rows: Sequence[dict[str, Any]], triplets: Mapping[str, Triplet], labels: Mapping[str, str]
+) -> list[Record]:
+    """Kept candidates as rows, still without their pictures; the second text of a triplet is called
+    ``ID-text2``."""
+    texts: Counter[str] = Counter()
+    records = []
+    for row in rows:
+        id = row["triplet"]
+        texts[id] += 1
+        record = _record(row, triplets[id], labels[id])
+        records.append(replace(record, id=f"{id}-text{texts[id]}") if texts[id] > 1 else record)
+    return records
+
+
 def _record(row: dict[str, Any], triplet: Triplet, label: str) -> Record:
-    """A forged row, still without its picture."""
     rewards = {f"reward.{k}": f"{v:.4f}" for k, v in row["rewards"].items()}
     return Record(
         id=triplet.id,

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from crossguard_jax.impforge.forge import records_of
 from crossguard_jax.impforge.gate.gate import INTENT, GateVerdict
 from crossguard_jax.impforge.sift import ENOUGH, NEAR, ForgeSettings, sift
 from crossguard_jax.impforge.triplets import Triplet
@@ -104,3 +105,11 @@ def test_a_gate_that_drops_all_has_seen_every_candidate_once(keep: int) -> None:
     assert not sifted.kept and set(sifted.reasons) == {INTENT + " (0.1)"}
     shown = [text for batch in judge.shown for _, text, _ in batch]
     assert sorted(shown) == sorted(row["text"] for row in rows)
+
+
+def test_rows_of_one_triplet_have_names_of_their_own() -> None:
+    rows = [candidate("a"), candidate("a", STAR), candidate("b"), candidate("a", "a third one")]
+    triplets = {id: Triplet(id, "q", "k", b"", "", "", 0.0, {}) for id in "ab"}
+    records = records_of(rows, triplets, {"a": "unsafe", "b": "safe"})
+    assert [record.id for record in records] == ["a", "a-text2", "b", "a-text3"]
+    assert [record.label for record in records] == ["unsafe", "unsafe", "safe", "unsafe"]
