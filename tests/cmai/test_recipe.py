@@ -222,7 +222,7 @@ def test_only_what_is_learned_from_goes_through_the_whole_head(loss, data, tmp_p
     config.train.loss = loss
     with pytest.raises(_ReachedError) as made:
         immunize(config, tmp_path, READERS, data)
-    answer, settings, *_, outer = made.value.args
+    answer, settings, *_, outer, _, _ = made.value.args
     task = outer.func.__self__
     batch = {k: jnp.asarray(x) for k, x in task.batch(records("implicit", "val", 2), 48).items()}
     trainable, frozen = {"adapters": task.adapters}, task.frozen_parts

@@ -141,7 +141,9 @@ def test_sizes_are_few():
 
 def test_as_many_programs_are_compiled_as_are_planned(llava_folder, monkeypatch):
     guard = Guard.from_pretrained(llava_folder, prompt="short")
-    counted = jax.jit(scoring.p_unsafe.__wrapped__, static_argnums=0)
+    # A function of its own: jit keeps one cache for each, whoever wraps it.
+    plain = scoring.p_unsafe.__wrapped__
+    counted = jax.jit(lambda *args: plain(*args), static_argnums=0)
     monkeypatch.setattr(scoring, "p_unsafe", counted)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
     texts = ["can i touch it ?" + " please" * n for n in range(40)]
