@@ -21,7 +21,8 @@ from crossguard_jax.core.errors import UserError
 ORDERED = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 """Two collectives that do not depend on each other run on a CPU in an order that is each process's
 own, and Gloo ends a run in which they differ ("collective mismatch"): seen where towers are read
-side by side. Without that scheduler two processes keep one order; four were still seen to differ."""
+side by side. Without that scheduler two processes keep one order; four were still seen to
+differ."""
 RENDEZVOUS = 1800
 """Seconds that processes wait for one another: machines and their installations come late."""
 TPU_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
