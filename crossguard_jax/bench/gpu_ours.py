@@ -30,6 +30,7 @@ from crossguard_jax.bench.base import (
     seeing,
 )
 from crossguard_jax.bench.gpu_sizes import Sizes, report, timed
+from crossguard_jax.bench.kernels import kernel_seconds, shares
 from crossguard_jax.cmai.arm import Controller, Knob
 from crossguard_jax.cmai.immunize_step import CmaiState
 from crossguard_jax.core.tree import count, named_leaves
@@ -44,6 +45,7 @@ from crossguard_jax.nn.llava import Llava, LlavaConfig
 from crossguard_jax.train.step import init_state, make_step
 
 PGD_STEPS = 10
+LONGEST = 24
 _REWRITER_TARGETS = r".*\.(q|k|v|o|gate|up|down)_proj"
 
 Figures = dict[str, Any]
@@ -81,6 +83,7 @@ class Side:
         self.sizes, self.model = sizes, random_llava(sizes)
         self.weights = count(nnx.split(self.model, graph=False)[1])
         self.adapted = lora.attach(self.model, TARGETS, RANK, ALPHA, jax.random.key(0))
+        self.rollouts: dict[int, Any] = {}
 
     def card(self) -> Figures:
         """The device, and its rate on one large matrix product in the model's own type."""
@@ -114,7 +117,7 @@ class Side:
         work, tokens = self.work(n)
         step = make_step(guard_loss(graphdef, LABELS), adam)
         run, peak = _stepping(step, state, frozen, self.rows(n))
-        return timed(run) | _figures(n, work.gradient, 4 * self.weights * tokens, peak)
+        return anatomy(run) | _figures(n, work.gradient, 4 * self.weights * tokens, peak)
 
     def score(self, n: int) -> Figures:
         """p_unsafe of ``n`` rows."""
@@ -128,7 +131,7 @@ class Side:
 
         work, tokens = self.work(n)
         run, peak = _repeating(score, adapters, frozen, self.rows(n))
-        return timed(run) | _figures(n, work.forward, 2 * self.weights * tokens, peak)
+        return anatomy(run) | _figures(n, work.forward, 2 * self.weights * tokens, peak)
 
     def pgd(self, n: int) -> Figures:
         """Ten steps on ``n`` pictures."""
@@ -181,9 +184,11 @@ class Side:
             rest = t, scores, kl_coef, key
             return update(policy.evaluate, adam, settings, trainable, opt_state, frozen, *rest)
 
-        write = jax.jit(partial(_rollout, policy))
         key = jax.random.key(0)
-        rollout = write.lower(trainable, frozen, prompt, key).compile()
+        if n not in self.rollouts:
+            write = jax.jit(partial(_rollout, policy))
+            self.rollouts[n] = write.lower(trainable, frozen, prompt, key).compile()
+        rollout = self.rollouts[n]
         trajectory = rollout(trainable, frozen, prompt, key)
         now = [_copied(trainable), adam.init(trainable)]
         better = jax.jit(improve, donate_argnums=(0, 1)).lower(*now, frozen, trajectory).compile()
@@ -202,7 +207,7 @@ class Side:
         least = 3 * passed.forward + 2 * epochs * passed.gradient
         nominal = (3 + 4 * epochs) * 2 * count(nnx.split(language, graph=False)[1]) * n * tokens
         peak = max(_peak(rollout), _peak(better))
-        figures = timed(run) | _figures(n, least, nominal, peak)
+        figures = anatomy(run) | _figures(n, least, nominal, peak)
         return figures | {"rollout_seconds": timed(sampled)["seconds"]}
 
     def mbat(self, n: int) -> Figures:
@@ -221,7 +226,7 @@ class Side:
         run, peak = _stepping(programs[f"k{k}"], state, frozen, batch)
         work, tokens = self.work(n)
         flops = (k + 2) * work.gradient, (k + 2) * 4 * self.weights * tokens
-        return timed(run) | _figures(n, *flops, peak) | {"inner_steps": k}
+        return anatomy(run) | _figures(n, *flops, peak) | {"inner_steps": k}
 
     def prefix(self, n: int) -> Figures:
         """``n`` texts on one picture: its keys and values are read once, or for each text."""
@@ -262,6 +267,14 @@ class Side:
                 "largest_difference": difference,
             }
         )
+
+
+def anatomy(run: Callable[[], object]) -> Figures:
+    """`timed`, and what of it was spent on what kernels."""
+    figures = timed(run)
+    kernels = kernel_seconds(run)
+    longest = {name: round(seconds, 6) for name, seconds in [*kernels.items()][:LONGEST]}
+    return figures | {"shares": shares(kernels, figures["seconds"]), "kernels": longest}
 
 
 def _figures(n: int, flops: float, nominal: float, peak: int) -> Figures:
@@ -330,7 +343,7 @@ def main(argument: str) -> None:
             try:
                 report(name, **getattr(side, name)(n))
                 break
-            except jax.errors.JaxRuntimeError as error:
+            except Exception as error:  # card time is scarce: the other rows are still to be had
                 report(name, error=str(error).splitlines()[0][:300], rows=n)
                 jax.clear_caches()
                 if "RESOURCE_EXHAUSTED" not in str(error):

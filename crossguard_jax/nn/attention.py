@@ -8,7 +8,7 @@ not partition that one: on a mesh each device runs it on its own rows and heads.
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ def attention(
         mesh = jax.typeof(q).sharding.mesh
         # A program may be compiled for another machine than the one that compiles it.
         backend = getattr(mesh.abstract_device, "platform", None) or jax.default_backend()
-        implementation = choose(backend, q, k, not mesh.empty or jax.device_count() == 1)
+        placed = not mesh.empty or jax.device_count() == 1
+        implementation = choose(backend, q, k, placed)
     run = IMPLEMENTATIONS[implementation]
     if run in _KERNELS and (on := mesh_of(q)) is not None:
         out = _by_device(run, on, rules, q, k, v, mask, causal)
@@ -74,9 +75,10 @@ def choose(backend: str, q: Query, k: Key, placed: bool = True) -> str:
     """
     n_queries, n_keys, width = q.shape[1], k.shape[1], q.shape[-1]
     if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        # What cuDNN's backward pass takes with a mask, on every generation.
+        # What cuDNN takes with a backward pass, on every generation; see `_cudnn` for odd lengths.
         even = n_queries % 2 == 0 and n_keys % 2 == 0
-        return "cudnn" if even and width % 8 == 0 and width <= 128 else "xla"
+        fits = even or 1 < n_queries == n_keys
+        return "cudnn" if fits and width % 8 == 0 and width <= 128 else "xla"
     if backend == "tpu" and placed and width % 128 == 0 and _splashable(n_queries, n_keys):
         return "splash"
     return "einsum" if backend == "cpu" else "xla"
@@ -109,13 +111,73 @@ def _einsum(q: Query, k: Key, v: Key, mask: KeyMask, causal: bool) -> Query:
     return out.reshape(b, h, n_queries, e).transpose(0, 2, 1, 3)
 
 
-def _library(
-    q: Query, k: Key, v: Key, mask: KeyMask, causal: bool, backend: Literal["xla", "cudnn"]
-) -> Query:
+def _xla(q: Query, k: Key, v: Key, mask: KeyMask, causal: bool) -> Query:
     visible = _visible(q.shape[1], k.shape[1], mask, causal)
+    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="xla")
+
+
+def _cudnn(q: Query, k: Key, v: Key, mask: KeyMask, causal: bool) -> Query:
+    n = q.shape[1]
+    if odd := n % 2:
+        # The backward pass wants even lengths: a column more, which no real query sees.
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        mask = mask if mask is None else jnp.pad(mask, ((0, 0), (0, 1)))
+    # Told of the triangle or of the rows' lengths, the kernel leaves out what nobody sees; any
+    # other mask it wants in full.
+    triangle = causal and n == k.shape[1] - odd
+    lengths = jnp.full(len(q), n) if odd and mask is None and not causal else None
+    visible = _visible(q.shape[1], k.shape[1], mask, causal and not triangle)
     if visible is not None:
-        visible = jnp.broadcast_to(visible, (q.shape[0], 1, q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation=backend)
+        visible = jnp.broadcast_to(visible, (len(q), 1, q.shape[1], k.shape[1]))
+    out = jax.nn.dot_product_attention(
+        *(q, k, v),
+        mask=visible,
+        is_causal=triangle,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return out[:, :n]
+
+
+def by_rows(run: "Implementation") -> "Implementation":
+    """``run``, for which a vmapped axis is more rows: cuDNN's own rule for it wants a mask of every
+    head. Its backward pass runs it once more, of which remat makes nothing more than there was."""
+
+    def vmapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        rows = jax.custom_batching.custom_vmap(function)
+
+        @rows.def_vmap
+        def more(n: int, batched: list[bool], *arrays: Array) -> tuple[Any, Any]:
+            every = (
+                x if there else jnp.broadcast_to(x, (n, *x.shape))
+                for x, there in zip(arrays, batched, strict=True)
+            )
+            outs = rows(*(x.reshape(-1, *x.shape[2:]) for x in every))
+            return (
+                jax.tree.map(lambda y: y.reshape(n, -1, *y.shape[1:]), outs),
+                jax.tree.map(lambda _: True, outs),
+            )
+
+        return rows
+
+    def batched(q: Query, k: Key, v: Key, mask: KeyMask, causal: bool) -> Query:
+        masks = () if mask is None else (mask,)
+
+        def forward(q: Query, k: Key, v: Key, *masks: Array) -> Query:
+            return run(q, k, v, masks[0] if masks else None, causal)
+
+        def backward(g: Query, q: Query, k: Key, v: Key, *masks: Array) -> tuple[Array, ...]:
+            return jax.vjp(lambda *qkv: forward(*qkv, *masks), q, k, v)[1](g)
+
+        attend = jax.custom_vjp(vmapped(forward))
+        attend.defvjp(
+            lambda *inputs: (attend(*inputs), inputs),
+            lambda inputs, g: (*vmapped(backward)(g, *inputs), *(None for _ in inputs[3:])),
+        )
+        return attend(q, k, v, *masks)
+
+    return batched
 
 
 def _splashable(n_queries: int, n_keys: int) -> bool:
@@ -152,8 +214,8 @@ Implementation = Callable[[Query, Key, Key, KeyMask, bool], Query]
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "einsum": _einsum,
-    "xla": functools.partial(_library, backend="xla"),
-    "cudnn": functools.partial(_library, backend="cudnn"),
+    "xla": _xla,
+    "cudnn": by_rows(_cudnn),
     "splash": _splash,
     "splash_interpret": functools.partial(_splash, interpret=True),
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.nn.attention import IMPLEMENTATIONS, attention, choose
+from crossguard_jax.nn.attention import IMPLEMENTATIONS, attention, by_rows, choose
 
 HEADS = [(4, 4), (6, 2)]
 LENGTHS = [(7, 7), (3, 7), (1, 7)]
@@ -138,10 +138,10 @@ def test_half_precision_stays_and_is_close(implementation):
 @pytest.mark.gpu
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("side", MASKS)
-@pytest.mark.parametrize("n_queries", [64, 96])
-def test_cudnn_is_the_plain_one_forward_and_backward(causal, side, n_queries):
-    q, k, v = draw(2, n_queries, 96, 4, 2, 64)
-    mask = padding(side, 2, 96)
+@pytest.mark.parametrize("lengths", [(64, 96), (96, 96), (97, 97)])
+def test_cudnn_is_the_plain_one_forward_and_backward(causal, side, lengths):
+    q, k, v = draw(2, *lengths, 4, 2, 64)
+    mask = padding(side, 2, lengths[1])
     read = ~np.isnan(naive(q, k, v, mask, causal))
     weights = jnp.asarray(np.random.default_rng(1).normal(size=q.shape) * read, jnp.float32)
     mask = on_device(mask)
@@ -179,8 +179,10 @@ def zeros(*args):
         ("gpu", (128, 128, 128, jnp.float32), True, "xla"),
         ("gpu", (128, 128, 12), True, "xla"),
         ("gpu", (128, 128, 256), True, "xla"),
-        ("gpu", (577, 577, 64), True, "xla"),
+        ("gpu", (577, 577, 64), True, "cudnn"),
+        ("gpu", (577, 578, 64), True, "xla"),
         ("gpu", (1, 128, 128), True, "xla"),
+        ("gpu", (1, 1, 128), True, "xla"),
         ("tpu", (256, 256, 128), True, "splash"),
         ("tpu", (256, 256, 128), False, "xla"),
         ("tpu", (200, 200, 128), True, "xla"),
@@ -224,6 +226,42 @@ def test_what_is_chosen_lowers_for_its_platform_with_gradients(backend, platform
             traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, mask)
             traced.lower(lowering_platforms=(platform,))
     assert chosen == {"tpu": {"splash", "xla"}, "gpu": {"cudnn", "xla"}}[backend]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudnn_lowers_under_vmap_with_gradients(masked, monkeypatch):
+    module = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{module}.check_cudnn_version", lambda: 91000)
+    q = jax.ShapeDtypeStruct((3, 2, 64, 4, 64), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((2, 64), bool)
+
+    def loss(q, mask):
+        out = IMPLEMENTATIONS["cudnn"](q, q, q, mask if masked else None, True)
+        return out.astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.vmap(jax.grad(loss), (0, None))).trace(q, mask)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "tensor<6x64x4x64xbf16>" in text
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("side", MASKS)
+def test_a_vmapped_axis_as_rows_is_the_plain_vmap_forward_and_backward(causal, side):
+    q, k, v = (jnp.stack([jnp.asarray(x), 2 * jnp.asarray(x)]) for x in draw(3, 5, 5, 4, 2, 8))
+    mask = on_device(padding(side, 3, 5))
+    plain = IMPLEMENTATIONS["einsum"]
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=q.shape[1:]))
+    both = []
+    for run in (plain, by_rows(plain)):
+
+        def total(q, k, v, run=run):
+            return (run(q, k, v, mask, causal) * weights).sum()
+
+        # The keys are one for all.
+        outs = jax.vmap(jax.value_and_grad(total, (0, 1, 2)), (0, None, 0))(q, k[0], v)
+        both.append(jax.tree.leaves(outs))
+    for a, b in zip(*both, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_a_kernel_asked_for_by_name_is_left_out_for_a_single_query_and_refused_elsewhere():
