@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
                 measured[side][name] = figures
             measurements.add(f"{side}.{name}", figures, f"{side} {name}: {json.dumps(figures)}")
     if not measured["ours"]:
-        raise UserError(f"bench gpu: nothing was measured; what it printed above says why")
+        raise UserError("bench gpu: nothing was measured; what it printed above says why")
     shown = table(measured["ours"], measured["theirs"])
     (out / "bench_gpu.md").write_text(shown + "\n")
     print(f"{sizes.dtype}, {sizes.n_text} text tokens a row\n\n{shown}")
@@ -86,8 +86,9 @@ def _lines(
     order = json.dumps({"sizes": asdict(SIZES[size]), "rows": rows})
     command = [sys.executable, "-m", f"crossguard_jax.bench.gpu_{side}", order]
     limits = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_NUM_THREADS": str(threads)}
-    piped = {"stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen(command, env=os.environ | limits, **piped) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=os.environ | limits, text=True, bufsize=1
+    ) as process:
         timer = threading.Timer(max(seconds, 0.0), process.kill)
         timer.start()
         try:
