@@ -18,11 +18,6 @@ from typing import TypedDict
 
 from crossguard_jax.core.errors import UserError
 
-ORDERED = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-"""Two collectives that do not depend on each other run on a CPU in an order that is each process's
-own, and Gloo ends a run in which they differ ("collective mismatch"): seen where towers are read
-side by side. Without that scheduler two processes keep one order; four were still seen to
-differ."""
 RENDEZVOUS = 1800
 """Seconds that processes wait for one another: machines and their installations come late."""
 TPU_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
@@ -52,8 +47,6 @@ def initialize_if_several(environ: Mapping[str, str] | None = None) -> bool:
     if arguments is None:
         return False
     refuse_loopback(environ)
-    if environ is os.environ and environ.get("JAX_PLATFORMS", "cpu") == "cpu":
-        os.environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {ORDERED}".strip()
     import jax  # a lone process need not pay for it here
 
     if jax.distributed.is_initialized():  # an earlier verb of this process did it
@@ -63,6 +56,11 @@ def initialize_if_several(environ: Mapping[str, str] | None = None) -> bool:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"could not join the other processes of this run: {reason}") from error
+    if jax.default_backend() == "cpu":
+        # On a CPU the first process alone writes the cache and finds its own there, the others
+        # compile; and a program that comes from it has lost the order between a loop's collectives
+        # and those behind the loop. Gloo ends a run whose processes differ in order.
+        jax.config.update("jax_enable_compilation_cache", False)
     return True
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.runtime.joining import (
-    ORDERED,
     initialize_if_several,
     launch_arguments,
     refuse_loopback,
@@ -231,16 +230,20 @@ def test_two_processes_find_each_other_and_exchange_arrays(repository: Path) -> 
         assert "2 2 1 [0, 1]" in out.splitlines()
 
 
-@pytest.mark.parametrize(("platforms", "ordered"), [("cpu", True), ("tpu", False)])
-def test_collectives_on_a_cpu_have_one_order(
-    platforms: str, ordered: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("backend", "kept"), [("cpu", False), ("gpu", True), ("tpu", True)])
+def test_processes_on_cpus_alone_keep_no_programs(
+    backend: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import jax
 
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_some=1")
-    for name, value in (JAX | {"JAX_PLATFORMS": platforms}).items():
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    for name, value in JAX.items():
         monkeypatch.setenv(name, value)
-    assert initialize_if_several()
-    flags = os.environ["XLA_FLAGS"].split()
-    assert flags[0] == "--xla_some=1" and (ORDERED in flags) == ordered
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", True)
+        assert initialize_if_several()
+        assert jax.config.jax_enable_compilation_cache == kept
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
