@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossguard_jax.attacks import projections, search
-from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome
-from crossguard_jax.attacks.transfer import Attack
+from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome, Search
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 
@@ -118,7 +117,7 @@ def denial(objective: Objective) -> Objective:
 
 
 def weighted_search(
-    attack: Attack,
+    attack: Search,
     objective: Objective,
     x: Float[Array, "B ..."],
     key: PRNGKeyArray,

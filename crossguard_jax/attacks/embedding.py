@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from crossguard_jax.attacks import projections, search
-from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome
-from crossguard_jax.attacks.transfer import Attack
+from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome, Search
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 
@@ -52,7 +51,7 @@ def push(
         features_of: what to deviate.
         clean: its value at the clean pictures.
         judged: whose margin and detector the outcome has; None: nothing counts as a success, and
-            what an attack returns is to be judged by `transfer` or `search.judge`.
+            what an attack returns is to be judged by `search.judge`.
         metric: a name in `METRICS`.
 
     Raises:
@@ -85,7 +84,7 @@ def pull(
 
 
 def match_donors(
-    attack: Attack,
+    attack: Search,
     features_of: FeaturesOf,
     donors: Float[Array, "B N *P D"],
     judged: Objective,

@@ -33,6 +33,8 @@ class NamedAttack:
         samples: draws of the model's randomness that each evaluation averages (EOT).
         bound: ``attack`` is ``attack(params, rows)``, which gives the search: for one that needs
             more than an objective, such as each row's donors.
+        whole: it perturbs all rows at once: ``attack(objective, x, key, budget)`` with an objective
+            of all pictures, some rows' numbers and a key (`universal.RowsObjective`).
 
     Raises:
         UserError: a kind, goal or number of samples that is none.
@@ -45,6 +47,7 @@ class NamedAttack:
     goal: str = "fool"
     samples: int = 1
     bound: bool = False
+    whole: bool = False
 
     def __post_init__(self) -> None:
         for field, choices in (("kind", KINDS), ("goal", GOALS)):

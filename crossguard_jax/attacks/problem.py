@@ -133,3 +133,7 @@ class Budget:
     def step_size(self) -> Array:
         """In units of the input; as ``epsilon``."""
         return jnp.asarray(self.epsilon) * (self.relative_step or 2.5 / self.steps)
+
+
+Search = Callable[[Objective, Array, PRNGKeyArray, Budget], AttackResult]
+"""`pgd`, `apgd`, `square`, or what else takes an objective."""

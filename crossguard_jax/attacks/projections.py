@@ -132,3 +132,15 @@ def through_uint8(
 ) -> Float[Array, "B ..."]:
     """``x_adv`` as it comes back from a saved picture: `to_uint8`, as pixels in [0, 1] again."""
     return to_uint8(x, x_adv, budget).astype(x.dtype) / 255
+
+
+def excess(
+    x_adv: Float[Array, "B ..."], x: Float[Array, "B ..."], budget: Budget
+) -> Float[Array, " B"]:
+    """How far each row is outside its ball or range, [B]; at most 0 inside, rounding forgiven."""
+    delta = x_adv - x
+    axes = tuple(range(1, x.ndim))
+    reach = l2_norm(delta) if budget.norm == "l2" else jnp.abs(delta).max(axes)
+    outside = jnp.maximum(budget.low - x_adv, x_adv - budget.high).max(axes)
+    allowed = jnp.asarray(budget.epsilon) * (1 + 1e-5) + 1e-6
+    return jnp.maximum(reach - allowed, outside - 1e-6)

@@ -24,8 +24,9 @@ from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from crossguard_jax.data.records import Record
+from crossguard_jax.evals.robustness.climbs import SLACK
 from crossguard_jax.evals.robustness.runs import CellFolder, measure
-from crossguard_jax.evals.robustness.systems import SLACK, which
+from crossguard_jax.evals.robustness.systems import which
 from crossguard_jax.runtime import processes
 
 OBLIVIOUS, ADAPTIVE = "oblivious", "adaptive"

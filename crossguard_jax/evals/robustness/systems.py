@@ -2,49 +2,31 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from crossguard_jax.attacks import adaptive
-from crossguard_jax.attacks.apgd import apgd
-from crossguard_jax.attacks.constrained import lagrangian_pgd, orthogonal_pgd
 from crossguard_jax.attacks.named import NamedAttack, RowObjective
-from crossguard_jax.attacks.pgd import pgd
-from crossguard_jax.attacks.problem import Budget, Objective, Outcome
-from crossguard_jax.attacks.square import square
+from crossguard_jax.attacks.problem import Budget, Outcome
+from crossguard_jax.attacks.registry import CLIMBS, REGISTRY, ROWS, SEARCHES, WHOLE, Registered
 from crossguard_jax.attacks.suite import Suite, digest
-from crossguard_jax.attacks.transfer import noise
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut, Record, rejection
+from crossguard_jax.evals.robustness.climbs import answering_branch, climb, tower_states
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.runs import converge, measure
 from crossguard_jax.runtime import processes
 
-SEARCHES: Mapping[str, Callable[..., Any]] = {
-    "pgd": pgd,
-    "apgd": apgd,
-    "square": square,
-    "noise": noise,
-    "orthogonal": orthogonal_pgd,
-    "lagrangian": lagrangian_pgd,
-}
-CLIMBS = ("loss", "margin", "policy", "selective", "weighted", "denial")
-"""What a search may raise: loss or margin of the plain answer, the margin of what the whole policy
-answers (through its noise and all its branches), or something that knows the detector. Of these,
-``selective`` and ``weighted`` stay in the branch that answers plainly. Where nothing detects, all
-raise the margin, and so does a search that needs a detector: every system has the same budget."""
-
-_AWARE = ("selective", "weighted", "denial")
-_NEED_A_DETECTOR = ("orthogonal", "lagrangian")
-SLACK = 0.05  # of a margin: what rounding to grey levels may take away
 NO_PICTURE = "there is no picture to attack"
-_FIELDS = {"search", "climb", "steps", "restarts", "samples", "transfer"}
+PICTURE_SEARCHES = tuple(dict.fromkeys(a.search for a in REGISTRY.values() if a.route == ROWS))
+"""Searches that go by each row's picture, which is what a configuration may name."""
 
 
 def make_suite(config: Any, system: Immunized, other: Immunized | None = None) -> Suite:
@@ -58,14 +40,41 @@ def make_suite(config: Any, system: Immunized, other: Immunized | None = None) -
     Raises:
         UserError: a search, a climb or a field that is unknown, by its attack's name.
     """
-    attacks = {}
-    for name, spec in config.attacks.items():
-        unknown = sorted(set(spec) - _FIELDS)
-        if unknown:
-            raise UserError(f"attack.attacks.{name}: unknown {', '.join(unknown)}")
-        attacks[name] = _named(name, dict(spec), config.norm, system, other)
+    attacks = {
+        name: _named(name, attack, config, system, other)
+        for name, attack in configured(config).items()
+        if attack.route in (ROWS, WHOLE)
+    }
     size, draws = config.batch_size, config.draws
     return Suite(attacks, _judge(system), size, draws, spread=processes.spread)
+
+
+def configured(config: Any) -> dict[str, Registered]:
+    """The attacks of a configuration, by the name that it gives them: those of the registry as they
+    are there, but for what it says of them; others by their search and climb.
+
+    Raises:
+        UserError: a field, a search or a climb that is unknown, by its attack's name.
+    """
+    attacks = {}
+    for name, spec in config.attacks.items():
+        where, values = f"attack.attacks.{name}", dict(spec)
+        attack = REGISTRY.get(name)
+        if attack is None:
+            if "search" not in values:
+                raise UserError(
+                    f"{where}: no attack of that name; give it a search, or see attack --list"
+                )
+            attack = Registered(name, "picture", "", "", "pgd", "margin")
+        if "search" in values and attack.route == ROWS:
+            if values["search"] not in PICTURE_SEARCHES:
+                raise UserError(
+                    f"{where}.search {values['search']!r} is none of {', '.join(PICTURE_SEARCHES)}"
+                )
+            if values["search"] == "donors":
+                attack = replace(attack, options=REGISTRY["donors"].options)
+        attacks[name] = attack.changed(where, **values)
+    return attacks
 
 
 def which(config: Any) -> int | None:
@@ -121,6 +130,7 @@ def attack_records(
     if len(seen) < 2:
         raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
     x, rows = system.rows(seen, which(config))
+    rows |= _beside(config, x, rows["labels"])
     suite = make_suite(config, system, other)
     params = {"own": system.params, "other": other.params if other else None}
     key, name = jax.random.key(config.seed), _fingerprint(config, system, params)
@@ -128,7 +138,7 @@ def attack_records(
     place, radii = folder / "curve", list(config.epsilons)
     curve = measure(suite, params, x, rows, radii, key, place, name, alone=config.alone)
     convergence_curves: dict[str, Any] = {}
-    if convergence:
+    if convergence and config.convergence.rows:
         n = min(config.convergence.rows, len(x))
         convergence_curves = converge(
             suite,
@@ -145,6 +155,23 @@ def attack_records(
     return Robustness({seed: curve}, convergence_curves)
 
 
+def _beside(config: Any, x: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """What else of the rows the attacks of a configuration look at, uint8: ``clean``, the pictures
+    as they are, and ``donors`` [B, N, ...], others with another answer."""
+    attacks = configured(config).values()
+    levels, beside = np.round(255 * x).astype(np.uint8), {}
+    if any(attack.climb == "features" for attack in attacks):
+        beside["clean"] = levels
+    if most := max((attack.options.get("donors", 0) for attack in attacks), default=0):
+        rng, n = np.random.default_rng(config.seed), len(x)
+        others = [np.flatnonzero(labels != label) for label in labels]
+        if not all(map(len, others)):
+            raise UserError("attack: donors: all rows have one answer; give rows of two, or more")
+        chosen = np.stack([rng.choice(some, most, replace=len(some) < most) for some in others])
+        beside["donors"] = levels[chosen.reshape(-1)].reshape(n, most, *x.shape[1:])
+    return beside
+
+
 def _fingerprint(config: Any, system: Immunized, params: Any) -> str:
     """What the cells of a suite are of: numbers, cuts, and what each attack climbs."""
     settings = f"{system.policy} {system.regime} {system.task.labels} {config.attacks.to_json()}"
@@ -159,59 +186,75 @@ def _judge(system: Immunized) -> RowObjective:
 
 
 def _named(
-    name: str, spec: dict[str, Any], norm: str, system: Immunized, other: Immunized | None
+    name: str, attack: Registered, config: Any, system: Immunized, other: Immunized | None
 ) -> NamedAttack:
-    search, climb = spec.get("search", ""), spec.get("climb", "margin")
-    for field, value, choices in (("search", search, SEARCHES), ("climb", climb, CLIMBS)):
-        if value not in choices:
-            raise UserError(
-                f"attack.attacks.{name}.{field} {value!r} is none of {', '.join(choices)}"
-            )
-    moved, whose = (other, "other") if spec.get("transfer") else (system, "own")
+    moved, whose = (other, "other") if attack.transfer else (system, "own")
     if moved is None:
         raise UserError(f"attack.attacks.{name}: transfer, and there is no other model")
-    aware = climb in _AWARE or search in _NEED_A_DETECTOR
-    # To deny is to be rejected; to be accepted is to stay out of every other branch.
-    goal = "deny" if climb == "denial" else "fool"
-    watched = moved.policy.rejects if goal == "deny" else len(moved.policy.branches) > 1
-    if aware and not watched:
-        climb, search = "margin", "apgd" if search in _NEED_A_DETECTOR else search
-    climbed = functools.partial(_climb, moved, whose, climb)
-    kind = "adaptive" if aware and watched else "white_box"
-    if search in ("square", "noise"):
-        kind = "gradient_free" if search == "square" else "noise"
+    goal = "deny" if attack.climb == "denial" else "fool"
+    attack, kind = _as_watched(attack, moved)
+    search: Callable[..., Any] = SEARCHES[attack.search].function
+    if attack.route == WHOLE:
+        search = functools.partial(_universal, search, config.batch_size)
+    elif attack.search == "donors":
+        search = functools.partial(_bound, search, moved, whose, attack.options["metric"])
     return NamedAttack(
-        SEARCHES[search],
-        Budget(0.0, norm, int(spec["steps"]), restarts=int(spec.get("restarts", 1))),
-        climbed,
-        kind="transfer" if spec.get("transfer") else kind,
+        search,
+        Budget(0.0, config.norm, attack.steps, restarts=attack.restarts),
+        functools.partial(climb, moved, whose, attack),
+        kind="transfer" if attack.transfer else kind,
         goal=goal,
-        samples=1 if moved.policy.plain or climb != "policy" else int(spec.get("samples", 1)),
+        samples=attack.samples,
+        bound=attack.search == "donors",
+        whole=attack.route == WHOLE,
     )
 
 
-def _climb(
-    system: Immunized, whose: str, climb: str, params: Any, rows: Any, x: Array, key: PRNGKeyArray
-) -> Outcome:
-    def answers(x: Array, key: PRNGKeyArray) -> Outcome:
-        return system.accepted(params[whose], rows, x, key)
+def _as_watched(attack: Registered, system: Immunized) -> tuple[Registered, str]:
+    """The attack as it is run on a system, and its kind: what is aware of a detector raises the
+    margin where there is none of its."""
+    aware = CLIMBS[attack.climb].aware or SEARCHES[attack.search].aware
+    # To deny is to be rejected; to be accepted is to stay out of every other branch.
+    watched = len(system.policy.branches) > 1
+    if attack.climb == "denial":
+        watched = system.policy.rejects
+    elif attack.climb == "pinned":
+        watched = answering_branch(system.policy) is not None
+    kind = "adaptive" if aware and watched else "white_box"
+    if not attack.gradient:
+        kind = "noise" if attack.search == "noise" else "gradient_free"
+    if aware and not watched:
+        search = "apgd" if SEARCHES[attack.search].aware else attack.search
+        attack = replace(attack, search=search, climb="margin")
+    random = attack.climb in ("policy", "pinned") and not system.policy.plain
+    return replace(attack, samples=attack.samples if random else 1), kind
 
-    def policy(x: Array, key: PRNGKeyArray) -> Outcome:
-        return system.outcome(params[whose], rows, x, key)
 
-    def margin(of: Objective) -> Objective:
-        def by_margin(x: Array, key: PRNGKeyArray) -> Outcome:
-            outcome = of(x, key)
-            return replace(outcome, loss=outcome.margin)
+def _universal(
+    search: Callable[..., Any],
+    batch: int,
+    objective: Any,
+    x: Array,
+    key: PRNGKeyArray,
+    budget: Budget,
+) -> Any:
+    return search(objective, x, key, budget, batch=min(batch, len(x)))
 
-        return by_margin
 
-    ways: dict[str, Callable[[], Objective]] = {
-        "loss": lambda: answers,
-        "margin": lambda: margin(answers),
-        "policy": lambda: margin(policy),
-        "selective": lambda: adaptive.selective(margin(answers), SLACK),
-        "weighted": lambda: adaptive.weighted(margin(answers), 1.0),
-        "denial": lambda: adaptive.denial(policy),
-    }
-    return ways[climb]()(x, key)
+def _bound(
+    search: Callable[..., Any], system: Immunized, whose: str, metric: str, params: Any, rows: Any
+) -> Callable[..., Any]:
+    """The search toward each row's donors."""
+
+    def features(x: Array, key: PRNGKeyArray) -> Array:
+        return tower_states(system, params[whose], rows, x)
+
+    def one(donors: Array) -> Array:
+        return features(donors.astype(jnp.float32) / 255, jax.random.key(0))
+
+    donors = jax.lax.map(one, jnp.swapaxes(rows["donors"], 0, 1)).swapaxes(0, 1)
+
+    def attack(objective: Any, x: Array, key: PRNGKeyArray, budget: Budget) -> Any:
+        return search(features, donors, objective, x, key, budget, metric)
+
+    return attack

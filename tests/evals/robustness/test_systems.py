@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from crossguard_jax.attacks.registry import REGISTRY, ROWS, WHOLE
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.lint import missing, unequal
-from crossguard_jax.evals.robustness.systems import CLIMBS, SEARCHES, attack_records, make_suite
+from crossguard_jax.evals.robustness.systems import attack_records, make_suite
 from tests.cmai.small_systems import RECORDS, base, system_of, with_adapter
 from tests.evals.robustness.test_figures import curve
 
@@ -146,26 +147,24 @@ def test_convergence_doubles_what_the_curve_spent(plain, tmp_path):
 
 
 def every_way() -> ConfigDict:
-    """Each search and each climb there is."""
+    """Each attack on pictures that there is."""
     config = attack()
+    names = [name for name, each in REGISTRY.items() if each.route in (ROWS, WHOLE)]
     with config.unlocked():
-        config.attacks = {
-            **{f"by_{c}": {"search": "pgd", "climb": c, "steps": 2, "samples": 3} for c in CLIMBS},
-            **{f"with_{s}": {"search": s, "steps": 2} for s in SEARCHES},
-        }
+        config.attacks = {name: {"steps": 2} for name in names}
     return config
 
 
-def test_every_search_and_climb_can_be_asked_of_every_system(plain, rejecting):
+def test_every_attack_can_be_made_on_every_system(plain, rejecting):
     config = every_way()
     for system in (plain, rejecting, smoothing(rejecting), both(rejecting)):
-        suite = make_suite(config, system)
+        suite = make_suite(config, system, plain)
         x, rows = system.rows(PICTURED)
-        params = {"own": system.params, "other": None}
+        rows |= {"clean": np.uint8(255 * x), "donors": np.uint8(255 * x[:, None])}
+        params = {"own": system.params, "other": plain.params}
         assert list(suite.attacks) == list(config.attacks)
-        for name in (f"by_{climb}" for climb in CLIMBS):
-            objective = suite.attacks[name].objective
-            outcome = jax.eval_shape(objective, params, rows, jnp.asarray(x), KEY)
+        for name, each in suite.attacks.items():
+            outcome = jax.eval_shape(each.objective, params, rows, jnp.asarray(x), KEY)
             assert outcome.loss.shape == (4,), name
 
 
@@ -205,9 +204,9 @@ def test_a_transfer_attack_climbs_the_other_model(plain, rejecting):
 
 def test_what_is_unknown_is_named(plain):
     for change, words in (
-        ({"search": "magic"}, "attack.attacks.apgd.search 'magic' is none of pgd"),
+        ({"search": "magic"}, "attack.attacks.apgd.search 'magic' is none of noise, pgd"),
         ({"climb": "ladder"}, "attack.attacks.apgd.climb 'ladder' is none of loss"),
-        ({"stairs": 3}, "attack.attacks.apgd: unknown stairs"),
+        ({"stairs": 3}, "attack.attacks.apgd: unknown stairs, did you mean 'restarts'"),
         ({"transfer": True}, "attack.attacks.apgd: transfer, and there is no other model"),
     ):
         config = only(attack(), "apgd")
