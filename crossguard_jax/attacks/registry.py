@@ -343,23 +343,24 @@ def registered(name: str, where: str = "--attack") -> Registered:
     return REGISTRY[name]
 
 
-def parse(text: str) -> Registered:
-    """``NAME`` or ``NAME:OPTION=VALUE,...``, as ``--attack`` takes it.
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """``NAME`` or ``NAME:OPTION=VALUE,...``, as ``--attack`` takes it: the name, and what is to be
+    changed of the attack (`Registered.changed`).
 
     Raises:
         UserError: an attack or an option that there is none of, or a value that is none.
     """
     name, _, rest = text.partition(":")
-    attack = registered(name)
-    values: dict[str, Any] = {}
+    attack, values = registered(name), {}
     for item in filter(None, rest.split(",")):
-        option, equals, value = item.partition("=")
+        option, _, value = item.partition("=")
         kind = type({**vars(attack), **attack.options}.get(option, ""))
         try:
-            values[option] = kind(value) if equals else ""
+            values[option] = kind(value)
         except ValueError:
             raise UserError(f"--attack {text}: {option} {value!r}: a number") from None
-    return attack.changed(f"--attack {name}", **values)
+    attack.changed(f"--attack {name}", **values)
+    return name, values
 
 
 def listing() -> str:

@@ -106,6 +106,12 @@ class Immunized:
             if isinstance(encoded, UserError):
                 raise UserError(f"{record.id}: {encoded}") from encoded
             requests.append(replace(encoded, label=label))
+        return self.arrays(requests, which)
+
+    def arrays(
+        self, requests: Sequence[TaskRequest], which: int | None = None
+    ) -> tuple[np.ndarray, Batch]:
+        """Requests as an attack takes them; see `rows`."""
         arrays = self.task.stack(requests)
         if self.task.reader is not None:
             arrays["h_t"] = self._texts(arrays)
@@ -151,13 +157,28 @@ class Immunized:
 
         An attack that is held to the last branch pays for one pass, whatever the others do.
         """
-        outputs = self._answers(params, rows, x)
+        return self._accepted(params, self._answers(params, rows, x))
+
+    def shifted(
+        self,
+        params: Any,
+        rows: Any,
+        x: Float[Array, "B *I C X Y"],
+        shift: Float[Array, "B L D"],
+    ) -> Outcome:
+        """`accepted`, with something added to the embeddings of the user's tokens; of rows that are
+        read in one window."""
+        return self._accepted(params, self._answers(params, rows, x, shift))
+
+    def _accepted(self, params: Any, outputs: Answers) -> Outcome:
         cuts = params["cuts"]
         return Outcome(outputs.loss, outputs.margin, cuts[-1] - outputs.s_c if len(cuts) else None)
 
-    def _answers(self, params: Any, rows: Any, x: Array) -> Answers:
+    def _answers(self, params: Any, rows: Any, x: Array, shift: Array | None = None) -> Answers:
         trainable, frozen = params["trainable"], params["frozen"]
-        return self.task.answers(trainable, frozen, rows, self.part.clean(rows, x), self.regime)
+        pixels, still = self.part.clean(rows, x)
+        inputs = pixels, still if shift is None else shift
+        return self.task.answers(trainable, frozen, rows, inputs, self.regime)
 
     def s_c(self, params: Any, rows: Any, x: Float[Array, "B *I C X Y"]) -> Float[Array, " B"]:
         """How well each row's text fits its pictures."""

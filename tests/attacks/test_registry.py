@@ -8,7 +8,6 @@ from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from crossguard_jax import attacks
@@ -24,7 +23,7 @@ from crossguard_jax.core.typing import Array, PRNGKeyArray
 
 KEY = jax.random.key(0)
 X = jax.random.uniform(KEY, (3, 1, 4, 4))
-PIECES = {as_result, better, judge, no_result, best_of_restarts}
+PIECES = {as_result, better, candidate, judge, no_result, best_of_restarts}
 """What searches are written with: no attack by itself."""
 
 
@@ -114,10 +113,13 @@ def test_a_picture_search_costs_what_the_table_says(search: str) -> None:
 
 
 def test_options_are_read_and_what_is_unknown_is_named() -> None:
-    attack = registry.parse("gcg:steps=3,tokens=5")
+    assert registry.parse("apgd") == ("apgd", {})
+    name, values = registry.parse("gcg:steps=3,tokens=5")
+    attack = REGISTRY[name].changed("", **values)
     assert (attack.steps, attack.options["tokens"]) == (3, 5)
     assert attack.options["candidates"] == REGISTRY["gcg"].options["candidates"]
-    assert registry.parse("targeted:target=safe").options["target"] == "safe"
+    assert registry.parse("targeted:target=safe")[1] == {"target": "safe"}
+    assert registry.parse("edits:similarity=0.9")[1] == {"similarity": 0.9}
     for text, words in (
         ("apdg", "no such attack, did you mean 'apgd'"),
         ("gcg:token=5", "unknown token, did you mean 'tokens'"),
@@ -127,4 +129,3 @@ def test_options_are_read_and_what_is_unknown_is_named() -> None:
     ):
         with pytest.raises(UserError, match=words):
             registry.parse(text)
-    assert np.isfinite(registry.parse("edits:similarity=0.9").options["similarity"])
