@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from crossguard_jax.attacks import registry
+from crossguard_jax.attacks.registry import REGISTRY, ROWS
 from crossguard_jax.cmai.folders import is_immunized, load_immunized
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
@@ -17,13 +19,13 @@ from crossguard_jax.evals.evaluate import (
     print_summary,
     read_benchmarks,
 )
+from crossguard_jax.evals.robustness import budget
 from crossguard_jax.evals.robustness.certified import certificate_section, certified
 from crossguard_jax.evals.robustness.detection import detection_section
-from crossguard_jax.evals.robustness.figures import Robustness, figures
 from crossguard_jax.evals.robustness.pictures import pictures_section
 from crossguard_jax.evals.robustness.probe import STEPS, probe
-from crossguard_jax.evals.robustness.report import robustness_section
-from crossguard_jax.evals.robustness.systems import NO_PICTURE, attack_records, attackable
+from crossguard_jax.evals.robustness.run_all import run_all
+from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable, configured
 from crossguard_jax.evals.scoring import judged_rows, write_verdicts
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
@@ -33,7 +35,8 @@ from crossguard_jax.systems.store import VerdictStore, store_folder
 
 
 def main(args: argparse.Namespace) -> int:
-    """The verb's work; prints the worst case by radius, what was left out, and the report's path.
+    """The verb's work; prints its budget, the worst case by radius, what was left out, and the
+    report's path.
 
     Every cell of the suite is kept in ``OUT/cells``: killed and called again, it goes on.
 
@@ -48,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if args.certify < 0:
         raise UserError(f"--certify {args.certify}: a number of rows")
-    config, without = suite_config(args.config.attack, bool(args.surrogate))
+    config, without = suite_config(args.config.attack, bool(args.surrogate), args.attack)
     with LeftOut(folder / "rejected.jsonl") as left_out:
         tests = read_benchmarks(args.data, left_out)
         rows = [record for benchmark in tests.values() for record in benchmark]
@@ -56,22 +59,23 @@ def main(args: argparse.Namespace) -> int:
         systems = load_systems(args.model, **loading)
         (main_name, first), *_ = systems.items()
         records = drawn(attackable(rows, first.task.labels, left_out), args.limit, config.seed)
+    attacks, n = configured(config), len(systems)
+    done = budget.left_there(folder / "cells")
+    print(budget.line(config, [*attacks.values()], first, records, n, done), flush=True)
     for name, system in systems.items():
         _clean_verdicts(args, system, name, records, folder / f"{name}.verdicts.jsonl", left_out)
     other = None
     if args.surrogate:
         other = load_system(args.surrogate, first.task.labels, **loading)
-    results = {
-        name: attack_records(config, system, records, folder / "cells" / name, other)
-        for name, system in systems.items()
-    }
-    place = folder / "cells" / main_name / "probe"
-    probed = probe(first, records, config, place, _steps(config))
-    facts = _facts(records, rows, first, without)
-    sections = [robustness_section(results), Section("What was attacked", (Bullets(facts),))]
-    if probed.cut is not None:
-        sections.append(detection_section(main_name, first, probed, config.batch_size))
-    sections.append(pictures_section(main_name, first, probed))
+    made = run_all(config, systems, records, folder / "cells", other, keep=bool(args.save))
+    sections = made.sections(records)
+    sections.append(Section("What was attacked", (Bullets(_facts(records, rows, first, without)),)))
+    if made.pictures:
+        place = folder / "cells" / main_name / "probe"
+        probed = probe(first, records, config, place, _steps(config))
+        if probed.cut is not None:
+            sections.append(detection_section(main_name, first, probed, config.batch_size))
+        sections.append(pictures_section(main_name, first, probed))
     if args.certify:
         some = certified(
             first,
@@ -81,30 +85,46 @@ def main(args: argparse.Namespace) -> int:
             config.seed,
         )
         sections.append(certificate_section(main_name, some))
+    if args.save:
+        for line in made.save(Path(args.save), systems, records):
+            print(line)
     options = ("model", "data", "surrogate", "limit", "certify", "prompt")
     meta = {name: getattr(args, name) for name in options}
     sections += left_out_sections(left_out)
     report = Report("Robustness", sections, meta | {"attack": config.to_dict()})
     page = processes.by_first(lambda: report.write(folder))
-    for name, result in results.items():
-        _tell(name, result)
+    made.tell()
     return print_summary(left_out, page, faultless=(NO_PICTURE,))
 
 
-def suite_config(config: Any, surrogate: bool) -> tuple[Any, list[str]]:
+def suite_config(
+    config: Any, surrogate: bool, names: Sequence[str] | None = None
+) -> tuple[Any, list[str]]:
     """The suite without what it lacks a model for, and what that is.
 
     Args:
         config: ``attack`` of ``configs/cmai.py``.
         surrogate: whether transfer attacks have a model.
+        names: attacks to run in place of the configuration's, each as `registry.parse` takes it;
+            "all" is all of the registry. They run alone, so that they can be compared.
+
+    Raises:
+        UserError: a name or an option that there is none of.
     """
     config = config.copy_and_resolve_references()
-    without = [
-        name for name, spec in config.attacks.items() if spec.get("transfer") and not surrogate
-    ]
+    if names:
+        chosen = [other for name in names for other in (REGISTRY if name == "all" else [name])]
+        specs = {}
+        for name, values in map(registry.parse, chosen):
+            specs[name] = {**config.attacks.get(name, {}), **values}
+        with config.unlocked():
+            config.alone, config.attacks = True, specs
+    without = [name for name, a in configured(config).items() if a.transfer and not surrogate]
     with config.unlocked():
         for name in without:
             del config.attacks[name]
+    if not config.attacks:
+        raise UserError("--attack: none is left without a --surrogate to make it on; give one")
     return config, without
 
 
@@ -189,8 +209,8 @@ def _clean_verdicts(
 
 def _steps(config: Any) -> int:
     """As many as the suite's longest search by gradients, so that the two can be compared."""
-    searches = ("pgd", "apgd", "orthogonal", "lagrangian")
-    steps = (spec.steps for spec in config.attacks.values() if spec.search in searches)
+    attacks = configured(config).values()
+    steps = (a.steps for a in attacks if a.route == ROWS and a.gradient)
     return max(steps, default=STEPS)
 
 
@@ -211,11 +231,3 @@ def _facts(
     if first.task.reader is None:
         facts.append("The main model has no consistency check, so none is measured.")
     return tuple(facts)
-
-
-def _tell(name: str, result: Robustness) -> None:
-    estimates = figures(result)
-    for figure, estimate in estimates.items():
-        if figure.endswith((".accuracy", ".robust_accuracy")):
-            interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
-            print(f"{name} {figure} {estimate.value:.4f} {interval} n={estimate.n}")

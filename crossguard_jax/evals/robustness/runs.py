@@ -85,6 +85,11 @@ class CellFolder:
         return self.folder / f"{cell[0]}@{cell[1]!r}.npz"
 
 
+def cells_of(folder: str | Path, plan: Plan) -> CellFolder:
+    """The cells of a run that has been made there."""
+    return CellFolder(folder, read_json(Path(folder) / PLAN)["system"], plan)
+
+
 def read_curve(folder: str | Path) -> Curve:
     """The curve of a finished run, from its folder alone.
 
@@ -94,7 +99,7 @@ def read_curve(folder: str | Path) -> Curve:
     facts = read_json(Path(folder) / PLAN)
     plan = Plan.from_dict(facts["plan"])
     try:
-        return worst_case(plan, CellFolder(folder, facts["system"], plan))
+        return worst_case(plan, cells_of(folder, plan))
     except KeyError as error:
         raise UserError(f"{folder}: not finished ({error.args[0]}); run it again") from error
 

@@ -29,13 +29,16 @@ PICTURE_SEARCHES = tuple(dict.fromkeys(a.search for a in REGISTRY.values() if a.
 """Searches that go by each row's picture, which is what a configuration may name."""
 
 
-def make_suite(config: Any, system: Immunized, other: Immunized | None = None) -> Suite:
+def make_suite(
+    config: Any, system: Immunized, other: Immunized | None = None, keep: bool = False
+) -> Suite:
     """The attacks that a configuration names, each on what it is to climb.
 
     Args:
         config: ``attack`` of ``configs/cmai.py``.
         system: what is attacked; its ``outcome`` judges.
         other: the model that transfer attacks have, with parameters of its own.
+        keep: cells keep the pictures that the attacks made.
 
     Raises:
         UserError: a search, a climb or a field that is unknown, by its attack's name.
@@ -46,7 +49,7 @@ def make_suite(config: Any, system: Immunized, other: Immunized | None = None) -
         if attack.route in (ROWS, WHOLE)
     }
     size, draws = config.batch_size, config.draws
-    return Suite(attacks, _judge(system), size, draws, spread=processes.spread)
+    return Suite(attacks, _judge(system), size, draws, keep=keep, spread=processes.spread)
 
 
 def configured(config: Any) -> dict[str, Registered]:
@@ -111,6 +114,7 @@ def attack_records(
     *,
     seed: int = 0,
     convergence: bool = True,
+    keep: bool = False,
 ) -> Robustness:
     """Every attack on every record with a picture; killed and called again, it goes on.
 
@@ -121,6 +125,7 @@ def attack_records(
         folder: of the cells.
         other: the model that transfer attacks have.
         seed: that the system was trained with; the attacks' key does not depend on it.
+        keep: the curve's cells keep the pictures that the attacks made.
         convergence: also with twice the steps and the restarts, on the first rows at one radius.
 
     Raises:
@@ -131,7 +136,7 @@ def attack_records(
         raise UserError(f"attack: {len(seen)} of {len(records)} rows have a picture; give two")
     x, rows = system.rows(seen, which(config))
     rows |= _beside(config, x, rows["labels"])
-    suite = make_suite(config, system, other)
+    suite = make_suite(config, system, other, keep)
     params = {"own": system.params, "other": other.params if other else None}
     key, name = jax.random.key(config.seed), _fingerprint(config, system, params)
     folder = Path(folder)

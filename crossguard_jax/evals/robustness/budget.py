@@ -1,0 +1,78 @@
+"""What a run of attacks will cost, by arithmetic, before it starts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossguard_jax.attacks.registry import PROMPTS, ROWS, WHOLE, Cost, Registered
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.data.records import Record
+
+DOUBLED = 1 + 2 + 2
+"""Suites that convergence runs, in units of the suite itself: as it is, steps and restarts twice."""
+
+
+def passes(config: Any, attacks: Sequence[Registered], rows: int) -> Cost:
+    """Of all rows at most: every attack at every radius, the judge, and convergence.
+
+    Args:
+        config: ``attack`` of ``configs/cmai.py``.
+        attacks: those that run.
+        rows: that are attacked.
+    """
+    radii = sum(epsilon > 0 for epsilon in config.epsilons)
+    judged, total = Cost(config.draws), Cost(2 * rows * config.draws)
+    for attack in attacks:
+        each = attack.cost.plus(judged)
+        if attack.route in (ROWS, WHOLE):
+            total = total.plus(each.times(rows * radii))
+            total = total.plus(each.times(DOUBLED * min(config.convergence.rows, rows)))
+        elif attack.route == PROMPTS:
+            total = total.plus(each.times(min(rows, int(attack.options["prompts"]))))
+        else:
+            total = total.plus(each.times(rows))
+    return total
+
+
+def line(
+    config: Any,
+    attacks: Sequence[Registered],
+    system: Immunized,
+    records: Sequence[Record],
+    systems: int,
+    done: int,
+) -> str:
+    """The budget for a reader.
+
+    Args:
+        config, attacks: as of `passes`.
+        system: the main one; its size makes operations of passes.
+        records: the rows.
+        systems: how many are attacked.
+        done: results that an earlier run has left.
+    """
+    cost = passes(config, attacks, len(records)).times(systems)
+    leaves = jax.tree.leaves(system.params)
+    numbers = sum(int(np.size(leaf)) for leaf in leaves)
+    longest = max(len(record.text) for record in records)
+    encoder = system.task.guard.encoder
+    record = next(record for record in records if len(record.text) == longest)
+    (row,) = encoder.windows([record.text], [len(record.images)])
+    tokens = len(row[0].ids) if isinstance(row, list) else encoder.settings.max_length
+    # 2 operations a number and token forward, as much again back to the inputs.
+    operations = 2.0 * numbers * tokens * (cost.forward + cost.gradient)
+    radii = sum(epsilon > 0 for epsilon in config.epsilons)
+    return (
+        f"budget: {len(records):,} rows, {len(attacks)} attacks, {radii} radii, {systems} systems: "
+        f"at most {cost.forward:,} forward and {cost.gradient:,} gradient passes of a row, about "
+        f"{operations:.1e} operations"
+        + (f"; {done:,} results of an earlier run are there" if done else "")
+    )
+
+
+def left_there(folder: Path) -> int:
+    """Results that an earlier run has left in a folder of cells."""
+    return sum(1 for kind in ("*.npz", "*.json") for _ in folder.rglob(kind))

@@ -1,0 +1,123 @@
+"""What AutoAttack's own checks would say of a system (Croce and Hein, its ``checks.py``)."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossguard_jax.attacks.adaptive import check_differentiable
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Array
+from crossguard_jax.evals.robustness.figures import Robustness, share
+from crossguard_jax.report.blocks import Block, Bullets, Section, Text
+
+SQUARE = 0.002
+"""Of robust accuracy: what Square may find behind attacks by gradients, as AutoAttack's alpha."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of some clean rows.
+
+    Attributes:
+        rows: how many were looked at.
+        zero: at how many of them the loss has no gradient at all.
+        detector: what keeps gradients from a detector; "" where nothing does or nothing detects.
+    """
+
+    rows: int
+    zero: int
+    detector: str = ""
+
+
+def gradients(system: Immunized, x: np.ndarray, rows: Any, size: int) -> Gradients:
+    """Looks at the gradients of the plain answer's loss and of the detector.
+
+    Args:
+        system: what is attacked.
+        x, rows: of `Immunized.rows`.
+        size: rows to a batch.
+    """
+    zero, reason = 0, ""
+    for start in range(0, len(x), size):
+        here = np.minimum(np.arange(start, start + size), len(x) - 1)
+        some = jax.tree.map(lambda leaf, here=here: leaf[here], rows)
+        lengths = np.asarray(_lengths(system, system.params, some, x[here]))
+        zero += int((lengths[: len(x) - start] == 0).sum())
+    if len(system.policy.branches) > 1:
+        some = jax.tree.map(lambda leaf: leaf[:size], rows)
+        objective = functools.partial(system.accepted, system.params, some)
+        try:
+            check_differentiable(objective, jax.numpy.asarray(x[:size]), jax.random.key(0))
+        except UserError as error:
+            reason = str(error)
+    return Gradients(len(x), zero, reason)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _lengths(system: Immunized, params: Any, rows: Any, x: Array) -> Array:
+    def total(x: Array) -> Array:
+        return system.accepted(params, rows, x, jax.random.key(0)).loss.sum()
+
+    return abs(jax.grad(total)(x)).reshape(len(x), -1).sum(axis=1)
+
+
+def flags(system: Robustness, answers: int, looked: Gradients) -> list[str]:
+    """Its warnings, a line each; none where it has none.
+
+    Args:
+        system: what the suite found.
+        answers: how many there are.
+        looked: of `gradients`.
+    """
+    lines, curve = [], system.any
+    if curve.random:
+        lines.append(
+            "Randomized defence: one input's answers vary, so AutoAttack's `rand` version (EOT) is "
+            "the one to run."
+        )
+    if looked.zero:
+        lines.append(
+            f"Zero gradients: the loss has none at {looked.zero} of {looked.rows} clean rows, which "
+            "stops attacks that go by cross-entropy."
+        )
+    if looked.detector:
+        lines.append(f"A detector that gradients do not pass: {looked.detector}.")
+    kinds = {entry.name: entry.kind for entry in curve.plan.attacks}
+    square = [i for i, e in enumerate(curve.plan.attacks) if e.kind == "gradient_free"]
+    steered = [name for name, kind in kinds.items() if kind in ("white_box", "adaptive")]
+    if square and steered:
+        by, everyone = system.stacked("by"), np.ones_like(system.stacked("right"))
+        if curve.each:
+            others = np.stack(
+                [
+                    np.any([c.each[name] for name in steered if name in c.each], axis=0)
+                    for c in system.curves.values()
+                ]
+            )
+            free = np.isin(by, square) | (system.stacked("won") & ~others)
+        else:
+            free = np.isin(by, square)
+        most = max(share(free[:, e], everyone).value for e in range(len(curve.plan.epsilons)))
+        if most > SQUARE:
+            lines.append(
+                f"Square attack lowers robust accuracy by {most:.1%} behind the attacks by "
+                "gradients: their gradients may be masked."
+            )
+    if answers < 4:
+        lines.append(
+            f"{answers} answers: DLR {'and targeted DLR are' if answers < 3 else 'targeted is'} not "
+            "defined (margins stand in for it), and there are no targets to choose among."
+        )
+    return lines
+
+
+def flags_section(lines: dict[str, list[str]]) -> Section:
+    """By system."""
+    items = tuple(f"{name}: {line}" for name, some in lines.items() for line in some)
+    body: Block = Bullets(items) if items else Text("None of its checks raises a flag.")
+    about = Text("AutoAttack warns where its result is not to be trusted; here it would say:")
+    return Section("AutoAttack's flags", (about, body) if items else (body,))

@@ -1,0 +1,148 @@
+"""All attacks of a configuration on several systems: pictures, texts and shared pictures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crossguard_jax.attacks.registry import EMBEDDINGS, ROWS, TOKENS, WHOLE, Registered
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.data.records import Record
+from crossguard_jax.evals.robustness import saved
+from crossguard_jax.evals.robustness.breakdown import attacks_section, groups_section
+from crossguard_jax.evals.robustness.figures import Robustness, figures
+from crossguard_jax.evals.robustness.flags import flags, flags_section, gradients
+from crossguard_jax.evals.robustness.prompts import SharedPicture, share_pictures
+from crossguard_jax.evals.robustness.report import robustness_section
+from crossguard_jax.evals.robustness.rewriting import Sentences
+from crossguard_jax.evals.robustness.systems import attack_records, configured, which
+from crossguard_jax.evals.robustness.texts import AttackedTexts, TextSuite
+from crossguard_jax.hf.sentence import load_sentence
+from crossguard_jax.report.blocks import Section
+
+
+@dataclass(frozen=True)
+class AllAttacks:
+    """What came of them, by system's name.
+
+    Attributes:
+        config: ``attack`` of ``configs/cmai.py``.
+        attacks: by name, as configured.
+        cells: where results are kept.
+        pictures: the suite's; empty where no attack is on pictures.
+        texts: of attacks on texts.
+        shared: of one picture for many prompts.
+        warnings: AutoAttack's.
+    """
+
+    config: Any
+    attacks: Mapping[str, Registered]
+    cells: Path
+    pictures: dict[str, Robustness] = field(default_factory=dict)
+    texts: dict[str, dict[str, AttackedTexts]] = field(default_factory=dict)
+    shared: dict[str, dict[str, SharedPicture]] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def epsilon(self) -> float:
+        """The radius that single attacks are compared at, and pictures saved."""
+        return float(self.config.convergence.epsilon)
+
+    def sections(self, records: Sequence[Record]) -> list[Section]:
+        """Of the report; the worst case comes first."""
+        sections = [robustness_section(self.pictures)] if self.pictures else []
+        args = self.attacks, self.pictures, self.texts, self.shared, self.epsilon, records
+        sections.append(attacks_section(*args))
+        if self.pictures:
+            sections += [groups_section(self.pictures, records), flags_section(self.warnings)]
+        return sections
+
+    def save(
+        self, folder: Path, systems: Mapping[str, Immunized], records: Sequence[Record]
+    ) -> Iterator[str]:
+        """Attacked rows of every system in ``FOLDER/SYSTEM``; says where.
+
+        Raises:
+            UserError: see `saved.save_pictures`; a radius that was not run.
+        """
+        for name, system in systems.items():
+            place = folder / name
+            if (result := self.pictures.get(name)) is not None:
+                args = result.any, self.cells / name / "curve", self.epsilon, which(self.config)
+                table = saved.save_pictures(place, system, records, *args)
+                yield f"attacked pictures of {name}: {table}"
+            saved.save_texts(place, records, self.texts.get(name, {}))
+            for attack, shared in self.shared.get(name, {}).items():
+                left = [label for label in system.task.labels if label != shared.target]
+                saved.save_shared(place, attack, shared, left[0] if len(left) == 1 else "")
+
+    def tell(self) -> None:
+        """Prints the worst cases, and each attack's own where it is on texts."""
+        for name, result in self.pictures.items():
+            for figure, estimate in figures(result).items():
+                if figure.endswith((".accuracy", ".robust_accuracy")):
+                    interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
+                    print(f"{name} {figure} {estimate.value:.4f} {interval} n={estimate.n}")
+        for name, results in self.texts.items():
+            for attack, attacked in results.items():
+                print(f"{name} {attack}.asr {attacked.won.mean():.4f} n={len(attacked.rows)}")
+        for name, pictures in self.shared.items():
+            for attack, shared in pictures.items():
+                print(f"{name} {attack}.asr {shared.won.mean():.4f} n={len(shared.won)}")
+
+
+def run_all(
+    config: Any,
+    systems: Mapping[str, Immunized],
+    records: Sequence[Record],
+    cells: Path,
+    other: Immunized | None = None,
+    *,
+    keep: bool = False,
+) -> AllAttacks:
+    """Every attack of the configuration on every system; killed and called again, it goes on.
+
+    Args:
+        config: ``attack`` of ``configs/cmai.py``.
+        systems: by dotted name.
+        records: with a picture and a label.
+        cells: where results are kept.
+        other: the model that transfer attacks have.
+        keep: the suite's cells keep pictures.
+
+    Raises:
+        UserError: see `attack_records`, `TextSuite.run` and `share_pictures`.
+    """
+    attacks = configured(config)
+    made = AllAttacks(config, attacks, cells)
+    routes = {attack.route for attack in attacks.values()}
+    sentences = None
+    if TOKENS in routes and config.get("sentence"):
+        sentences = Sentences(load_sentence(config.sentence))
+    epsilon, size = made.epsilon, config.batch_size
+    words = TextSuite(
+        dict(attacks), config.norm, epsilon, size, config.draws, config.seed, sentences
+    )
+    for name, system in systems.items():
+        place = cells / name
+        if routes & {ROWS, WHOLE}:
+            result = attack_records(config, system, records, place, other, keep=keep)
+            made.pictures[name] = result
+            n = min(len(records), max(config.convergence.rows, size))
+            x, rows = system.rows(records[:n], which(config))
+            looked = gradients(system, x, rows, size)
+            made.warnings[name] = flags(result, len(system.task.labels), looked)
+        if routes & {TOKENS, EMBEDDINGS}:
+            made.texts[name] = words.run(system, records, place / "texts")
+        if shared := share_pictures(
+            dict(attacks),
+            system,
+            records,
+            place / "prompts",
+            norm=config.norm,
+            epsilon=epsilon,
+            batch_size=size,
+            seed=config.seed,
+        ):
+            made.shared[name] = shared
+    return made
