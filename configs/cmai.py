@@ -168,6 +168,7 @@ def llava_7b() -> ConfigDict:
     config.cmcv.update({"shared_width": 512, "hidden_width": 1_024})
     # The text twin of LLaVA-1.5's own picture tower.
     config.cmcv.text_path = "openai/clip-vit-large-patch14-336"
+    config.attack.sentence = "sentence-transformers/all-MiniLM-L6-v2"
     config.cmcv.train.update({"steps": 1_000, "save_every": 250})
     config.cmcv.optim.accumulate = 4
     config.data.update({"prompt": "", "max_length": 768, "buckets": True})
@@ -295,7 +296,11 @@ def attack() -> dict[str, object]:
             "square": {"search": "square", "climb": "selective", "steps": 100},
             "transfer": {"search": "pgd", "climb": "margin", "steps": 10, "transfer": True},
         },
+        # Twice the steps and the restarts, on some rows at one radius; single attacks and saved
+        # pictures are of that radius, too. No rows: not at all.
         "convergence": {"epsilon": 8 / 255, "rows": 64},
+        # What measures how like an edited text is to the user's; "" measures nothing.
+        "sentence": "toy://sentence",
         # Randomized smoothing: noise, samples that choose and that bound, the chance to be wrong;
         # rows and samples of a forward pass; and the attack that each certificate has to stand.
         "certificate": {

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from crossguard_jax.evals.robustness.arguments import add_arguments as attack_arguments
 from crossguard_jax.runtime.flags import add_config_places, add_mesh, add_places
 
 FORMATS = (
@@ -71,33 +72,7 @@ def immunize(parser: argparse.ArgumentParser) -> None:
 
 def attack(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(shipped_models=GUARDS)
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="[NAME=]FOLDER",
-        help="a guard, immunized or not, or toy://llava, which comes with us; give several to "
-        "compare them, the main one first",
-    )
-    parser.add_argument(
-        "--data",
-        action="append",
-        required=True,
-        metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
-        help="labelled rows; those without a picture are left out",
-    )
-    parser.add_argument(
-        "--surrogate", metavar="FOLDER", help="the model that transfer attacks are made on"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="rows, drawn at random")
-    parser.add_argument(
-        "--certify",
-        type=int,
-        default=0,
-        metavar="N",
-        help="certify the main model's answers to the first N rows",
-    )
-    parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
+    attack_arguments(parser)
     _verdict_arguments(parser)
     config_argument(parser, "configs/cmai.py", ("attack",))
     add_places(parser, remat=True)

@@ -102,19 +102,13 @@ def attacks_section(
             cells.append(Metric(metric, estimate, "percent", True))
         passes = f"{cost.forward:,} + {cost.gradient:,}"
         rows.append((name, attack.perturbs, attack.goal, knows, passes, *cells))
-    heads = (
-        "Attack",
-        "perturbs",
-        "goal",
-        "knows",
-        "passes a row",
-        *(f"ASR of {s}" for s in systems),
-    )
+    heads: tuple[str, ...] = ("Attack", "perturbs", "goal", "knows", "passes a row")
+    heads += tuple(f"ASR of {system}" for system in systems)
     caption = (
         "ASR in percent of the rows that were right when clean (of `denial`, those that it has "
-        "rejected); a picture's ball as in the title of its column's run. Passes: forward + "
-        "gradient, at most. Unless each attack ran alone, a picture attack's share is of what the "
-        "ones before it left: it compares no attacks."
+        "rejected); a picture's ball is that of the radius that `convergence` names. Passes: "
+        "forward + gradient, at most. Unless each attack ran alone, a picture attack's share is of "
+        "what the ones before it left: it compares no attacks."
     )
     blocks: list[Block] = [Table(heads, tuple(rows), caption)]
     if texts:
@@ -179,12 +173,8 @@ def _texts(
             everything.update(figures)
             cells = [Metric(k, v, "percent", True) for k, v in figures.items()]
             bound = f"{result.attack.bound}, {_most(result.attack)}"
-            rows.append(
-                (
-                    *(f"{system}: {name}", bound, *cells),
-                    *(_mean(result, field) for field in ("edits", "queries", "similarity")),
-                )
-            )
+            means = [_mean(result, field) for field in ("edits", "queries", "similarity")]
+            rows.append((f"{system}: {name}", bound, *cells, *means))
     heads = ("System: attack", "bound", "caught", *(f"ASR of {label} rows" for label in kinds))
     heads += ("edits", "texts tried", "similarity")
     caption = (

@@ -12,7 +12,7 @@ from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.data.records import Record
 
 DOUBLED = 1 + 2 + 2
-"""Suites that convergence runs, in units of the suite itself: as it is, steps and restarts twice."""
+"""Suites that convergence runs: as it is, with steps twice and with restarts twice as many."""
 
 
 def passes(config: Any, attacks: Sequence[Registered], rows: int) -> Cost:

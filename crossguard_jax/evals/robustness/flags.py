@@ -81,8 +81,8 @@ def flags(system: Robustness, answers: int, looked: Gradients) -> list[str]:
         )
     if looked.zero:
         lines.append(
-            f"Zero gradients: the loss has none at {looked.zero} of {looked.rows} clean rows, which "
-            "stops attacks that go by cross-entropy."
+            f"Zero gradients: the loss has none at {looked.zero} of {looked.rows} clean rows, "
+            "which stops attacks that go by cross-entropy."
         )
     if looked.detector:
         lines.append(f"A detector that gradients do not pass: {looked.detector}.")
@@ -108,10 +108,8 @@ def flags(system: Robustness, answers: int, looked: Gradients) -> list[str]:
                 "gradients: their gradients may be masked."
             )
     if answers < 4:
-        lines.append(
-            f"{answers} answers: DLR {'and targeted DLR are' if answers < 3 else 'targeted is'} not "
-            "defined (margins stand in for it), and there are no targets to choose among."
-        )
+        what = "DLR and targeted DLR are" if answers < 3 else "targeted DLR is"
+        lines.append(f"{answers} answers: {what} not defined; margins stand in for it.")
     return lines
 
 

@@ -62,8 +62,8 @@ def save_pictures(
             images = tuple(encode_png(_image(picture)) for picture in pictures)
             if i == next(iter(attacked), -1):
                 _check(encoder, images[0], pictures[0])
-            about = {"attack": split, "attacked": str(i in attacked).lower()}
-            yield replace(record, images=images, provenance={**record.provenance, **about})
+            about = _about(record, split, i in attacked)
+            yield replace(record, images=images, provenance=about)
 
     processes.by_first(lambda: write_jsonl(rows(), folder, split))
     return folder / f"{split}.jsonl"
@@ -77,13 +77,7 @@ def save_texts(folder: Path, records: Sequence[Record], results: dict[str, Attac
         texts = dict(zip(result.rows.tolist(), result.texts, strict=True))
         rows = [
             replace(
-                record,
-                text=texts.get(i, record.text),
-                provenance={
-                    **record.provenance,
-                    "attack": name,
-                    "attacked": str(i in texts).lower(),
-                },
+                record, text=texts.get(i, record.text), provenance=_about(record, name, i in texts)
             )
             for i, record in enumerate(records)
         ]
@@ -107,6 +101,10 @@ def save_shared(folder: Path, name: str, shared: SharedPicture, label: str) -> N
     processes.by_first(lambda: write_jsonl(rows, folder, name))
 
 
+def _about(record: Record, attack: str, attacked: bool) -> dict[str, str]:
+    return {**record.provenance, "attack": attack, "attacked": str(attacked).lower()}
+
+
 def _image(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(np.moveaxis(levels, 0, -1)))
 
@@ -115,6 +113,6 @@ def _check(encoder: object, png: bytes, levels: np.ndarray) -> None:
     again = np.round(255 * encoder.levels(png)).astype(np.uint8)  # type: ignore[attr-defined]
     if not np.array_equal(again, levels):
         raise UserError(
-            "--save: the model's picture processor changes pictures of its own resolution; mend its "
-            "preprocessor_config.json (size and crop_size)"
+            "--save: the model's picture processor changes pictures of its own resolution; mend "
+            "its preprocessor_config.json (size and crop_size)"
         )
