@@ -52,7 +52,8 @@ def tiny() -> ConfigDict:
         "on": True,
         # "answers" (the task's loss) or "features" (how far the picture's features move).
         "goal": "answers",
-        # "seed", "evasive" or "both" (drawn for each row); "picture", "text" or "both".
+        # "seed", "evasive" or "both" (drawn for each row); "picture", "text" (its embeddings),
+        # "both" of these, or "edits" of the text's letters, of which `steps` are tried.
         "inner": "both",
         "perturb": "picture",
         "alpha": 1.0,
@@ -60,6 +61,7 @@ def tiny() -> ConfigDict:
         "norm": "linf",
         "steps": 3,
         "text_epsilon": 0.0,
+        "edits": 2,
     }
     config.arm = {
         # Training: the adversary is hardened while the mean S_c of its rows is below what this

@@ -97,7 +97,8 @@ class Immunization:
             if self.beside is None:
                 return moved, {}
             attacked = mbat.whole(self.settings, clean, moved)
-            pair = mbat.answered_twice(self.outer, at, frozen, rows, clean, attacked)
+            texts = mbat.edited(self.settings, rows, moved)
+            pair = mbat.answered_twice(self.outer, at, frozen, rows, clean, attacked, texts)
             return moved, mbat.seen(pair)  # what else the model makes of them is not computed
 
         micro = strided(batch, n)
@@ -113,7 +114,9 @@ class Immunization:
             def loss(trainable: Any) -> tuple[Float[Array, ""], mbat.Pair]:
                 clean = mbat.clean_inputs(rows, self.width)
                 attacked = mbat.whole(self.settings, clean, moved)
-                pair = mbat.answered_twice(self.outer, trainable, frozen, rows, clean, attacked)
+                texts = mbat.edited(self.settings, rows, moved)
+                both = clean, attacked, texts
+                pair = mbat.answered_twice(self.outer, trainable, frozen, rows, *both)
                 pulled = [jnp.vdot(pull[name], x) for name, x in mbat.seen(pair).items() if pull]
                 return mbat.mixed(pair, arm) / n + sum(pulled), pair
 

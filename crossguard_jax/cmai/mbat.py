@@ -7,6 +7,9 @@ The inner problem perturbs picture, text embeddings, or both:
 - ``evasive``: ``max alpha L_task - evasion max(0, tau - S_c)``: wrong while still consistent.
 - ``both``: one of them for each row, drawn by the step's key.
 
+A text may also be perturbed as a user could type it (``perturb: edits``): a batch then has edited
+texts of each row, made beforehand, of which the adversary takes the worst.
+
 The outer problem is ``(1 - lambda) L_task(clean) + lambda L_task(adversarial)``, and may take
 another L_task than the inner one: an answer that has lost to a third word is learned from, while an
 adversary that may move mass to third words is weak. beta, epsilon, lambda and tau are ARM's
@@ -23,13 +26,17 @@ import jax.numpy as jnp
 
 from crossguard_jax.attacks.joint import Inputs, Part, draw_start, joint_pgd
 from crossguard_jax.attacks.problem import NORMS, Budget, Outcome
+from crossguard_jax.attacks.registry import INNER as INNER_ATTACKS
 from crossguard_jax.cmai.arm import ArmState
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.typing import Array, Bool, Float, PRNGKeyArray
+from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
 from crossguard_jax.train.step import Metrics
 
 INNER = ("seed", "evasive", "both")
-PERTURB = ("picture", "text", "both")
+PERTURB = tuple(INNER_ATTACKS)
+EDITED = "edited_"
+"""What the arrays of a row's edited texts are called by, [B, K, ...], before the name of the text's
+own ([B, ...])."""
 
 
 @jax.tree_util.register_dataclass
@@ -68,9 +75,11 @@ class MbatSettings:
         alpha: weight of the task's loss.
         evasion: weight of falling below tau, in the evasive problem.
         norm: of the picture's ball; its radius is ARM's epsilon.
-        steps: gradient steps, k. A step of training costs about two clean ones (the clean rows and
-            the adversarial ones), and less than one more for each of these.
+        steps: gradient steps, k; of ``edits``, the edited texts of a row. A step of training costs
+            about two clean ones (the clean rows and the adversarial ones), and less than one more
+            for each of these.
         text_epsilon: L2 radius for each token's embedding, in their units.
+        edits: characters edited of a text, at most.
 
     Raises:
         UserError: an unknown name, or a number that is none.
@@ -83,6 +92,7 @@ class MbatSettings:
     norm: str = "linf"
     steps: int = 5
     text_epsilon: float = 0.0
+    edits: int = 2
 
     def __post_init__(self) -> None:
         for name, choices in (("inner", INNER), ("perturb", PERTURB), ("norm", NORMS)):
@@ -93,9 +103,10 @@ class MbatSettings:
         for name in ("alpha", "evasion", "text_epsilon"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise UserError(f"mbat.{name} {getattr(self, name)!r}: 0 or a positive number")
-        if self.steps < 1:
-            raise UserError(f"mbat.steps {self.steps}: a whole number above 0")
-        if self.perturb != "picture" and not self.text_epsilon:
+        for name in ("steps", "edits"):
+            if getattr(self, name) < 1:
+                raise UserError(f"mbat.{name} {getattr(self, name)}: a whole number above 0")
+        if self.perturb in ("text", "both") and not self.text_epsilon:
             raise UserError(f"mbat.text_epsilon is 0, and mbat.perturb is {self.perturb!r}")
 
 
@@ -132,20 +143,44 @@ def perturbed(
 
     ``key`` draws the start, and each row's adversary.
     """
-    chances = drawn(settings, batch, clean, key, arm)
-    moved = climbed(answer, settings, trainable, frozen, batch, clean, chances, arm)
+    moved = _attacked(answer, settings, trainable, frozen, batch, clean, key, arm)
     return whole(settings, clean, moved)
+
+
+def _attacked(
+    answer: Answer,
+    settings: MbatSettings,
+    trainable: Any,
+    frozen: Any,
+    batch: Any,
+    clean: Inputs,
+    key: PRNGKeyArray,
+    arm: ArmState,
+) -> Inputs:
+    chances = drawn(settings, batch, clean, key, arm)
+    return climbed(answer, settings, trainable, frozen, batch, clean, chances, arm)
 
 
 def whole(settings: MbatSettings, clean: Inputs, moved: Inputs) -> Inputs:
     """All inputs, given those that are perturbed."""
+    if settings.perturb == "edits":
+        return clean
     inputs = list(clean)
     for i, x in zip(_MOVED[settings.perturb], moved, strict=True):
         inputs[i] = x
     return tuple(inputs)
 
 
-_MOVED = {"picture": (0,), "text": (1,), "both": (0, 1)}
+def edited(settings: MbatSettings, batch: Any, moved: Inputs) -> dict[str, Array]:
+    """The arrays of the texts that the adversary took, [B, ...]; none where it edits none."""
+    if settings.perturb != "edits":
+        return {}
+    (which,) = moved
+    texts = {k.removeprefix(EDITED): v for k, v in batch.items() if k.startswith(EDITED)}
+    return {name: values[jnp.arange(len(which)), which] for name, values in texts.items()}
+
+
+_MOVED = {"picture": (0,), "text": (1,), "both": (0, 1), "edits": ()}
 
 
 def _parts(settings: MbatSettings, batch: Any, arm: ArmState) -> tuple[Part, ...]:
@@ -166,6 +201,8 @@ def drawn(
     and which rows meet the evasive adversary."""
     draw_key, climb_key = jax.random.split(key)
     evasive = draw_evasive(settings, draw_key, clean[0].shape[0])
+    if settings.perturb == "edits":
+        return (), evasive
     still = tuple(clean[i] for i in _MOVED[settings.perturb])
     return draw_start(still, climb_key, _parts(settings, batch, arm)), evasive
 
@@ -180,8 +217,11 @@ def climbed(
     chances: tuple[Inputs, Bool[Array, " B"]],
     arm: ArmState,
 ) -> Inputs:
-    """The inputs that are perturbed, of rows for which ``chances`` were drawn."""
+    """The inputs that are perturbed, of rows for which ``chances`` were drawn; of edits, which
+    [B]."""
     start, evasive = chances
+    if settings.perturb == "edits":
+        return (_worst_edit(answer, settings, trainable, frozen, batch, clean, evasive, arm),)
 
     def objective(some: Inputs, key: PRNGKeyArray) -> Outcome:
         outputs = answer(trainable, frozen, batch, whole(settings, clean, some))
@@ -192,6 +232,27 @@ def climbed(
     balls = _parts(settings, batch, arm)
     result = joint_pgd(objective, still, key, balls, keep_best=False, start=start)
     return jax.lax.stop_gradient(result.x_adv)
+
+
+def _worst_edit(
+    answer: Answer,
+    settings: MbatSettings,
+    trainable: Any,
+    frozen: Any,
+    batch: Any,
+    clean: Inputs,
+    evasive: Bool[Array, " B"],
+    arm: ArmState,
+) -> Int[Array, " B"]:
+    """Of each row's edited texts the one with the greatest inner loss; no gradient is taken."""
+    n = next(values.shape[1] for name, values in batch.items() if name.startswith(EDITED))
+
+    def loss(k: Array) -> Array:
+        texts = edited(settings, batch, (jnp.full(len(evasive), k),))
+        outputs = answer(trainable, frozen, batch | texts, clean)
+        return inner_loss(settings, outputs, arm, evasive)
+
+    return jnp.argmax(jax.lax.map(loss, jnp.arange(n)), axis=0)
 
 
 def clean_inputs(batch: Any, width: int) -> Inputs:
@@ -221,7 +282,8 @@ def mbat_loss(
         trainable: what is trained.
         frozen: what is not.
         batch: ``pixels`` [B, C, X, Y] in [0, 1] and ``has_picture`` [B]; ``text_mask`` [B, L],
-            which tokens' embeddings may move; and what ``answer`` reads.
+            which tokens' embeddings may move; and what ``answer`` reads; with edits, of `EDITED`
+            texts too.
         key: of the attack.
         arm: beta, epsilon, lambda, and what the evasive adversary stays above.
         outer: the model with the loss that is lowered, where it is not the one that the attack
@@ -229,8 +291,10 @@ def mbat_loss(
     """
     clean = clean_inputs(batch, width)
     at = jax.lax.stop_gradient(trainable)
-    attacked = perturbed(answer, settings, at, frozen, batch, clean, key, arm)
-    pair = answered_twice(outer or answer, trainable, frozen, batch, clean, attacked)
+    moved = _attacked(answer, settings, at, frozen, batch, clean, key, arm)
+    attacked = whole(settings, clean, moved)
+    texts = edited(settings, batch, moved)
+    pair = answered_twice(outer or answer, trainable, frozen, batch, clean, attacked, texts)
     scores = pair[1].s_c, pair[0].s_c, batch["has_picture"]
     additions = {"attacked": attacked[0], **seen(pair)}
     return mixed(pair, arm), (figures(pair, scores[2], arm), scores, additions)
@@ -241,11 +305,22 @@ Pair = tuple[Answers, Answers]
 
 
 def answered_twice(
-    outer: Answer, trainable: Any, frozen: Any, batch: Any, clean: Inputs, attacked: Inputs
+    outer: Answer,
+    trainable: Any,
+    frozen: Any,
+    batch: Any,
+    clean: Inputs,
+    attacked: Inputs,
+    texts: dict[str, Array],
 ) -> Pair:
-    """Both kinds of rows in one pass."""
-    both = jax.tree.map(lambda *rows: jnp.stack(rows), clean, attacked)
-    outputs = jax.vmap(lambda inputs: outer(trainable, frozen, batch, inputs))(both)
+    """Both kinds of rows in one pass; ``texts`` of `edited` stand in for the attacked ones' own."""
+    own = {name: batch[name] for name in texts}
+    both = jax.tree.map(lambda *rows: jnp.stack(rows), (clean, own), (attacked, texts))
+
+    def one(inputs: tuple[Inputs, dict[str, Array]]) -> Answers:
+        return outer(trainable, frozen, batch | inputs[1], inputs[0])
+
+    outputs = jax.vmap(one)(both)
     plain, adversarial = (jax.tree.map(lambda rows, i=i: rows[i], outputs) for i in (0, 1))
     return plain, adversarial
 

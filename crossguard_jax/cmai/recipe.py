@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from crossguard_jax.cmai.answering import Answering
 from crossguard_jax.cmai.arm import KNOBS, Controller
 from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check, pair_loss
+from crossguard_jax.cmai.edits import edited_rows, read_edited
 from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.mbat import MbatSettings
@@ -115,7 +116,12 @@ class _Run:
 
     def encode(self, length: int, records: list[Record], share: Share = WHOLE) -> pipeline.Batch:
         """Records to the task's arrays, rows of ``length`` tokens."""
-        return self.task.batch(records, length, share, self.config.data.buckets)
+        mbat, buckets = self.config.mbat, self.config.data.buckets
+        arrays = self.task.batch(records, length, share, buckets)
+        if mbat.on and mbat.perturb == "edits":
+            sizes = mbat.steps, mbat.edits
+            arrays |= edited_rows(self.task, records, length, *sizes, share, buckets)
+        return arrays
 
 
 def immunize(
@@ -291,13 +297,16 @@ def mbat_step(
     beside = None
     if config.cmcv.on and config.cmcv.weight:
         # Pictures stay clean where only the text is attacked.
-        adversarial = config.cmcv.adversarial and config.mbat.perturb != "text"
+        adversarial = config.cmcv.adversarial and config.mbat.perturb in ("picture", "both")
         of_pairs = check_loss(task, config.cmcv.joint, adversarial)
 
         def beside(*args: Any) -> tuple[Array, Any]:
             value, metrics = of_pairs(*args)
             return config.cmcv.weight * value, metrics
 
+    read = task.read
+    if config.mbat.perturb == "edits":
+        read = functools.partial(read_edited, task)
     learned = functools.partial(task.answers, vocabulary=config.train.loss == "vocabulary")
     return make_immunize_step(
         task.answers if of_task else task.deviations,
@@ -305,7 +314,7 @@ def mbat_step(
         controller,
         adam,
         task.width,
-        task.read if of_task else task.add_clean_states,
+        read if of_task else task.add_clean_states,
         beside,
         learned if of_task else None,
         config.optim.accumulate,

@@ -44,6 +44,7 @@ def made():
     batch = {
         "pixels": jnp.asarray(rng.uniform(0.3, 0.7, (B, 3, 4, 4)).astype(np.float32)),
         "embeddings": draw(B, L, D),
+        "edited_embeddings": draw(B, 3, L, D),
         "sign": jnp.asarray(rng.choice([-1.0, 1.0], B).astype(np.float32)),
         "text_mask": jnp.asarray(rng.random((B, L)) < 0.7),
         "has_picture": jnp.arange(B) % 5 > 0,
@@ -63,7 +64,7 @@ def step_of(made, settings, n, loss_beside=beside, max_variance=float("inf")):
     return step, state, frozen, batch
 
 
-@pytest.mark.parametrize("perturb", ["picture", "text", "both"])
+@pytest.mark.parametrize("perturb", ["picture", "text", "both", "edits"])
 @pytest.mark.parametrize("loss_beside", [beside, None])
 def test_draws_gradient_figures_and_controller_are_the_whole_batchs(made, perturb, loss_beside):
     settings = MbatSettings("both", perturb, steps=2, text_epsilon=0.2)

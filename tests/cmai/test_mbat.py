@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from crossguard_jax.cmai.arm import ArmState, Controller, Knob
 from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
 from crossguard_jax.cmai.mbat import (
+    EDITED,
     Answers,
     MbatSettings,
     draw_evasive,
@@ -82,6 +83,25 @@ def test_the_other_modality_is_left_alone(made, perturb, still):
     clean = (made[2]["pixels"], jnp.zeros((B, L, D)))
     np.testing.assert_array_equal(inputs[still], clean[still])
     assert np.abs(inputs[1 - still] - clean[1 - still]).max() > 0.01
+
+
+def test_of_edited_texts_the_worst_is_learned_from(made):
+    trainable, frozen, batch = made
+    edited = jnp.stack([batch["embeddings"] + 0.3 * k for k in (-1, 0, 1)], axis=1)
+    rows = batch | {f"{EDITED}embeddings": edited}
+    settings = MbatSettings("seed", "edits")
+    _, (metrics, _, additions) = mbat_loss(
+        answer, settings, D, trainable, frozen, rows, KEY, arm(lambda_=1.0)
+    )
+    zero = jnp.zeros((B, L, D))
+    each = [
+        answer(trainable, frozen, batch | {"embeddings": edited[:, k]}, (batch["pixels"], zero))
+        for k in range(3)
+    ]
+    worst = np.max([np.asarray(outputs.loss) for outputs in each], axis=0)
+    assert float(metrics["adversarial_loss"]) == pytest.approx(worst.mean(), rel=1e-5)
+    assert float(metrics["adversarial_loss"]) > float(metrics["clean_loss"])
+    np.testing.assert_array_equal(additions["attacked"], batch["pixels"])
 
 
 def test_the_seed_lowers_consistency_and_the_evasive_adversary_keeps_it(made):
@@ -320,6 +340,7 @@ def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
         ({"evasion": float("nan")}, "mbat.evasion"),
         ({"steps": 0}, "mbat.steps"),
         ({"perturb": "text"}, "mbat.text_epsilon"),
+        ({"perturb": "edits", "edits": 0}, "mbat.edits"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, message):

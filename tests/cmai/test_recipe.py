@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossguard_jax.attacks.registry import REGISTRY
 from crossguard_jax.cmai import recipe
 from crossguard_jax.cmai.arm import KNOBS, Controller, Knob
 from crossguard_jax.cmai.consistency import ConsistencyConfig
@@ -23,7 +24,7 @@ from crossguard_jax.cmai.threshold import choose_threshold
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest, named_leaves
-from crossguard_jax.evals.robustness.systems import CLIMBS, SEARCHES
+from crossguard_jax.evals.robustness.systems import configured
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import load_model, resolve_folder
 from crossguard_jax.nn import lora
@@ -194,6 +195,17 @@ def test_the_check_alone_learns_and_leaves_the_model_as_it_is(data, tmp_path):
 
 
 @pytest.mark.training
+def test_edited_texts_are_learned_from_and_the_check_reads_them(data, tmp_path):
+    config = short(steps=2)
+    config.mbat.update({"perturb": "edits", "steps": 2})
+    system = immunize(config, tmp_path, READERS, data)
+    assert moved(system)
+    (line,) = read_metrics(tmp_path / "mbat")
+    assert line["adversarial_loss"] > line["clean_loss"]
+    assert line["adversarial_s_c"] != line["clean_s_c"], "the text that S_c sees is edited, too"
+
+
+@pytest.mark.training
 def test_mbat_alone_has_nothing_that_checks(data, tmp_path, base):
     config = short("mbat", steps=2)
     config.arm.follow = False
@@ -311,8 +323,11 @@ def test_every_variant_is_one_that_the_recipe_takes(variant):
     optimizer(config.optim, config.train.steps)
     optimizer(config.cmcv.optim, config.cmcv.train.steps)
     assert [p for p in layer_paths() if re.fullmatch(config.lora.targets, p)]
-    for spec in config.attack.attacks.values():
-        assert spec.search in SEARCHES and spec.climb in CLIMBS
+    for name, attack in configured(config.attack).items():
+        own = REGISTRY[name]
+        assert (attack.search, attack.climb, attack.transfer) == (
+            *(own.search, own.climb, own.transfer),
+        ), "a name means the same here as in the registry"
     assert config.attack.convergence.epsilon in config.attack.epsilons
     fixed = all(k.start == k.maximum for k in (controller.epsilon, controller.lambda_))
     name = variant.removeprefix("vqa_").removeprefix("llava_7b_")
