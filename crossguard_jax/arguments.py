@@ -144,6 +144,7 @@ def tasks(parser: argparse.ArgumentParser) -> None:
         help="radii: grey levels of 255 for linf, pixels in [0, 1] for l2",
     )
     budget.add_argument("--norm", choices=("linf", "l2"), default="linf", help="default: linf")
+    budget.add_argument("--attack", metavar="NAME", default="pgd", help="default: pgd")
     for name, default in (("steps", 20), ("restarts", 1), ("aims", 2), ("seed", 0)):
         budget.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
 

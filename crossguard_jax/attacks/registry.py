@@ -82,6 +82,7 @@ CLIMBS: Mapping[str, Climb] = {
         "its difference of logits ratio; of two answers, the margin", False, (from_logits,)
     ),
     "target": Climb("the target's margin", False, (from_logits,)),
+    "target_loss": Climb("the target's log-probability", False, (from_logits,)),
     "policy": Climb("the margin of what the policy answers, its branches and noise included"),
     "selective": Climb("the margin, then the detector", True, (selective,)),
     "weighted": Climb("the margin less a weight on the detector", True, (weighted,)),
@@ -277,10 +278,10 @@ _ALL = (
     _picture("denial", "apgd", "denial", "denial"),
     _picture("square", "square", "selective", steps=100),
     _picture("transfer", "pgd", "margin", steps=10, transfer=True),
-    _picture("universal", "universal", "margin", route=WHOLE, steps=40),
+    _picture("universal", "universal", "loss", route=WHOLE, steps=40),
     Registered(
         *("universal_picture", "one picture for many prompts", _BALL, "targeted"),
-        *("universal_picture", "target", PROMPTS, 60),
+        *("universal_picture", "target_loss", PROMPTS, 60),
         options={"prompts": 64, "target": ""},
     ),
     Registered(

@@ -365,7 +365,7 @@ class Fake:
     def aims(self, clean, most):
         return [[0, 1], [0, 1], [0], [0, 1]]
 
-    def attack(self, levels, over, aims, key, budget):
+    def attack(self, levels, over, aims, key, budget, name="pgd"):
         (j,) = set(aims)
         epsilon = round(float(budget.epsilon), 3)
         self.attacked.append((epsilon, j, over.tolist()))

@@ -91,6 +91,7 @@ def of_attack(model: Path, data: Path, out: Path) -> dict[str, dict]:
     config.attack.update({"epsilons": (0.0, 8 / 255), "draws": 1})
     config.attack.convergence.rows = 2
     given = {"surrogate": None, "certify": 0, "limit": None, "prompt": None}
+    given |= {"attack": None, "save": None}
     given |= {"store": None, "noise_seed": None, "config": config}
     given |= {"mesh": None, "dtype": "auto", "remat": None}
     attack.main(argparse.Namespace(model=[f"m={model}"], data=[str(data)], out=str(out), **given))

@@ -51,8 +51,8 @@ def climb(
 
     def target(x: Array, key: PRNGKeyArray) -> Outcome:
         targets = jnp.full_like(rows["labels"], target_of(system, attack.options["target"]))
-        outcome = _of_logits(system, own, rows, "margin", targets)(x, key)
-        return replace(outcome, loss=outcome.margin)
+        loss = "cross_entropy" if attack.climb == "target_loss" else "margin"
+        return _of_logits(system, own, rows, loss, targets)(x, key)
 
     def inside(x: Array, key: PRNGKeyArray) -> Outcome:
         low, high = answering_branch(system.policy) or (-math.inf, math.inf)
@@ -70,6 +70,7 @@ def climb(
         "margin": lambda: _by_margin(answers),
         "dlr": lambda: ratio,
         "target": lambda: target,
+        "target_loss": lambda: target,
         "policy": lambda: _by_margin(policy),
         "selective": lambda: adaptive.selective(_by_margin(answers), SLACK),
         "weighted": lambda: adaptive.weighted(_by_margin(answers), 1.0),

@@ -16,7 +16,7 @@ import numpy as np
 
 from crossguard_jax.attacks import projections
 from crossguard_jax.attacks.problem import Budget, Outcome
-from crossguard_jax.attacks.registry import PROMPTS, SEARCHES, Registered
+from crossguard_jax.attacks.registry import PROMPTS, REGISTRY, SEARCHES, Registered
 from crossguard_jax.attacks.suite import digest
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
@@ -147,8 +147,8 @@ def _perturb(
     key: PRNGKeyArray,
     epsilon: Array,
 ) -> Array:
-    budget = Budget(epsilon, norm, steps, restarts=restarts)
-    climbed = Registered(name, "", "", "", search, "target", options={"target": target})
+    budget = Budget(epsilon, norm, steps, restarts=restarts, random_start=restarts > 1)
+    climbed = REGISTRY[name].changed("", target=target)
     rows = jax.tree.map(jnp.asarray, rows)
 
     def objective(x: Array, at: Array, key: PRNGKeyArray) -> Outcome:

@@ -205,7 +205,7 @@ def _named(
         search = functools.partial(_bound, search, moved, whose, attack.options["metric"])
     return NamedAttack(
         search,
-        Budget(0.0, config.norm, attack.steps, restarts=attack.restarts),
+        _budget(attack, config.norm),
         functools.partial(climb, moved, whose, attack),
         kind="transfer" if attack.transfer else kind,
         goal=goal,
@@ -233,6 +233,12 @@ def _as_watched(attack: Registered, system: Immunized) -> tuple[Registered, str]
         attack = replace(attack, search=search, climb="margin")
     random = attack.climb in ("policy", "pinned") and not system.policy.plain
     return replace(attack, samples=attack.samples if random else 1), kind
+
+
+def _budget(attack: Registered, norm: str) -> Budget:
+    # What is shared begins at nothing, which a plain loop does and random points did not beat.
+    start = attack.route == ROWS or attack.restarts > 1
+    return Budget(0.0, norm, attack.steps, restarts=attack.restarts, random_start=start)
 
 
 def _universal(

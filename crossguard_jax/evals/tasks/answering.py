@@ -1,5 +1,6 @@
 """A LLaVA that answers in its own words, by greedy decoding, and what makes it say otherwise."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +10,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from crossguard_jax.attacks import projections
-from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Int, PRNGKeyArray
 from crossguard_jax.data.prompts import neutralize
+from crossguard_jax.evals.tasks.attack import searched
 from crossguard_jax.evals.tasks.objectives import answer_objective
 from crossguard_jax.guard.decoding import likeliest
 from crossguard_jax.guard.encoding import Row
@@ -67,13 +68,13 @@ class Answerer:
             return likeliest(llava, self._encoder, batch, pixels, max_new_tokens)
 
         def attack(
-            params: Any, batch: Any, levels: Array, key: PRNGKeyArray, budget: Budget
+            params: Any, batch: Any, levels: Array, key: PRNGKeyArray, budget: Budget, name: str
         ) -> Array:
             x = levels.astype(jnp.float32) / 255
-            result = pgd(lambda x, key: objective(params, batch, x, key), x, key, budget)
+            result = searched(name, functools.partial(objective, params, batch), x, key, budget)
             return projections.to_uint8(x, result.x_adv, budget)
 
-        self._answer, self._attack = jax.jit(answer), jax.jit(attack)
+        self._answer, self._attack = jax.jit(answer), jax.jit(attack, static_argnames="name")
 
     def answers(
         self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows, what: str = "answering"
@@ -109,14 +110,16 @@ class Answerer:
         away: Sequence[tuple[int, ...]],
         key: PRNGKeyArray,
         budget: Budget,
+        name: str = "pgd",
     ) -> UInt8[np.ndarray, "M 3 X X"]:
-        """PGD on each row's picture away from an answer.
+        """An attack on each row's picture, away from an answer.
 
         Args:
             levels, over: as of `answers`.
             away: tokens of the answer that each of these rows is not to give.
             key: for random starts.
             budget: of the attack; another epsilon compiles nothing.
+            name: one of `attack.ATTACKS`.
 
         Returns:
             Pictures of grey levels inside the budget.
@@ -127,7 +130,9 @@ class Answerer:
                 i, (part, n) = numbered
                 batch = self.forced(over[part], [away[p] for p in part])
                 key_of = jax.random.fold_in(key, i)
-                pictures = self._attack(self._params, batch, levels[part], key_of, budget)
+                pictures = self._attack(
+                    self._params, batch, levels[part], key_of, budget, name=name
+                )
                 progress.update(n)
                 return np.asarray(pictures)[:n]
 

@@ -1,17 +1,40 @@
 """A task whose pictures are perturbed: each row's worst response over all attacks and radii."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome
+from crossguard_jax.attacks.registry import REGISTRY, ROWS, SEARCHES
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.typing import PRNGKeyArray
+from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.robustness.figures import level
+
+ATTACKS = tuple(
+    name
+    for name, attack in REGISTRY.items()
+    if attack.route == ROWS and attack.climb in ("loss", "margin") and not attack.adaptive
+    if not attack.transfer
+)
+"""The registry's attacks that go by an answer's loss or margin, and by nothing that checks it."""
+
+
+def searched(
+    name: str, objective: Objective, x: Array, key: PRNGKeyArray, budget: Budget
+) -> AttackResult:
+    """An attack of `ATTACKS` on an objective."""
+    attack = REGISTRY[name]
+
+    def by_margin(x: Array, key: PRNGKeyArray) -> Outcome:
+        outcome = objective(x, key)
+        return replace(outcome, loss=outcome.margin)
+
+    climbed = by_margin if attack.climb == "margin" else objective
+    return SEARCHES[attack.search].function(climbed, x, key, budget)
 
 
 @runtime_checkable
@@ -41,8 +64,10 @@ class PerturbedTask(Protocol):
     def aims(self, clean: Any, most: int) -> list[list[Any]]:
         """For each row up to ``most`` things to attack, given its clean responses."""
 
-    def attack(self, levels: Any, over: Any, aims: Any, key: Any, budget: Any) -> Any:
-        """Perturbed pictures of the rows ``over``, one aim each."""
+    def attack(
+        self, levels: Any, over: Any, aims: Any, key: Any, budget: Any, name: str = "pgd"
+    ) -> Any:
+        """Perturbed pictures of the rows ``over``, one aim each; ``name`` is one of `ATTACKS`."""
 
     def figures(self, responses: Any) -> Figures:
         """Figures of all rows' responses, by name."""
@@ -61,10 +86,11 @@ class Attack:
     Attributes:
         epsilons: radii, in the unit of pixels in [0, 1]; none: nothing is attacked.
         norm: ``linf`` or ``l2``.
-        steps: of PGD.
-        restarts: of PGD, each from a random point.
+        steps: of the search.
+        restarts: of the search, each from a random point.
         aims: of each row; see `PerturbedTask.aims`.
         seed: of the random points.
+        name: one of `ATTACKS`.
 
     Raises:
         UserError: no such budget.
@@ -76,8 +102,14 @@ class Attack:
     restarts: int = 1
     aims: int = 2
     seed: int = 0
+    name: str = "pgd"
 
     def __post_init__(self) -> None:
+        if self.name not in ATTACKS:
+            raise UserError(
+                f"tasks: attack {self.name!r} is none of {', '.join(ATTACKS)}, which climb an "
+                "answer's loss or margin"
+            )
         if self.aims < 1:
             raise UserError(f"tasks: aims {self.aims}: a whole number above 0")
         for epsilon in self.epsilons:
@@ -134,7 +166,7 @@ def measure(task: PerturbedTask, attack: Attack) -> Measured:
     for i, epsilon in enumerate(sorted(set(attack.epsilons))):
         for j in range(attack.aims):
             key_of = jax.random.fold_in(jax.random.fold_in(key, i), j)
-            worst = _worse(task, worst, aims, j, key_of, attack.budget(epsilon))
+            worst = _worse(task, worst, aims, j, key_of, attack.budget(epsilon), attack.name)
         attacked[epsilon] = worst
     return Measured(task, attack, clean, attacked)
 
@@ -146,13 +178,15 @@ def _worse(
     j: int,
     key: PRNGKeyArray,
     budget: Budget,
+    name: str,
 ) -> list[Any]:
     """The responses, with those replaced that an attack on aim ``j`` makes worse."""
     before = task.scores(worst)
     over = np.array([r for r, s in enumerate(before) if s > task.lowest and j < len(aims[r])], int)
     if not over.size:
         return worst
-    pictures = task.attack(task.levels[over], over, [aims[r][j] for r in over], key, budget)
+    chosen = [aims[r][j] for r in over]
+    pictures = task.attack(task.levels[over], over, chosen, key, budget, name)
     candidates = list(worst)
     for r, response in zip(over, task.respond(pictures, over), strict=True):
         candidates[r] = response

@@ -173,7 +173,7 @@ def main(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     scale = LEVELS if args.norm == "linf" else 1.0
     radii = tuple(float(epsilon) / scale for epsilon in args.epsilon)
-    attack = Attack(radii, args.norm, args.steps, args.restarts, args.aims, args.seed)
+    attack = Attack(radii, args.norm, args.steps, args.restarts, args.aims, args.seed, args.attack)
     options = {name: getattr(args, name) for name in ("prompt", "question", "caption")}
     words = {name: value for name, value in options.items() if value}
     dtype = default_dtype() if args.dtype == "auto" else args.dtype

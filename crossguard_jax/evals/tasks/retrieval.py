@@ -1,5 +1,6 @@
 """Retrieval with a CLIP: captions for pictures, and pictures for captions."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from crossguard_jax.attacks import projections
-from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core import metrics, tasks
 from crossguard_jax.core.errors import UserError
@@ -20,6 +20,7 @@ from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.tasks.answering import Part, Rows, in_batches
+from crossguard_jax.evals.tasks.attack import searched
 from crossguard_jax.evals.tasks.objectives import Channels, lead, retrieval_objective
 from crossguard_jax.evals.tasks.rows import Benchmark, usable
 from crossguard_jax.hf.clip import ClipEncoder
@@ -69,12 +70,15 @@ class Retrieval:
             pixels = (levels.astype(jnp.float32) / 255 - mean) / std
             return nnx.merge(graphdef, state).embed_pictures(pixels)
 
-        def attack(params: Any, rows: Any, levels: Array, key: PRNGKeyArray, budget: Budget) -> Any:
+        def attack(
+            params: Any, rows: Any, levels: Array, key: PRNGKeyArray, budget: Budget, name: str
+        ) -> Any:
             x = levels.astype(jnp.float32) / 255
-            result = pgd(lambda x, key: objective(params, rows, x, key), x, key, budget)
+            of_rows = functools.partial(objective, params, rows)
+            result = searched(name, of_rows, x, key, budget)
             return projections.to_uint8(x, result.x_adv, budget)
 
-        self._embed, self._attack = jax.jit(embed), jax.jit(attack)
+        self._embed, self._attack = jax.jit(embed), jax.jit(attack, static_argnames="name")
         each = [len(captions) for captions in self.references]
         self._picture = np.repeat(np.arange(len(items)), each)
         self._captions = self._embedded(clip, [t for own in self.references for t in own])
@@ -99,8 +103,9 @@ class Retrieval:
         aims: Sequence[Vector],
         key: PRNGKeyArray,
         budget: Budget,
+        name: str = "pgd",
     ) -> UInt8[np.ndarray, "M 3 X X"]:
-        """PGD away from the clean vectors (see `tasks_objectives.retrieval_objective`)."""
+        """An attack away from the clean vectors (see `objectives.retrieval_objective`)."""
         params = self._state, self._captions
         with Progress("attacking pictures", len(over), "picture") as progress:
 
@@ -109,7 +114,7 @@ class Retrieval:
                 own = self._picture == over[part][:, None]
                 rows = {"clean": np.stack([aims[p] for p in part]), "own": own}
                 key_of = jax.random.fold_in(key, i)
-                pictures = self._attack(params, rows, levels[part], key_of, budget)
+                pictures = self._attack(params, rows, levels[part], key_of, budget, name=name)
                 progress.update(n)
                 return np.asarray(pictures)[:n]
 

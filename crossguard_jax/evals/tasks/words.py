@@ -87,9 +87,10 @@ class Words:
         aims: Sequence[tuple[int, ...]],
         key: PRNGKeyArray,
         budget: Budget,
+        name: str = "pgd",
     ) -> UInt8[np.ndarray, "M 3 X X"]:
         """See `Answerer.attack`."""
-        return self._answerer.attack(levels, over, aims, key, budget)
+        return self._answerer.attack(levels, over, aims, key, budget, name)
 
     def shown(self, response: Response) -> str:
         """What a reader sees."""

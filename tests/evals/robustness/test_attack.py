@@ -53,6 +53,8 @@ def args(immunized: Path, tmp_path: Path) -> argparse.Namespace:
         model=[f"ours={immunized}", "plain=toy://llava"],
         data=[str(tmp_path / "data" / "test.jsonl")],
         surrogate=None,
+        attack=None,
+        save=None,
         certify=0,
         config=small_config(),
         limit=6,
