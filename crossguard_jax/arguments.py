@@ -5,16 +5,16 @@ from collections.abc import Sequence
 
 from crossguard_jax.evals.robustness.arguments import add_arguments as attack_arguments
 from crossguard_jax.runtime.flags import add_config_places, add_mesh, add_places
-
-FORMATS = (
-    *("table", "nlvr", "nlvr2", "vlguard", "figstep", "figstep_twins", "vqav2", "beavertails"),
-    *("coco_captions", "karpathy", "siuo", "mm_safetybench", "jailbreakv", "xstest", "mossbench"),
-    *("mssbench", "holisafe", "vlsbench", "mm_vet"),
+from crossguard_jax.systems.arguments import (
+    GUARDS,
+    kinds_argument,
+    missing_pictures_argument,
+    shard_arguments,
+    verdict_arguments,
 )
-"""The readers of `data.sources`, whose import takes longer than a ``--help`` should."""
+
 PLACES = ("mesh", "axis_rules")
 """What every configuration of a computation says of devices."""
-GUARDS = {"toy://llava": "the small world's LLaVA, a guard without training"}
 TASK_MODELS = {
     "toy://llava": "the small world's LLaVA, for questions and captions",
     "toy://clip": "the small world's CLIP, for retrieval",
@@ -73,7 +73,7 @@ def immunize(parser: argparse.ArgumentParser) -> None:
 def attack(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(shipped_models=GUARDS)
     attack_arguments(parser)
-    _verdict_arguments(parser)
+    verdict_arguments(parser)
     config_argument(parser, "configs/cmai.py", ("attack",))
     add_places(parser, remat=True)
     _out_argument(parser, "runs/attack")
@@ -216,8 +216,8 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[NAME=]FOLDER[+ADAPTER]",
-        help="a guard to score with, or toy://llava, which comes with us; give several to compare "
-        "them, the main one first",
+        help="a guard to score with, toy://llava, which comes with us, or a system by its name "
+        "(below); give several to compare them, the main one first",
     )
     parser.add_argument(
         "--data",
@@ -225,7 +225,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
         help="labelled rows; READER is a format of crossguard score",
     )
-    _missing_pictures_argument(parser)
+    missing_pictures_argument(parser)
     shard_arguments(
         parser,
         "labelled tables, in the order of a manifest",
@@ -244,156 +244,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blank", choices=("", "picture", "text"), default="", help="score a control"
     )
-    _verdict_arguments(parser)
+    verdict_arguments(parser)
     add_places(parser)
-
-
-def _missing_pictures_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    parser.add_argument(
-        "--missing-pictures",
-        choices=("out", "in"),
-        help="of a published set: rows whose picture is not there are out of the denominator, or "
-        "in it, by what else they have (default: out)",
-    )
-
-
-def _verdict_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store",
-        metavar="FOLDER",
-        help='keeps verdicts, so that none is made twice (default: runs/verdicts; "": none)',
-    )
-    parser.add_argument(
-        "--noise-seed",
-        type=int,
-        metavar="N",
-        help="key a policy's noise by this, not by the folder's secret; for tests",
-    )
-
-
-def model(parser: argparse.ArgumentParser, required: bool) -> None:
-    parser.set_defaults(shipped_models=GUARDS)
-    parser.add_argument(
-        "--model",
-        required=required,
-        metavar="FOLDER",
-        help="a LLaVA folder, an adapter that names its base, or toy://llava, which comes with us",
-    )
-    parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to lay over it")
-    parser.add_argument("--prompt", help="a prompt's name (default: what the model folder says)")
-    add_places(parser)
-
-
-def score(parser: argparse.ArgumentParser) -> None:
-    model(parser, required=True)
-    parser.add_argument("--threshold", type=float, metavar="P", help="least p_unsafe for unsafe")
-    parser.add_argument(
-        "--queue",
-        metavar="FILE",
-        help="where what a policy flags waits for review (default: review.jsonl beside --output; "
-        "of one request, nowhere)",
-    )
-    _verdict_arguments(parser)
-    one = parser.add_argument_group("one request, its verdict on stdout as JSON")
-    one.add_argument("--text", help="the request")
-    one.add_argument("--image", metavar="FILE", nargs="+", help="its pictures, if it has any")
-    many = parser.add_argument_group(
-        "many requests, their verdicts in a file in the order of the input",
-        "OUT.jsonl has id, p_unsafe, unsafe, threshold, label, rejected, s_c, branch,\n"
-        "windows, row and, where the\n"
-        "input has one, true_label. A row that cannot be scored goes to rejected.jsonl beside it\n"
-        "(file, row, reason). Started again after a kill, it goes on. Exit code: 0 if every row\n"
-        "has a verdict, 1 if one was rejected.",
-    )
-    many.add_argument(
-        "--input", metavar="PATH", help="a .jsonl, .json, .csv or .tsv, or what --format says"
-    )
-    many.add_argument(
-        "--output", metavar="OUT.jsonl", help="where the verdicts go; with --shards, a folder"
-    )
-    many.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="table",
-        help="of the input (default: table)",
-    )
-    _missing_pictures_argument(many)
-    many.add_argument("--split", help="which split, where the format has several")
-    many.add_argument("--images", metavar="FOLDER", help="of the pictures (default: the input's)")
-    for column in ("image", "text", "id", "label"):
-        many.add_argument(f"--{column}-column", metavar="NAME", help=f"default: {column}")
-    many.add_argument("--text-only", action="store_true", help="the table has no pictures")
-    many.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
-    many.add_argument(
-        "--restart", action="store_true", help="begin anew where an output of another run is"
-    )
-    shard_arguments(
-        parser,
-        "many files of requests, in the order of a manifest",
-        "Each has one output, renamed into place when it is whole, with a verdict or a reason for\n"
-        "each row. Started again, a run does what is not there. Parquet, ArrayRecord and tar hold\n"
-        "their pictures. Exit code: 1 if a row or a shard was rejected.",
-    )
-
-
-def shard_arguments(parser: argparse.ArgumentParser, title: str, description: str) -> None:
-    """Declares where a manifest of shards is, and who works on it."""
-    add = parser.add_argument_group(title, description).add_argument
-    add(
-        "--shards",
-        metavar="MANIFEST",
-        help='a line each: a path, or {"path": PATH, "rows": [FIRST, LAST]}; or \'FOLDER/*.tar\'',
-    )
-    add(
-        "--on",
-        metavar="WHERE",
-        help="local: processes of this machine; ray[:ADDRESS]: a Ray cluster (pip install ray); "
-        "array: this task of a Slurm array or a Kubernetes Indexed Job (default: this process)",
-    )
-    add(
-        "--workers", type=int, metavar="N", help="local, ray (default: one a GPU; else one, or all)"
-    )
-    add("--threads", type=int, metavar="N", help="of a worker's CPU; alike, so are the last bits")
-    add(
-        "--deadline",
-        type=float,
-        metavar="SECONDS",
-        help="for a worker's start and each of its batches; then another one tries, three in all, "
-        "and the shard is rejected (default: 1800)",
-    )
-
-
-def review(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("queue", metavar="QUEUE", help="the .jsonl that flagged requests went to")
-    add = parser.add_argument_group(
-        "done in this order; what is open is said at the end",
-        "Decisions are kept beside QUEUE, in its name with .decisions.jsonl. Exit code: 0 if all\n"
-        "could be read, 1 if a request or a decision could not be used.",
-    ).add_argument
-    add(
-        "--decisions",
-        action="append",
-        default=[],
-        metavar="FILE.json",
-        help="take in what a page has saved; a later decision on a request replaces an earlier one",
-    )
-    add(
-        "--export",
-        metavar="ROWS.jsonl",
-        help="write the decided requests as training rows, their pictures in a folder beside it",
-    )
-    add(
-        "--prompt",
-        default="llava_v1",
-        metavar="NAME",
-        help="the prompt whose words label training rows (default: llava_v1)",
-    )
-    add("--page", metavar="FILE.html", help="write a page to decide on the open requests")
-    add("--limit", type=int, default=500, metavar="N", help="requests on it (default: 500)")
-
-
-def doctor(parser: argparse.ArgumentParser) -> None:
-    model(parser, required=False)
+    kinds_argument(parser)
 
 
 def export(parser: argparse.ArgumentParser) -> None:

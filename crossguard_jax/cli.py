@@ -20,6 +20,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.runtime import flags, preemption, watchdog
 from crossguard_jax.runtime.exits import AGAIN
 from crossguard_jax.runtime.joining import initialize_if_several
+from crossguard_jax.systems import kinds
 from crossguard_jax.verbs import VERBS, Verb
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -160,7 +161,7 @@ def _run(argv: list[str], ours: bool) -> int:
     several = computes and initialize_if_several()
     if ours and computes:
         _watch(several)
-    if ours and verb.uses_models:
+    if ours and verb.uses_models and not any(map(kinds.needs_torch, _models(args))):
         _leave_torch_out()
     if several:
         _only_the_first_talks()
@@ -213,8 +214,7 @@ def _first_line(args: argparse.Namespace, computes: bool) -> Iterator[str]:
         from crossguard_jax.runtime.mesh import described
 
         yield described()
-    models = getattr(args, "model", None) or []
-    texts = [models] if isinstance(models, str) else [*models]
+    texts = _models(args)
     if hasattr(args, "spec"):
         from crossguard_jax.core.config import find_config
 
@@ -225,6 +225,12 @@ def _first_line(args: argparse.Namespace, computes: bool) -> Iterator[str]:
         yield f"the small world's models: {', '.join(small)}"
     if ROWS in texts:
         yield "the small world's rows"
+
+
+def _models(args: argparse.Namespace) -> list[str]:
+    """What ``--model`` names."""
+    models = getattr(args, "model", None) or []
+    return [models] if isinstance(models, str) else [*models]
 
 
 def _texts(value: Any) -> Iterator[str]:

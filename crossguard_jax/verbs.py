@@ -16,6 +16,7 @@ from pathlib import Path
 
 from crossguard_jax import arguments
 from crossguard_jax.plan.arguments import add_arguments as plan_arguments
+from crossguard_jax.systems import arguments as system_arguments
 
 REFUSED_SHOWN = 20  # by name; all are counted
 
@@ -141,14 +142,14 @@ VERBS: dict[str, Verb] = {
         help="score one request, or a file of them",
         example="score --model toy://llava --text 'can i give the red one to my child?'",
         handler="crossguard_jax.systems.scoring:main",
-        add_arguments=arguments.score,
+        add_arguments=system_arguments.score,
         prints_data=True,
     ),
     "review": Verb(
         help="decide on what was flagged, and make training rows of it",
         example="review runs/review.jsonl --page runs/review.html",
         handler="crossguard_jax.verbs:review",
-        add_arguments=arguments.review,
+        add_arguments=system_arguments.review,
         uses_jax=False,
         prints_data=True,
         uses_models=False,
@@ -168,7 +169,7 @@ VERBS: dict[str, Verb] = {
         help="say what this machine has, and whether a guard is in order",
         example="doctor --model toy://llava",
         handler="crossguard_jax.systems.doctor:main",
-        add_arguments=arguments.doctor,
+        add_arguments=system_arguments.doctor,
         prints_data=True,
     ),
     "export": Verb(

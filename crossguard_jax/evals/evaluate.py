@@ -27,8 +27,10 @@ from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Table
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import inference_mesh
+from crossguard_jax.systems import kinds
 from crossguard_jax.systems.load import load
 from crossguard_jax.systems.store import VerdictStore, store_folder
+from crossguard_jax.systems.system import notes_of
 from crossguard_jax.systems.tally import BRANCHES
 
 
@@ -124,6 +126,8 @@ def _score(
         learned[name] = learned_from(system.folder, path, adapter or path)
         store = VerdictStore(store_folder(args.store), system)
         judgements[name] = judged_rows(store, tests, name, args.batch_size, left_out)
+        if processes.is_first():
+            print("".join(f"{name}: {line}\n" for line in notes_of(system)), end="")
         scores = scored_rows(judgements[name], system.settings.prompt.positive)
         keys = set(scores.keys())
         if not keys:
@@ -218,10 +222,11 @@ def print_left_out(left_out: LeftOut, faultless: Collection[str] = ()) -> int:
 
 
 def parse_model(spec: str) -> tuple[str, str, str | None]:
-    """``[NAME=]FOLDER[+ADAPTER]`` to a dotted name, a folder and an adapter folder."""
+    """``[NAME=]FOLDER[+ADAPTER]`` to a dotted name, a folder (or ``KIND:WHAT``, see
+    `systems.kinds`) and an adapter folder."""
     name, equals, rest = spec.partition("=")
     if not equals:
-        name, rest = Path(spec.partition("+")[0]).name, spec
+        name, rest = kinds.name_of(spec.partition("+")[0]), spec
     path, _, adapter = rest.partition("+")
     return slug(name), path, adapter or None
 

@@ -141,4 +141,4 @@ def _group(system: str, record: Record) -> str:
 
 
 def _verdict(row: Mapping[str, Any]) -> Verdict:
-    return Verdict(**{name: row[name] for name in _VERDICT})
+    return Verdict(**{name: row[name] for name in _VERDICT if name in row})

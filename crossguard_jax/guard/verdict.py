@@ -17,6 +17,8 @@ class Verdict:
         s_c: how well they agree, the least over windows and pictures; None where nothing checks.
         branch: what the policy did; "accept" is the plain answer.
         windows: in how many overlapping parts the text was read.
+        complied: of a model that answers, whether it did as it was asked; ``p_unsafe`` is then 0 or
+            1, whether it refused. None for what only lets pass.
     """
 
     p_unsafe: float
@@ -27,3 +29,4 @@ class Verdict:
     s_c: float | None = None
     branch: str = "accept"
     windows: int = 1
+    complied: bool | None = None

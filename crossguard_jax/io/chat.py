@@ -40,6 +40,9 @@ class Answer:
         completion_tokens: the same of the answer.
         refusal: the model's words where it refused, marked as such by the endpoint.
         reasoning: whether it thought aloud, apart from the text.
+        tokens: where log-probabilities were asked for and given, of each token of the answer those
+            in nats of what else might have stood there, the token itself first.
+        retries: attempts that failed before it came.
         cached: read from the disk, not asked now.
     """
 
@@ -50,6 +53,8 @@ class Answer:
     completion_tokens: int | None
     refusal: str = ""
     reasoning: bool = False
+    tokens: list[dict[str, float]] = field(default_factory=list)
+    retries: int = 0
     cached: bool = False
 
     @property
@@ -143,6 +148,11 @@ class Endpoint:
         """Where requests go."""
         return f"{self.base_url.rstrip('/')}/chat/completions"
 
+    def dollars(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What so many tokens cost."""
+        dollars = prompt_tokens * self.dollars_per_million_prompt
+        return (dollars + completion_tokens * self.dollars_per_million_completion) / 1e6
+
     def body(self, request: Request, picture: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
         """The request as the endpoint takes it, each picture as ``picture`` writes it."""
 
@@ -207,4 +217,11 @@ def read_completion(completion: Any) -> Answer:
         completed if isinstance(completed, int) else None,
         texts["refusal"],
         bool(thoughts or {part["type"] for part in parts} - texts.keys()),
+        [_alternatives(token) for token in getattr(choice.logprobs, "content", None) or ()],
     )
+
+
+def _alternatives(token: Any) -> dict[str, float]:
+    """A token's log-probability, and those of what else might have stood there."""
+    others = {each.token: float(each.logprob) for each in token.top_logprobs or ()}
+    return {token.token: float(token.logprob)} | others

@@ -8,6 +8,7 @@ One that was killed, or that the endpoint left, goes on where it was.
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import hashlib
 import json
 import os
@@ -28,6 +29,9 @@ if TYPE_CHECKING:  # it takes a second to import, and few runs ask an endpoint
 
 TICK_SECONDS = 1.0
 
+_retries: contextvars.ContextVar[list[float]] = contextvars.ContextVar("retries")
+"""The waits before each further attempt of the request that this task is about, in seconds."""
+
 
 @dataclass(slots=True)
 class Usage:
@@ -36,6 +40,7 @@ class Usage:
     answered: int = 0
     cached: int = 0
     failed: int = 0
+    retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float = 0.0
@@ -45,6 +50,7 @@ class Usage:
     def __str__(self) -> str:
         """One line, for a progress bar or a report."""
         text = f"{self.answered:,} asked, {self.cached:,} known, {self.failed:,} failed"
+        text += f", {self.retries:,} asked again" if self.retries else ""
         return text + (f", ${self.dollars:.4f}" if self.dollars else "")
 
 
@@ -68,6 +74,12 @@ class ContentCache:
             raise UserError(f"{self.folder}: cannot be read ({error.strerror})") from error
         except (ValueError, LookupError, TypeError):
             return None
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """Everything that was kept, in no order."""
+        for path in self.folder.glob("??/*.json"):
+            if (kept := self.get(path.stem)) is not None:
+                yield kept
 
     def put(self, key: str, request: Any, answer: dict[str, Any]) -> None:
         """Keeps ``answer``, with the request beside it for whoever looks."""
@@ -192,8 +204,11 @@ class Client:
         except UserError as error:
             self.usage.failed += 1
             return Failure(str(error))
+        _retries.set([])
         outcome = await self._complete(client, body)
+        self.usage.retries += len(_retries.get())
         if isinstance(outcome, Answer):
+            outcome = replace(outcome, retries=len(_retries.get()))
             kept = asdict(outcome)
             del kept["cached"]
             self.cache.put(key, canonical, kept)
@@ -268,8 +283,7 @@ class Client:
             return
         usage.prompt_tokens += answer.prompt_tokens
         usage.completion_tokens += answer.completion_tokens
-        usage.dollars += answer.prompt_tokens * prices.dollars_per_million_prompt / 1e6
-        usage.dollars += answer.completion_tokens * prices.dollars_per_million_completion / 1e6
+        usage.dollars += prices.dollars(answer.prompt_tokens, answer.completion_tokens)
 
     def _connect(self) -> "openai.AsyncOpenAI":
         import openai
@@ -285,8 +299,9 @@ class Client:
                 seconds = super()._calculate_retry_timeout(
                     remaining_retries, options, response_headers
                 )
-                headers = response_headers or {}
-                return seconds if "retry-after" in headers else seconds * scale
+                seconds *= 1 if "retry-after" in (response_headers or {}) else scale
+                _retries.get().append(seconds)
+                return seconds
 
         read, connect = self.endpoint.read_seconds, self.endpoint.connect_seconds
         return Paced(

@@ -1,57 +1,24 @@
-"""A folder as what it is: a guard, a guard with a check and a policy, or a detector."""
+"""A system as what it is: a guard, one with a check and a policy, a detector, or one by name."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-from jax.sharding import Mesh
+from typing import Any
 
 from crossguard_jax.attacks.suite import digest
 from crossguard_jax.cmai import policy as policies
 from crossguard_jax.cmai.folders import is_immunized, load_immunized
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.guard.encoding import Pictures
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.identity import guard_identity
-from crossguard_jax.guard.settings import Settings
-from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.runtime.mesh import default_dtype, spans_processes
-from crossguard_jax.systems.rivals.detector import Detector, is_detector
+from crossguard_jax.systems import kinds
+from crossguard_jax.systems.controls import Constant, HalfBlind
+from crossguard_jax.systems.rivals.detector import is_detector
 from crossguard_jax.systems.rivals.folders import load_detector
 from crossguard_jax.systems.rivals.hidden_detect import HiddenDetect
 from crossguard_jax.systems.rivals.rcs import Rcs
-
-
-@runtime_checkable
-class System(Protocol):
-    """Gives verdicts: a `Guard`, an `Immunized` guard, a `Detector`."""
-
-    @property
-    def settings(self) -> Settings:
-        """Prompt, threshold and lengths."""
-
-    @property
-    def folder(self) -> Path:
-        """Where it comes from."""
-
-    @property
-    def mesh(self) -> Mesh | None:
-        """Where it computes."""
-
-    def score(self, images: Sequence[Pictures], texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a row, in order."""
-
-    def score_each(
-        self,
-        images: Sequence[Pictures],
-        texts: Sequence[object],
-        *,
-        batch_size: int = 16,
-        threshold: float | None = None,
-    ) -> list[Verdict | UserError]:
-        """The same, with the error of each row that has one in its place."""
+from crossguard_jax.systems.system import BaseSystem, System
 
 
 def load(
@@ -61,15 +28,16 @@ def load(
     *,
     noise_seed: int | None = None,
     **options: Any,
-) -> Guard | Immunized | Detector:
-    """What a folder is: an immunized guard with its policy, a detector, or a plain guard.
+) -> Guard | Immunized | BaseSystem:
+    """What a folder is: an immunized guard with its policy, a detector, or a plain guard; or a
+    system by its name (`systems.kinds`).
 
     Example:
         >>> system = load("runs/cmai/model")
         >>> system.score(["kitchen.png"], ["can i touch the red one ?"])[0].rejected
 
     Args:
-        path: the folder.
+        path: the folder, or ``KIND:WHAT``.
         adapter: a PEFT adapter to lay over it; not over an immunized one.
         dtype: of the base's weights and the arithmetic; "auto" is bfloat16 on an accelerator and
             float32 elsewhere, None what the files have.
@@ -80,6 +48,16 @@ def load(
         UserError: whatever is wrong with the folder, in one message.
     """
     dtype = default_dtype() if dtype == "auto" else dtype
+    kind, what = kinds.parse(str(path))
+    if kind in kinds.CONTROLS:
+        inner = load(what, adapter, dtype, noise_seed=noise_seed, **options)
+        return HalfBlind(inner, kind.removesuffix("_only"), identity(inner))
+    if kind and adapter is not None:
+        raise UserError(f"{path}: takes no adapter")
+    if kind in kinds.CONSTANTS:
+        return Constant(kind == "always_unsafe", options.get("threshold"))
+    if kind:
+        return _load_named(kind, what, dtype, options)
     if is_detector(path):
         if adapter is not None:
             raise UserError(f"{path}: is a detector, which names its own model and adapter")
@@ -94,6 +72,24 @@ def load(
             "give a --mesh of one process's devices"
         )
     return load_immunized(path, noise_seed=noise_seed, dtype=dtype, **options)
+
+
+def _load_named(kind: str, what: str, dtype: str | None, options: dict[str, Any]) -> BaseSystem:
+    """Each is imported when it is asked for: the ``openai`` client and torch take seconds."""
+    threshold = options.get("threshold")
+    if options.get("prompt") is not None and kind != "answers":
+        raise UserError(f"{kind}:{what}: has a prompt of its own; leave --prompt out")
+    if kind == "endpoint":
+        from crossguard_jax.systems.endpoint import load_endpoint
+
+        return load_endpoint(what, threshold)
+    if kind == "answers":
+        from crossguard_jax.systems.answers import load_answers
+
+        return load_answers(what, options.get("prompt"), dtype)
+    from crossguard_jax.systems.torch_guards import load_torch_guard
+
+    return load_torch_guard(kind, what, dtype, threshold)
 
 
 def guard_of(system: System) -> Guard:
@@ -113,7 +109,7 @@ def guard_of(system: System) -> Guard:
 
 def identity(system: System) -> dict[str, Any]:
     """What a system's verdicts depend on beside their input and the threshold, as JSON values."""
-    if isinstance(system, Detector):
+    if isinstance(system, BaseSystem):
         return system.identity()
     facts = guard_identity(guard_of(system))
     if not isinstance(system, Immunized):

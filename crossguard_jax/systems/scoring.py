@@ -25,9 +25,10 @@ from crossguard_jax.io import archives, jsonl
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.runtime import preemption, processes
 from crossguard_jax.runtime.mesh import inference_mesh
-from crossguard_jax.systems.load import System, identity, load
+from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.results import Item, Results, row_of, row_out
 from crossguard_jax.systems.store import VerdictStore, store_folder
+from crossguard_jax.systems.system import System, notes_of
 from crossguard_jax.systems.tally import Tally
 
 # A window is what is in memory at once, and what a kill costs: at most so many rows, as many as
@@ -165,7 +166,7 @@ def _score_file(args: argparse.Namespace) -> int:
     with opened[0] if opened else contextlib.nullcontext() as results:
         tally = score_items(store, items, results, queue, args.batch_size, last_row(table))
     seconds = time.monotonic() - began
-    print("\n".join([*reading.lines(), *tally.lines()]))
+    print("\n".join([*reading.lines(), *tally.lines(), *notes_of(system)]))
     if store.computed < tally.verdicts:
         print(f"{tally.verdicts - store.computed:,} of the verdicts had been made before")
     if store.computed:

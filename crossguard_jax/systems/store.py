@@ -25,6 +25,8 @@ from crossguard_jax.systems.load import System, identity
 
 _REQUEST = ("images", "text")
 _FIELDS = ("p_unsafe", "rejected", "s_c", "branch", "windows")
+_LATER = ("complied",)
+"""Fields that rows of earlier versions lack; theirs are the defaults."""
 WINDOW = 1_024
 """Requests that are encoded at once; the memory that pictures take is bounded by it."""
 
@@ -109,7 +111,8 @@ class VerdictStore:
             if isinstance(each, UserError):
                 failed[keys[i]] = each
             else:
-                rows.append({"key": keys[i], **{name: getattr(each, name) for name in _FIELDS}})
+                fields = {name: getattr(each, name) for name in (*_FIELDS, *_LATER)}
+                rows.append({"key": keys[i], **fields})
         self._keep(rows)
         self.computed += len(rows)
         cut = self.system.settings.threshold if threshold is None else threshold
@@ -130,7 +133,7 @@ class VerdictStore:
             unsafe=unsafe,
             threshold=cut,
             label=words.positive if unsafe else words.negative,
-            **{name: row[name] for name in _FIELDS},
+            **{name: row[name] for name in (*_FIELDS, *_LATER) if name in row},
         )
 
 

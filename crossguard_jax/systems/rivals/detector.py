@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Float
 from crossguard_jax.guard.encoding import Pictures
-from crossguard_jax.guard.guard import raised
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.folder import check_number, read_object
 from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.systems.system import BaseSystem
 
 FILE = "detector.json"
 """What a detector's folder is known by."""
@@ -66,8 +65,8 @@ class Cut:
         return float(1 / (1 + np.exp(-z)))
 
 
-class Detector(abc.ABC):
-    """A `systems.load.System` that ranks rows by a figure.
+class Detector(BaseSystem):
+    """Ranks rows by a figure.
 
     Args:
         settings: label words and lengths; the threshold is 0.5.
@@ -76,26 +75,16 @@ class Detector(abc.ABC):
     """
 
     kind: str
-    mesh: Mesh | None = None
 
     def __init__(self, settings: Settings, cut: Cut, folder: Path):
-        self.settings, self.cut, self.folder = settings, cut, folder
+        super().__init__(settings, folder)
+        self.cut = cut
 
     @abc.abstractmethod
     def figures(
         self, images: Sequence[Pictures], texts: Sequence[object], batch_size: int = 16
     ) -> list[float | UserError]:
         """Each row's figure, the worst of its windows; or the row's error."""
-
-    @abc.abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """What the figures depend on, as JSON values."""
-
-    def score(
-        self, images: Sequence[Pictures], texts: Sequence[str], **options: Any
-    ) -> list[Verdict]:
-        """One verdict a row, in order; ``options`` are those of `score_each`."""
-        return raised(self.score_each(images, texts, **options))
 
     def score_each(
         self,
@@ -106,16 +95,13 @@ class Detector(abc.ABC):
         threshold: float | None = None,
     ) -> list[Verdict | UserError]:
         """The same, with the error of each row that has one in its place."""
-        cut = self.settings.threshold if threshold is None else threshold
         figures = self.figures(images, texts, batch_size)
-        return [x if isinstance(x, UserError) else self._verdict(x, cut) for x in figures]
+        return [x if isinstance(x, UserError) else self._judged(x, threshold) for x in figures]
 
-    def _verdict(self, figure: float, threshold: float) -> Verdict | UserError:
+    def _judged(self, figure: float, threshold: float | None) -> Verdict | UserError:
         if np.isnan(figure):  # NaN compares as safe
             return UserError(f"{self.kind}: the row's figure is not a number")
-        p, words = self.cut.p_unsafe(figure), self.settings.prompt
-        unsafe = p >= threshold
-        return Verdict(p, unsafe, threshold, words.positive if unsafe else words.negative)
+        return self.verdict(self.cut.p_unsafe(figure), threshold)
 
 
 def write_facts(folder: Path, detector: Detector, facts: dict[str, Any]) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from crossguard_jax.arguments import FORMATS
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected, kind
 from crossguard_jax.data.sources.catalogue import CATALOGUE, refuse_training
 from crossguard_jax.data.sources.reading import SourceRows, row_name
 from crossguard_jax.io.files import noting, unchanged
+from crossguard_jax.systems.arguments import FORMATS
 from tests.downloads import DOWNLOADS, Download, encoded, mm_safetybench_mirror, put, put_csv
 
 every = pytest.mark.parametrize("name", DOWNLOADS)
