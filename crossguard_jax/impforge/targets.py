@@ -103,6 +103,19 @@ class LlavaTarget:
         model = lora.merge(self._graphdef, frozen)
         return likeliest(model, self._encoder, batch, batch.get("pixel_values"), self._n)
 
+    def fault(self, row: Record) -> UserError | None:
+        """Why a row cannot be asked, where it cannot."""
+        encoder, pictures = self._encoder, [row.images]
+        limit = encoder.settings.max_length - self._n
+        (encoded,) = encoder.whole([row.text], [len(row.images)], limit)
+        if isinstance(encoded, UserError):
+            return encoded
+        try:
+            encoder.shown([list(each) for each in pictures], "picture of row")
+        except UserError as error:
+            return error
+        return None
+
     def answers(self, rows: Sequence[Record], what: str = "asking the target") -> list[str]:
         """The likeliest answers; ``what`` names the work on the progress line."""
         answers: list[str] = []
