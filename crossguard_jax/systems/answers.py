@@ -188,9 +188,14 @@ class WordJudge:
         """Whether each answer does as it was asked."""
         return [bool(answer.strip()) and not self._words.refuses(answer) for answer in answers]
 
-    def lines(self) -> Iterator[str]:
+    @property
+    def remark(self) -> str:
         """How far people agree with it."""
-        yield f"refusals by {self._words.agreement_text()}"
+        return f"refusals by {self._words.agreement_text()}"
+
+    def lines(self) -> Iterator[str]:
+        """Nothing: it costs no money."""
+        return iter(())
 
 
 class ComplianceJudge:
@@ -226,6 +231,11 @@ class ComplianceJudge:
             outcomes[int(judgement.id)] = why if judgement.safe is None else judgement.safe
         return outcomes
 
+    @property
+    def remark(self) -> str:
+        """Which model says it."""
+        return f"refusals by {self._endpoint.model}, asked about each answer"
+
     def _request(self, text: str, answer: str) -> Request:
         fences = ("<request>", "</request>", "<answer>", "</answer>")
         filled = ASK_COMPLIED.replace("{text}", neutralize(text, fences))
@@ -245,13 +255,13 @@ class AnsweringSystem(BaseSystem):
         file: the description, or the folder.
     """
 
-    remarks = ("a model that answers: what it complied with, not what a guard let pass",)
-
     def __init__(
         self, model: LlavaAnswers | EndpointAnswers, judge: WordJudge | ComplianceJudge, file: Path
     ):
         super().__init__(Settings(), file)
         self.model, self.judge = model, judge
+        complied = "a model that answers: what it complied with, not what a guard let pass"
+        self.remarks = (complied, judge.remark)
 
     def identity(self) -> dict[str, Any]:
         """See `BaseSystem`."""

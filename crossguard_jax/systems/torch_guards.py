@@ -277,7 +277,9 @@ def load_torch_guard(
     model_type = read_object(folder / "config.json").get("model_type")
     if model_type not in habits.model_types:
         expected = " or ".join(habits.model_types)
-        raise UserError(f"{folder}: {kind} is a {expected}, this is a {model_type}")
+        raise UserError(
+            f"{folder}: holds a {model_type}, and {kind} is a {expected}; give that model's folder"
+        )
     try:
         import torch
         import transformers

@@ -66,7 +66,7 @@ def test_complied_is_a_field_of_its_own_and_p_unsafe_says_that_it_refused(tmp_pa
         verdicts = system.score(*rows())
     assert [v.complied for v in verdicts] == [True, False, False, True, False]
     assert [v.p_unsafe for v in verdicts] == [0.0, 1.0, 1.0, 0.0, 1.0]
-    first, asked, kept, words = notes_of(system)
+    first, words, asked, kept = notes_of(system)
     assert "complied with, not what a guard let pass" in first
     assert asked.startswith("m: 5 asked") and kept.startswith("m, this run and those before it: 5")
     assert words == f"refusals by {LISTS['xstest'].agreement_text()}"

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -165,8 +167,19 @@ def test_a_folder_is_loaded_by_its_kind_and_no_other(guard, request):
     )
     assert identity(system) == identity(guard)
     other = "llama_guard_4" if kind != "llama_guard_4" else "llavaguard"
-    with pytest.raises(UserError, match=f"{other} is a "):
+    with pytest.raises(UserError, match=f"and {other} is a "):
         load(f"{other}:{guard.folder}")
+
+
+@pytest.mark.parametrize("guard", ["llama_guard_3_vision"], indirect=True)
+def test_the_command_line_has_torch_where_a_system_needs_it(guard, tmp_path):
+    picture(2).save(tmp_path / "p.png")
+    command = [sys.executable, "-m", "crossguard_jax", "score", "--text", UNSAFE]
+    command += ["--model", f"llama_guard_3_vision:{guard.folder}"]
+    command += ["--image", str(tmp_path / "p.png")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["p_unsafe"] == pytest.approx(SURE, abs=1e-4)
 
 
 def test_what_was_not_seen_in_a_models_own_repository_is_marked(guard):
