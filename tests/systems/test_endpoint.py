@@ -172,6 +172,19 @@ def test_a_row_without_an_answer_is_that_rows_and_is_asked_again(tmp_path):
         assert [i for i, x in enumerate(again) if isinstance(x, UserError)] == [1, 2, 3]
 
 
+def test_a_row_that_the_server_sits_on_is_left_and_the_others_are_judged(tmp_path):
+    def sits(asked: Asked) -> Reply:
+        return replace(judged(asked), delay=30.0 if number(asked) == 2 else 0.0)
+
+    patience = {"read_seconds": 0.5, "attempts": 2}
+    with ChatServer(sits) as server:
+        system = load(describe(tmp_path, server.url, endpoint=patience))
+        outcomes = system.score_each(*rows(4))
+    assert [isinstance(x, UserError) for x in outcomes] == [False, False, True, False]
+    assert "no answer within read_seconds" in str(outcomes[2])
+    assert "3 asked, 0 known, 1 failed, 1 asked again" in next(iter(notes_of(system)))
+
+
 def test_without_log_probabilities_the_word_decides(tmp_path):
     with ChatServer(lambda asked: said("unsafe" if number(asked) % 2 else "safe")) as server:
         system = load(describe(tmp_path, server.url, top_logprobs=0))
@@ -227,17 +240,12 @@ def test_a_users_words_do_not_end_the_message_that_they_stand_in(tmp_path):
 def test_a_run_that_its_budget_stops_goes_on_and_pays_nothing_twice(tmp_path):
     with ChatServer(judged) as server:
         spec = describe(tmp_path, server.url, endpoint={"budget_dollars": 0.2, "concurrency": 1})
-        stops = 0
-        while True:
-            system = load(spec)
-            try:
-                verdicts = system.score(*rows())
-                break
-            except UserError as error:
-                assert "budget" in str(error)
-                stops += 1
-        assert len(server.asked) == ROWS and stops == ROWS / 2 - 1
-    assert len(verdicts) == ROWS
+        for _ in range(ROWS // 2 - 1):
+            with pytest.raises(UserError, match="budget"):
+                load(spec).score(*rows())
+        system = load(spec)
+        verdicts = system.score(*rows())
+        assert len(server.asked) == ROWS == len(verdicts)
     now, always = notes_of(system)
     assert f"2 asked, {ROWS - 2} known" in now and f"{ROWS} answers" in always
     assert "$0.2000" in now and "$1.2000" in always

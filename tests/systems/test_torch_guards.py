@@ -78,7 +78,7 @@ def by_hand(guard: TorchGuard, image: Image.Image, text: str) -> float:
         inputs = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
         logits = guard.model(**inputs).logits[:, -1].detach().double().numpy()
         words = ("Safe", "Unsafe") if kind == "LlavaGuard" else ("safe", "unsafe")
-    ids = [processor.tokenizer(word)["input_ids"][0] for word in words]
+    ids = [processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in words]
     no, yes = np.exp(logits[:, ids] - logits.max(axis=-1, keepdims=True)).T
     return float((yes / (no + yes)).max())
 
@@ -144,9 +144,7 @@ def test_a_users_text_forges_no_token_and_no_turn(guard):
     ]
 
 
-@pytest.mark.parametrize(
-    "guard", ["llama_guard_3_vision", "llama_guard_4", "shieldgemma_2"], indirect=True
-)
+@pytest.mark.parametrize("guard", ["llama_guard_3_vision", "llama_guard_4"], indirect=True)
 def test_the_prompt_begins_once(guard):
     bos = guard.processor.tokenizer.bos_token_id
     ids = guard.encode([picture(1)], SAFE)["input_ids"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
@@ -59,6 +59,10 @@ def tokenizer(special: list[str], **named: Any) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     whole.train_from_iterator(["safe unsafe Safe Unsafe Yes No"] * 3, trainer)
+    if bos := named.get("bos_token"):  # as Llama's and Gemma's do
+        whole.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, whole.token_to_id(bos))]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=whole, **named)
 
 
@@ -226,8 +230,8 @@ def shieldgemma_2() -> tuple[Any, Any]:
         tie_word_embeddings=False,
     )
     config.yes_token_index, config.no_token_index = (
-        words("Yes")["input_ids"][0],
-        words("No")["input_ids"][0],
+        words.encode("Yes", add_special_tokens=False)[0],
+        words.encode("No", add_special_tokens=False)[0],
     )
     return transformers.ShieldGemma2ForImageClassification(config), processor
 
