@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         watchdog.rest()
         return AGAIN
     except SystemExit as stop:  # argparse, after --help or a usage error
+        watchdog.rest()
         return stop.code if isinstance(stop.code, int) else OK
     except BrokenPipeError:
         # The reader (`| head`) has left; Python's flush at exit must not complain about it.

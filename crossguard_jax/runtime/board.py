@@ -7,6 +7,8 @@ on while the devices are busy, or stuck, goes by it and not by a collective.
 from typing import Any, Protocol, runtime_checkable
 
 PREFIX = "crossguard"
+PATIENCE = 365 * 24 * 60 * 60 * 1000
+"""Milliseconds that something on the board is waited for: longer than a run."""
 
 
 @runtime_checkable
@@ -21,6 +23,13 @@ class Board(Protocol):
 
     def under(self, name: str) -> dict[int, str]:
         """Texts by the number that follows ``name/``."""
+
+    def wait(self, name: str) -> None:
+        """Returns once there is such a text.
+
+        Raises:
+            RuntimeError: process 0 is gone, and the board with it.
+        """
 
 
 class _KeyValueBoard:
@@ -45,6 +54,9 @@ class _KeyValueBoard:
     def under(self, name: str) -> dict[int, str]:
         rows = self._client.key_value_dir_get(f"{PREFIX}/{name}/")
         return {int(key.rpartition("/")[2]): text for key, text in rows}
+
+    def wait(self, name: str) -> None:
+        self._client.blocking_key_value_get(f"{PREFIX}/{name}", PATIENCE)
 
 
 def open_board() -> Board | None:

@@ -116,10 +116,20 @@ class Watchdog:
         if self.index and silent and self._seen and not self._resting:
             self.end(AGAIN, f"process 0 has given no sign for {self.lost:g} s; start the run again")
 
+    def hold(self) -> None:
+        """Ends the process the moment that the first is gone: it waits on the board that the first
+        serves. JAX ends it in that moment too, and names nobody; mostly this is sooner."""
+        try:
+            self.board.wait(f"rested/{self.index}")
+        except RuntimeError:
+            if not self._resting:
+                self.end(AGAIN, "process 0 is gone; start the run again")
+
     def rest(self) -> None:
         """This process is done, and has only to wait until the others are."""
         self._resting = True
         self.board.put(f"beat/{self.index}", RESTS)
+        self.board.put(f"rested/{self.index}", "")
 
     def fail(self, code: int, line: str) -> None:
         """Ends the run with this process's own failure; does not return.
@@ -188,6 +198,8 @@ def watch(board: Board, index: int, count: int) -> None:
     _current = dog = Watchdog(board, index, count, lost, stuck)
     for name, work in {"beat": dog.beat, "look": dog.look}.items():
         threading.Thread(target=_repeat, args=(work,), name=name, daemon=True).start()
+    if index:
+        threading.Thread(target=dog.hold, name="hold", daemon=True).start()
 
 
 def _repeat(work: Callable[[], None]) -> None:

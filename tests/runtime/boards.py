@@ -17,6 +17,10 @@ class Memory:
         rows = [*self.texts.items()]
         return {int(k.rpartition("/")[2]): v for k, v in rows if k.startswith(f"{name}/")}
 
+    def wait(self, name: str) -> None:
+        if name not in self.texts:
+            raise RuntimeError("UNAVAILABLE: Socket closed")
+
 
 class Left(Exception):
     """Where a process would have ended."""

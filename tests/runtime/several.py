@@ -24,6 +24,7 @@ def run_several(
     kept = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
     environ = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # each of several compiles for itself
         "XLA_FLAGS": " ".join([*kept, f"--xla_force_host_platform_device_count={devices}"]),
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
     }

@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.random_llava import llava_folder  # noqa: F401  # a fixture
-from tests.runtime.several import run_several, run_verbs
+from tests.runtime.several import run_several
 from tests.runtime.test_several import rows_of, write_config
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.timeout(3600)]  # each process compiles for itself
 HERE = Path(__file__).parent
 STEPS = 20
 
@@ -26,7 +26,8 @@ def trained(llava_folder, tmp_path_factory, repository) -> dict[str, Path]:  # n
     folders = {name: folder / name for name in ("one", "four", "four_one", "four_two")}
 
     def train(n: int, out: Path) -> None:
-        run_verbs(n, [["train", "--config", f"{config}:small", "--out", out]])
+        arguments = (f"{config}:small", str(out), str(out.with_suffix(".npz")))
+        run_several(n, HERE / "gradient_run.py", *arguments)
 
     train(1, folders["one"])
     train(4, folders["four"])
@@ -34,10 +35,6 @@ def trained(llava_folder, tmp_path_factory, repository) -> dict[str, Path]:  # n
         shutil.copytree(folders["four"], folders[name])
         shutil.rmtree(folders[name] / "latest" / str(STEPS))
         train(n, folders[name])
-    for n in (1, 4):
-        file = folders[f"gradient{n}"] = folder / f"gradient{n}.npz"
-        arguments = (f"{config}:small", str(folder / f"g{n}"), str(file))
-        run_several(n, HERE / "gradient_run.py", *arguments)
     return folders
 
 
@@ -46,7 +43,7 @@ def adapter(run: Path) -> dict[str, np.ndarray]:
 
 
 def test_the_first_gradient_of_four_processes_is_that_of_one(trained) -> None:
-    one, four = (np.load(trained[f"gradient{n}"]) for n in (1, 4))
+    one, four = (np.load(trained[n].with_suffix(".npz")) for n in ("one", "four"))
     assert one.files == four.files and len(one.files) > 20
     apart = {
         k: np.linalg.norm(one[k] - four[k]) / max(np.linalg.norm(one[k]), 1e-8) for k in one.files

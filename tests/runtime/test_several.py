@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from tests.random_llava import llava_folder  # noqa: F401  # a fixture
 from tests.runtime.several import run_verbs
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.timeout(3600)]  # each process compiles for itself
 
 CONFIG = """
 import runpy

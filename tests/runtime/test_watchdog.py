@@ -90,6 +90,14 @@ def test_the_first_one_gone_is_seen_without_the_board_it_serves(clock: list[floa
         other.look()
 
 
+def test_the_first_one_killed_is_named_by_whoever_waits_on_its_board() -> None:
+    _, other = dogs(2)
+    with pytest.raises(Left, match=f"^{AGAIN} process 0 is gone; start the run again"):
+        other.hold()
+    other.rest()
+    other.hold()
+
+
 def test_a_compilation_of_minutes_is_no_ones_end(clock: list[float]) -> None:
     pair = dogs(2)
     for dog in pair:
