@@ -15,6 +15,7 @@ from crossguard_jax.runtime.joining import (
     launch_arguments,
     refuse_loopback,
 )
+from tests.runtime.several import run_several
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1"}
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
@@ -247,3 +248,16 @@ def test_processes_on_cpus_alone_keep_no_programs(
         assert jax.config.jax_enable_compilation_cache == kept
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+
+
+@pytest.mark.devices
+def test_two_processes_keep_one_order_when_programs_could_come_from_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    # The scheduler that puts gathers where they are needed: here, behind the loop.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
+    for _ in range(2):
+        printed = run_several(2, Path(__file__).with_name("loop_run.py"))
+        assert [out.splitlines()[-1] for out in printed] == ["in one order"] * 2
