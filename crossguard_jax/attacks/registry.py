@@ -242,8 +242,7 @@ SEARCHES: Mapping[str, Searched] = {
     "edits": Searched(edit_search, _edits),
     "gcg": Searched(gcg, _gcg),
 }
-"""Searches by name. Of ``universal`` a step sees a minibatch, so a row costs less where there are
-more rows than that."""
+"""Searches by name."""
 
 GOALS = ("untargeted", "targeted", "features pushed", "features pulled", "undetected", "denial")
 

@@ -52,6 +52,7 @@ def shared_picture(
     n: int,
     *,
     batch: int = 0,
+    chunk: int = 0,
     owners: Int[Array, " N"] | None = None,
     rule: str = "momentum",
 ) -> Universal:
@@ -67,10 +68,12 @@ def shared_picture(
         budget: of each picture; ``relative_step`` 0 takes steps of 2.5 epsilon / ``steps``.
         n: N.
         batch: rows a step, drawn anew each time; 0: all.
+        chunk: rows at a time, of those; 0: all at once.
         owners: which picture each row is of; may be None where there is one.
-        rule: ``momentum`` sums unit gradients, older ones fading (as arXiv 1710.06081), and steps
-            by the sum's sign (in l2, its direction); ``adam`` steps by Adam's update, in linf
-            only: it weighs each pixel by itself, which turns it off the steepest way.
+        rule: ``momentum`` sums the unit gradients of minibatches, older ones fading (as arXiv
+            1710.06081), and steps by the sum's sign (in l2, its direction); where a step sees all
+            rows, by its own gradient's, which is stronger there; ``adam`` steps by Adam's update,
+            in linf only: it weighs each pixel by itself, which turns it off the steepest way.
 
     Raises:
         UserError: an argument that cannot be used.
@@ -85,7 +88,7 @@ def shared_picture(
     def view(point: Array, rows: Array) -> Array:
         return point
 
-    point, outcome = _attack(objective, view, x, key, budget, owners, batch or n, rule)
+    point, outcome = _attack(objective, view, x, key, budget, owners, _sizes(batch, chunk, n), rule)
     return Universal(point - x, search.as_result(point, outcome))
 
 
@@ -96,6 +99,7 @@ def shared_perturbation(
     budget: Budget,
     *,
     batch: int = 0,
+    chunk: int = 0,
     rule: str = "momentum",
 ) -> Universal:
     """Finds one perturbation that, added to any of the pictures and clipped, works.
@@ -103,9 +107,10 @@ def shared_perturbation(
     Args:
         objective: of N rows, each a picture.
         x: clean pictures, float32 in the budget's range.
-        key: as of `shared_picture`, and so are ``batch`` and ``rule``.
+        key: as of `shared_picture`, and so are ``batch``, ``chunk`` and ``rule``.
         budget: of the perturbation: one radius.
         batch: rows a step; 0: all.
+        chunk: rows at a time.
         rule: a name in `RULES`.
 
     Raises:
@@ -122,7 +127,8 @@ def shared_perturbation(
     free = replace(budget, low=-jnp.inf, high=jnp.inf)
     owners = jnp.zeros(len(x), jnp.int32)
     zero = jnp.zeros_like(x[:1])
-    delta, outcome = _attack(objective, view, zero, key, free, owners, batch or len(x), rule)
+    sizes = _sizes(batch, chunk, len(x))
+    delta, outcome = _attack(objective, view, zero, key, free, owners, sizes, rule)
     return Universal(delta, search.as_result(view(delta, jnp.arange(len(x))), outcome))
 
 
@@ -133,36 +139,36 @@ def _attack(
     key: PRNGKeyArray,
     budget: Budget,
     owners: Array,
-    batch: int,
+    sizes: tuple[int, int],
     rule: str,
 ) -> tuple[Array, Outcome]:
     """The best last point of all restarts, for each owner, and every row's outcome there."""
     restarts_key, judge_key = jax.random.split(key)
-    rows = jnp.arange(len(owners))
+    rows, chunk = jnp.arange(len(owners)), sizes[1]
 
     def sums(values: Array) -> Array:
         return jax.ops.segment_sum(values.astype(jnp.float32), owners, len(centre))
 
     def attempt(best: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
         climb_key, last_key = jax.random.split(key)
-        point = _climb(objective, view, centre, climb_key, budget, len(rows), batch, rule)
-        outcome = _in_batches(objective, view, point, rows, batch, last_key)
+        point = _climb(objective, view, centre, climb_key, budget, len(rows), sizes, rule)
+        outcome = _in_batches(objective, view, point, rows, chunk, last_key)
         _, most, greatest = best
         hits, loss = sums(outcome.success), sums(outcome.loss)
         wins = (hits > most) | ((hits == most) & (loss > greatest))
         return search.select(wins, (point, hits, loss), best), None
 
-    some = rows[:batch]
+    some = rows[:chunk]
     shape = jax.eval_shape(lambda: objective(view(centre, some), some, key).loss).shape
-    if shape != (batch,):
+    if shape != (chunk,):
         raise UserError(
-            f"universal: the objective's loss is {list(shape)} for {batch} rows; return one number "
+            f"universal: the objective's loss is {list(shape)} for {chunk} rows; return one number "
             "a row"
         )
     none = jnp.full(len(centre), -jnp.inf, jnp.float32)
     keys = jax.random.split(restarts_key, budget.restarts)
     (point, *_), _ = jax.lax.scan(attempt, (centre, none, none), keys)
-    return point, _in_batches(objective, view, point, rows, batch, judge_key)
+    return point, _in_batches(objective, view, point, rows, chunk, judge_key)
 
 
 def _climb(
@@ -172,13 +178,15 @@ def _climb(
     key: PRNGKeyArray,
     budget: Budget,
     n: int,
-    batch: int,
+    sizes: tuple[int, int],
     rule: str,
 ) -> Array:
     """One try: its last point."""
     start_key, steps_key = jax.random.split(key)
     size = projections.per_row(budget.step_size, centre)
-    updates = optax.trace(MOMENTUM) if rule == "momentum" else optax.scale_by_adam()
+    batch, chunk = sizes
+    fading = MOMENTUM if batch < n else 0.0
+    updates = optax.trace(fading) if rule == "momentum" else optax.scale_by_adam()
 
     def step(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
         point, state = carry
@@ -186,11 +194,9 @@ def _climb(
         every = batch == n
         rows = jnp.arange(n) if every else jax.random.choice(draw_key, n, (batch,), replace=False)
 
-        def total(point: Array) -> Array:
-            return jnp.sum(objective(view(point, rows), rows, outcome_key).loss)
-
         # Of unit length: neither the loss's scale nor a minibatch of steep rows has a say.
-        gradient = projections.steepest(jax.grad(total)(point), "l2")
+        gradient = _gradient(objective, view, point, rows, chunk, outcome_key)
+        gradient = projections.steepest(gradient, "l2")
         update, state = updates.update(gradient, state)
         if rule == "momentum":
             update = projections.steepest(update, budget.norm)
@@ -200,6 +206,34 @@ def _climb(
     keys = jax.random.split(steps_key, budget.steps)
     (point, _), _ = jax.lax.scan(step, (start, updates.init(centre)), keys)
     return point
+
+
+def _gradient(
+    objective: RowsObjective, view: _View, point: Array, rows: Array, chunk: int, key: PRNGKeyArray
+) -> Array:
+    """Of the sum of the rows' losses by the point, ``chunk`` rows at a time."""
+
+    def total(point: Array, some: Array, counts: Array, key: PRNGKeyArray) -> Array:
+        return jnp.sum(jnp.where(counts, objective(view(point, some), some, key).loss, 0))
+
+    n = len(rows)
+    if n == chunk:
+        return jax.grad(total)(point, rows, jnp.ones(n, bool), key)
+    chunks = -(-n // chunk)
+
+    def one(gradient: Array, now: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return gradient + jax.grad(total)(point, *now), None
+
+    filled = jnp.resize(rows, (chunks, chunk))
+    counts = jnp.arange(chunks * chunk).reshape(chunks, chunk) < n
+    each = filled, counts, jax.random.split(key, chunks)
+    return jax.lax.scan(one, jnp.zeros_like(point), each)[0]
+
+
+def _sizes(batch: int, chunk: int, n: int) -> tuple[int, int]:
+    """Rows of a step, and at a time."""
+    batch = batch or n
+    return batch, min(chunk or batch, batch)
 
 
 def _in_batches(

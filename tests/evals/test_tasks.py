@@ -468,7 +468,8 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, vqav2, karpathy):
         evaluate_tasks(["toy://clip"], [f"karpathy:{karpathy}"], bad, limit=1)
     with pytest.raises(UserError, match="write {text}"):
         Asking(question="what is it?")
-    for wrong in ({"epsilons": (8.0,)}, {"epsilons": (float("nan"),)}, {"aims": 0}):
+    nan = float("nan")
+    for wrong in ({"epsilons": (8.0,)}, {"epsilons": (nan,)}, {"aims": 0}, {"name": "gcg"}):
         with pytest.raises(UserError):
             Attack(**wrong)
     with pytest.raises(UserError, match="steps"):

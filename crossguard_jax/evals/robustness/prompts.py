@@ -157,7 +157,7 @@ def _perturb(
         return climb(system, "own", climbed, {"own": params}, some, pictures, key)
 
     n = len(rows["labels"])
-    result = SEARCHES[search].function(objective, x, key, budget, n, batch=batch).result
+    result = SEARCHES[search].function(objective, x, key, budget, n, chunk=batch).result
     return projections.through_uint8(x, result.x_adv, budget)
 
 

@@ -249,7 +249,7 @@ def _universal(
     key: PRNGKeyArray,
     budget: Budget,
 ) -> Any:
-    return search(objective, x, key, budget, batch=min(batch, len(x)))
+    return search(objective, x, key, budget, chunk=min(batch, len(x)))
 
 
 def _bound(

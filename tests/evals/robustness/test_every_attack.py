@@ -1,0 +1,252 @@
+"""Every registered attack through the verb's own route: run, counted, saved, read back."""
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from crossguard_jax import cli
+from crossguard_jax.attacks import registry
+from crossguard_jax.attacks.registry import REGISTRY, ROWS, WHOLE, Cost
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.policy import Policy
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import LeftOut, write_jsonl
+from crossguard_jax.evals.evaluate import read_benchmarks
+from crossguard_jax.evals.robustness import attack, budget, suffixes
+from crossguard_jax.evals.robustness.breakdown import groups
+from crossguard_jax.evals.robustness.figures import Robustness
+from crossguard_jax.evals.robustness.flags import Gradients, flags
+from crossguard_jax.evals.robustness.prompts import _perturb
+from crossguard_jax.evals.robustness.rewriting import Rewriting
+from crossguard_jax.evals.robustness.systems import make_suite
+from crossguard_jax.evals.robustness.texts import TextSuite, _embeddings
+from crossguard_jax.toy.world.sources import records
+from tests.attacks.test_registry import attacks_there_are
+from tests.cmai.small_systems import base, system_of
+from tests.evals.robustness.test_figures import curve
+
+ROWS_OF_DATA = [*records("implicit", "test", 8), *records("typographic", "test", 2)]
+EPSILON = 8 / 255
+
+
+@pytest.fixture(scope="module")
+def plain() -> Immunized:
+    return Immunized.of(base())
+
+
+def config_of(*names: str, **changes: Any) -> ConfigDict:
+    """The shipped suite with some attacks, one step of each, at one radius."""
+    config = load_config("configs/cmai.py:tiny")
+    suite, _ = attack.suite_config(config.attack, True, names)
+    with config.unlocked():
+        suite.attacks = {name: {**spec, "steps": 1} for name, spec in suite.attacks.items()}
+        suite.update({"epsilons": (0.0, EPSILON), "batch_size": 4, "draws": 1} | changes)
+        suite.convergence.rows = 0
+        config.attack = suite
+    return config
+
+
+# Names
+
+
+def test_names_on_the_command_line_replace_the_configurations() -> None:
+    own = load_config("configs/cmai.py:tiny").attack
+    suite, without = attack.suite_config(own, False, ["apgd", "gcg:tokens=5"])
+    assert set(suite.attacks) == {"apgd", "gcg"} and suite.alone and without == []
+    assert suite.attacks.apgd.steps == own.attacks.apgd.steps, "as the configuration has it"
+    assert suite.attacks.gcg.to_dict() == {"tokens": 5}
+    whole, without = attack.suite_config(own, False, ["all"])
+    assert without == ["transfer"] and set(whole.attacks) == set(REGISTRY) - {"transfer"}
+    assert set(own.attacks) == {"apgd", "selective", "policy", "square", "transfer"}
+    with pytest.raises(UserError, match="did you mean 'apgd'"):
+        attack.suite_config(own, False, ["apdg"])
+    with pytest.raises(UserError, match="none is left without a --surrogate"):
+        attack.suite_config(own, False, ["transfer"])
+
+
+# The budget, by arithmetic
+
+
+def test_the_budget_is_every_attacks_passes_at_every_radius() -> None:
+    config = config_of("pgd", "edits", epsilons=(0.0, EPSILON, 0.1)).attack
+    pgd, edits = (REGISTRY[name].changed("", steps=1) for name in ("pgd", "edits"))
+    cost = budget.passes(config, [pgd, edits], 10)
+    each = pgd.cost.forward + 1, edits.cost.forward + 1
+    assert cost == Cost(2 * 10 + 10 * 2 * each[0] + 10 * each[1], 10 * 2 * pgd.cost.gradient)
+    config.convergence.rows = 4
+    more = budget.passes(config, [pgd, edits], 10)
+    assert more.forward - cost.forward == 5 * 4 * each[0]
+
+
+def test_the_budget_line_says_rows_attacks_and_what_is_there(plain: Immunized) -> None:
+    config = config_of("pgd").attack
+    line = budget.line(config, [REGISTRY["pgd"]], plain, ROWS_OF_DATA, 2, 3)
+    assert line.startswith("budget: 10 rows, 1 attacks, 1 radii, 2 systems: at most ")
+    assert "3 results of an earlier run" in line and "gradient passes" in line
+
+
+# By source and category
+
+
+def test_implicit_rows_are_apart_and_labels_within_them() -> None:
+    whose, kinds = groups(ROWS_OF_DATA)
+    assert whose["implicit"].sum() == 8 and whose["typographic"].sum() == 2
+    assert (whose["implicit, safe"] | whose["implicit, unsafe"]).sum() == 8
+    assert sum(own.sum() for own in kinds.values()) == len(ROWS_OF_DATA)
+    assert all(kind.split(": ")[0] in whose for kind in kinds)
+
+
+# AutoAttack's flags
+
+
+def test_flags_are_raised_where_autoattack_would_and_nowhere_else() -> None:
+    quiet = Robustness({0: curve()})
+    looked = Gradients(10, 0)
+    assert flags(quiet, 10, looked) == []
+    lines = flags(quiet, 2, Gradients(10, 3, "the detector's gradient is 0"))
+    assert ["Zero" in line or "detector" in line or "DLR" in line for line in lines] == [True] * 3
+    noisy = replace(quiet.any, random=True)
+    assert any("rand" in line for line in flags(Robustness({0: noisy}), 10, looked))
+
+
+# Texts
+
+
+def test_a_suffix_begins_as_tokens_that_come_back(plain: Immunized) -> None:
+    tokenizer = plain.task.guard.encoder.tokenizer
+    start = suffixes._start(tokenizer, 5)
+    texts = [record.text for record in ROWS_OF_DATA[:3]]
+    rewriting = Rewriting(plain, ROWS_OF_DATA[:3])
+    written = suffixes.with_suffix(tokenizer, texts, [start] * 3)
+    for row, own in zip(
+        rewriting.whole(written, range(3), "it"),
+        rewriting.whole(texts, range(3), "it"),
+        strict=True,
+    ):
+        assert row.ids[row.user[1] - 5 : row.user[1]] == start
+        assert len(row.ids) == len(own.ids) + 5, "it grows by the suffix, and nothing is cut"
+
+
+def test_a_suffix_that_would_be_cut_is_an_error(plain: Immunized) -> None:
+    rewriting = Rewriting(plain, ROWS_OF_DATA[:2])
+    long = ["a word " * 2_000] * 2
+    with pytest.raises(UserError, match="is not read at once; raise max_length"):
+        rewriting.whole(long, range(2), "the text with a suffix")
+
+
+# All of it
+
+
+@pytest.fixture
+def watched() -> Iterator[set[Any]]:
+    """The code of every function that is entered."""
+    entered: set[Any] = set()
+
+    def note(frame: Any, event: str, arg: Any) -> None:
+        if event == "call":
+            entered.add(frame.f_code)
+
+    sys.setprofile(note)
+    yield entered
+    sys.setprofile(None)
+
+
+@pytest.mark.robustness
+def test_everything_in_attacks_is_reached_from_the_verb(
+    plain: Immunized, watched: set[Any], tmp_path: Path
+) -> None:
+    """Traced, not run, where that will do."""
+    cut = [{"below": 0.0, "do": "reject"}, {"below": 0.2, "do": "smooth", "n": 1, "sigma": 0.1}]
+    system = replace(system_of(base()), policy=Policy.from_config({"branches": cut}))
+    names = [name for name, each in REGISTRY.items() if each.route in (ROWS, WHOLE)]
+    config, key = config_of(*names).attack, jax.random.key(0)
+    with config.unlocked():
+        config.attacks.policy.samples = config.attacks.pinned.samples = 2
+        config.attacks.by_weight = {"search": "pgd", "climb": "weighted", "steps": 1}
+    suite = make_suite(config, system, plain)
+    x, rows = system.rows(ROWS_OF_DATA[:4])
+    rows |= {"clean": np.uint8(255 * x), "donors": np.uint8(255 * x[:, None])}
+    params = {"own": system.params, "other": plain.params}
+    for name, program in suite._programs.items():
+        there = suite.attacks[name].at(EPSILON)
+        if suite.attacks[name].whole:
+            jax.eval_shape(program, params, rows, jnp.asarray(x), key, there)
+        else:
+            searched = program.__closure__
+            jitted = next(c.cell_contents for c in searched if hasattr(c.cell_contents, "lower"))
+            jax.eval_shape(jitted, params, rows, jnp.asarray(x), key, there)
+    of_texts = system.params, rows, jnp.asarray(x), key
+    radii = jnp.float32(EPSILON), jnp.float32(0.1)
+    for name in ("embedding", "joint"):
+        embeddings = functools.partial(_embeddings, system, name, "linf", 1, 1)
+        jax.eval_shape(embeddings, *of_texts, radii)
+    jax.eval_shape(
+        lambda *args: _perturb(
+            *(system, "universal_picture", "universal_picture", "linf", 1, 1, 2, ""),
+            *(args[0], args[1], args[2][:1], args[3], radii[0]),
+        ),
+        *of_texts,
+    )
+    rewriting = Rewriting(plain, ROWS_OF_DATA[:2])
+    small = {
+        "edits": REGISTRY["edits"].changed("", steps=1, candidates=2),
+        "gcg": REGISTRY["gcg"].changed("", steps=1, candidates=2, tokens=2),
+    }
+    words = TextSuite(small, "linf", EPSILON, 2, 1, 0)
+    for name, each in small.items():
+        words._attacked(each, rewriting, name, np.arange(2))
+    sys.setprofile(None)
+    unreached = {f.__qualname__ for f in attacks_there_are() if f.__code__ not in watched}
+    assert unreached == set()
+
+
+@pytest.mark.robustness
+def test_what_is_saved_is_read_back_as_a_benchmark_and_a_second_call_goes_on(
+    tmp_path: Path, plain: Immunized, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(ROWS_OF_DATA, tmp_path / "data", "test")
+    config = config_of("noise:restarts=1", "edits:candidates=2")
+    args = argparse.Namespace(
+        model=["plain=toy://llava"],
+        data=[str(tmp_path / "data" / "test.jsonl")],
+        **{"surrogate": None, "attack": ["noise:restarts=1", "edits:candidates=2"]},
+        **{"save": str(tmp_path / "saved"), "certify": 0, "config": config, "limit": 6},
+        **{"prompt": "short", "store": None, "noise_seed": None, "mesh": None, "dtype": "auto"},
+        **{"remat": None, "out": str(tmp_path / "out")},
+    )
+    assert attack.main(args) == 0
+    figures = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert figures["plain.attack.noise.asr"]["n"] <= 6 and "plain.attack.edits.asr" in figures
+    assert figures["plain.linf.group.implicit.8"]["n"] <= 6
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Each attack" in text and "AutoAttack" in text and "similarity" in text
+    for table in ("linf_8", "edits"):
+        with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+            path = tmp_path / "saved" / "plain" / f"{table}.jsonl"
+            (rows,) = read_benchmarks([f"saved=table:{path}"], left_out).values()
+        assert len(rows) == 6 and not left_out.total
+        assert {row.label for row in rows} <= {"safe", "unsafe"}
+    again = plain.task.guard.encoder.levels(rows[0].images[0])
+    assert np.abs(255 * again - np.round(255 * again)).max() < 1e-3
+    cells = sorted((tmp_path / "out" / "cells").rglob("*.*"))
+    stamps = [file.stat().st_mtime_ns for file in cells]
+    assert attack.main(args) == 0
+    assert [file.stat().st_mtime_ns for file in cells] == stamps
+    assert "results of an earlier run are there" in capsys.readouterr().out
+
+
+def test_the_list_is_printed_without_models_or_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["attack", "--list"]) == 0
+    assert capsys.readouterr().out.strip() == registry.listing()
