@@ -267,9 +267,9 @@ class AnsweringSystem(BaseSystem):
         """See `BaseSystem`."""
         return {"answers": self.model.identity(), "judge": self.judge.identity()}
 
-    def notes(self) -> Iterator[str]:
+    def costs(self) -> Iterator[str]:
         """See `BaseSystem`."""
-        yield from (*self.remarks, *self.model.lines(), *self.judge.lines())
+        yield from (*self.model.lines(), *self.judge.lines())
 
     def score_each(
         self,

@@ -9,7 +9,7 @@ from crossguard_jax.guard.encoding import Pictures, pictures_of
 from crossguard_jax.guard.guard import same_length
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.verdict import Verdict
-from crossguard_jax.systems.system import BaseSystem, System
+from crossguard_jax.systems.system import BaseSystem, System, costs_of
 
 
 class Constant(BaseSystem):
@@ -92,8 +92,6 @@ class HalfBlind(BaseSystem):
         """See `BaseSystem`."""
         return {"sees": self._sees, "of": self._identity}
 
-    def notes(self) -> Iterator[str]:
+    def costs(self) -> Iterator[str]:
         """See `BaseSystem`."""
-        yield self.remarks[0]
-        if isinstance(self.system, BaseSystem):
-            yield from self.system.notes()
+        yield from costs_of(self.system)

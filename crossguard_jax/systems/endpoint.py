@@ -96,7 +96,7 @@ class EndpointGuard(BaseSystem):
             "top_logprobs": described.top_logprobs,
         }
 
-    def notes(self) -> Iterator[str]:
+    def costs(self) -> Iterator[str]:
         """See `BaseSystem`."""
         yield from self.requester.lines()
 

@@ -80,9 +80,9 @@ class BaseSystem(abc.ABC):
         """One verdict a row, in order; ``options`` are those of `score_each`."""
         return raised(self.score_each(images, texts, **options))
 
-    def notes(self) -> Iterator[str]:
-        """The remarks, and what the work has cost so far, one a line."""
-        yield from self.remarks
+    def costs(self) -> Iterator[str]:
+        """What the work has cost so far, where it costs more than time, one a line."""
+        yield from ()
 
     def verdict(self, p: float, threshold: float | None = None, **fields: Any) -> Verdict:
         """A verdict of this score; ``fields`` are more of a `Verdict`'s."""
@@ -95,6 +95,11 @@ class BaseSystem(abc.ABC):
         return self.settings.prompt.negative, self.settings.prompt.positive
 
 
+def costs_of(system: System) -> list[str]:
+    """What a system's work has cost; of our own guards, nothing."""
+    return [*system.costs()] if isinstance(system, BaseSystem) else []
+
+
 def notes_of(system: System) -> list[str]:
-    """What is to be said when a system has worked; of our own guards, nothing."""
-    return [*system.notes()] if isinstance(system, BaseSystem) else []
+    """What is to be said when a system has worked: its remarks, and the cost."""
+    return [*getattr(system, "remarks", ()), *costs_of(system)]
