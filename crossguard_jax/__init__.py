@@ -6,7 +6,7 @@
 
 from typing import Any
 
-__all__ = ["Guard", "Verdict", "load"]
+__all__ = ["Guard", "Verdict", "explain", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from crossguard_jax.systems.load import load
 
         return load
+    if name == "explain":
+        from crossguard_jax.systems.why import explain
+
+        return explain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

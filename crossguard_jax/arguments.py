@@ -82,7 +82,7 @@ def attack(parser: argparse.ArgumentParser) -> None:
 def calibrate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(shipped_models=TASK_MODELS)
     add = parser.add_argument
-    add("--as", dest="kind", required=True, choices=("hidden_detect", "rcs", "jaildam"))
+    add("--as", dest="kind", required=True, choices=("hidden_detect", "rcs", "jaildam", "why"))
     add(
         "--model",
         required=True,
@@ -262,9 +262,9 @@ def export(parser: argparse.ArgumentParser) -> None:
 def toy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("build", "table", "reach", "rewriter", "forged", "gate", "cmai"),
+        choices=("build", "table", "reach", "rewriter", "forged", "gate", "cmai", "why"),
         help="make the small models; tables: the guard's parts, what it sees and reads, "
-        "the rewriter's, forged data's, what the gate buys, what immunizes",
+        "the rewriter's, forged data's, what the gate buys, what immunizes, whether reasons hold",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"

@@ -306,6 +306,7 @@ def toy(args: argparse.Namespace) -> None:
         "forged": ("crossguard_jax.toy.tables.forged", "runs/forged", 2_000),
         "gate": ("crossguard_jax.toy.tables.gated", "runs/gate", 1_500),
         "cmai": ("crossguard_jax.toy.tables.immunized", "runs/cmai", 128),
+        "why": ("crossguard_jax.toy.tables.why", "runs/why", 600),
     }[args.what]
     args.out, args.rows = args.out or out, args.rows or rows
     importlib.import_module(module).main(args)

@@ -37,6 +37,10 @@ def main(args: argparse.Namespace) -> int:
         UserError: rows of one label alone, arguments of another kind of detector, or whatever the
             detector refuses.
     """
+    if args.kind == "why":
+        from crossguard_jax.evals import why
+
+        return why.main(args)
     if args.concepts and args.kind != "jaildam" or args.kind == "jaildam" and not args.concepts:
         args.usage_error("--concepts goes with --as jaildam, and that needs it")
     folder = Path(args.out)

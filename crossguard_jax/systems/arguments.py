@@ -2,6 +2,7 @@
 
 import argparse
 
+from crossguard_jax.guard.arguments import add_why
 from crossguard_jax.runtime.flags import add_places
 from crossguard_jax.systems.kinds import CONSTANTS, KINDS
 
@@ -44,6 +45,7 @@ def score(parser: argparse.ArgumentParser) -> None:
         "of one request, nowhere)",
     )
     verdict_arguments(parser)
+    add_why(parser)
     one = parser.add_argument_group("one request, its verdict on stdout as JSON")
     one.add_argument("--text", help="the request")
     one.add_argument("--image", metavar="FILE", nargs="+", help="its pictures, if it has any")

@@ -30,6 +30,7 @@ from crossguard_jax.systems.results import Item, Results, row_of, row_out
 from crossguard_jax.systems.store import VerdictStore, store_folder
 from crossguard_jax.systems.system import System, notes_of
 from crossguard_jax.systems.tally import Tally
+from crossguard_jax.systems.why import PARTS, Explained
 
 # A window is what is in memory at once, and what a kill costs: at most so many rows, as many as
 # take about so long, and so many bytes of encoded pictures.
@@ -53,6 +54,9 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses arguments that do not go together."""
     if args.input is not None and args.image is not None:
         args.usage_error("--image is for one request; name the column with --image-column")
+    for name in ("why_parts", "heatmaps"):
+        if args.why is None and getattr(args, name) is not None:
+            args.usage_error(f"--{_flag(name)} goes with --why")
     requests = (args.text is not None or args.image is not None, args.input, args.shards)
     if sum(map(bool, requests)) != 1:
         args.usage_error("give --text, --image or both, or --input, or --shards")
@@ -104,12 +108,32 @@ def _score_one(args: argparse.Namespace) -> int:
     (verdict,) = system.score_each([args.image or ()], [text])
     if isinstance(verdict, UserError):
         raise verdict
-    if args.queue:
+    row = asdict(verdict)
+    if args.queue or args.why is not None:
         pictures = tuple(Path(file).read_bytes() for file in args.image or ())
         record = Record(content_hash(text, pictures)[:16], pictures, text)
-        queue_flagged(ReviewQueue(args.queue), system, [record], [verdict])
-    print(json.dumps(asdict(verdict)))
+        if args.queue:
+            queue_flagged(ReviewQueue(args.queue), system, [record], [verdict])
+        if explained := explained_by(why_options(args), system, 1):
+            row |= explained.rows([record], [verdict])[0]
+    print(json.dumps(row))
     return 0
+
+
+def why_options(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What ``--why`` says, as JSON values; None where it was not given."""
+    if args.why is None:
+        return None
+    folder = str(Path(args.why).resolve()) if args.why else ""
+    parts = [part for part in PARTS if part in (args.why_parts or PARTS)]
+    return {"folder": folder, "parts": parts, "heatmaps": args.heatmaps}
+
+
+def explained_by(
+    options: Mapping[str, Any] | None, system: System, batch_size: int
+) -> Explained | None:
+    """What explains, by `why_options`."""
+    return None if options is None else Explained(system, **options, batch_size=batch_size)
 
 
 def _load(args: argparse.Namespace) -> System:
@@ -135,6 +159,7 @@ def _score_shards(args: argparse.Namespace) -> int:
         "options": _reader_options(args),
         "blank": "",
         "described": False,
+        "why": why_options(args),
     }
     return sharded.main(args, spec)
 
@@ -157,14 +182,17 @@ def _score_file(args: argparse.Namespace) -> int:
         "threshold": system.settings.threshold,
         "input": str(Path(args.input).resolve()),
         "reader": source,
+        "why": why_options(args),
     }
+    explained = explained_by(run["why"], system, args.batch_size)
     store = VerdictStore(store_folder(args.store), system)
     queue = ReviewQueue(args.queue or Path(args.output).with_name("review.jsonl"))
     began = time.monotonic()
     opened: list[Results] = []
     processes.by_first(lambda: opened.append(Results(args.output, run, args.restart)))
     with opened[0] if opened else contextlib.nullcontext() as results:
-        tally = score_items(store, items, results, queue, args.batch_size, last_row(table))
+        total = last_row(table)
+        tally = score_items(store, items, results, queue, args.batch_size, total, explained)
     seconds = time.monotonic() - began
     print("\n".join([*reading.lines(), *tally.lines(), *notes_of(system)]))
     if store.computed < tally.verdicts:
@@ -224,6 +252,7 @@ def score_items(
     queue: ReviewQueue,
     batch_size: int = 16,
     total: int | None = None,
+    explained: Explained | None = None,
 ) -> Tally:
     """Scores what is not in the results yet, in windows, and writes it in order.
 
@@ -236,6 +265,7 @@ def score_items(
         queue: where flagged requests go.
         batch_size: rows to a forward pass, at most.
         total: the number of the last row, for the progress line.
+        explained: adds ``why`` to the rows.
 
     Returns:
         What the files hold now.
@@ -264,7 +294,7 @@ def score_items(
         remaining = itertools.islice(remaining, n, None)
     with Progress("scoring", total, start=reached) as progress, preemption.saving():
         for window in _windows(remaining, batch_size):
-            rows = [*score_window(store, window, queue, batch_size)]
+            rows = [*score_window(store, window, queue, batch_size, explained)]
             processes.by_first(functools.partial(_add, results, rows))
             for row in rows:
                 tally.add(row)
@@ -300,22 +330,27 @@ def _windows(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
 
 
 def score_window(
-    store: VerdictStore, window: list[Item], queue: ReviewQueue, batch_size: int
+    store: VerdictStore,
+    window: list[Item],
+    queue: ReviewQueue,
+    batch_size: int,
+    explained: Explained | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The rows to write for a window's items, in order."""
     records = [item for item in window if isinstance(item, Record)]
     verdicts = store.score(records, batch_size)
     queue_flagged(queue, store.system, records, verdicts)
-    remaining = iter(verdicts)
+    more = explained.rows(records, verdicts) if explained else [{} for _ in records]
+    remaining = zip(verdicts, more, strict=True)
     for item in window:
         if isinstance(item, Rejected):
             yield row_out(item, {})
             continue
-        verdict = next(remaining)
+        verdict, why = next(remaining)
         if isinstance(verdict, UserError):
             yield row_out(item, {"reason": str(verdict)})
         else:
-            yield row_out(item, asdict(verdict))
+            yield row_out(item, asdict(verdict) | why)
 
 
 def _reason(s_c: float | None) -> str:

@@ -33,7 +33,7 @@ from crossguard_jax.runtime.shards import (
 )
 from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.results import Item
-from crossguard_jax.systems.scoring import WINDOW_BYTES, score_window
+from crossguard_jax.systems.scoring import WINDOW_BYTES, explained_by, score_window
 from crossguard_jax.systems.store import WINDOW, VerdictStore
 from crossguard_jax.systems.tally import Tally
 
@@ -47,7 +47,8 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
         spec: ``load`` (arguments of `systems.load.load`) and ``mesh`` (as ``--mesh`` says it),
             ``store`` and ``queue`` (paths or None), ``batch_size``, ``format`` and ``options`` (of
             `data.sources.read`), ``blank`` (see `data.records.blanked`), and ``described``: rows
-            say their benchmark, category and content, too.
+            say their benchmark, category and content, too; ``why`` (None, or what `Explained`
+            takes).
         folder: of the outputs.
 
     Raises:
@@ -62,18 +63,20 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
             "threshold": system.settings.threshold,
             "reader": {"format": spec["format"], **spec["options"]},
             "blank": spec["blank"],
-        },
+        }
+        | ({"why": spec["why"]} if spec.get("why") else {}),
         words=[words.negative, words.positive],
         base=str(system.folder),
     )
     store = VerdictStore(spec["store"], system, together=True)
     queue = ReviewQueue(spec["queue"])
+    explained = explained_by(spec.get("why"), system, spec["batch_size"])
 
     def work(shard: Shard, output: Path, beat: Beat) -> Counts:
         tally, before = Tally((words.negative, words.positive)), store.computed
         with jsonl.JsonlWriter(output) as writer:
             for window in _windows(_read(spec, shard)):
-                rows = score_window(store, window, queue, spec["batch_size"])
+                rows = score_window(store, window, queue, spec["batch_size"], explained)
                 for item, row in zip(window, rows, strict=True):
                     writer.append(row | (_described(item) if spec["described"] else {}))
                     tally.add(row)

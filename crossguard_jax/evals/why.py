@@ -1,0 +1,199 @@
+"""``crossguard calibrate --as why``, and what a report says of why verdicts are unsafe."""
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossguard_jax.core import metrics
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.data.records import LeftOut, Record
+from crossguard_jax.evals.evaluate import parse_model, print_left_out, read_benchmarks
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.reasons import (
+    LEAST,
+    Reasons,
+    category_states,
+    fit_categories,
+    spread_layers,
+)
+from crossguard_jax.guard.why import Why
+from crossguard_jax.report.blocks import Examples, Section, Text
+from crossguard_jax.report.examples import Example
+from crossguard_jax.report.heatmaps import overlay
+from crossguard_jax.report.tables import Table
+from crossguard_jax.systems.load import load
+from crossguard_jax.systems.why import fingerprint, guard_inside
+
+OTHERS = 16
+"""Pictures of benign rows that a text is scored beside."""
+SHOWN = 12
+
+
+def main(args: argparse.Namespace) -> int:
+    """The verb's work; prints how categories do on rows that nothing was fitted to.
+
+    Returns:
+        1 if a row was left out, otherwise 0.
+
+    Raises:
+        UserError: the model is a detector, or no benign row has a picture.
+    """
+    folder = Path(args.out)
+    with LeftOut(folder / "rejected.jsonl") as left_out:
+        benchmarks = read_benchmarks(args.data, left_out)
+    records = [record for rows in benchmarks.values() for record in rows]
+    _, path, adapter = parse_model(args.model)
+    guard = guard_inside(load(path, adapter, args.dtype))
+    if guard is None:
+        raise UserError(f"--model {path}: a detector's verdicts have no model's margin to explain")
+    reasons = fit(guard, records, args.seed, args.batch_size)
+    reasons.save(folder)
+    if reasons.names:
+        n, figures = len(reasons.names), reasons.figures
+        accuracy, ece = (Estimate.from_dict(figures[name]) for name in ("accuracy", "ece"))
+        print(f"category: one of {n}, accuracy {_interval(accuracy)}, ECE {_interval(ece)}")
+    else:
+        print(f"no category has {LEAST} unsafe rows: none will be named")
+    code = print_left_out(left_out)
+    print(f"for --why: {folder}")
+    return code
+
+
+def fit(guard: Guard, records: Sequence[Record], seed: int = 0, batch_size: int = 16) -> Reasons:
+    """Chooses other pictures among benign rows, and learns the categories of the unsafe ones.
+
+    A quarter of the unsafe rows is for the figures alone.
+
+    Args:
+        guard: the model.
+        records: labelled; rows of no category, and categories of few rows, teach none.
+        seed: which rows are what.
+        batch_size: rows to a forward pass.
+
+    Raises:
+        UserError: no benign row has one picture, or a row cannot be read.
+    """
+    prompt, rng = guard.settings.prompt, np.random.default_rng(seed)
+    benign = [r for r in records if not prompt.target(r.label) and len(r.images) == 1]
+    if not benign:
+        raise UserError("--data: no benign row with one picture; give some, to set texts beside")
+    picked = rng.permutation(len(benign))[:OTHERS]
+    pictures = tuple(benign[i].images[0] for i in picked)
+    reasons = Reasons(pictures=pictures, guard=fingerprint(guard))
+    unsafe = [r for r in records if prompt.target(r.label) and r.category]
+    counts = Counter(record.category for record in unsafe)
+    names = tuple(sorted(name for name, n in counts.items() if n >= LEAST))
+    if not names:
+        return reasons
+    rows = [unsafe[i] for i in rng.permutation(len(unsafe)) if unsafe[i].category in names]
+    layers = spread_layers(guard.model.config.text.num_hidden_layers)
+    images, texts = [r.images for r in rows], [r.text for r in rows]
+    states = []
+    for record, state in zip(
+        rows, category_states(guard, layers, images, texts, batch_size), strict=True
+    ):
+        if isinstance(state, UserError):
+            raise UserError(f"{record.id}: {state}") from state
+        states.append(state)
+    x, y = np.stack(states), np.array([names.index(record.category) for record in rows])
+    last = np.arange(len(y)) % 4 == 0
+    numbers, temperature = fit_categories(x[~last], y[~last], len(names))
+    fitted = replace(reasons, names=names, layers=layers, numbers=numbers, temperature=temperature)
+    figures = category_figures(fitted.probabilities(x[last]), y[last])
+    return replace(fitted, figures={name: each.as_dict() for name, each in figures.items()})
+
+
+def category_figures(p: np.ndarray, truth: np.ndarray) -> dict[str, Estimate]:
+    """Accuracy, and the calibration of the likeliest category's probability.
+
+    Args:
+        p: float [B, K].
+        truth: int [B].
+    """
+    right = p.argmax(axis=1) == truth
+    return {
+        "accuracy": metrics.proportion(right),
+        "ece": metrics.expected_calibration_error(p.max(axis=1), right),
+    }
+
+
+@dataclass(frozen=True)
+class ExplainedRow:
+    """An unsafe verdict in a report.
+
+    Attributes:
+        benchmark: of the row.
+        record: the row.
+        unsafe: whether it is, by its label.
+        p_unsafe: the verdict's.
+        threshold: the verdict's.
+        why: what it rests on.
+    """
+
+    benchmark: str
+    record: Record
+    unsafe: bool
+    p_unsafe: float
+    threshold: float
+    why: Why
+
+
+def why_section(
+    rows: Sequence[ExplainedRow], crops: bool, titles: Mapping[str, str] | None = None
+) -> Section:
+    """What a report says of them: shares by benchmark, and pictures with their maps.
+
+    Args:
+        rows: all unsafe verdicts of one system.
+        crops: whether its guard sees the middle of a picture alone.
+        titles: names to show by benchmark.
+    """
+    by_name: dict[str, list[ExplainedRow]] = {}
+    for row in rows:
+        by_name.setdefault(row.benchmark, []).append(row)
+    lines, figures = [], {}
+    for name, own in by_name.items():
+        judged = [row for row in own if row.why.joint_only is not None]
+        joint = metrics.proportion(np.array([bool(row.why.joint_only) for row in judged], bool))
+        named = Counter(row.why.category for row in own if row.why.category).most_common(3)
+        kinds = ", ".join(f"{kind} ({n})" for kind, n in named)
+        lines.append(((titles or {}).get(name, name), f"{len(own):,}", _interval(joint), kinds))
+        figures[f"why.{name}.joint_only"] = joint
+    caption = "Unsafe verdicts. In combination only: text and picture are each safe by themselves."
+    head = ("Benchmark", "Unsafe verdicts", "In combination only", "Commonest categories")
+    blocks: list[Any] = [Text(_INTRODUCTION), Table(head, tuple(lines), caption)]
+    if cards := [_card(row, crops) for row in rows if row.why.heat][:SHOWN]:
+        caption = (
+            "What of the picture speaks for unsafe (vermillion) and against it (blue), by patch; "
+            "the frame is around the patch that counts most."
+        )
+        blocks.append(Examples("why", tuple(cards), caption))
+    return Section("Why", tuple(blocks), figures)
+
+
+_INTRODUCTION = (
+    "Each unsafe verdict was asked again in halves: its text beside other, harmless pictures, its "
+    "picture beside a text that asks for nothing. The maps are integrated gradients."
+)
+
+
+def _card(row: ExplainedRow, crops: bool) -> Example:
+    drawn = overlay(row.record.images[0], row.why.heat[0], crops)
+    text = row.record.text
+    if row.why.category:
+        text = f"{text} [{row.why.category} {row.why.p_category:.2f}]"
+    if row.why.joint_only:
+        text = f"{text} [only in combination]"
+    return Example(
+        row.record.id, row.benchmark, drawn, text, row.unsafe, row.p_unsafe, row.threshold
+    )
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] n={estimate.n}"
