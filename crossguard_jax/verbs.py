@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossguard_jax import arguments
+from crossguard_jax.evals import validity_arguments
 from crossguard_jax.plan.arguments import add_arguments as plan_arguments
 from crossguard_jax.systems import arguments as system_arguments
 
@@ -115,6 +116,16 @@ VERBS: dict[str, Verb] = {
         ),
         handler="crossguard_jax.evals.evaluate:main",
         add_arguments=arguments.evaluate,
+    ),
+    "validity": Verb(
+        help="say what gets through a system before and after a rewriting",
+        example=(
+            "validity --triplets runs/quickstart/forge/matched/triplets.jsonl "
+            "--forged runs/quickstart/forge/forged/train.jsonl "
+            "--target runs/quickstart/models/guard_explicit_only --target answers:toy://llava"
+        ),
+        handler="crossguard_jax.evals.validity:main",
+        add_arguments=validity_arguments.add_arguments,
     ),
     "tasks": Verb(
         help="answer questions, describe and retrieve pictures, clean and attacked",
