@@ -22,7 +22,7 @@ from crossguard_jax.guard.reasons import (
     fit_categories,
     spread_layers,
 )
-from crossguard_jax.guard.why import Why
+from crossguard_jax.guard.why import Scores, Why
 from crossguard_jax.report.blocks import Examples, Section, Text
 from crossguard_jax.report.examples import Example
 from crossguard_jax.report.heatmaps import overlay
@@ -30,8 +30,9 @@ from crossguard_jax.report.tables import Table
 from crossguard_jax.systems.load import load
 from crossguard_jax.systems.why import fingerprint, guard_inside
 
-OTHERS = 16
-"""Pictures of benign rows that a text is scored beside."""
+OTHERS, CANDIDATES, TEXTS = 16, 48, 48
+"""Pictures of benign rows that a text is scored beside; how many they are chosen from, by how many
+unsafe rows' texts."""
 SHOWN = 12
 
 
@@ -83,10 +84,12 @@ def fit(guard: Guard, records: Sequence[Record], seed: int = 0, batch_size: int 
     benign = [r for r in records if not prompt.target(r.label) and len(r.images) == 1]
     if not benign:
         raise UserError("--data: no benign row with one picture; give some, to set texts beside")
-    picked = rng.permutation(len(benign))[:OTHERS]
-    pictures = tuple(benign[i].images[0] for i in picked)
+    candidates = [benign[i].images[0] for i in rng.permutation(len(benign))[:CANDIDATES]]
+    harmful = [r for r in records if prompt.target(r.label)]
+    texts = [harmful[i].text for i in rng.permutation(len(harmful))[:TEXTS]]
+    pictures = telling_pictures(guard, candidates, [t for t in texts if t.strip()], batch_size)
     reasons = Reasons(pictures=pictures, guard=fingerprint(guard))
-    unsafe = [r for r in records if prompt.target(r.label) and r.category]
+    unsafe = [record for record in harmful if record.category]
     counts = Counter(record.category for record in unsafe)
     names = tuple(sorted(name for name, n in counts.items() if n >= LEAST))
     if not names:
@@ -107,6 +110,29 @@ def fit(guard: Guard, records: Sequence[Record], seed: int = 0, batch_size: int 
     fitted = replace(reasons, names=names, layers=layers, numbers=numbers, temperature=temperature)
     figures = category_figures(fitted.probabilities(x[last]), y[last])
     return replace(fitted, figures={name: each.as_dict() for name, each in figures.items()})
+
+
+def telling_pictures(
+    system: Scores, candidates: Sequence[bytes], texts: Sequence[str], batch_size: int = 16
+) -> tuple[bytes, ...]:
+    """The `OTHERS` pictures beside which texts differ most, in order of drawing.
+
+    A picture that decides by itself, such as one with kind words in it, says nothing of a text.
+
+    Args:
+        system: gives verdicts.
+        candidates: encoded.
+        texts: of unsafe rows.
+        batch_size: rows to a forward pass.
+    """
+    if len(candidates) <= OTHERS or not texts:
+        return tuple(candidates)
+    spread = []
+    for picture in candidates:
+        each = system.score_each([picture] * len(texts), texts, batch_size=batch_size)
+        spread.append(np.std([v.p_unsafe for v in each if not isinstance(v, UserError)]))
+    best = np.argsort(-np.array(spread), kind="stable")[:OTHERS]
+    return tuple(candidates[i] for i in sorted(best.tolist()))
 
 
 def category_figures(p: np.ndarray, truth: np.ndarray) -> dict[str, Estimate]:

@@ -30,7 +30,7 @@ from crossguard_jax.nn import lora
 from crossguard_jax.nn.llava import last_positions
 
 FACTS, NUMBERS, PICTURES = "why.json", "why.safetensors", "pictures"
-ALONE = 0.1
+ALONE = 0.15
 """A text is as unsafe alone as it is beside all but this share of other pictures."""
 LAYERS = 4
 """Layers whose states a category is read from, at most."""
