@@ -26,7 +26,7 @@ def trained(llava_folder, tmp_path_factory, repository) -> dict[str, Path]:  # n
     folders = {name: folder / name for name in ("one", "four", "four_one", "four_two")}
 
     def train(n: int, out: Path) -> None:
-        arguments = (f"{config}:small", str(out), str(out.with_suffix(".npz")))
+        arguments = (f"{config}:pictures", str(out), str(out.with_suffix(".npz")))
         run_several(n, HERE / "gradient_run.py", *arguments)
 
     train(1, folders["one"])
@@ -34,6 +34,7 @@ def trained(llava_folder, tmp_path_factory, repository) -> dict[str, Path]:  # n
     for n, name in ((1, "four_one"), (2, "four_two")):
         shutil.copytree(folders["four"], folders[name])
         shutil.rmtree(folders[name] / "latest" / str(STEPS))
+        shutil.rmtree(folders[name] / "adapter")
         train(n, folders[name])
     return folders
 

@@ -31,6 +31,9 @@ def get_config(variant="small"):
     config.optim.update({{"learning_rate": 5e-3, "warmup_steps": 1}})
     config.train.update({{"steps": {steps}, "batch_size": 8, "eval_every": 4, "save_every": 4}})
     config.mesh = {{"data": 1, "fsdp": -1, "tensor": 1}}
+    if variant == "pictures":  # one program, and the last step's adapter
+        del config.data.sources.words
+        config.train.update({{"keep_best": "", "eval_every": 0}})
     return config
 """
 
@@ -118,7 +121,7 @@ def test_adapters_are_one_processes(made) -> None:
     assert one.keys() == two.keys()
     apart = np.sqrt(sum(((one[k] - two[k]) ** 2).sum() for k in one))
     norm = np.sqrt(sum((one[k] ** 2).sum() for k in one if "lora_B" in k))  # zero at the start
-    print(f"adapters after 8 steps: {apart / norm:.1e} of the update's norm apart")
+    print(f"the best adapter of 8 steps: {apart / norm:.1e} of the update's norm apart")
     assert apart <= 1e-3 * norm
 
 
