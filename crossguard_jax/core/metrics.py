@@ -156,12 +156,43 @@ def auroc(
     return Estimate(value, *_auroc_interval(value, n_pos, n_neg, confidence), positive.size)
 
 
+def average_precision(
+    scores: Float[np.ndarray, " B"], positive: Bool[np.ndarray, " B"]
+) -> Estimate:
+    """Area under the precision-recall curve (AUPRC) by its steps, as scikit-learn sums it.
+
+    Precision at each distinct score weighs the recall gained there; nothing is interpolated. It has
+    no interval of its own (`resampling` gives one), and means nothing without the share of positive
+    rows, which is what guessing gets. NaN where a class has no rows.
+    """
+    if not positive.any() or positive.all():
+        return Estimate.empty()
+    curve = roc_curve(scores, positive)
+    hits, alarms = curve.tpr * positive.sum(), curve.fpr * (~positive).sum()
+    precision = hits[1:] / (hits[1:] + alarms[1:])
+    return Estimate.exact(float(np.diff(curve.tpr) @ precision), positive.size)
+
+
+def f1_score(
+    p_unsafe: Float[np.ndarray, " B"], unsafe: Bool[np.ndarray, " B"], threshold: float
+) -> Estimate:
+    """Harmonic mean of precision and recall of the flagged rows; no interval (`resampling`).
+
+    NaN where a class has no rows: without benign rows a guard that flags everything gets 1.
+    """
+    if not unsafe.any() or unsafe.all():
+        return Estimate.empty()
+    says = flagged(p_unsafe, threshold)
+    value = 2 * int((says & unsafe).sum()) / (int(says.sum()) + int(unsafe.sum()))
+    return Estimate.exact(value, unsafe.size)
+
+
 def roc_curve(scores: Float[np.ndarray, " B"], positive: Bool[np.ndarray, " B"]) -> RocCurve:
     """The ROC curve; rows that tie share one point. NaN rates where a class has no rows."""
     scores = _float64(scores)
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], positive[order]
-    last_of_tie = np.flatnonzero(np.append(np.diff(ranked) != 0, True)[: ranked.size])
+    last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: ranked.size])
     true_hits = np.concatenate([[0], np.cumsum(hits)[last_of_tie]])
     false_hits = np.concatenate([[0], np.cumsum(~hits)[last_of_tie]])
     thresholds = np.concatenate([[np.inf], ranked[last_of_tie]])

@@ -234,3 +234,57 @@ def test_a_mean_has_the_interval_of_its_standard_error():
     assert found.n == 400
     assert metrics.mean(np.array([2.0])).value == 2.0
     assert metrics.mean(np.array([])).n == 0
+
+
+# ---- Against scikit-learn, where it is installed ------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rates_and_areas_equal_scikit_learns(seed):
+    sk = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    for p, unsafe in (tied_case(seed), random_case(seed)):
+        says = p >= 0.5
+        assert metrics.auroc(p, unsafe).value == pytest.approx(
+            sk.roc_auc_score(unsafe, p), abs=1e-12
+        )
+        assert metrics.average_precision(p, unsafe).value == pytest.approx(
+            sk.average_precision_score(unsafe, p), abs=1e-12
+        )
+        assert metrics.f1_score(p, unsafe, 0.5).value == pytest.approx(
+            sk.f1_score(unsafe, says), abs=1e-12
+        )
+        assert metrics.accuracy(p, unsafe, 0.5).value == pytest.approx(
+            sk.accuracy_score(unsafe, says), abs=1e-12
+        )
+        missed, caught = sk.confusion_matrix(unsafe, says)[1]
+        assert metrics.attack_success_rate(p, unsafe, 0.5).value == missed / (missed + caught)
+        fpr, tpr, thresholds = sk.roc_curve(unsafe, p, drop_intermediate=False)
+        curve = metrics.roc_curve(p, unsafe)
+        np.testing.assert_allclose(curve.fpr, fpr, atol=1e-12)
+        np.testing.assert_allclose(curve.tpr, tpr, atol=1e-12)
+        np.testing.assert_allclose(curve.thresholds, thresholds, atol=1e-12)
+        for most in (0.01, 0.05):
+            best = tpr[fpr <= most].max()
+            assert metrics.recall_at_fpr(p, unsafe, most).value == pytest.approx(best, abs=1e-12)
+
+
+def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores without ties."""
+    rng = np.random.default_rng(seed + 100)
+    unsafe = rng.random(300) < 0.3
+    return np.clip(rng.normal(0.4 + 0.2 * unsafe, 0.2), 0, 1), unsafe
+
+
+def test_one_kind_of_rows_alone_has_no_f1_and_no_area_under_precision_and_recall():
+    p = np.array([0.1, 0.9])
+    for truth in (True, False):
+        unsafe = np.full(2, truth)
+        assert metrics.f1_score(p, unsafe, 0.5).n == metrics.average_precision(p, unsafe).n == 0
+
+
+def test_infinite_scores_tie_with_one_another_alone():
+    p = np.array([np.inf, np.inf, 0.5, -np.inf, -np.inf])
+    unsafe = np.array([True, False, True, True, False])
+    curve = metrics.roc_curve(p, unsafe)
+    assert curve.thresholds.tolist() == [np.inf, np.inf, 0.5, -np.inf]
+    assert metrics.auroc(p, unsafe).value == (1 / 2 + 1 + 0 + 1 + 0 + 1 / 2) / 6
