@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.io import jsonl
+from crossguard_jax.io import files, jsonl
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -19,6 +19,7 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it is not there, or not JSON.
     """
+    files.note(path)
     if not path.is_file():
         raise UserError(f"{path}: not found; download the whole folder")
     return jsonl.read_json(path)

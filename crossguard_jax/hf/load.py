@@ -24,6 +24,7 @@ from crossguard_jax.hf import configs, names
 from crossguard_jax.hf.folder import weight_files
 from crossguard_jax.hf.reading import read, read_int8
 from crossguard_jax.hf.tensors import BLOCK, Source, Tensors, open_tensors, refuse
+from crossguard_jax.io.files import note
 from crossguard_jax.nn.int8 import DTYPES, in_int8
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import LlavaConfig
@@ -196,6 +197,7 @@ def folder_hash(folder: str | Path) -> str:
     h = hashlib.sha256()
     for name in sorted(["config.json", *weight_files(Path(folder))]):
         h.update(name.encode())
+        note(Path(folder) / name)
         with (Path(folder) / name).open("rb") as handle:
             h.update(hashlib.file_digest(handle, "sha256").digest())
     return h.hexdigest()
@@ -205,6 +207,7 @@ def encoding_hash(folder: str | Path) -> str:
     """SHA-256 over the files that say how a folder's model takes texts and pictures."""
     h = hashlib.sha256()
     for path in sorted(p for pattern in _ENCODING for p in Path(folder).glob(pattern)):
+        note(path)
         h.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return h.hexdigest()
 

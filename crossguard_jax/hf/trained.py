@@ -38,7 +38,12 @@ def content_hash(text: str, images: Sequence[bytes]) -> str:
 
     A picture that was encoded anew is another one, and so is a text with one more space.
     """
-    whole = hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in images))
+    return hashed(text, [hashlib.sha256(image).digest() for image in images])
+
+
+def hashed(text: str, digests: Iterable[bytes]) -> str:
+    """`content_hash` of a text and the SHA-256 of each picture's file."""
+    whole = hashlib.sha256(b"".join(digests))
     whole.update(text.encode(errors="surrogatepass"))
     return whole.hexdigest()[:32]
 

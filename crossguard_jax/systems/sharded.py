@@ -102,7 +102,8 @@ def _described(item: Item) -> dict[str, Any]:
     if isinstance(item, Rejected):
         return {}
     content = content_hash(item.text, item.images)
-    return {"benchmark": item.source, "category": item.category, "content": content}
+    label = {"true_label": item.label} if item.label else {}
+    return {"benchmark": item.source, "category": item.category, "content": content, **label}
 
 
 def _windows(items: Iterator[Item]) -> Iterator[list[Item]]:

@@ -9,7 +9,8 @@ those of one run divide what has to be made, and its first one reads and writes.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ _LATER = ("complied",)
 """Fields that rows of earlier versions lack; theirs are the defaults."""
 WINDOW = 1_024
 """Requests that are encoded at once; the memory that pictures take is bounded by it."""
+WINDOW_SECONDS = 20.0
+"""About how long verdicts are made before they are on the disk: what a kill costs."""
+
+
+def request_key(record: Record) -> str:
+    """What a verdict is kept by: the content of the request, not its name."""
+    return content_key(record.text, (hashlib.sha256(image).hexdigest() for image in record.images))
 
 
 class VerdictStore:
@@ -41,25 +49,36 @@ class VerdictStore:
             last bits of a verdict may depend on who shares its batch, so that of a call then
             depends on the call alone, and not on what others have stored meanwhile.
 
+        key: gives a record's key, for whoever has made it before; what `request_key` gives.
+        facts: the system's `identity`, for whoever has it already.
+
     Attributes:
+        path: the file; None where nothing is kept.
         system: whose they are.
         computed: verdicts that had to be made.
     """
 
-    def __init__(self, folder: str | Path | None, system: System, together: bool = False):
-        self.system, self.computed, self._together = system, 0, together
+    def __init__(
+        self,
+        folder: str | Path | None,
+        system: System,
+        together: bool = False,
+        key: Callable[[Record], str] = request_key,
+        facts: Mapping[str, Any] | None = None,
+    ):
+        self.system, self.computed, self._together, self._key = system, 0, together, key
         self._rows: dict[str, dict[str, Any]] = {}
-        self._path: Path | None = None
+        self.path: Path | None = None
         if folder is None:
             return
-        facts = json.dumps(identity(system), indent=1, sort_keys=True)
-        name = hashlib.sha256(facts.encode()).hexdigest()[:24]
-        self._path = Path(folder) / f"{name}.jsonl"
+        text = json.dumps(identity(system) if facts is None else facts, indent=1, sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.path = Path(folder) / f"{name}.jsonl"
         if not processes.is_first():
             return
-        write_atomic(self._path.with_suffix(".json"), facts + "\n")
-        if self._path.exists():
-            for _, row in read_jsonl(self._path):
+        write_atomic(self.path.with_suffix(".json"), text + "\n")
+        if self.path.exists():
+            for _, row in read_jsonl(self.path):
                 if not isinstance(row, RowError) and {"key", *_FIELDS} <= row.keys():
                     self._rows[row["key"]] = row
 
@@ -79,17 +98,24 @@ class VerdictStore:
             records: read one window at a time.
             batch_size: windows of texts to a forward pass, about.
             threshold: the least p_unsafe that is unsafe; None is the system's own.
-            window: records at once.
+            window: records at once, at most; fewer where they take longer than `WINDOW_SECONDS`,
+                so that a kill costs no more than that.
         """
         records = iter(records)
-        while some := list(islice(records, window)):
-            yield from zip(some, self.score(some, batch_size, threshold), strict=True)
+        rows = min(4 * batch_size, window)
+        while some := list(islice(records, rows)):
+            began = time.monotonic()
+            verdicts = self.score(some, batch_size, threshold)
+            seconds = time.monotonic() - began
+            slow = processes.by_first(lambda seconds=seconds: seconds > WINDOW_SECONDS)
+            rows = max(rows // 2, 1) if slow else min(2 * rows, window)
+            yield from zip(some, verdicts, strict=True)
 
     def score(
         self, records: Sequence[Record], batch_size: int = 16, threshold: float | None = None
     ) -> list[Verdict | UserError]:
         """`verdicts` of records that fit into memory."""
-        keys = [_key(record) for record in records]
+        keys = [self._key(record) for record in records]
         # What the first process has, so that all make the same.
         there = {key: self._rows[key] for key in keys if key in self._rows}
         self._rows |= processes.by_first(lambda: there)
@@ -104,7 +130,9 @@ class VerdictStore:
             return self.system.score_each(images, texts, batch_size=batch_size, threshold=threshold)
 
         together = processes.count() > 1 and spans_processes(self.system.mesh)
-        made = make(places) if together else processes.divided(places, make)
+        made: Sequence[Verdict | UserError] = []
+        if places:  # else the system need not even be there
+            made = make(places) if together else processes.divided(places, make)
         failed: dict[str, UserError] = {}
         rows = []
         for i, each in zip(places, made, strict=True):
@@ -120,9 +148,9 @@ class VerdictStore:
 
     def _keep(self, rows: Sequence[dict[str, Any]]) -> None:
         self._rows |= {row["key"]: row for row in rows}
-        if self._path is None or not rows or not processes.is_first():
+        if self.path is None or not rows or not processes.is_first():
             return
-        with exclusive_writer(self._path) as writer:
+        with exclusive_writer(self.path) as writer:
             for row in rows:
                 writer.append(row)
 
@@ -135,10 +163,6 @@ class VerdictStore:
             label=words.positive if unsafe else words.negative,
             **{name: row[name] for name in (*_FIELDS, *_LATER) if name in row},
         )
-
-
-def _key(record: Record) -> str:
-    return content_key(record.text, (hashlib.sha256(image).hexdigest() for image in record.images))
 
 
 def store_folder(given: str | None) -> str | None:
