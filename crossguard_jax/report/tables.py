@@ -5,6 +5,7 @@ report show one number and not three copies of it.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.report.text import escape_markdown
 
-Unit = Literal["percent", "points", "fraction", "plain"]
+Unit = Literal["percent", "printed", "points", "fraction", "p", "plain"]
 Results = Mapping[str, Mapping[str, Estimate]]
 """Figures by dotted name, by system; the system's key (``guard.full``) prefixes the names."""
 
@@ -25,8 +26,9 @@ LONG = 15
 class Metric:
     """A number in a report: its dotted name, its estimate, and how it is written.
 
-    Units: ``percent`` of a share; ``points``, a signed difference of shares in percentage points;
-    ``fraction``, three decimals; ``plain``, a count or a measurement.
+    Units: ``percent`` of a share; ``printed``, the same as papers print it; ``points``, a signed
+    difference of shares in percentage points; ``fraction``, three decimals; ``p``, a p-value;
+    ``plain``, a count or a measurement.
     """
 
     name: str
@@ -95,17 +97,30 @@ class Table:
         return {cell.name: cell.estimate for cell in cells if isinstance(cell, Metric)}
 
 
+_MEASURES = {
+    "accuracy": "accuracy",
+    "complied": "complied",
+    "refused": "refused",
+    "paired_accuracy": "both twins right",
+    "no_answer": "no answer",
+}
+
+
 def number_text(value: float, unit: Unit) -> str:
     """A number as the tables write it."""
     if math.isnan(value):
         return ABSENT
     if unit == "percent":
         return f"{100 * value:.1f}"
+    if unit == "printed":
+        return f"{100 * value:.2f}"
     if unit == "points":
         rounded = round(100 * value, 1)
         return f"{rounded:+.1f}" if rounded else "0.0"
     if unit == "fraction":
         return f"{value:.3f}"
+    if unit == "p":
+        return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 
@@ -138,25 +153,34 @@ def benchmarks_with(figures: Mapping[str, Estimate], measure: str) -> list[str]:
 
 
 def asr_table(results: Results, titles: Mapping[str, str] | None = None) -> Table:
-    """Systems by benchmarks: ASR on each and their mean, then FPR on each and over all benign rows.
+    """Systems by benchmarks: ASR on each and their mean, then FPR on each and over all benign rows;
+    of models that answer, what they complied with and what they refused, in columns of their own.
 
     Args:
         results: What ``evaluate`` gave, by system.
         titles: Names to show for systems and benchmarks; their own where absent.
     """
     titles = titles or {}
-    asr = [f"{name}.asr" for name in _union(results, "asr")]
-    fpr = [f"{name}.fpr" for name in _union(results, "fpr")]
-    names = [*asr, *(["mean.asr"] if len(asr) > 1 else []), *fpr]
-    names += ["all.fpr"] if len(fpr) != 1 else []
-    return _systems_by(
-        results,
-        names,
-        titles,
+    names: list[str] = []
+    for through, stopped in (("asr", "fpr"), ("complied", "refused")):
+        passed, alarms = benchmarks_of(results, through), benchmarks_of(results, stopped)
+        names += [f"{name}.{through}" for name in passed]
+        names += [f"mean.{through}"] * (len(passed) > 1)
+        names += [f"{name}.{stopped}" for name in alarms]
+        there = any(f"all.{stopped}" in figures for figures in results.values())
+        names += [f"all.{stopped}"] * (there and len(alarms) != 1)
+    caption = (
         "Attack success rate (ASR: malicious rows marked safe) and benign false positive rate "
         "(FPR: benign rows marked unsafe), in percent with 95% intervals; lower is better for "
-        "both. Neither means anything without the other.",
+        "both. Neither means anything without the other."
     )
+    if any(name.endswith(".complied") for name in names):
+        caption += (
+            " Of a model that answers, judged by whether it refuses: the malicious rows that it "
+            "complied with, and the benign ones that it refused. That a guard let a row pass is "
+            "not yet an answer to it, so that the two have columns of their own."
+        )
+    return systems_by(results, names, titles, caption)
 
 
 def ranking_table(results: Results, titles: Mapping[str, str] | None = None) -> Table:
@@ -177,10 +201,10 @@ def ranking_table(results: Results, titles: Mapping[str, str] | None = None) -> 
             (
                 f"{titles.get(system, system)}: {titles.get(name, name)}",
                 *(
-                    _metric(system, figures, f"{name}.{measure}", unit)
+                    metric_cell(system, figures, f"{name}.{measure}", unit)
                     for measure, (_, unit) in columns.items()
                 ),
-                _metric(system, figures, "all.fpr", "percent"),
+                metric_cell(system, figures, _benign_rate(figures), "percent"),
             )
             for name in [*benchmarks_with(figures, "auroc"), "all"]
         ]
@@ -200,8 +224,8 @@ def ranking_table(results: Results, titles: Mapping[str, str] | None = None) -> 
 def calibration_table(results: Results, titles: Mapping[str, str] | None = None) -> Table:
     """Systems by benchmarks: expected calibration error and accuracy over everything."""
     titles = titles or {}
-    names = [f"{name}.ece" for name in _union(results, "ece")] + ["all.ece", "all.accuracy"]
-    return _systems_by(
+    names = [f"{name}.ece" for name in benchmarks_of(results, "ece")] + ["all.ece", "all.accuracy"]
+    return systems_by(
         results,
         names,
         titles,
@@ -223,10 +247,12 @@ def category_table(
     titles = titles or {}
     parts = [name.split(".") for name in figures]
     categories = dict.fromkeys((p[0], p[2]) for p in parts if len(p) == 4 and p[1] == "category")
+    answers = "all.complied" in figures
+    measures = ("complied", "refused") if answers else ("asr", "fpr")
 
     def errors(benchmark: str, category: str) -> tuple[float, float]:
         """Of the worse of its rates what it is at least, so that few rows do not come first."""
-        names = (f"{benchmark}.category.{category}.{measure}" for measure in ("asr", "fpr"))
+        names = (f"{benchmark}.category.{category}.{measure}" for measure in measures)
         rates = [figures[name] for name in names if name in figures and figures[name].n]
         return max(((rate.low, rate.value) for rate in rates), default=(0.0, 0.0))
 
@@ -234,20 +260,20 @@ def category_table(
         (
             f"{titles.get(benchmark, benchmark)}: {category.replace('_', ' ')}",
             *(
-                _metric(
+                metric_cell(
                     system,
                     figures,
                     f"{benchmark}.category.{category}.{measure}",
                     "percent",
                     show_n=True,
                 )
-                for measure in ("asr", "fpr")
+                for measure in measures
             ),
         )
         for benchmark, category in sorted(categories, key=lambda c: errors(*c), reverse=True)
     )
     return Table(
-        ("Benchmark: category", "ASR (%)", "FPR (%)"),
+        ("Benchmark: category", *(f"{_MEASURES.get(m, m.upper())} (%)" for m in measures)),
         rows,
         f"{titles.get(system, system)}, by category, in percent with 95% intervals; worst first, "
         "by the lower end of the worse rate's interval.",
@@ -257,8 +283,10 @@ def category_table(
 def difference_table(differences: Results, titles: Mapping[str, str] | None = None) -> Table:
     """Paired differences (``benchmarks.compare``) in percentage points, a row per comparison."""
     titles = titles or {}
-    names = dict.fromkeys(name for figures in differences.values() for name in figures)
-    return _systems_by(
+    names = dict.fromkeys(
+        name for figures in differences.values() for name in figures if "_mcnemar" not in name
+    )
+    return systems_by(
         differences,
         list(names),
         titles,
@@ -269,7 +297,7 @@ def difference_table(differences: Results, titles: Mapping[str, str] | None = No
     )
 
 
-def _systems_by(
+def systems_by(
     results: Results,
     names: Sequence[str],
     titles: Mapping[str, str],
@@ -287,16 +315,21 @@ def _systems_by(
     rows = tuple(
         (
             titles.get(system, system),
-            *(_metric(system, figures, name, unit, show_n=not shared[name]) for name in names),
+            *(metric_cell(system, figures, name, unit, show_n=not shared[name]) for name in names),
         )
         for system, figures in results.items()
     )
     return Table(tuple(headings), rows, caption)
 
 
-def _metric(
+def _benign_rate(figures: Mapping[str, Estimate]) -> str:
+    return "all.fpr" if "all.fpr" in figures else "all.refused"
+
+
+def metric_cell(
     system: str, figures: Mapping[str, Estimate], name: str, unit: Unit, show_n: bool = False
 ) -> Cell:
+    """A system's figure, or a dash where it has none of that name."""
     if name not in figures:
         return ABSENT
     return Metric(f"{system}.{name}", figures[name], unit, show_n)
@@ -304,13 +337,15 @@ def _metric(
 
 def _heading(name: str, titles: Mapping[str, str]) -> str:
     benchmark, measure = name.rsplit(".", 1)
-    words = {"all": "all benign" if measure == "fpr" else "all", "mean": "mean"}
+    benign = measure in ("fpr", "refused")
+    words = {"all": "all benign" if benign else "all", "mean": "mean"}
     shown = titles.get(benchmark, words.get(benchmark, benchmark))
-    kind = measure.removesuffix("_difference")
-    return f"{shown} {'accuracy' if kind == 'accuracy' else kind.upper()}"
+    kind = re.sub("_(difference|mcnemar_holm|by_picture)$", "", measure)
+    return f"{shown} {_MEASURES.get(kind, kind.upper())}"
 
 
-def _union(results: Results, measure: str) -> list[str]:
+def benchmarks_of(results: Results, measure: str) -> list[str]:
+    """`benchmarks_with` of all systems together."""
     names: Iterable[str] = (
         name for figures in results.values() for name in benchmarks_with(figures, measure)
     )
