@@ -23,18 +23,21 @@ TASK_MODELS = {
 missing."""
 
 
-def config_argument(parser: argparse.ArgumentParser, file: str, fields: Sequence[str]) -> None:
+def config_argument(
+    parser: argparse.ArgumentParser, file: str, fields: Sequence[str], required: bool = True
+) -> None:
     """Declares ``--config FILE:VARIANT``; with it come ``--config.a.b=value`` overrides.
 
     Args:
         parser: the verb's.
         file: the configurations that come with the package for this verb.
         fields: what the verb reads of one, its top level's names.
+        required: the verb does nothing without one.
     """
     parser.add_argument(
         "--config",
         metavar="FILE:VARIANT",
-        required=True,
+        required=required,
         help=f"one of {file}, or your own; without it, they are listed. Change a field of it with "
         "--config.FIELD=VALUE",
     )
@@ -210,14 +213,17 @@ def forge(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(shipped_models=GUARDS)
+    parser.set_defaults(shipped_models=GUARDS, one_of=("model", "config"))
+    fields = ("benchmarks", "systems", "named", "threshold", "bootstrap", "speed_rows")
+    more = ("folder", "published", "missing_pictures", "exports")
+    config_argument(parser, "configs/evals.py", (*fields, *more), required=False)
     parser.add_argument(
         "--model",
         action="append",
-        required=True,
         metavar="[NAME=]FOLDER[+ADAPTER]",
         help="a guard to score with, toy://llava, which comes with us, or a system by its name "
-        "(below); give several to compare them, the main one first",
+        "(below); give several to compare them, the main one first; after a --config's, a row more "
+        "of its table",
     )
     parser.add_argument(
         "--data",
@@ -243,6 +249,16 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
     parser.add_argument(
         "--blank", choices=("", "picture", "text"), default="", help="score a control"
+    )
+    parser.add_argument(
+        "--speed-rows", type=int, metavar="N", help="time each system on N rows (default: none)"
+    )
+    parser.add_argument(
+        "--export",
+        action="append",
+        choices=("inspect", "guardbench"),
+        help="write rows and verdicts as inspect_ai or GuardBench read them, beside the tables' "
+        "CSV and LaTeX",
     )
     verdict_arguments(parser)
     add_places(parser)

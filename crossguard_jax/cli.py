@@ -151,6 +151,9 @@ def _run(argv: list[str], ours: bool) -> int:
         args.rest = rest
     elif rest:
         args.usage_error(f"unknown argument {rest[0]!r}")
+    one_of = getattr(args, "one_of", ())
+    if one_of and all(getattr(args, name) is None for name in one_of):
+        args.usage_error(f"one of {', '.join(f'--{name}' for name in one_of)} is needed")
     configured = getattr(args, "config", None) is not None
     if overrides and not configured:
         args.usage_error(f"takes no configuration, so no {overrides[0]}")
@@ -229,9 +232,12 @@ def _first_line(args: argparse.Namespace, computes: bool) -> Iterator[str]:
 
 
 def _models(args: argparse.Namespace) -> list[str]:
-    """What ``--model`` names."""
+    """What ``--model`` and the systems of a configuration name."""
     models = getattr(args, "model", None) or []
-    return [models] if isinstance(models, str) else [*models]
+    models = [models] if isinstance(models, str) else [*models]
+    if hasattr(args, "spec") and "systems" in args.config_fields:
+        models += [each.path for each in args.config.systems.values() if each.on]
+    return models
 
 
 def _texts(value: Any) -> Iterator[str]:

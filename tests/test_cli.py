@@ -273,7 +273,9 @@ def test_no_verb_has_a_model_or_a_configuration_that_nobody_asked_for(verb: str)
     parser = argparse.ArgumentParser()
     cli.VERBS[verb].add_arguments(parser)
     asked = [action for action in parser._actions if action.dest in ("config", "model")]
-    assert asked and all(action.required and action.default is None for action in asked)
+    one_of = parser.get_default("one_of") or ()
+    assert asked and all(action.default is None for action in asked)
+    assert all(action.required or action.dest in one_of for action in asked)
 
 
 @pytest.mark.parametrize(

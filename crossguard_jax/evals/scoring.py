@@ -1,24 +1,41 @@
 """Runs a system over benchmarks: records in, scored rows out."""
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.builders import RecordSource
-from crossguard_jax.data.records import LeftOut, Record, rejection
+from crossguard_jax.data.records import KINDS_SHOWN, LeftOut, Record, rejection
 from crossguard_jax.evals.benchmarks import ScoredRows
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.runtime import processes
-from crossguard_jax.systems.load import System
 from crossguard_jax.systems.store import VerdictStore
+from crossguard_jax.systems.system import System
 
-Scored = list[tuple[str, Record, Verdict]]
-"""Benchmark, record and verdict."""
+Scored = list[tuple[str, Record, Verdict | UserError]]
+"""Benchmark, record and verdict, or why there is no answer."""
+
+
+_VERDICT = tuple(field.name for field in fields(Verdict))
+
+
+class Unanswered(LeftOut):
+    """The rows that a system gave no answer to: they stay in every denominator, as wrong."""
+
+    def lines(self) -> Iterator[str]:
+        """What to tell people; nothing where every row has an answer."""
+        if self.total:
+            rows = "row has" if self.total == 1 else "rows have"
+            yield f"{self.total:,} {rows} no answer and count as wrong, each in {self.path}"
+        for (file, reason), n in self.counts.most_common(KINDS_SHOWN):
+            yield f"  {n:,} of {file}: {reason}"
 
 
 def judged_rows(
@@ -27,19 +44,21 @@ def judged_rows(
     name: str,
     batch_size: int = 64,
     left_out: LeftOut | None = None,
+    unanswered: Unanswered | None = None,
 ) -> Scored:
-    """The verdict on every record of every benchmark.
+    """The verdict on every record of every benchmark, kept as they come.
 
     Args:
         store: of the system.
         benchmarks: records by the benchmark's name; their labels are the system's label words.
         name: for the progress line.
         batch_size: rows to a forward pass.
-        left_out: takes the records that are of no use: the system cannot score them, or their
-            label is none of its words.
+        left_out: takes the records whose label is none of the system's words.
+        unanswered: takes those that the system gives no answer to, which stay among the scored;
+            without it they are left out, too.
 
     Raises:
-        UserError: there is such a record, and no ``left_out``.
+        UserError: there is a record to leave out, and no ``left_out``.
     """
     prompt = store.system.settings.prompt
     words = (prompt.negative, prompt.positive)
@@ -60,26 +79,45 @@ def judged_rows(
 
         for benchmark, records in benchmarks.items():
             for record, verdict in store.verdicts(usable(records), batch_size=batch_size):
-                if isinstance(verdict, UserError):
-                    _leave_out(record, verdict, name, left_out)
-                else:
-                    scored.append((benchmark, record, verdict))
                 progress.update()
+                if isinstance(verdict, UserError):
+                    _leave_out(
+                        record, verdict, name, left_out if unanswered is None else unanswered
+                    )
+                    if unanswered is None:
+                        continue
+                scored.append((benchmark, record, verdict))
     return scored
 
 
-def scored_rows(scored: Scored, positive: str) -> ScoredRows:
-    """Verdicts as figures and reports take them; ``positive`` is the word for harm."""
-    return ScoredRows.from_rows(
-        {
-            "id": record.id,
-            "benchmark": benchmark,
-            "category": record.category,
-            "label": ("safe", "unsafe")[record.label == positive],
-            "p_unsafe": verdict.p_unsafe,
-        }
-        for benchmark, record, verdict in scored
+def scored_rows(
+    scored: Scored, positive: str, picture: Callable[[Record], str] = lambda record: ""
+) -> ScoredRows:
+    """Verdicts as figures and reports take them.
+
+    Args:
+        scored: the verdicts.
+        positive: the word for harm.
+        picture: gives what tells a record's pictures from others (`ScoredRows.picture`).
+    """
+    records = [record for _, record, _ in scored]
+    answers = [np.nan if isinstance(v, UserError) else v.p_unsafe for _, _, v in scored]
+    return ScoredRows(
+        id=np.array([record.id for record in records], np.str_),
+        benchmark=np.array([benchmark for benchmark, _, _ in scored], np.str_),
+        category=np.array([record.category for record in records], np.str_),
+        unsafe=np.array([record.label == positive for record in records], bool),
+        p_unsafe=np.array(answers, np.float64),
+        picture=np.array([picture(record) for record in records], np.str_),
+        pair=np.array([record.provenance.get("pair", "") for record in records], np.str_),
     )
+
+
+def outcome_of(verdict: Verdict | UserError) -> dict[str, Any]:
+    """A verdict's fields, or the ``reason`` that there is none."""
+    if isinstance(verdict, UserError):
+        return {"reason": str(verdict)}
+    return {name: getattr(verdict, name) for name in _VERDICT}
 
 
 def score_benchmarks(
@@ -95,28 +133,26 @@ def score_benchmarks(
 
 
 def write_verdicts(scored: Scored, path: str | Path) -> None:
-    """One JSON line a verdict: ``id, benchmark, true_label`` and the verdict's fields.
+    """One JSON line a row: ``id, benchmark, true_label`` and the verdict's fields, or a ``reason``.
 
     Of several processes the first writes.
     """
     lines = (
-        jsonl.dumps({"id": r.id, "benchmark": benchmark, "true_label": r.label, **asdict(verdict)})
+        jsonl.dumps(
+            {"id": r.id, "benchmark": benchmark, "true_label": r.label, **outcome_of(verdict)}
+        )
         for benchmark, r, verdict in scored
     )
     processes.by_first(lambda: jsonl.write_atomic(path, b"".join(lines)))
 
 
 def branch_counts(scored: Scored) -> dict[tuple[str, str], Counter[str]]:
-    """How many of each benchmark's rows of each label went each way of the policy."""
-
-    def of(row: tuple[str, Record, Verdict]) -> tuple[str, str]:
-        return row[0], row[1].label
-
-    ordered = sorted(scored, key=of)
-    return {
-        key: Counter(verdict.branch for _, _, verdict in rows)
-        for key, rows in itertools.groupby(ordered, key=of)
-    }
+    """How many of each benchmark's answered rows of each label went each way of the policy."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for benchmark, record, verdict in scored:
+        if isinstance(verdict, Verdict):
+            counts.setdefault((benchmark, record.label), Counter())[verdict.branch] += 1
+    return dict(sorted(counts.items()))
 
 
 def _leave_out(record: Record, why: UserError, name: str, left_out: LeftOut | None) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data import sources
-from crossguard_jax.data.records import LeftOut, Record, Rejected, blanked, rejection
-from crossguard_jax.evals.benchmarks import ScoredRows
-from crossguard_jax.evals.evaluate import in_common, parse_model, report
+from crossguard_jax.data.records import Record, Rejected, blanked, rejection
+from crossguard_jax.evals.comparison import ComparedSystem, Evaluation
+from crossguard_jax.evals.evaluate import rows_apart
 from crossguard_jax.evals.scoring import Scored, scored_rows, write_verdicts
-from crossguard_jax.evals.seen import apart, learned_from, seen_rows, seen_sections
+from crossguard_jax.evals.seen import learned_from, seen_rows, seen_sections
+from crossguard_jax.evals.summary import Findings, JudgedSystem, origins_of, print_report, report
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io.jsonl import RowError, read_jsonl
 from crossguard_jax.runtime.executors.run import run_shards
@@ -33,44 +34,41 @@ from crossguard_jax.systems.store import store_folder
 _VERDICT = tuple(Verdict.__dataclass_fields__)
 
 
-def main(args: argparse.Namespace) -> int:
-    """The verb's work over a manifest of tables; returns 1 if a row or a shard was left out."""
+def main(args: argparse.Namespace, comparison: Evaluation) -> int:
+    """The verb's work over a manifest of tables; returns 1 if a row or a shard was left out, or a
+    row has no answer."""
     if args.on == "array":
         args.usage_error("--on array does parts: score --shards first, then evaluate without it")
+    if comparison.exports or comparison.speed_rows:
+        args.usage_error("--export and --speed-rows go with --data, whose rows are at hand")
     shards, folder = read_manifest(args.shards), Path(args.out)
-    judgements: dict[str, Scored] = {}
-    systems: dict[str, ScoredRows] = {}
-    own: dict[str, float] = {}
-    learned: dict[str, set[str]] = {}
+    judgements: dict[str, JudgedSystem] = {}
     contents: dict[tuple[str, str], str] = {}
-    with LeftOut(folder / "rejected.jsonl") as left_out:
-        for spec in args.model:
-            name, path, adapter = parse_model(spec)
-            if name in systems:
-                raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
-            job = _job(args, path, adapter, folder / "shards" / name)
+    with rows_apart(folder) as (left_out, unanswered):
+        for spec in comparison.systems:
+            job = _job(args, spec, folder / "shards" / spec.name)
             summary = run_shards(job, shards, args.on, args.workers)
             identity, notes = read_claim(job.folder)
             negative, positive = notes["words"]
-            verdicts: dict[tuple[str, str], Verdict] = {}
+            verdicts: dict[tuple[str, str], Verdict | UserError] = {}
             rows = _rows(job, summary.reports, (negative, positive), verdicts, contents)
-            judgements[name] = [
-                (record.source, record, verdicts[record.source, record.id])
-                for record in left_out.accepted(rows, functools.partial(_group, name))
-            ]
-            systems[name] = scored_rows(judgements[name], positive)
-            own[name] = identity["threshold"]
-            learned[name] = learned_from(notes["base"], path, adapter or path)
-            if not len(systems[name]):
-                raise UserError(f"--model {spec}: it can score no row; see {left_out.path}")
-    for name, scored in judgements.items():
-        write_verdicts(scored, folder / f"{name}.verdicts.jsonl")
-    keys = set.intersection(*(set(scores.keys()) for scores in systems.values()))
-    contents = {key: contents[key] for key in sorted(keys)}
-    places = {
-        (benchmark, record.id): record.provenance
-        for benchmark, record, _ in next(iter(judgements.values()))
-    }
+            scored: Scored = []
+            for record in left_out.accepted(rows, functools.partial(_group, spec.name)):
+                verdict = verdicts[record.source, record.id]
+                if isinstance(verdict, UserError):
+                    unanswered.add(rejection(record, f"{spec.name}: {verdict}"))
+                scored.append((record.source, record, verdict))
+            # Of rows that are not here a report does not know the pictures.
+            scores = scored_rows(scored, positive)
+            if not scores.answered.any():
+                raise UserError(f"--model {spec.path}: it can score no row; see {left_out.path}")
+            write_verdicts(scored, folder / f"{spec.name}.verdicts.jsonl")
+            learned = learned_from(notes["base"], spec.path, spec.adapter or spec.path)
+            judgements[spec.name] = JudgedSystem(
+                scored, scores, identity["threshold"], learned=learned
+            )
+    firsts = next(iter(judgements.values())).scored
+    places = {(benchmark, record.id): record.provenance for benchmark, record, _ in firsts}
 
     def lookup(benchmark: str, id: str) -> tuple[bytes | None, str]:
         at = places[benchmark, id]
@@ -81,14 +79,20 @@ def main(args: argparse.Namespace) -> int:
         record = blanked(record, args.blank)
         return record.image, record.text
 
-    seen = {name: seen_rows(words, contents) for name, words in learned.items()}
-    split = apart(in_common(systems, keys), set().union(*seen.values()))
+    seen = {name: seen_rows(each.learned, contents) for name, each in judgements.items()}
     sections = seen_sections(seen, contents)
-    return report(args, left_out, judgements, split, own, sections, lookup)
+    tests: dict[str, list[Record]] = {}
+    for benchmark, record, _ in firsts:
+        tests.setdefault(benchmark, []).append(record)
+    together = set().union(*seen.values())
+    shown = Findings(comparison, judgements, together, origins_of(tests), {}, {}, lookup)
+    page = report(shown, folder, (left_out, unanswered), sections)
+    return print_report(shown, (left_out, unanswered), page)
 
 
-def _job(args: argparse.Namespace, path: str, adapter: str | None, folder: Path) -> ShardJob:
-    options = {"path": path, "adapter": adapter, "dtype": args.dtype, "prompt": args.prompt}
+def _job(args: argparse.Namespace, system: ComparedSystem, folder: Path) -> ShardJob:
+    options = {"path": system.path, "adapter": system.adapter, "dtype": args.dtype}
+    options["prompt"] = system.prompt or args.prompt
     spec = {
         "load": options | {"noise_seed": args.noise_seed},
         "mesh": args.mesh,
@@ -108,11 +112,12 @@ def _rows(
     job: ShardJob,
     outcomes: Sequence[ShardReport],
     words: tuple[str, str],
-    verdicts: dict[tuple[str, str], Verdict],
+    verdicts: dict[tuple[str, str], Verdict | UserError],
     contents: dict[tuple[str, str], str],
 ) -> Iterator[Record | Rejected]:
     """The rows of all outputs as records without text and pictures; those that are of no use as
-    `LeftOut` takes them. Of an id's first row it keeps verdict and content by benchmark and id."""
+    `LeftOut` takes them. Of an id's first row it keeps verdict, or why there is none, and content
+    by benchmark and id."""
     for outcome in outcomes:
         path = outcome.shard.path
         if outcome.bytes < 0:
@@ -122,7 +127,7 @@ def _rows(
             if isinstance(row, RowError):
                 raise UserError(f"{job.output(outcome.shard)}: {row.reason}; remove it, run again")
             at = {"file": path, "row": str(row["row"])}
-            if "reason" in row:
+            if "benchmark" not in row:
                 yield Rejected(path, row["row"], row["reason"])
                 continue
             label, benchmark = row.get("true_label", ""), row["benchmark"]
@@ -131,7 +136,8 @@ def _rows(
                 reason = f"label {short(repr(label))} is not {' or '.join(map(repr, words))}"
                 yield rejection(record, f"{reason}; mend it")
                 continue
-            verdicts.setdefault((benchmark, record.id), _verdict(row))
+            verdict = UserError(row["reason"]) if "reason" in row else _verdict(row)
+            verdicts.setdefault((benchmark, record.id), verdict)
             contents.setdefault((benchmark, record.id), row["content"])
             yield record
 

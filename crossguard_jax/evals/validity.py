@@ -24,7 +24,8 @@ from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.refusals import LISTS
 from crossguard_jax.data.records import LeftOut, Record, Rejected, rejection
 from crossguard_jax.data.sources.common import named_picture, records_of, text_field
-from crossguard_jax.evals.evaluate import parse_model, print_left_out
+from crossguard_jax.evals.comparison import parse_model
+from crossguard_jax.evals.summary import print_left_out
 from crossguard_jax.hf.trained import content_hash
 from crossguard_jax.impforge.triplets import Triplet, read_triplets
 from crossguard_jax.io import jsonl

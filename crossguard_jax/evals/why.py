@@ -13,7 +13,9 @@ from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.data.records import LeftOut, Record
-from crossguard_jax.evals.evaluate import parse_model, print_left_out, read_benchmarks
+from crossguard_jax.evals.comparison import parse_model
+from crossguard_jax.evals.evaluate import read_benchmarks
+from crossguard_jax.evals.summary import print_left_out
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.reasons import (
     LEAST,

@@ -20,10 +20,11 @@ from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.data.sources.beavertails import CATEGORIES
 from crossguard_jax.data.sources.catalogue import CATALOGUE
 from crossguard_jax.data.sources.reading import row_name
-from crossguard_jax.evals import evaluate
+from crossguard_jax.evals import evaluate, kept
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
 from crossguard_jax.evals.scoring import score_benchmarks
 from crossguard_jax.evals.seen import seen_rows, seen_sections
+from crossguard_jax.evals.summary import print_summary
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import answered, contents_hash, open_sources
 from crossguard_jax.guard.verdict import Verdict
@@ -77,7 +78,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             "from_pretrained",
             classmethod(lambda cls, path, *a, prompt=None, **k: guards[str(path)]),
         )
-        for module in (scoring, store):
+        for module in (scoring, store, kept):
             monkeypatch.setattr(module, "identity", lambda system: {})
 
     return put
@@ -111,13 +112,13 @@ def mixed_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+WHY_UNANSWERED = "N tokens, the limit is N"
 WHY = {
     "the picture does not exist": [4],
     "an earlier row has the same id": [5],
     "field 'text' is empty": [6],
     "label 'perhaps' is not 'safe' or 'unsafe'": [3],
     "label '' is not 'safe' or 'unsafe'": [7],
-    "N tokens, the limit is N": [2],
 }
 
 
@@ -142,8 +143,14 @@ def test_evaluate_names_every_row_that_it_leaves_out_and_goes_on(tmp_path, stub,
     for why in WHY:
         assert f"1 of {path}: {why}" in out
         assert why.replace("'", "") in report.replace("\\", "").replace("'", "")
-    assert "6 rows were left out" in out and "exit code 1" in out
-    assert json.loads((tmp_path / "e" / "report.json").read_text())["one.all.accuracy"]["n"] == 4
+    assert "5 rows were left out" in out and "exit code 1" in out
+    # A row that is good, and that the system gave no answer to, is out of nothing.
+    (unanswered,) = (tmp_path / "e" / "no_answer.jsonl").read_text().splitlines()
+    assert json.loads(unanswered)["row"] == 2
+    assert f"1 of {path}: {WHY_UNANSWERED}" in out and "1 row has no answer" in out
+    figures = json.loads((tmp_path / "e" / "report.json").read_text())
+    assert figures["one.all.accuracy"]["n"] == 5
+    assert (figures["one.all.no_answer"]["value"], figures["one.all.no_answer"]["n"]) == (1, 5)
 
 
 def test_evaluate_says_which_rows_a_system_was_trained_on(tmp_path, stub, capsys, monkeypatch):
@@ -263,7 +270,7 @@ def test_evaluate_without_bad_rows_says_nothing_of_them(tmp_path, stub, capsys):
     assert "left out" not in (tmp_path / "e" / "report.md").read_text()
 
 
-def test_systems_are_compared_on_the_rows_that_all_of_them_can_score(tmp_path, stub):
+def test_a_row_without_an_answer_stays_in_every_systems_denominator_as_wrong(tmp_path, stub):
     stub(one=StubGuard(limit=20), two=StubGuard(limit=10))
     rows = [
         {"id": n, "image": None, "text": "x" * n, "label": ("safe", "unsafe")[n % 2]}
@@ -271,10 +278,16 @@ def test_systems_are_compared_on_the_rows_that_all_of_them_can_score(tmp_path, s
     ]
     assert run_evaluate(tmp_path, [str(table(tmp_path, rows))], ["one", "two"]) == 1
     report = json.loads((tmp_path / "e" / "report.json").read_text())
-    assert report["one.all.accuracy"]["n"] == report["two.all.accuracy"]["n"] == 10
-    lines = (tmp_path / "e" / "rejected.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in lines] == [*range(21, 31), *range(11, 21)]
+    for name, n in (("one", 20), ("two", 10)):
+        assert report[f"{name}.all.accuracy"]["n"] == 30
+        assert report[f"{name}.all.no_answer"]["value"] == 30 - n
+        # Without a picture all is let pass: what is safe and answered is right, and nothing else.
+        assert report[f"{name}.all.accuracy"]["value"] == n / 2 / 30
+        assert report[f"{name}.all.asr"]["value"] == 1
+    lines = (tmp_path / "e" / "no_answer.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [*range(21, 31), *range(11, 31)]
     assert '"one: 21 tokens' in lines[0] and '"two: 11 tokens' in lines[10]
+    assert "No answer" in (tmp_path / "e" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -351,11 +364,11 @@ def test_attack_counts_rows_without_a_picture_and_those_whose_label_is_no_answer
         ("t.jsonl", "label 'red' is no answer of the model's"): 1,
     }
     # Text alone is no fault of a row's, another label is.
-    assert evaluate.print_summary(left_out, Path("r"), faultless=(NO_PICTURE,)) == 1
+    assert print_summary(left_out, Path("r"), faultless=(NO_PICTURE,)) == 1
     blind = LeftOut(tmp_path / "blind.jsonl")
     attackable(records[:2], ("safe",), blind)
-    assert evaluate.print_summary(blind, Path("r"), faultless=(NO_PICTURE,)) == 0
-    assert evaluate.print_summary(blind, Path("r")) == 1
+    assert print_summary(blind, Path("r"), faultless=(NO_PICTURE,)) == 0
+    assert print_summary(blind, Path("r")) == 1
 
 
 # ---- What is read again ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.evals.evaluate import parse_model
+from crossguard_jax.evals.comparison import parse_model
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.systems import kinds
 from crossguard_jax.systems.load import identity, load

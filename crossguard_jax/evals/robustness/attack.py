@@ -13,12 +13,8 @@ from crossguard_jax.cmai.folders import is_immunized, load_immunized
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut, Record
-from crossguard_jax.evals.evaluate import (
-    left_out_sections,
-    parse_model,
-    print_summary,
-    read_benchmarks,
-)
+from crossguard_jax.evals.comparison import parse_model
+from crossguard_jax.evals.evaluate import read_benchmarks
 from crossguard_jax.evals.robustness import budget
 from crossguard_jax.evals.robustness.certified import certificate_section, certified
 from crossguard_jax.evals.robustness.detection import detection_section
@@ -27,6 +23,7 @@ from crossguard_jax.evals.robustness.probe import STEPS, probe
 from crossguard_jax.evals.robustness.run_all import run_all
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable, configured
 from crossguard_jax.evals.scoring import judged_rows, write_verdicts
+from crossguard_jax.evals.summary import left_out_sections, print_summary
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
 from crossguard_jax.runtime import processes

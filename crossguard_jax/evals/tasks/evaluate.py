@@ -13,7 +13,8 @@ from typing import Any
 from crossguard_jax.cmai.folders import is_immunized
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut
-from crossguard_jax.evals.evaluate import left_out_sections, parse_model, print_summary
+from crossguard_jax.evals.comparison import parse_model
+from crossguard_jax.evals.summary import left_out_sections, print_summary
 from crossguard_jax.evals.tasks.attack import Attack, Measured, PerturbedTask, measure
 from crossguard_jax.evals.tasks.report import tasks_section
 from crossguard_jax.evals.tasks.retrieval import Retrieval
