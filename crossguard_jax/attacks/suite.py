@@ -201,8 +201,8 @@ class Suite:
 
         return searched
 
-    def _program(self, attack: NamedAttack) -> Program:
-        """An attack, and the judge that all attacks share."""
+    def _search(self, attack: NamedAttack) -> Program:
+        """What an attack makes of a batch, and how far it left its ball."""
         climbed = attack.objective or self.objective
 
         @jax.jit
@@ -217,6 +217,12 @@ class Suite:
             x_adv = search(objective, x, key, budget).x_adv
             excess = projections.excess(x_adv, x, budget)
             return projections.through_uint8(x, x_adv, budget) if self.pictures else x_adv, excess
+
+        return searched
+
+    def _program(self, attack: NamedAttack) -> Program:
+        """An attack, and the judge that all attacks share."""
+        searched = self._search(attack)
 
         def run(
             params: PyTree, rows: PyTree, x: np.ndarray, key: PRNGKeyArray, budget: Budget

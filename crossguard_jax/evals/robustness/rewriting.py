@@ -115,9 +115,7 @@ def _accepted(system: Immunized, params: Any, rows: Any, x: Array, key: PRNGKeyA
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _outcome(
-    system: Immunized, params: Any, rows: Any, x: Array, keys: PRNGKeyArray
-) -> dict[str, Array]:
+def _outcome(system: Immunized, params: Any, rows: Any, x: Array, keys: Array) -> dict[str, Array]:
     draws = jax.vmap(lambda key: system.outcome(params, rows, x, key))(keys)
     detector = draws.detector
     if detector is None:

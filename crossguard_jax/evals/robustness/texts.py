@@ -160,7 +160,7 @@ class TextSuite:
         group: np.ndarray,
         clean: list[str],
         key: PRNGKeyArray,
-    ) -> tuple[list[str], list[float], list[float]]:
+    ) -> tuple[list[str], list[int], list[int]]:
         options, least, sentences = attack.options, attack.options["similarity"], self.sentences
         edits, keep = [*CHARACTER_EDITS.values()], None
         if attack.name == "words" or least:
@@ -193,7 +193,7 @@ class TextSuite:
         group: np.ndarray,
         clean: list[str],
         key: PRNGKeyArray,
-    ) -> tuple[list[str], list[float], list[float]]:
+    ) -> tuple[list[str], list[int], list[int]]:
         texts = suffixes.suffixed(attack, rewriting, group, clean, key, self.batch_size)
         n = attack.cost.forward
         return texts, [attack.options["tokens"]] * len(texts), [n] * len(texts)
@@ -299,5 +299,5 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _number(value: float | int | None) -> float:
+    return math.nan if value is None else float(value)

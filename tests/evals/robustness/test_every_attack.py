@@ -179,14 +179,9 @@ def test_everything_in_attacks_is_reached_from_the_verb(
     x, rows = system.rows(ROWS_OF_DATA[:4])
     rows |= {"clean": np.uint8(255 * x), "donors": np.uint8(255 * x[:, None])}
     params = {"own": system.params, "other": plain.params}
-    for name, program in suite._programs.items():
-        there = suite.attacks[name].at(EPSILON)
-        if suite.attacks[name].whole:
-            jax.eval_shape(program, params, rows, jnp.asarray(x), key, there)
-        else:
-            searched = program.__closure__
-            jitted = next(c.cell_contents for c in searched if hasattr(c.cell_contents, "lower"))
-            jax.eval_shape(jitted, params, rows, jnp.asarray(x), key, there)
+    for each in suite.attacks.values():
+        program = suite._whole(each) if each.whole else suite._search(each)
+        jax.eval_shape(program, params, rows, jnp.asarray(x), key, each.at(EPSILON))
     of_texts = system.params, rows, jnp.asarray(x), key
     radii = jnp.float32(EPSILON), jnp.float32(0.1)
     for name in ("embedding", "joint"):
