@@ -68,7 +68,7 @@ def test_the_section_has_shares_by_benchmark_and_pictures_with_their_maps():
     report = Report("A report", [section], {})
     text, page = report.to_markdown(), report.to_html()
     assert "Implicit | 4 |" in text and "burns (3), cuts (1)" in text
-    assert page.count('class="card') == 4 and "only in combination" in page
+    assert page.count('class="card"') == 4 and "only in combination" in page
 
 
 @pytest.mark.parametrize("source", ["implicit", "explicit_picture", "typographic"])

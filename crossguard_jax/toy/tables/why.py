@@ -6,7 +6,7 @@ fitted to it and of the test rows.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +35,13 @@ COLUMNS: Mapping[str, str] = {
     "flagged": "flagged",
     "joint": "of those in combination only",
     "joint_of_all": "in combination only, of all unsafe",
+    "category": "category right",
+}
+PLACES: Mapping[str, str] = {
     "peak": "highest patch in the deciding box",
     "occlusion": "by hiding patches, in it",
     "area": "the box's share of the picture",
     "centre": "the picture's centre in it",
-    "category": "category right",
 }
 FITTED: Mapping[str, str] = {
     "accuracy": "category right, rows like those learned from",
@@ -58,20 +60,32 @@ def main(args: argparse.Namespace) -> None:
     """The verb's work: prints the tables, and leaves ``why.json`` and ``why.md``."""
     folder = Path(args.out)
     by_seed = [run_cell(folder, seed, args.rows) for seed in args.seeds]
-    results = {
-        name: [{c: cell[f"{name}.{c}"] for c in COLUMNS} for cell in by_seed] for name in ROWS
-    }
+    results = _picked(by_seed, ROWS, COLUMNS)
+    shown = {name: title for name, title in ROWS.items() if name != "explicit_text"}
+    places = _picked(by_seed, shown, PLACES)
     whole = {"guard": [{c: cell[c] for c in FITTED} for cell in by_seed]}
     command = f"crossguard toy why --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     caption = "Percent of unsafe rows, of which flagged ones are explained"
     tables = (
         cells.shares("Test rows", ROWS, COLUMNS, results, args.seeds, caption),
+        cells.shares("Test rows", shown, PLACES, places, args.seeds, "Percent of flagged rows"),
         cells.shares(
             "Guard", {"guard": "Quickstart's guard"}, FITTED, whole, args.seeds, "Percent"
         ),
     )
-    figures = cells.pooled_figures(results, COLUMNS) | cells.pooled_figures(whole, FITTED)
+    figures = {
+        **cells.pooled_figures(results, COLUMNS),
+        **cells.pooled_figures(places, PLACES),
+        **cells.pooled_figures(whole, FITTED),
+    }
     cells.leave(folder, "why", command, args.seeds, figures, *tables)
+
+
+def _picked(
+    by_seed: Sequence[cells.Cell], names: Iterable[str], columns: Iterable[str]
+) -> dict[str, list[cells.Cell]]:
+    """These figures of these test sets, a cell a seed."""
+    return {name: [{c: cell[f"{name}.{c}"] for c in columns} for cell in by_seed] for name in names}
 
 
 def run_cell(folder: Path, seed: int, rows: int) -> cells.Cell:
