@@ -167,22 +167,23 @@ def _run(argv: list[str], ours: bool) -> int:
         _watch(several)
     if ours and verb.uses_models and not any(map(kinds.needs_torch, _models(args))):
         _leave_torch_out()
-    if several:
-        _only_the_first_talks()
-    if words := [*_first_line(args, computes)]:
+    talks = not several or _only_the_first_talks()
+    if talks and (words := [*_first_line(args, computes)]):
         print("; ".join(words), file=sys.stderr if verb.prints_data else sys.stdout, flush=True)
     code = _import(verb.handler)(args)
     return OK if code is None else code
 
 
-def _only_the_first_talks() -> None:
-    """The other processes' results and progress are the first one's; their errors are their own."""
+def _only_the_first_talks() -> bool:
+    """The other processes' results and progress are the first one's; their errors are their own.
+    Says whether this is the first."""
     from crossguard_jax.io.progress import Progress
     from crossguard_jax.runtime import processes
 
     if not processes.is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
         Progress.shown = False
+    return processes.is_first()
 
 
 def _watch(several: bool) -> None:
