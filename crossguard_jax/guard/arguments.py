@@ -2,6 +2,9 @@
 
 import argparse
 
+PARTS = ("halves", "category", "picture")
+"""What an explanation may have."""
+
 
 def add_why(parser: argparse.ArgumentParser) -> None:
     """Declares ``--why``, ``--why-parts`` and ``--heatmaps``."""
@@ -22,7 +25,7 @@ def add_why(parser: argparse.ArgumentParser) -> None:
     add(
         "--why-parts",
         nargs="+",
-        choices=("halves", "category", "picture"),
+        choices=PARTS,
         help="compute these alone (default: all)",
     )
     add("--heatmaps", metavar="FOLDER", help="write the pictures with their maps on them there")

@@ -8,6 +8,7 @@ import numpy as np
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Float
+from crossguard_jax.guard.arguments import PARTS
 from crossguard_jax.guard.attribution import heatmaps
 from crossguard_jax.guard.encoding import Pictures, pictures_of
 from crossguard_jax.guard.guard import Guard
@@ -15,8 +16,6 @@ from crossguard_jax.guard.reasons import Reasons, category_states
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.report.heatmaps import Box, peak
 
-PARTS = ("halves", "category", "picture")
-"""What an explanation may have, the cheapest first but for the halves' other pictures."""
 NEUTRAL = "describe the picture."
 """Stands for a text that asks for nothing."""
 DIGITS = 4

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from crossguard_jax.cmai.review import Flagged, ReviewQueue
 from crossguard_jax.core.errors import UserError
@@ -18,6 +18,7 @@ from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected
 from crossguard_jax.data.sources.common import text_field
 from crossguard_jax.data.sources.packed import reader_of
+from crossguard_jax.guard.arguments import PARTS
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.load import folder_name
 from crossguard_jax.hf.trained import content_hash
@@ -30,13 +31,22 @@ from crossguard_jax.systems.results import Item, Results, row_of, row_out
 from crossguard_jax.systems.store import VerdictStore, store_folder
 from crossguard_jax.systems.system import System, notes_of
 from crossguard_jax.systems.tally import Tally
-from crossguard_jax.systems.why import PARTS, Explained
 
 # A window is what is in memory at once, and what a kill costs: at most so many rows, as many as
 # take about so long, and so many bytes of encoded pictures.
 WINDOW_ROWS = 1_024
 WINDOW_SECONDS = 20.0
 WINDOW_BYTES = 256 * 2**20
+
+
+@runtime_checkable
+class AddsToRows(Protocol):
+    """Adds fields to rows of verdicts, as `why.Explained` does."""
+
+    def rows(
+        self, records: Sequence[Record], verdicts: Sequence[Verdict | UserError]
+    ) -> list[dict[str, Any]]:
+        """Those of each record."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -131,9 +141,13 @@ def why_options(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def explained_by(
     options: Mapping[str, Any] | None, system: System, batch_size: int
-) -> Explained | None:
-    """What explains, by `why_options`."""
-    return None if options is None else Explained(system, **options, batch_size=batch_size)
+) -> AddsToRows | None:
+    """What explains, by `why_options`; it is imported when it is asked for."""
+    if options is None:
+        return None
+    from crossguard_jax.systems.why import Explained
+
+    return Explained(system, **options, batch_size=batch_size)
 
 
 def _load(args: argparse.Namespace) -> System:
@@ -252,7 +266,7 @@ def score_items(
     queue: ReviewQueue,
     batch_size: int = 16,
     total: int | None = None,
-    explained: Explained | None = None,
+    explained: AddsToRows | None = None,
 ) -> Tally:
     """Scores what is not in the results yet, in windows, and writes it in order.
 
@@ -334,7 +348,7 @@ def score_window(
     window: list[Item],
     queue: ReviewQueue,
     batch_size: int,
-    explained: Explained | None = None,
+    explained: AddsToRows | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The rows to write for a window's items, in order."""
     records = [item for item in window if isinstance(item, Record)]

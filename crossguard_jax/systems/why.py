@@ -9,12 +9,13 @@ from typing import Any
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard.arguments import PARTS
 from crossguard_jax.guard.encoding import Pictures
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.identity import guard_identity
 from crossguard_jax.guard.reasons import Reasons
 from crossguard_jax.guard.verdict import Verdict
-from crossguard_jax.guard.why import PARTS, Explainer, Why
+from crossguard_jax.guard.why import Explainer, Why
 from crossguard_jax.hf.trained import content_hash
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.report.heatmaps import overlay
@@ -46,7 +47,7 @@ def explainer_of(
         system: any.
         folder: what ``crossguard calibrate --as why`` has fitted to it; without it texts alone are
             scored without a picture, and no category is named.
-        parts: names in `guard.why.PARTS`.
+        parts: names in `guard.arguments.PARTS`.
 
     Raises:
         UserError: no such part; the folder is missing, damaged, or another model's.
