@@ -129,7 +129,7 @@ def _device_computes() -> Finding:
 
 def _cache() -> Finding:
     folder = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if not jax.config.read("jax_enable_compilation_cache"):
+    if not jax.config.values["jax_enable_compilation_cache"]:
         return Finding(FACT, "compilation cache", "off: one of several processes on CPUs")
     if not folder:
         return Finding(
