@@ -17,9 +17,10 @@ from flax import nnx
 from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.cmai import recipe as cmai
-from crossguard_jax.cmai.answering import Answering
+from crossguard_jax.cmai.answering import WINDOWED, Answering
 from crossguard_jax.cmai.consistency import make_check
 from crossguard_jax.cmai.immunize_step import CmaiState
+from crossguard_jax.cmai.mbat import EDITED
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard import guard as guards
 from crossguard_jax.guard.augment import longest_row
@@ -162,6 +163,14 @@ def mbat(job: Job) -> list[Program]:
     arm = job.place(controller.start(0.0, recent))
     state = replace(job.place(jax.eval_shape(start, trainable)), arm=arm)
     batch = _task_batch(job, model_config, task, rows, length)
+    if config.mbat.perturb == "edits":
+        batch |= job.batch(
+            **{
+                EDITED + name: ((rows, config.mbat.steps, *x.shape[1:]), x.dtype)
+                for name, x in batch.items()
+                if name in WINDOWED
+            }
+        )
     kinds = {
         "base": frozen["model"],
         "the check's reader": frozen.get("reader"),

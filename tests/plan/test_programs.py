@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from crossguard_jax.cmai.edits import edited_rows
 from crossguard_jax.cmai.reader import Reader
 from crossguard_jax.cmai.task import Task
 from crossguard_jax.core.config import load_config
@@ -77,6 +78,19 @@ def test_the_check_reads_arrays_like_the_tasks() -> None:
     batch = task.batch(examples_of("implicit"), 96)
     assert shapes(program.arguments[2]) == shapes(batch)
     assert shapes(program.arguments[1]) == shapes(task.frozen_parts)
+
+
+def test_edited_texts_are_planned_as_the_recipe_makes_them() -> None:
+    guard = Guard.from_pretrained("toy://llava", prompt="short")
+    reader = Reader(guard, "clip", "toy://clip", 96)
+    task = Task(guard, (), reader, check_for(guard, reader))
+    config = load_config(SPECS["mbat"], ["--config.mbat.perturb=edits"])
+    (program,) = programs_of("mbat", Job(config, mesh(), ROWS))
+    made = edited_rows(task, examples_of("implicit"), 96, config.mbat.steps, config.mbat.edits)
+    planned = program.arguments[2]
+    for name, array in made.items():
+        assert planned[name].shape[:2] == array.shape[:2] and planned[name].dtype == array.dtype
+    assert program.run.trace(*program.arguments).jaxpr.jaxpr.eqns
 
 
 def test_the_forges_state_and_reward_models_are_those_that_are_loaded() -> None:
