@@ -153,9 +153,10 @@ def by_rows(run: "Implementation") -> "Implementation":
                 x if there else jnp.broadcast_to(x, (n, *x.shape))
                 for x, there in zip(arrays, batched, strict=True)
             )
-            outs = rows(*(x.reshape(-1, *x.shape[2:]) for x in every))
+            # Rows first, so that what a mesh has spread by rows stays where it is.
+            outs = rows(*(jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]) for x in every))
             return (
-                jax.tree.map(lambda y: y.reshape(n, -1, *y.shape[1:]), outs),
+                jax.tree.map(lambda y: jnp.moveaxis(y.reshape(-1, n, *y.shape[1:]), 1, 0), outs),
                 jax.tree.map(lambda _: True, outs),
             )
 
