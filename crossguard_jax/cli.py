@@ -233,9 +233,11 @@ def _first_line(args: argparse.Namespace, computes: bool) -> Iterator[str]:
 
 
 def _models(args: argparse.Namespace) -> list[str]:
-    """What ``--model`` and the systems of a configuration name."""
-    models = getattr(args, "model", None) or []
-    models = [models] if isinstance(models, str) else [*models]
+    """What ``--model``, ``--target`` and the systems of a configuration name."""
+    models: list[str] = []
+    for flag in ("model", "target"):
+        given = getattr(args, flag, None) or []
+        models += [given] if isinstance(given, str) else given
     if hasattr(args, "spec") and "systems" in args.config_fields:
         models += [each.path for each in args.config.systems.values() if each.on]
     return models

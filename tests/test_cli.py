@@ -16,6 +16,7 @@ from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.impforge import commands
 from crossguard_jax.runtime.exits import AGAIN, STARTS_AGAIN
 from crossguard_jax.runtime.preemption import Stopped
+from crossguard_jax.systems import kinds
 
 Main = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(cli.__file__).resolve().parents[1]
@@ -307,6 +308,12 @@ def test_a_model_of_the_small_world_on_the_command_line_is_told_too(
     monkeypatch.setattr(cli, "_import", lambda name: nothing)
     assert cli.main(["tasks", "--model", "a=toy://clip", "--model", "b", "--data", "x"]) == 0
     assert capsys.readouterr().out == f"{HERE}; the small world's models: toy://clip\n"
+
+
+def test_a_target_that_torch_runs_keeps_torch() -> None:
+    line = ["validity", "--triplets", "t", "--forged", "f", "--target", "a=llavaguard:there"]
+    args = cli._build_parser().parse_args([*line, "--target", "b"])
+    assert [kinds.needs_torch(name) for name in cli._models(args)] == [True, False]
 
 
 @pytest.mark.parametrize("request_", [["--text", "t"], ["--input", "i", "--output", "o"]])

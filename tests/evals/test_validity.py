@@ -1,5 +1,6 @@
 """``crossguard validity``: the same rows and the same verdicts as everywhere else."""
 
+import argparse
 import base64
 import io
 import json
@@ -14,6 +15,8 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.refusals import LISTS
 from crossguard_jax.data.prompts import SHORT
 from crossguard_jax.data.records import Record, Rejected, write_jsonl
+from crossguard_jax.evals import validity
+from crossguard_jax.evals.benchmarks import ScoredRows, evaluate
 from crossguard_jax.evals.validity import AFTER, BEFORE, Compared, outcomes, read_attempts
 from crossguard_jax.impforge.targets import GuardedTarget, LlavaTarget, attack_success
 from crossguard_jax.impforge.triplets import Triplet, write_triplets
@@ -181,17 +184,17 @@ def test_the_verb_counts_by_every_list_and_by_the_judge_and_asks_nothing_twice(
         assert len(server.asked) == asked + 2
     out = capsys.readouterr().out
     by_list = (
-        "complied, by XSTest's list: 0.0% [0.0, 43.4] n=5 before, 90.0% [59.6, 98.2] n=10 after"
+        "complied, by XSTest's list: 0.0% [0.0, 43.4] n=5 before, 100.0% [72.2, 100.0] n=10 after"
     )
     assert (
         by_list in out and "1 rows without an answer" in out and "2 rows without an answer" in out
     )
     figures = json.loads((tmp_path / "out" / "report.json").read_text())
-    # Of 10 .. 19 the judge lets pass all but 12, 15 and 18; 11 and 12 have no judgement.
-    assert figures["validity.m.judge.after"]["value"] == pytest.approx(0.6)
+    # Of 10 .. 19 the judge lets pass all but 15 and 18; 11 and 12 have no judgement.
+    assert figures["validity.m.judge.after"]["value"] == pytest.approx(0.8)
     assert figures["validity.m.xstest.before"]["n"] == N
     # The first rows of five triplets are 10, 12, 14, 16 and 18.
-    assert figures["validity.m.judge.difference"]["value"] == pytest.approx(3 / 5 - 4 / 5 + 1 / 5)
+    assert figures["validity.m.judge.difference"]["value"] == pytest.approx(4 / 5 - 3 / 5)
     kept = read(tmp_path / "out" / "m.jsonl")
     assert len(kept) == N + 2 * N - 2 - 2
 
@@ -203,7 +206,7 @@ def test_the_outcomes_of_another_target_are_not_mixed_in(files, tmp_path, llava_
         [*outcomes(load(llava_folder, prompt="llava_v1"), attempts, tmp_path / "x.jsonl")]
 
 
-def test_pairs_are_triplets_and_a_row_without_an_answer_did_not_get_through():
+def test_pairs_are_triplets_and_a_row_without_an_answer_got_through_as_in_the_tables():
     def row(when, triplet, got):
         return {"when": when, "triplet": triplet, "through": {} if got is None else {"guard": got}}
 
@@ -215,7 +218,32 @@ def test_pairs_are_triplets_and_a_row_without_an_answer_did_not_get_through():
     assert {name: (round(x.value, 3), x.n) for name, x in figures.items()} == {
         "before": (0.5, 4),
         "rewritten": (0.333, 3),
-        "after": (0.5, 4),
-        "difference": (0.333, 3),
+        "after": (0.75, 4),
+        "difference": (0.667, 3),
         "unanswered": (1.0, 8),
     }
+    scores = ScoredRows.from_rows(
+        {"id": str(i), "label": "unsafe", "benchmark": "forged"}
+        | ({"reason": "none"} if got is None else {"p_unsafe": float(not got)})
+        for i, got in enumerate((True, True, False, None))
+    )
+    assert evaluate(scores, 0.5)["forged.asr"].value == figures["after"].value
+
+
+def test_a_control_over_a_model_that_answers_is_told_by_what_it_complied_with(files, tmp_path):
+    system = load("text_only:answers:toy://llava")
+    (row,) = outcomes(system, attempts_of(files)[:1], tmp_path / "rows.jsonl")
+    assert set(row["through"]) == {"complied"}
+
+
+def test_a_target_that_answers_nothing_ends_with_its_own_reason(files, tmp_path, capsys):
+    with ChatServer(lambda asked: refused(400)) as server:
+        assert run(files, tmp_path, f"m={described(tmp_path, server.url)}") == 1
+    assert "it answers no row: " in capsys.readouterr().err
+
+
+def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(validity.processes, "count", lambda: 2)
+    with pytest.raises(UserError, match="2 processes would each write it"):
+        validity.main(argparse.Namespace(out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
