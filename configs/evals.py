@@ -94,12 +94,16 @@ def base() -> ConfigDict:
         "hidden_detect": system("HiddenDetect", "runs/hidden_detect", on=False),
         "jaildam": system("JailDAM", "runs/jaildam", on=False),
         "rcs": system("RCS", "runs/rcs", on=False),
-        "text_only": system("CrossGuard, text alone", "text_only:runs/merged"),
-        "picture_only": system("CrossGuard, picture alone", "picture_only:runs/merged"),
+        "text_only": system("CrossGuard, text alone"),
+        "picture_only": system("CrossGuard, picture alone"),
         "always_unsafe": system("Always unsafe", "always_unsafe"),
         "always_safe": system("Always safe", "always_safe"),
     }
     config.systems = in_order(systems)
+    # They are of the system above, whatever its path, where they are given none of their own.
+    for control in ("text_only", "picture_only"):
+        for field, before in (("path", f"{control}:"), ("adapter", "")):
+            config.systems[control][field] = before + config.systems.crossguard.get_ref(field)
     # The system that the report is about and that all others are compared with.
     config.named = "crossguard"
     # "own": each system's own; "named": that one's for all; or a number.

@@ -64,7 +64,11 @@ def main(args: argparse.Namespace) -> int:
     with rows_apart(folder) as (left_out, unanswered):
         whole, titles = _read(comparison, left_out, readings)
         tests = {k: [blanked(r, args.blank) for r in rows] for k, rows in whole.items()}
-        judgements, failed = _judge(args, comparison, tests, digests, left_out, unanswered)
+        # A blanked picture is one for all, and tells no rows apart.
+        pictures = {(k, r.id): digests.picture(r) for k, rows in whole.items() for r in rows}
+        judgements, failed = _judge(
+            args, comparison, tests, digests, pictures, left_out, unanswered
+        )
     texts = {(name, r.id): (r.image, r.text) for name, rows in tests.items() for r in rows}
     contents = {(name, r.id): digests.content(r) for name, rows in whole.items() for r in rows}
 
@@ -141,6 +145,7 @@ def _judge(
     comparison: Evaluation,
     tests: Mapping[str, Sequence[Record]],
     digests: Digests,
+    pictures: Mapping[tuple[str, str], str],
     left_out: LeftOut,
     unanswered: Unanswered,
 ) -> tuple[dict[str, JudgedSystem], dict[str, str]]:
@@ -153,7 +158,7 @@ def _judge(
     for spec in comparison.systems:
         try:
             judgements[spec.name] = _judged(
-                args, comparison, spec, tests, digests, left_out, unanswered
+                args, comparison, spec, tests, digests, pictures, left_out, unanswered
             )
         except UserError as error:
             if spec.name == comparison.named or len(comparison.systems) == 1:
@@ -169,6 +174,7 @@ def _judged(
     spec: ComparedSystem,
     tests: Mapping[str, Sequence[Record]],
     digests: Digests,
+    pictures: Mapping[tuple[str, str], str],
     left_out: LeftOut,
     unanswered: Unanswered,
 ) -> JudgedSystem:
@@ -186,7 +192,8 @@ def _judged(
     if processes.is_first():
         at_work = system.loaded or system if isinstance(system, Deferred) else system
         print("".join(f"{spec.name}: {line}\n" for line in notes_of(at_work)), end="")
-    scores = scored_rows(scored, system.settings.prompt.positive, digests.picture)
+    positive = system.settings.prompt.positive
+    scores = scored_rows(scored, positive, lambda name, record: pictures[name, record.id])
     if not scores.answered.any():
         why = unanswered if len(scores) else left_out
         raise UserError(f"--model {spec.path}: it can score no row; see {why.path}")

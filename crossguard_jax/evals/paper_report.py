@@ -24,7 +24,7 @@ def printed(judged: Judged, origins: Origins) -> Section | None:
     if not results:
         return None
     cells = {name for figures in results.values() for name in figures}
-    ours = {name: _beside(figures, cells) for name, figures in judged.results.items()}
+    ours = {name: _beside(figures, cells, results) for name, figures in judged.results.items()}
     names = [
         name
         for passed, alarms in (("asr", "fpr"), ("complied", "refused"))
@@ -59,13 +59,17 @@ def printed(judged: Judged, origins: Origins) -> Section | None:
     )
 
 
-def _beside(figures: Figures, cells: Collection[str]) -> Figures:
-    """Of a system's figures, those that stand beside printed ones, with a mean of the same sets."""
+def _beside(
+    figures: Figures, cells: Collection[str], results: Mapping[str, Mapping[str, Estimate]]
+) -> Figures:
+    """Of a system's figures, those that stand beside printed ones, with a mean over the sets of a
+    printed row that has one; none where one of these is missing."""
     kept = {name: e for name, e in figures.items() if name in cells}
     for measure in ("asr", "complied"):
-        if f"{PAPER_MEAN}.{measure}" in cells and f"all.{measure}" in figures:
-            of_sets = [e for name, e in kept.items() if name.endswith(f".{measure}")]
-            kept[f"{PAPER_MEAN}.{measure}"] = metrics.mean_of(of_sets)
+        mean = f"{PAPER_MEAN}.{measure}"
+        of_sets = next(({*row} - {mean} for row in results.values() if mean in row), set())
+        if of_sets and of_sets <= kept.keys():
+            kept[mean] = metrics.mean_of([kept[name] for name in figures if name in of_sets])
     return kept | {n: figures[n] for n in ("all.fpr", "all.refused") if n in figures}
 
 

@@ -91,14 +91,17 @@ def judged_rows(
 
 
 def scored_rows(
-    scored: Scored, positive: str, picture: Callable[[Record], str] = lambda record: ""
+    scored: Scored,
+    positive: str,
+    picture: Callable[[str, Record], str] = lambda benchmark, record: "",
 ) -> ScoredRows:
     """Verdicts as figures and reports take them.
 
     Args:
         scored: the verdicts.
         positive: the word for harm.
-        picture: gives what tells a record's pictures from others (`ScoredRows.picture`).
+        picture: gives what tells a benchmark's record's pictures from others
+            (`ScoredRows.picture`).
     """
     records = [record for _, record, _ in scored]
     answers = [np.nan if isinstance(v, UserError) else v.p_unsafe for _, _, v in scored]
@@ -108,7 +111,7 @@ def scored_rows(
         category=np.array([record.category for record in records], np.str_),
         unsafe=np.array([record.label == positive for record in records], bool),
         p_unsafe=np.array(answers, np.float64),
-        picture=np.array([picture(record) for record in records], np.str_),
+        picture=np.array([picture(name, record) for name, record, _ in scored], np.str_),
         pair=np.array([record.provenance.get("pair", "") for record in records], np.str_),
     )
 

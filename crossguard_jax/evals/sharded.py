@@ -7,6 +7,7 @@ report shows are read again.
 import argparse
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
         args.usage_error("--on array does parts: score --shards first, then evaluate without it")
     if comparison.exports or comparison.speed_rows:
         args.usage_error("--export and --speed-rows go with --data, whose rows are at hand")
+    # Of rows that are not here a report does not know the pictures, and draws none.
+    comparison = replace(comparison, samples=0)
     shards, folder = read_manifest(args.shards), Path(args.out)
     judgements: dict[str, JudgedSystem] = {}
     contents: dict[tuple[str, str], str] = {}
@@ -58,7 +61,6 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
                 if isinstance(verdict, UserError):
                     unanswered.add(rejection(record, f"{spec.name}: {verdict}"))
                 scored.append((record.source, record, verdict))
-            # Of rows that are not here a report does not know the pictures.
             scores = scored_rows(scored, positive)
             if not scores.answered.any():
                 raise UserError(f"--model {spec.path}: it can score no row; see {left_out.path}")

@@ -47,8 +47,8 @@ class Constant(BaseSystem):
 class HalfBlind(BaseSystem):
     """A system that is given one modality of each row: the other is left out.
 
-    A row that has nothing but the other one is what the system makes of an empty request, which is
-    an error of that row.
+    A row without a picture keeps its text, so that no row counts as wrong for what it never had. A
+    row without a text has nothing left beside its pictures, which is an error of that row.
 
     Args:
         system: any.
@@ -60,7 +60,8 @@ class HalfBlind(BaseSystem):
         super().__init__(system.settings, system.folder)
         self.system, self.mesh, self._sees, self._identity = system, system.mesh, sees, identity
         of_its = system.remarks if isinstance(system, BaseSystem) else ()
-        self.remarks = (f"a control: it is given the {sees} alone", *of_its)
+        where = ", of rows that have one" * (sees == "picture")
+        self.remarks = (f"a control: it is given the {sees} alone{where}", *of_its)
 
     def score_each(
         self,
@@ -75,7 +76,10 @@ class HalfBlind(BaseSystem):
         if self._sees == "text":
             images = [None] * len(texts)
         else:
-            texts = [""] * len(texts)
+            texts = [
+                "" if pictures_of(shown) else text
+                for shown, text in zip(images, texts, strict=True)
+            ]
         seen = [i for i, text in enumerate(texts) if text or pictures_of(images[i])]
         verdicts = self.system.score_each(
             [images[i] for i in seen],

@@ -190,11 +190,19 @@ class TorchGuard(BaseSystem):
             **({"images_kwargs": {"size": self._size()}} if pictures and self._size() else {}),
         )
 
+    def _inputs(self, pictures: Sequence[Image.Image], text: str) -> Any:
+        """`encode`, whose processor may refuse a picture, by its shape, say."""
+        try:
+            return self.encode(pictures, text)
+        except ValueError as error:
+            why = short(" ".join(str(error).split()))
+            raise UserError(f"its processor refuses the row ({why})") from error
+
     def p_unsafe(self, pictures: Sequence[Image.Image], text: str) -> float:
         """p(the unsafe word) against the safe one."""
         import torch
 
-        inputs = self.encode(pictures, text).to(self.model.device)
+        inputs = self._inputs(pictures, text).to(self.model.device)
         with torch.inference_mode():
             logits = self.model(**_cast(inputs, self.model.dtype), logits_to_keep=1).logits[0, -1]
         return float(logits[list(self.label_ids)].float().softmax(-1)[1])
@@ -236,7 +244,7 @@ class ShieldGemma(TorchGuard):
         """p(Yes) of the worst policy."""
         import torch
 
-        inputs = self.encode(pictures, text).to(self.model.device)
+        inputs = self._inputs(pictures, text).to(self.model.device)
         with torch.inference_mode():
             outputs = self.model(**_cast(inputs, self.model.dtype), logits_to_keep=1)
         # Column 0 is Yes, whatever the class's docstring says.

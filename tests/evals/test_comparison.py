@@ -66,6 +66,17 @@ def test_flags_and_a_configuration_that_say_the_same_come_to_the_same(tmp_path):
     assert [d.spec for d in configured.data] == [d.spec for d in flagged.data]
 
 
+def test_the_controls_are_of_crossguards_own_path_unless_they_are_given_one(tmp_path):
+    over = ["--config.systems.crossguard.path=a", "--config.systems.crossguard.adapter=b"]
+    over += ["--config.systems.picture_only.path=picture_only:c"]
+    over += ["--config.systems.picture_only.adapter="]
+    for flags in (over, over[::-1]):
+        systems = comparison_of(arguments(config=config("paper", tmp_path, *flags))).systems
+        given = {s.name: (s.path, s.adapter) for s in systems}
+        assert given["crossguard"] == ("a", "b") and given["text_only"] == ("text_only:a", "b")
+        assert given["picture_only"] == ("picture_only:c", None)
+
+
 @pytest.mark.parametrize("variant", describe_variants("configs/evals.py"))
 def test_every_variant_reads_sets_that_there_are_in_its_own_order(variant, tmp_path):
     comparison = comparison_of(arguments(config=config(variant, tmp_path)))

@@ -113,6 +113,32 @@ def test_a_mean_beside_a_printed_one_is_over_the_same_sets():
     assert not any("safe_unsafes" in heading for heading in table.columns)
 
 
+def test_a_mean_beside_a_printed_one_takes_no_other_papers_set_and_misses_none():
+    """HoliSafe's paper prints models that answer, and is no set of the mean."""
+    names = {"xstest": "holisafe_ssu", "mm_vet": "vlguard_unsafes"}
+    rows = replace(
+        SYSTEMS["model"],
+        benchmark=np.array([names.get(b, b) for b in SYSTEMS["model"].benchmark]),
+        unsafe=np.ones(len(SYSTEMS["model"]), bool),
+    )
+    more = replace(rows, benchmark=np.full(len(rows), "mm_safetybench_sd_typo"))
+    more = replace(more, id=np.arange(len(rows)).astype(str))
+    judged = Judged({"m": ScoredRows.concatenate([rows, more])}, answering=frozenset({"m"}))
+    origins = {b: (b, "") for b in ("jailbreakv", "siuo", "figstep")}
+    origins |= {"mm_safetybench_sd_typo": ("mm_safetybench", "SD_TYPO")}
+    origins |= {"vlguard_unsafes": ("vlguard", "unsafes"), "holisafe_ssu": ("holisafe", "SSU")}
+    (table,) = tables_of(paper_report.printed(judged, origins))
+    mean = table.figures()["m.paper.complied"].value
+    each = {b: judged.results["m"][f"{b}.complied"] for b in origins}
+    assert mean != pytest.approx(metrics.mean_of([*each.values()]).value)
+    assert mean == pytest.approx(
+        metrics.mean_of([e for b, e in each.items() if b != "holisafe_ssu"]).value
+    )
+    few = replace(judged, systems={"m": rows})
+    (table,) = tables_of(paper_report.printed(few, origins))
+    assert "m.paper.complied" not in table.figures()
+
+
 def test_intervals_by_picture_are_the_bootstrap_of_the_same_rows_and_value():
     draws = Draws(SYSTEMS["guard"], 200, 3)
     figures = draws.figures(SYSTEMS["silent"], 0.7)

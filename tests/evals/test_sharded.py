@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from crossguard_jax import cli
 from tests.random_llava import llava_folder
@@ -63,6 +64,25 @@ def test_the_figures_are_those_of_the_same_rows_in_one_file(
     }
     assert len(reasons["shards"]) == 3 and "no json" not in reasons["shards"]
     assert "can i touch the red one" in (tmp_path / "shards/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flag", "claims"),
+    [("--data", "(2 of the 4 rows share"), ("--shards", "")],
+)
+def test_which_rows_share_pictures_is_of_the_pictures_as_they_came_or_left_unsaid(
+    tmp_path, flag, claims
+) -> None:
+    for i in range(2):
+        Image.new("RGB", (8, 8), (100 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    lines = [json.dumps({**json.loads(r), "image": f"{i % 2}.png"}) for i, r in enumerate(rows(4))]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "manifest").write_text("all.jsonl\n")
+    file = tmp_path / ("all.jsonl" if flag == "--data" else "manifest")
+    words = ["evaluate", "--model", "always_unsafe", "--blank", "picture", "--store", ""]
+    assert cli.main([*words, flag, str(file), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert claims in page and ("rows share" in page) == bool(claims)
 
 
 @pytest.mark.parametrize("more", [[], ["--data", "a", "--shards", "b"]])

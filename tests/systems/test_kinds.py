@@ -85,10 +85,11 @@ def test_a_control_is_the_system_with_the_other_modality_left_out(guard, llava_f
     control = load(f"{sees}_only:{llava_folder}", prompt="short")
     images, texts = [png(1), None, (png(1), png(2)), png(3)], [TEXT, TEXT, TEXT, ""]
     outcomes = control.score_each(images, texts)
-    alone = [(None, TEXT)] * 3 if sees == "text" else [(png(1), ""), ((png(1), png(2)), "")]
-    alone += [] if sees == "text" else [(png(3), "")]
-    without = 3 if sees == "text" else 1
-    assert str(outcomes.pop(without)) == f"it has no {sees}"
+    alone = [(None, TEXT)] * 3
+    if sees == "text":
+        assert str(outcomes.pop()) == "it has no text"
+    else:  # a row without a picture keeps its text
+        alone = [(png(1), ""), (None, TEXT), ((png(1), png(2)), ""), (png(3), "")]
     expected = guard.score(*zip(*alone, strict=True))
     assert [v.p_unsafe for v in outcomes] == pytest.approx([v.p_unsafe for v in expected], abs=1e-6)
 

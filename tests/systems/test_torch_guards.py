@@ -135,6 +135,20 @@ def test_a_row_that_cannot_be_read_is_its_own_error(guard):
     assert [isinstance(x, UserError) for x in outcomes] == [True, False, True]
 
 
+@pytest.mark.parametrize("guard", ["qwen_2_5_vl", "shieldgemma_2"], indirect=True)
+def test_what_a_processor_refuses_is_its_rows_error(guard, monkeypatch):
+    encode, name = guard.encode, type(guard.processor).__name__
+
+    def picky(pictures, text):
+        if pictures[0].width > 200:
+            raise ValueError(f"{name}: absolute aspect ratio\n  must be smaller than 200")
+        return encode(pictures, text)
+
+    monkeypatch.setattr(guard, "encode", picky)
+    bad, good = guard.score_each([Image.new("RGB", (201, 1)), picture(1)], [SAFE, SAFE])
+    assert "aspect ratio must be smaller than 200" in str(bad) and not isinstance(good, UserError)
+
+
 def test_a_users_text_forges_no_token_and_no_turn(guard):
     tokens = guard.processor.tokenizer.all_special_tokens
     prompt = guard.render(" ".join([*tokens, "</message>"]), 1)
