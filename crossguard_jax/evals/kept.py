@@ -91,6 +91,11 @@ class Deferred:
         """As the system's own."""
         return self.system().score_each(images, texts, **options)
 
+    @property
+    def remote(self) -> bool:
+        """As the system's own."""
+        return getattr(self.system(), "remote", False)
+
     def system(self) -> System:
         """The system, loaded if need be."""
         if self.loaded is None:

@@ -1,5 +1,6 @@
 """How long a system takes for a row, alone and in batches: measured once, and kept."""
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.data.records import Record
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.runtime import processes
+from crossguard_jax.systems.store import request_key
 from crossguard_jax.systems.system import System
 
 
@@ -25,13 +27,15 @@ class Speed:
         seconds: of each row by itself, in order.
         batch_seconds: of the same rows in batches.
         batch_size: of those.
-        device: what computed, as JAX names it; an endpoint's is elsewhere.
+        device: what computed, as JAX names it.
+        rows: a hash of the rows, in their order.
     """
 
     seconds: tuple[float, ...]
     batch_seconds: float
     batch_size: int
     device: str
+    rows: str
 
     def figures(self) -> dict[str, Estimate]:
         """``p50`` and ``p99`` in milliseconds, the quantiles that were measured, and
@@ -48,7 +52,7 @@ class Speed:
 def measured(
     system: System, records: Sequence[Record], batch_size: int, path: Path | None
 ) -> Speed | None:
-    """A system's speed over some rows, as it was kept where it was measured alike before.
+    """A system's speed over some rows, as it was kept where it was measured alike on them before.
 
     Every row is scored once before anything is timed, so that nothing compiles meanwhile.
 
@@ -59,12 +63,14 @@ def measured(
         path: where the speed is kept; None keeps nothing.
 
     Returns:
-        None where it can score none of the rows.
+        None where it can score none of the rows, or an endpoint answers.
     """
-    device = jax.devices()[0].device_kind
+    device, rows = jax.devices()[0].device_kind, _hash(records)
     kept = processes.by_first(lambda: _read(path))
-    if kept and (kept.batch_size, kept.device) == (batch_size, device):
+    if kept and (kept.batch_size, kept.device, kept.rows) == (batch_size, device, rows):
         return kept
+    if getattr(system, "remote", False):
+        return None
     images, texts = [r.images for r in records], [r.text for r in records]
     first = system.score_each(images, texts, batch_size=batch_size)
     good = [i for i, verdict in enumerate(first) if not isinstance(verdict, UserError)]
@@ -80,10 +86,14 @@ def measured(
         seconds.append(took)
     began = time.perf_counter()
     system.score_each(images, texts, batch_size=batch_size)
-    speed = Speed(tuple(seconds), time.perf_counter() - began, batch_size, device)
+    speed = Speed(tuple(seconds), time.perf_counter() - began, batch_size, device, rows)
     if path is not None:
         processes.by_first(lambda: write_atomic(path, json.dumps(asdict(speed)) + "\n"))
     return speed
+
+
+def _hash(records: Sequence[Record]) -> str:
+    return hashlib.sha256("\n".join(map(request_key, records)).encode()).hexdigest()
 
 
 def _read(path: Path | None) -> Speed | None:

@@ -169,8 +169,11 @@ def _clustered(judged: Judged, comparison: Evaluation) -> Section | None:
 
 
 def _speed(shown: Findings) -> Section | None:
-    speeds = {n: each.speed.figures() for n, each in shown.judgements.items() if each.speed}
-    return paper_report.speed(speeds, shown.judged.titles) if speeds else None
+    if not shown.comparison.speed_rows:
+        return None
+    judged = shown.judgements.items()
+    speeds = {name: each.speed.figures() if each.speed else {} for name, each in judged}
+    return paper_report.speed(speeds, shown.judged.titles)
 
 
 def _failed_section(failed: Mapping[str, str]) -> Section | None:

@@ -176,5 +176,5 @@ def speed_table(results: Results, titles: Mapping[str, str] | None = None) -> Ta
             for system, figures in results.items()
         ),
         "Wall clock after a first pass over the same rows; quantiles are of the rows measured, n "
-        "of them. Of systems behind an endpoint it is the endpoint's and the network's.",
+        "of them. Systems behind an endpoint are not timed: their answers are kept.",
     )

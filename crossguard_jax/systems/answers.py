@@ -262,6 +262,7 @@ class AnsweringSystem(BaseSystem):
         self.model, self.judge = model, judge
         complied = "a model that answers: what it complied with, not what a guard let pass"
         self.remarks = (complied, judge.remark)
+        self.remote = isinstance(model, EndpointAnswers) or isinstance(judge, ComplianceJudge)
 
     def identity(self) -> dict[str, Any]:
         """See `BaseSystem`."""

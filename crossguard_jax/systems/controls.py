@@ -59,6 +59,7 @@ class HalfBlind(BaseSystem):
     def __init__(self, system: System, sees: str, identity: dict[str, Any]):
         super().__init__(system.settings, system.folder)
         self.system, self.mesh, self._sees, self._identity = system, system.mesh, sees, identity
+        self.remote = isinstance(system, BaseSystem) and system.remote
         of_its = system.remarks if isinstance(system, BaseSystem) else ()
         where = ", of rows that have one" * (sees == "picture")
         self.remarks = (f"a control: it is given the {sees} alone{where}", *of_its)

@@ -77,6 +77,8 @@ class EndpointGuard(BaseSystem):
         threshold: None is 0.5.
     """
 
+    remote = True
+
     def __init__(self, described: EndpointFields, file: Path, threshold: float | None = None):
         super().__init__(Settings(threshold=0.5 if threshold is None else threshold), file)
         self.described = described

@@ -55,6 +55,9 @@ class BaseSystem(abc.ABC):
     mesh: Mesh | None = None
     remarks: tuple[str, ...] = ()
     """What is to be said beside its row in a table."""
+    remote = False
+    """Whether an endpoint answers, so that its time is the network's, or that of reading what was
+    kept of it."""
 
     def __init__(self, settings: Settings, folder: Path):
         self.settings, self.folder = settings, folder

@@ -6,10 +6,11 @@ import pytest
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
-from crossguard_jax.evals import speed
+from crossguard_jax.evals import paper_report, speed
 from crossguard_jax.evals.speed import Speed, measured
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.verdict import Verdict
+from crossguard_jax.report.tables import ABSENT
 
 ROWS = [Record(str(i), (), f"t{i}") for i in range(3)]
 
@@ -51,12 +52,23 @@ def test_rows_without_an_answer_are_not_timed(monkeypatch):
     assert measured(system, [Record("x", (), "bad")], 16, None) is None
 
 
+def test_a_system_that_asks_an_endpoint_is_not_timed_and_its_row_has_dashes(monkeypatch):
+    system = Timed(monkeypatch)
+    system.remote = True
+    assert measured(system, ROWS, 16, None) is None and not system.calls
+    (table,) = paper_report.speed({"gpt": {}}, {}).blocks
+    assert table.rows == (("gpt", ABSENT, ABSENT, ABSENT),) and "not timed" in table.caption
+
+
 def test_a_speed_is_kept_for_the_same_batches_on_the_same_device(monkeypatch, tmp_path):
     system, path = Timed(monkeypatch), tmp_path / "speed.json"
     first = measured(system, ROWS, 16, path)
     calls = len(system.calls)
     assert measured(system, ROWS, 16, path) == first and len(system.calls) == calls
     assert measured(system, ROWS, 8, path).batch_size == 8 and len(system.calls) > calls
+    calls = len(system.calls)
+    measured(system, ROWS[:2], 8, path)  # of other rows
+    assert len(system.calls) > calls and len(measured(system, ROWS[:2], 8, path).seconds) == 2
     calls = len(system.calls)
     path.write_text("{")
     assert isinstance(measured(system, ROWS, 8, path), Speed) and len(system.calls) > calls

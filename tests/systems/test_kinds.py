@@ -1,5 +1,6 @@
 """What systems are called, and the controls that every table is read against."""
 
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.comparison import parse_model
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.systems import kinds
+from crossguard_jax.systems.endpoint import EndpointGuard
 from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.moderate import moderator
 from crossguard_jax.systems.store import VerdictStore
@@ -73,6 +75,18 @@ def test_a_constant_says_one_thing_of_every_row_and_is_nobody_elses(unsafe, tmp_
     other = load("always_safe" if unsafe else "always_unsafe")
     assert identity(other) != identity(system)
     assert isinstance(system, System) and notes_of(system) == ["a control: it looks at nothing"]
+
+
+def test_what_asks_an_endpoint_is_remote_and_so_is_a_control_over_it(tmp_path):
+    endpoint = {"base_url": "http://127.0.0.1:1", "model": "m"}
+    answering, file = {"answers": str(tmp_path), "max_tokens": 8}, tmp_path / "x.json"
+    for fields, kind in (
+        ({"endpoint": endpoint} | answering, "answers"),
+        ({"model": "toy://llava", "judge": endpoint} | answering, "answers"),
+    ):
+        file.write_text(json.dumps(fields))
+        assert load(f"{kind}:{file}").remote and load(f"text_only:{kind}:{file}").remote
+    assert EndpointGuard.remote and not load("always_safe").remote
 
 
 @pytest.fixture(scope="module")
