@@ -99,12 +99,16 @@ def calibrate(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl|[NAME=]READER:PATH[:SPLIT]",
         help="labelled rows, safe and unsafe, that nothing will be judged on",
     )
-    add("--fpr", type=float, default=0.05, help="benign rows above the cut (default: 0.05)")
+    add("--fpr", type=float, help="of a detector: benign rows above the cut (default: 0.05)")
     add("--words", nargs="+", metavar="WORD", help="hidden_detect: words that refuse")
     add("--layer", type=int, metavar="N", help="rcs: whose states (default: the middle one)")
     add("--rule", default="mcd", choices=("mcd", "kcd"), help="rcs: distance (default: mcd)")
     add("--concepts", metavar="FILE", help="jaildam: what is unsafe, one a line, or JSON lists")
-    add("--prompt", default="short", help="as the model is talked to (default: short)")
+    add(
+        "--prompt",
+        metavar="NAME",
+        help="as the model is talked to (default: short; of why, what the folder says)",
+    )
     add("--seed", type=int, default=0, help="default: 0")
     add("--batch-size", type=int, default=16, help="default: 16")
     add("--dtype", default="float32", help="default: float32")

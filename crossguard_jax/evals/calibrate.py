@@ -27,6 +27,8 @@ from crossguard_jax.systems.rivals.detector import Detector
 from crossguard_jax.systems.rivals.folders import save_detector
 
 KINDS = ("hidden_detect", "rcs", "jaildam")
+FPR = 0.05
+"""Benign rows above the cut, where nothing else is asked for."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -82,7 +84,7 @@ def _fitted(
     held: np.ndarray,
 ) -> Detector:
     images, texts = _arrays(records)
-    common = {"fpr": args.fpr, "batch_size": args.batch_size}
+    common = {"fpr": FPR if args.fpr is None else args.fpr, "batch_size": args.batch_size}
     if args.kind == "jaildam":
         settings = Settings()
         safe = [i for i, r in enumerate(records) if not settings.prompt.target(r.label)]
@@ -92,7 +94,8 @@ def _fitted(
         clip = load_clip(path, args.dtype)
         places = np.flatnonzero(kept)
         return jaildam.fit(clip, settings, concepts, benign, places, seed=args.seed, **common)
-    guard = Guard.from_pretrained(path, adapter, args.dtype, prompt=args.prompt, threshold=0.5)
+    prompt = args.prompt or "short"
+    guard = Guard.from_pretrained(path, adapter, args.dtype, prompt=prompt, threshold=0.5)
     unsafe = np.array([guard.settings.prompt.target(record.label) for record in records], bool)
     rows = images, texts
     if args.kind == "hidden_detect":

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ _VERDICT = tuple(field.name for field in fields(Verdict))
 
 class Unanswered(LeftOut):
     """The rows that a system gave no answer to: they stay in every denominator, as wrong."""
+
+    def add_record(self, record: Record, name: str, why: UserError) -> None:
+        """Takes a row of a system. Of one line of a file there may be several, told apart by id."""
+        reason = f"{short(record.id)}: {name}: {why}"
+        self.add(replace(rejection(record, reason), reason=reason))
 
     def lines(self) -> Iterator[str]:
         """What to tell people; nothing where every row has an answer."""
@@ -81,11 +86,10 @@ def judged_rows(
             for record, verdict in store.verdicts(usable(records), batch_size=batch_size):
                 progress.update()
                 if isinstance(verdict, UserError):
-                    _leave_out(
-                        record, verdict, name, left_out if unanswered is None else unanswered
-                    )
                     if unanswered is None:
+                        _leave_out(record, verdict, name, left_out)
                         continue
+                    unanswered.add_record(record, name, verdict)
                 scored.append((benchmark, record, verdict))
     return scored
 

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
             for record in left_out.accepted(rows, functools.partial(_group, spec.name)):
                 verdict = verdicts[record.source, record.id]
                 if isinstance(verdict, UserError):
-                    unanswered.add(rejection(record, f"{spec.name}: {verdict}"))
+                    unanswered.add_record(record, spec.name, verdict)
                 scored.append((record.source, record, verdict))
             scores = scored_rows(scored, positive)
             if not scores.answered.any():

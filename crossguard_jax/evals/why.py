@@ -47,12 +47,15 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: the model is a detector, or no benign row has a picture.
     """
+    for name in ("concepts", "words", "layer", "fpr"):
+        if getattr(args, name) is not None:
+            args.usage_error(f"--{name} goes with no --as why")
     folder = Path(args.out)
     with LeftOut(folder / "rejected.jsonl") as left_out:
         benchmarks = read_benchmarks(args.data, left_out)
     records = [record for rows in benchmarks.values() for record in rows]
     _, path, adapter = parse_model(args.model)
-    guard = guard_inside(load(path, adapter, args.dtype))
+    guard = guard_inside(load(path, adapter, args.dtype, prompt=args.prompt))
     if guard is None:
         raise UserError(f"--model {path}: a detector's verdicts have no model's margin to explain")
     reasons = fit(guard, records, args.seed, args.batch_size)

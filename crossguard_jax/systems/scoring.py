@@ -150,6 +150,15 @@ def explained_by(
     return Explained(system, **options, batch_size=batch_size)
 
 
+def why_identity(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What explanations depend on, by `why_options`."""
+    if options is None:
+        return None
+    from crossguard_jax.systems.why import run_identity
+
+    return run_identity(options)
+
+
 def _load(args: argparse.Namespace) -> System:
     return load(**_load_arguments(args), mesh=inference_mesh(args.mesh))
 
@@ -190,15 +199,15 @@ def _score_file(args: argparse.Namespace) -> int:
         raise UserError(f"{args.input}: no rows in it; check the file")
     items, table = itertools.chain([first], items), Path(_file_of(first))
     system = _load(args)
+    explained = explained_by(why_options(args), system, args.batch_size)
     source = {"format": args.format, **{k: str(v) for k, v in options.items()}}
     run = identity(system) | {
         "model": str(system.folder.resolve()),
         "threshold": system.settings.threshold,
         "input": str(Path(args.input).resolve()),
         "reader": source,
-        "why": why_options(args),
+        "why": why_identity(why_options(args)),
     }
-    explained = explained_by(run["why"], system, args.batch_size)
     store = VerdictStore(store_folder(args.store), system)
     queue = ReviewQueue(args.queue or Path(args.output).with_name("review.jsonl"))
     began = time.monotonic()

@@ -33,7 +33,7 @@ from crossguard_jax.runtime.shards import (
 )
 from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.results import Item
-from crossguard_jax.systems.scoring import WINDOW_BYTES, explained_by, score_window
+from crossguard_jax.systems.scoring import WINDOW_BYTES, explained_by, score_window, why_identity
 from crossguard_jax.systems.store import WINDOW, VerdictStore
 from crossguard_jax.systems.tally import Tally
 
@@ -56,6 +56,7 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
     """
     system = load(**spec["load"], mesh=inference_mesh(spec["mesh"]))
     words = system.settings.prompt
+    explained = explained_by(spec.get("why"), system, spec["batch_size"])
     claim(
         folder,
         identity(system)
@@ -64,13 +65,12 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
             "reader": {"format": spec["format"], **spec["options"]},
             "blank": spec["blank"],
         }
-        | ({"why": spec["why"]} if spec.get("why") else {}),
+        | ({"why": why_identity(spec["why"])} if spec.get("why") else {}),
         words=[words.negative, words.positive],
         base=str(system.folder),
     )
     store = VerdictStore(spec["store"], system, together=True)
     queue = ReviewQueue(spec["queue"])
-    explained = explained_by(spec.get("why"), system, spec["batch_size"])
 
     def work(shard: Shard, output: Path, beat: Beat) -> Counts:
         tally, before = Tally((words.negative, words.positive)), store.computed

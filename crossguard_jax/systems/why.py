@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from crossguard_jax.guard.arguments import PARTS
 from crossguard_jax.guard.encoding import Pictures
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.identity import guard_identity
-from crossguard_jax.guard.reasons import Reasons
+from crossguard_jax.guard.reasons import FACTS, NUMBERS, PICTURES, Reasons
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.guard.why import Explainer, Why
 from crossguard_jax.hf.trained import content_hash
@@ -31,11 +31,22 @@ def guard_inside(system: System) -> Guard | None:
 
 
 def fingerprint(guard: Guard | None) -> str:
-    """What a model is, for what is fitted to it; "" of none."""
+    """What a model is, for what is fitted to it; "" of none. In which type it computes does not
+    count: what was fitted on one machine is read on another."""
     if guard is None:
         return ""
-    facts = json.dumps(guard_identity(guard), sort_keys=True)
-    return hashlib.sha256(facts.encode()).hexdigest()[:24]
+    facts = {name: fact for name, fact in guard_identity(guard).items() if name != "dtype"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def run_identity(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Explained` with a hash of what was fitted, for what goes on with a run."""
+    if not options["folder"]:
+        return dict(options)
+    hashed, root = hashlib.sha256(), Path(options["folder"])
+    for path in [root / FACTS, *sorted(root.glob(NUMBERS)), *sorted(root.glob(f"{PICTURES}/*"))]:
+        hashed.update(hashlib.sha256(path.read_bytes()).digest())
+    return {**options, "fitted": hashed.hexdigest()[:24]}
 
 
 def explainer_of(

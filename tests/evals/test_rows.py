@@ -22,7 +22,7 @@ from crossguard_jax.data.sources.catalogue import CATALOGUE
 from crossguard_jax.data.sources.reading import row_name
 from crossguard_jax.evals import evaluate, kept
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
-from crossguard_jax.evals.scoring import score_benchmarks
+from crossguard_jax.evals.scoring import Unanswered, score_benchmarks
 from crossguard_jax.evals.seen import seen_rows, seen_sections
 from crossguard_jax.evals.summary import print_summary
 from crossguard_jax.guard.guard import Guard
@@ -270,6 +270,14 @@ def test_evaluate_without_bad_rows_says_nothing_of_them(tmp_path, stub, capsys):
     assert "left out" not in (tmp_path / "e" / "report.md").read_text()
 
 
+def test_two_rows_of_one_line_that_have_no_answer_count_as_two(tmp_path):
+    at = {"file": "pairs.jsonl", "row": "3"}
+    with Unanswered(tmp_path / "no_answer.jsonl") as unanswered:
+        for id in ("3-safe", "3-unsafe", "3-unsafe"):
+            unanswered.add_record(Record(id, (), "t", provenance=at), "one", UserError("too long"))
+    assert unanswered.total == 2 and dict(unanswered.counts) == {("pairs.jsonl", "too long"): 2}
+
+
 def test_a_row_without_an_answer_stays_in_every_systems_denominator_as_wrong(tmp_path, stub):
     stub(one=StubGuard(limit=20), two=StubGuard(limit=10))
     rows = [
@@ -286,7 +294,7 @@ def test_a_row_without_an_answer_stays_in_every_systems_denominator_as_wrong(tmp
         assert report[f"{name}.all.asr"]["value"] == 1
     lines = (tmp_path / "e" / "no_answer.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == [*range(21, 31), *range(11, 31)]
-    assert '"one: 21 tokens' in lines[0] and '"two: 11 tokens' in lines[10]
+    assert '"21: one: 21 tokens' in lines[0] and '"11: two: 11 tokens' in lines[10]
     assert "No answer" in (tmp_path / "e" / "report.md").read_text()
 
 

@@ -11,7 +11,11 @@ from PIL import Image
 
 import crossguard_jax as cg
 from crossguard_jax import cli
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record, write_jsonl
+from crossguard_jax.evals import why as evals_why
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.systems import why as systems_why
 
 SIDE = 24
 
@@ -140,6 +144,51 @@ def test_one_request_is_explained_as_python_does(run, llava_folder, table):
 def test_what_does_not_go_together_is_one_line(run, llava_folder, more, code, message):
     got, _, err = run("score", "--model", llava_folder, "--text", "is it red ?", *more)
     assert got == code and message in err
+
+
+@pytest.mark.parametrize("more", ["--concepts f", "--words no", "--layer 3", "--fpr 0.1"])
+def test_what_only_a_detector_takes_is_refused_beside_why(run, more):
+    line = f"calibrate --as why --model m --data d.jsonl {more}"
+    code, _, err = run(*line.split())
+    assert code == cli.USAGE and f"{more.split()[0]} goes with no --as why" in err
+
+
+@pytest.mark.parametrize("prompt", [None, "llava_v1"])
+def test_calibrate_fits_why_to_the_model_under_the_prompt_that_it_is_given(
+    run, table, tmp_path, monkeypatch, prompt
+):
+    def load(path, adapter, dtype, **options):
+        raise UserError(f"loads {options}")
+
+    monkeypatch.setattr(evals_why, "load", load)
+    more = ("--prompt", prompt) if prompt else ()
+    line = f"calibrate --as why --model m --data {table} --out {tmp_path}"
+    code, _, err = run(*line.split(), *more)
+    assert code == 1 and f"loads {{'prompt': {prompt!r}}}" in err
+
+
+def test_what_was_fitted_in_float32_is_read_in_bfloat16_and_under_no_other_prompt(monkeypatch):
+    def fitted_to(dtype: str, prompt: str) -> str:
+        facts = {"weights": "w", "dtype": dtype, "prompt": prompt}
+        monkeypatch.setattr(systems_why, "guard_identity", lambda guard: facts)
+        return systems_why.fingerprint(Guard.__new__(Guard))
+
+    one = fitted_to("float32", "short")
+    assert one == fitted_to("bfloat16", "short") != fitted_to("float32", "llava_v1")
+
+
+@pytest.mark.parametrize("name", ["why.json", "why.safetensors", "pictures/0.png"])
+def test_a_run_that_is_gone_on_with_knows_what_its_explanations_were_fitted_to(tmp_path, name):
+    (tmp_path / "pictures").mkdir()
+    for file in ("why.json", "why.safetensors", "pictures/0.png", "rejected.jsonl"):
+        (tmp_path / file).write_text("a")
+    options = {"folder": str(tmp_path), "parts": ["picture"], "heatmaps": None}
+    before = systems_why.run_identity(options)
+    (tmp_path / "rejected.jsonl").write_text("b")
+    assert systems_why.run_identity(options) == before and options.items() < before.items()
+    (tmp_path / name).write_text("b")
+    assert systems_why.run_identity(options) != before
+    assert systems_why.run_identity(options | {"folder": ""}) == options | {"folder": ""}
 
 
 def test_what_was_fitted_to_one_model_is_not_for_another(run, reasons):
