@@ -248,7 +248,8 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         metavar="P",
-        help="least p_unsafe for unsafe, for all models (default: the main one's own)",
+        help="least p_unsafe for unsafe, for all models that have none of their own in a "
+        "configuration (default: the main one's own)",
     )
     parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
     parser.add_argument(

@@ -62,10 +62,12 @@ class ComparedData:
         """The rows that are taken, in their order."""
         order = np.random.default_rng([seed, 31]).permutation(len(records)).tolist()
         if self.per_category:
-            taken: dict[str, list[int]] = {}
+            # In the drawn order still, so that a limit cuts no category away.
+            places: dict[str, list[int]] = {}
             for i in order:
-                taken.setdefault(records[i].category, []).append(i)
-            order = [i for rows in taken.values() for i in rows[: self.per_category]]
+                places.setdefault(records[i].category, []).append(i)
+            taken = {i for rows in places.values() for i in rows[: self.per_category]}
+            order = [i for i in order if i in taken]
         return [records[i] for i in sorted(order[: self.limit or None])]
 
 

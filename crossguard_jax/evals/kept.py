@@ -7,6 +7,7 @@ to print a table of what it said before.
 """
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from crossguard_jax.systems.load import identity
 from crossguard_jax.systems.system import System
 
 CODE = Path(__file__).resolve().parents[1]
+LIBRARIES = ("jax", "jaxlib", "transformers", "torch")
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,15 @@ def _stamps(root: Path, pattern: str = "*") -> Iterator[tuple[str, str]]:
 
 
 def _code() -> str:
-    """Another one when any file of the package has changed."""
-    stamps = "\n".join(map(" ".join, _stamps(CODE, "*.py")))
-    return hashlib.sha256(stamps.encode()).hexdigest()
+    """Another one when any file of the package has changed, or a library that computes has."""
+    stamps = [" ".join(stamp) for stamp in _stamps(CODE, "*.py")]
+    stamps += [f"{name} {_version(name)}" for name in LIBRARIES]
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+
+
+def _version(library: str) -> str:
+    """Of what is installed, without its import; "" of what is not."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

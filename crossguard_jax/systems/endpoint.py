@@ -274,8 +274,13 @@ def probability(answer: Answer, words: tuple[str, str]) -> float | None:
     """
     text = answer.text.rpartition("</think>")[2].lower().lstrip(_WRAPPERS)
     word = next((w for w in words if re.match(rf"{re.escape(w)}(?!\w)", text)), None)
-    if word is None and answer.finish_reason != "length":
-        return None
+    if word is None:
+        whole = text.rstrip(_WRAPPERS)
+        begun = (
+            answer.finish_reason == "length" and whole and any(w.startswith(whole) for w in words)
+        )
+        if not begun:  # what goes on as another word ("Unfortunately") was no verdict
+            return None
     for alternatives in answer.tokens:
         sampled, *_ = alternatives
         if not sampled.strip(_WRAPPERS):

@@ -154,4 +154,6 @@ def test_rows_are_drawn_by_category_and_by_number_the_same_ones_each_time():
     assert by_category == ComparedData("", per_category=4).drawn(records, 0)
     assert by_category != ComparedData("", per_category=4).drawn(records, 1)
     assert len(ComparedData("", limit=5).drawn(records, 0)) == 5
+    both = ComparedData("", limit=6, per_category=4).drawn(records, 0)
+    assert len(both) == 6 and {r.category for r in both} == {*"abc"}
     assert ComparedData("").drawn(records, 0) == records

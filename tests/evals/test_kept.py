@@ -261,3 +261,11 @@ def test_a_relative_folder_and_a_touched_one_are_not_mistaken(log):
     log.clear()
     os.utime("one/p.json", ns=(1, 1))
     assert run("one")[0] == 0 and log == ["load one"]
+
+
+@pytest.mark.parametrize("library", ["jax", "transformers", "torch"])
+def test_what_is_known_of_a_system_is_of_the_libraries_that_computed(library, monkeypatch):
+    before, version = kept._code(), kept._version
+    assert kept._code() == before and kept._version("no-such-library") == ""
+    monkeypatch.setattr(kept, "_version", lambda name: "0" if name == library else version(name))
+    assert kept._code() != before

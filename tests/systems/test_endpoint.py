@@ -99,6 +99,17 @@ def test_the_label_words_probability_is_a_softmax_over_both_words(tmp_path):
             ),
             0.75,
         ),
+        (
+            Answer(
+                "Unfortunately I",
+                "length",
+                "m",
+                1,
+                1,
+                tokens=[{"Un": math.log(0.9)}, {"fortunately": 0.0}, {" I": 0.0}],
+            ),
+            None,
+        ),
         (Answer("safe", "stop", "m", 1, 1, tokens=[{"\u2581safe": math.log(0.8)}]), 0.0),
         (Answer("unclear", "stop", "m", 1, 1, tokens=[{"un": math.log(0.6)}]), None),
         (Answer("unsafe", "stop", "m", 1, 1, tokens=[{"<think>": 0.0}]), 1.0),
