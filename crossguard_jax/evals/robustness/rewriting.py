@@ -131,6 +131,11 @@ class Sentences:
         self._encoder = encoder
         self._embed = jax.jit(lambda model, ids, mask: model.embed_sentences(ids, mask))
 
+    @property
+    def name(self) -> str:
+        """The encoder's folder."""
+        return str(self._encoder.folder)
+
     def vectors(self, texts: Sequence[str], size: int = 64) -> Float[np.ndarray, "N D"]:
         """Unit vectors."""
         parts = []

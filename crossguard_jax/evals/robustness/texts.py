@@ -107,17 +107,22 @@ class TextSuite:
         right = ~(clean["margin"] > 0) & ~(clean["detector"] > 0)
         rows, results = np.flatnonzero(right), {}
         whole = f"{digest(system.params)} {system.policy} {system.regime} {system.task.labels}"
-        whole += f"{self.norm} {self.epsilon} {self.batch_size} {self.draws} {self.seed}"
+        whole += f"{self.norm} {self.epsilon} {self.batch_size} {self.draws} {self.seed} "
+        whole += f"{system.task.guard.encoder.settings} {self.sentences and self.sentences.name}"
         names = [hashlib.sha256(f"{r.id} {r.text}".encode()).hexdigest() for r in records]
+        groups = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        # Of one shape, as the judge's: what reads the texts compiles once.
+        filled = [np.resize(group, self.batch_size).tolist() for group in groups]
+        given = [digest(rewriting.arrays([records[i].text for i in at], at)) for at in filled]
         for name, attack in attacks.items():
             facts = f"{whole} {attack} {names}"
-            groups = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
             run = functools.partial(self._attacked, attack, rewriting, name)
             parts: list[dict[str, Any]] = []
             with Progress(name, len(groups), "group") as progress:
                 for i, group in enumerate(groups):
                     make = functools.partial(run, group)
-                    parts.append(kept(Path(folder) / f"{name}-{i:05d}", f"{facts} {group}", make))
+                    this = f"{facts} {group} {given[i]}"
+                    parts.append(kept(Path(folder) / f"{name}-{i:05d}", this, make))
                     progress.update(1)
             texts = [text for part in parts for text in part["texts"]]
             values = {
