@@ -146,6 +146,7 @@ class Curve:
         random: the system's answer to one input varies.
         detects: the system can reject.
         each: by attack, ``won`` by it; empty unless each ran alone.
+        denials: by attack that is after it, ``denied`` by it.
     """
 
     plan: Plan
@@ -161,6 +162,7 @@ class Curve:
     random: bool
     detects: bool
     each: Mapping[str, Bool[np.ndarray, "E B"]]
+    denials: Mapping[str, Bool[np.ndarray, "E B"]]
 
     @property
     def robust(self) -> Bool[np.ndarray, "E B"]:
@@ -190,6 +192,7 @@ class Curve:
             # Attacks ran at a radius on what stood within the one before.
             fresh=won[-1] & ~won[-2] if end > 1 else won[-1],
             each={name: one[:end] for name, one in self.each.items()},
+            denials={name: one[:end] for name, one in self.denials.items()},
             **fields,
         )
 
@@ -207,7 +210,10 @@ def worst_case(plan: Plan, cells: CellStore) -> Curve:
     shape = len(plan.epsilons), plan.rows
     won, caught, denied = (np.zeros(shape, bool) for _ in range(3))
     by, loss = np.full(shape, -1), np.tile(clean.loss, (shape[0], 1))
-    each = {entry.name: np.zeros(shape, bool) for entry in plan.attacks if entry.goal == "fool"}
+    each, denials = (
+        {entry.name: np.zeros(shape, bool) for entry in plan.attacks if entry.goal == goal}
+        for goal in GOALS
+    )
     fresh, spread = np.zeros(plan.rows, bool), [clean.spread.max(initial=0)]
     for e, epsilon in enumerate(plan.epsilons):
         last = e == shape[0] - 1
@@ -217,6 +223,7 @@ def worst_case(plan: Plan, cells: CellStore) -> Curve:
             # From this radius on: the perturbation lies in every larger ball.
             denied[e:, cell.rows] |= cell.rejected
             if entry.goal != "fool":
+                denials[entry.name][e:, cell.rows] |= cell.rejected
                 continue
             caught[e:, cell.rows] |= cell.fooled & cell.rejected
             loss[e:, cell.rows] = np.maximum(loss[e:, cell.rows], cell.loss)
@@ -241,6 +248,7 @@ def worst_case(plan: Plan, cells: CellStore) -> Curve:
         random=bool(max(spread) > _NOISE),
         detects=bool(np.isfinite(clean.detector).any()),
         each=each if plan.alone else {},
+        denials=denials,
     )
 
 

@@ -144,11 +144,10 @@ def _asr(
     if number is None:
         return None
     e = pictures.any.at(epsilon)
-    if entries[number].goal == "deny":
-        return share(pictures.stacked("denied")[:, e], right)
-    if name in pictures.any.each:
-        hits = np.stack([curve.each[name][e] for curve in pictures.curves.values()])
-        return share(hits, right)
+    for of in ("denials", "each"):
+        if name in getattr(pictures.any, of):
+            hits = [getattr(curve, of)[name][e] for curve in pictures.curves.values()]
+            return share(np.stack(hits), right)
     return share(pictures.stacked("by")[:, e] == number, right)
 
 

@@ -14,9 +14,11 @@ from crossguard_jax.attacks.curves import CLEAN, SWAP, Cell, Curve, Entry, Plan,
 from crossguard_jax.attacks.named import NamedAttack
 from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.attacks.registry import REGISTRY
 from crossguard_jax.attacks.suite import Suite
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.evals.robustness.breakdown import attacks_section
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures, share
 from crossguard_jax.evals.robustness.lint import missing, stamp, unequal
 from crossguard_jax.evals.robustness.plots import robustness_curves
@@ -119,6 +121,21 @@ def test_what_is_rejected_is_robust_unless_it_was_clean() -> None:
     of_right = {name: found[f"l2.0_5.{name}"].value * 7 for name in ("asr", "caught", "denied")}
     assert of_right == pytest.approx({"asr": 2, "caught": 3, "denied": 4})
     assert found["l2.0_5.robust_accuracy"].value == 5 / 8
+
+
+def test_a_denials_share_is_of_what_it_has_rejected_itself() -> None:
+    denial = Entry("denial", "adaptive", "deny", 1, "linf", 10, 1, 0.0, True)
+    rows, radius = np.arange(10), 8 * LEVEL
+    cells = {CLEAN: cell(rows, rows < 0), SWAP: cell(rows, rows < 0)}
+    cells["pgd", radius] = cell(rows, rows < 0, np.where(rows < 7, 1.0, -1.0))
+    cells["denial", radius] = cell(rows, rows < 0, np.where(rows < 2, 1.0, -1.0))
+    facts = {"rows": 10, "draws": 8, "alone": False, "key": (0, 7), "pictures": "a"}
+    whole = worst_case(Plan((ENTRIES[0], denial), (radius,), conditions="b", **facts), cells)
+    assert whole.denied.sum() == 7
+    attacks = {name: REGISTRY[name] for name in ("pgd", "denial")}
+    section = attacks_section(attacks, {"a": Robustness({0: whole})}, {}, {}, radius, [])
+    asr = {name: value.value for name, value in section.figures.items()}
+    assert asr == {"a.attack.pgd.asr": 0.0, "a.attack.denial.asr": 0.2}
 
 
 def test_seeds_do_not_count_as_rows() -> None:
