@@ -35,6 +35,7 @@ class NamedAttack:
             more than an objective, such as each row's donors.
         whole: it perturbs all rows at once: ``attack(objective, x, key, budget)`` with an objective
             of all pictures, some rows' numbers and a key (`universal.RowsObjective`).
+        judge: what its results are judged by, where that is not the suite's.
 
     Raises:
         UserError: a kind, goal or number of samples that is none.
@@ -48,6 +49,7 @@ class NamedAttack:
     samples: int = 1
     bound: bool = False
     whole: bool = False
+    judge: RowObjective | None = None
 
     def __post_init__(self) -> None:
         for field, choices in (("kind", KINDS), ("goal", GOALS)):

@@ -46,7 +46,8 @@ class Suite:
 
     Attributes:
         attacks: by name (lower case, digits, underscores); all of one norm and range.
-        objective: what judges; success is fooled and not caught under it.
+        objective: what judges an attack without a judge of its own; success is fooled and not
+            caught under it.
         batch_size: rows to a batch; the last one is filled up.
         draws: judging takes the mean of this many evaluations under keys of their own. A model
             without randomness pays for one.
@@ -170,9 +171,12 @@ class Suite:
 
     @cached_property
     def _judge(self) -> Program:
+        return self._judge_of(self.objective)
+
+    def _judge_of(self, objective: RowObjective) -> Program:
         @jax.jit
         def judge(params: PyTree, rows: PyTree, x: Array, key: PRNGKeyArray) -> dict[str, Array]:
-            return self._judged(params, rows, x, key)
+            return self._judged(objective, params, rows, x, key)
 
         return judge
 
@@ -221,8 +225,9 @@ class Suite:
         return searched
 
     def _program(self, attack: NamedAttack) -> Program:
-        """An attack, and the judge that all attacks share."""
+        """An attack, and its judge, which all attacks share that have none of their own."""
         searched = self._search(attack)
+        judge = self._judge_of(attack.judge) if attack.judge else self._judge
 
         def run(
             params: PyTree, rows: PyTree, x: np.ndarray, key: PRNGKeyArray, budget: Budget
@@ -230,16 +235,16 @@ class Suite:
             search_key, judge_key = jax.random.split(key)
             x_adv, excess = searched(params, rows, x, search_key, budget)
             # From the host, as clean rows come: the judge of arrays on a mesh is another program.
-            judged = self._judge(params, rows, np.asarray(x_adv), judge_key)
+            judged = judge(params, rows, np.asarray(x_adv), judge_key)
             return judged | {"excess": excess} | ({"x_adv": x_adv} if self.keep else {})
 
         return run
 
     def _judged(
-        self, params: PyTree, rows: PyTree, x: Array, key: PRNGKeyArray
+        self, objective: RowObjective, params: PyTree, rows: PyTree, x: Array, key: PRNGKeyArray
     ) -> dict[str, Array]:
         """The mean outcome over draws, and how far draws differ, [B] each."""
-        draws = jax.vmap(lambda key: self.objective(params, rows, x, key))(
+        draws = jax.vmap(lambda key: objective(params, rows, x, key))(
             jax.random.split(key, self.draws)
         )
         detector = draws.detector

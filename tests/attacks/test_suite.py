@@ -79,6 +79,16 @@ def test_on_a_linear_model_the_curve_is_the_distance_to_the_boundary() -> None:
     assert not run.won[0].any() and not run.random
 
 
+def test_an_attack_with_a_judge_of_its_own_is_judged_by_it() -> None:
+    def darker(params: Any, rows: Any, x: Array, key: PRNGKeyArray) -> Outcome:
+        outcome = brightness(params, rows, x, key)
+        return replace(outcome, margin=outcome.margin - 2)
+
+    attacks = {"up": moved(lambda e: e), "strict": moved(lambda e: e, judge=darker)}
+    run = Suite(attacks, brightness, 4).run(None, GREY, LIMITS, [5 * LEVEL], KEY, alone=True)
+    assert run.each["up"].sum() == 3 and run.each["strict"].sum() == 2
+
+
 def test_neither_the_batch_nor_the_rows_beside_it_change_a_row() -> None:
     def result(size: int) -> curves.Curve:
         suite = Suite({"pgd": STEEPEST}, zoo.linear, batch_size=size)

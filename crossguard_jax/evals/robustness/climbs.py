@@ -17,6 +17,9 @@ from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 
+TARGETED = ("target", "target_loss")
+"""Climbs toward one answer, which option ``target`` names."""
+
 SLACK = 0.05  # of a margin: what rounding to grey levels may take away
 
 

@@ -33,6 +33,7 @@ class AllAttacks:
         texts: of attacks on texts.
         shared: of one picture for many prompts.
         warnings: AutoAttack's.
+        labels: the systems' answers.
     """
 
     config: Any
@@ -42,6 +43,7 @@ class AllAttacks:
     texts: dict[str, dict[str, AttackedTexts]] = field(default_factory=dict)
     shared: dict[str, dict[str, SharedPicture]] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
 
     @property
     def epsilon(self) -> float:
@@ -52,7 +54,7 @@ class AllAttacks:
         """Of the report; the worst case comes first."""
         sections = [robustness_section(self.pictures)] if self.pictures else []
         args = self.attacks, self.pictures, self.texts, self.shared, self.epsilon, records
-        sections.append(attacks_section(*args))
+        sections.append(attacks_section(*args, self.labels))
         if self.pictures:
             sections += [groups_section(self.pictures, records), flags_section(self.warnings)]
         return sections
@@ -114,7 +116,8 @@ def run_all(
         UserError: see `attack_records`, `TextSuite.run` and `share_pictures`.
     """
     attacks = configured(config)
-    made = AllAttacks(config, attacks, cells)
+    labels = next(iter(systems.values())).task.labels
+    made = AllAttacks(config, attacks, cells, labels=labels)
     routes = {attack.route for attack in attacks.values()}
     sentences = None
     if TOKENS in routes and config.get("sentence"):

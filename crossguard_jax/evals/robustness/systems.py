@@ -19,7 +19,13 @@ from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut, Record, rejection
-from crossguard_jax.evals.robustness.climbs import answering_branch, climb, tower_states
+from crossguard_jax.evals.robustness.climbs import (
+    TARGETED,
+    answering_branch,
+    climb,
+    target_of,
+    tower_states,
+)
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.runs import converge, measure
 from crossguard_jax.runtime import processes
@@ -190,6 +196,21 @@ def _judge(system: Immunized) -> RowObjective:
     return judge
 
 
+def _aimed(system: Immunized, target: int) -> RowObjective:
+    """The judge of an attack that wants one answer: fooled is to give that one, where it is not the
+    right one."""
+    judge = _judge(system)
+
+    def aimed(params: Any, rows: Any, x: Array, key: PRNGKeyArray) -> Outcome:
+        plain = judge(params, rows, x, key)
+        targets = jnp.full_like(rows["labels"], target)
+        toward = judge(params, rows | {"labels": targets}, x, key)
+        margin = jnp.where(rows["labels"] == target, plain.margin, -toward.margin)
+        return replace(plain, margin=margin)
+
+    return aimed
+
+
 def _named(
     name: str, attack: Registered, config: Any, system: Immunized, other: Immunized | None
 ) -> NamedAttack:
@@ -197,6 +218,9 @@ def _named(
     if moved is None:
         raise UserError(f"attack.attacks.{name}: transfer, and there is no other model")
     goal = "deny" if attack.climb == "denial" else "fool"
+    judge = None
+    if attack.climb in TARGETED:
+        judge = _aimed(system, target_of(system, attack.options["target"]))
     attack, kind = _as_watched(attack, moved)
     search: Callable[..., Any] = SEARCHES[attack.search].function
     if attack.route == WHOLE:
@@ -212,6 +236,7 @@ def _named(
         samples=attack.samples,
         bound=attack.search == "donors",
         whole=attack.route == WHOLE,
+        judge=judge,
     )
 
 

@@ -18,6 +18,7 @@ from crossguard_jax.attacks.registry import REGISTRY
 from crossguard_jax.attacks.suite import Suite
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness.breakdown import attacks_section
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures, share
 from crossguard_jax.evals.robustness.lint import missing, stamp, unequal
@@ -123,19 +124,36 @@ def test_what_is_rejected_is_robust_unless_it_was_clean() -> None:
     assert found["l2.0_5.robust_accuracy"].value == 5 / 8
 
 
-def test_a_denials_share_is_of_what_it_has_rejected_itself() -> None:
-    denial = Entry("denial", "adaptive", "deny", 1, "linf", 10, 1, 0.0, True)
-    rows, radius = np.arange(10), 8 * LEVEL
-    cells = {CLEAN: cell(rows, rows < 0), SWAP: cell(rows, rows < 0)}
-    cells["pgd", radius] = cell(rows, rows < 0, np.where(rows < 7, 1.0, -1.0))
-    cells["denial", radius] = cell(rows, rows < 0, np.where(rows < 2, 1.0, -1.0))
+TEN, FALL = [Record(str(i), (), "t", "ab"[i < 4]) for i in range(10)], 8 * LEVEL
+
+
+def of_ten(name: str, goal: str, lost: int, caught: np.ndarray | float = np.nan) -> Robustness:
+    """Ten rows that are right; PGD has all of its results caught as given, and breaks none; another
+    attack breaks the first ``lost``."""
+    other, rows = Entry(name, "white_box", goal, 1, "linf", 10, 1, 0.0, True), np.arange(10)
+    cells = {place: cell(rows, rows < 0) for place in (CLEAN, SWAP)}
+    cells["pgd", FALL] = cell(rows, rows < 0, caught)
+    deny = np.where(rows < lost, 1.0, -1.0) if goal == "deny" else np.nan
+    cells[name, FALL] = cell(rows, (rows < lost) & (goal == "fool"), deny)
     facts = {"rows": 10, "draws": 8, "alone": False, "key": (0, 7), "pictures": "a"}
-    whole = worst_case(Plan((ENTRIES[0], denial), (radius,), conditions="b", **facts), cells)
-    assert whole.denied.sum() == 7
-    attacks = {name: REGISTRY[name] for name in ("pgd", "denial")}
-    section = attacks_section(attacks, {"a": Robustness({0: whole})}, {}, {}, radius, [])
-    asr = {name: value.value for name, value in section.figures.items()}
-    assert asr == {"a.attack.pgd.asr": 0.0, "a.attack.denial.asr": 0.2}
+    plan = Plan((ENTRIES[0], other), (FALL,), conditions="b", **facts)
+    return Robustness({0: worst_case(plan, cells)})
+
+
+def asr(name: str, result: Robustness) -> float:
+    attacks = {each: REGISTRY[each] for each in ("pgd", name)}
+    section = attacks_section(attacks, {"a": result}, {}, {}, FALL, TEN, ("b", "a"))
+    return section.figures[f"a.attack.{name}.asr"].value
+
+
+def test_a_denials_share_is_of_what_it_has_rejected_itself() -> None:
+    result = of_ten("denial", "deny", 2, np.where(np.arange(10) < 7, 1.0, -1.0))
+    assert result.any.denied.sum() == 7 and asr("denial", result) == 0.2
+
+
+def test_a_targets_share_is_of_rows_with_another_answer() -> None:
+    result = of_ten("targeted", "fool", 7)
+    assert TEN[3].label == "b" and asr("targeted", result) == 3 / 6
 
 
 def test_seeds_do_not_count_as_rows() -> None:

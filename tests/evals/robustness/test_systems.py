@@ -1,6 +1,7 @@
 """A configuration's suite against an immunized model: it runs, goes on, and is the same for all."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from crossguard_jax.attacks.logits import from_logits
 from crossguard_jax.attacks.registry import REGISTRY, ROWS, WHOLE
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.policy import Policy
@@ -15,7 +17,7 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.lint import missing, unequal
-from crossguard_jax.evals.robustness.systems import attack_records, make_suite
+from crossguard_jax.evals.robustness.systems import _aimed, attack_records, make_suite
 from tests.cmai.small_systems import RECORDS, base, system_of, with_adapter
 from tests.evals.robustness.test_figures import curve
 
@@ -153,6 +155,19 @@ def every_way() -> ConfigDict:
     with config.unlocked():
         config.attacks = {name: {"steps": 2} for name in names}
     return config
+
+
+def test_a_target_is_hit_by_the_answer_that_it_names_alone():
+    logits = jnp.array([[0.0, 3.0, 1.0], [0.0, 1.0, 3.0], [1.0, 0.0, 3.0]])
+
+    def outcome(params, rows, x, key):
+        return from_logits(lambda x, key: logits, rows["labels"])(x, key)
+
+    system = Mock(Immunized, outcome=outcome)
+    judge = _aimed(system, 2)
+    rows = {"labels": jnp.array([0, 0, 2])}
+    judged = judge({"own": None}, rows, jnp.zeros((3, 1)), KEY)
+    assert (judged.margin > 0).tolist() == [False, True, False]
 
 
 def test_every_attack_can_be_made_on_every_system(plain, rejecting):
