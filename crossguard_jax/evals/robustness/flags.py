@@ -10,7 +10,7 @@ import numpy as np
 from crossguard_jax.attacks.adaptive import check_differentiable
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.typing import Array
+from crossguard_jax.core.typing import Array, Bool
 from crossguard_jax.evals.robustness.figures import Robustness, share
 from crossguard_jax.report.blocks import Block, Bullets, Section, Text
 
@@ -86,21 +86,17 @@ def flags(system: Robustness, answers: int, looked: Gradients) -> list[str]:
         )
     if looked.detector:
         lines.append(f"A detector that gradients do not pass: {looked.detector}.")
-    kinds = {entry.name: entry.kind for entry in curve.plan.attacks}
-    square = [i for i, e in enumerate(curve.plan.attacks) if e.kind == "gradient_free"]
-    steered = [name for name, kind in kinds.items() if kind in ("white_box", "adaptive")]
+    fooling = [(i, e) for i, e in enumerate(curve.plan.attacks) if e.goal == "fool"]
+    steered = [i for i, e in fooling if e.kind in ("white_box", "adaptive")]
+    square = [i for i, e in fooling if e.kind == "gradient_free"]
+    if not curve.each:  # it has only what those before it left
+        square = [i for i in square if steered and i > max(steered)]
     if square and steered:
-        by, everyone = system.stacked("by"), np.ones_like(system.stacked("right"))
+        everyone = np.ones_like(system.stacked("right"))
         if curve.each:
-            others = np.stack(
-                [
-                    np.any([c.each[name] for name in steered if name in c.each], axis=0)
-                    for c in system.curves.values()
-                ]
-            )
-            free = np.isin(by, square) | (system.stacked("won") & ~others)
+            free = _any_of(system, square) & ~_any_of(system, steered)
         else:
-            free = np.isin(by, square)
+            free = np.isin(system.stacked("by"), square)
         most = max(share(free[:, e], everyone).value for e in range(len(curve.plan.epsilons)))
         if most > SQUARE:
             lines.append(
@@ -111,6 +107,12 @@ def flags(system: Robustness, answers: int, looked: Gradients) -> list[str]:
         what = "DLR and targeted DLR are" if answers < 3 else "targeted DLR is"
         lines.append(f"{answers} answers: {what} not defined; margins stand in for it.")
     return lines
+
+
+def _any_of(system: Robustness, numbers: list[int]) -> Bool[np.ndarray, "N E B"]:
+    """Broken by one of the plan's attacks, where each ran alone."""
+    names = [system.any.plan.attacks[i].name for i in numbers]
+    return np.stack([np.any([c.each[n] for n in names], axis=0) for c in system.curves.values()])
 
 
 def flags_section(lines: dict[str, list[str]]) -> Section:

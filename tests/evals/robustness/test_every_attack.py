@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from crossguard_jax import cli
 from crossguard_jax.attacks import registry
+from crossguard_jax.attacks.curves import CLEAN, SWAP, Entry, Plan, worst_case
 from crossguard_jax.attacks.registry import REGISTRY, ROWS, WHOLE, Cost
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.policy import Policy
@@ -35,7 +36,7 @@ from crossguard_jax.evals.robustness.texts import TextSuite, _embeddings
 from crossguard_jax.toy.world.sources import records
 from tests.attacks.test_registry import attacks_there_are
 from tests.cmai.small_systems import base, system_of
-from tests.evals.robustness.test_figures import curve
+from tests.evals.robustness.test_figures import cell, curve
 
 ROWS_OF_DATA = [*records("implicit", "test", 8), *records("typographic", "test", 2)]
 EPSILON = 8 / 255
@@ -119,6 +120,31 @@ def test_flags_are_raised_where_autoattack_would_and_nowhere_else() -> None:
     assert ["Zero" in line or "detector" in line or "DLR" in line for line in lines] == [True] * 3
     noisy = replace(quiet.any, random=True)
     assert any("rand" in line for line in flags(Robustness({0: noisy}), 10, looked))
+
+
+@pytest.mark.parametrize(
+    "order, alone, broken, raised",
+    [
+        (("pgd", "square"), True, {"pgd": (0, 1), "square": (1, 2)}, True),
+        (("square", "pgd"), True, {"pgd": (0, 1), "square": (0, 1)}, False),
+        (("pgd", "square", "noise"), True, {"noise": (3,)}, False),
+        (("square", "pgd"), False, {"square": (0, 1)}, False),
+        (("pgd", "square"), False, {"square": (0, 1)}, True),
+    ],
+    ids=["square alone", "gradients too", "noise alone", "square first", "square behind"],
+)
+def test_square_is_held_against_gradients_where_they_have_tried(
+    order: tuple[str, ...], alone: bool, broken: dict[str, tuple[int, ...]], raised: bool
+) -> None:
+    kinds = {"pgd": "white_box", "square": "gradient_free", "noise": "noise"}
+    entries = tuple(Entry(n, kinds[n], "fool", 1, "linf", 1, 1, 0.0, True) for n in order)
+    rows = np.arange(10)
+    cells = {place: cell(rows, rows < 0) for place in (CLEAN, SWAP)}
+    for name in order:
+        cells[name, EPSILON] = cell(rows, np.isin(rows, broken.get(name, ())))
+    plan = Plan(entries, (EPSILON,), 10, 1, alone, (0, 0), "a", "b")
+    lines = flags(Robustness({0: worst_case(plan, cells)}), 10, Gradients(10, 0))
+    assert [line.startswith("Square") for line in lines] == [True] * raised
 
 
 # Texts
