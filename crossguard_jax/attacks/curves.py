@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Bool, Float, Int, Shaped
 
 CLEAN, SWAP = ("clean", 0.0), ("swap", 0.0)
@@ -255,17 +256,20 @@ def worst_case(plan: Plan, cells: CellStore) -> Curve:
 def pictures_at(curve: Curve, cells: CellStore, epsilon: float) -> dict[int, np.ndarray]:
     """By row, the input that won within the radius, or else the one of greatest loss.
 
-    Empty unless the suite kept inputs.
+    Raises:
+        UserError: a cell whose inputs were not kept.
     """
     best: dict[int, tuple[tuple[bool, float], np.ndarray]] = {}
     for radius in curve.plan.epsilons[: curve.at(epsilon) + 1]:
         for entry in curve.plan.attacks:
             cell = _cell(cells, (entry.name, radius))
-            if entry.goal != "fool" or cell.x_adv is None:
+            if entry.goal != "fool" or not radius:  # a point: there the input is as it was
                 continue
+            if cell.x_adv is None and cell.rows.size:
+                raise UserError(f"{entry.name} at {radius:g}: what it made was not kept")
             for i, row in enumerate(cell.rows.tolist()):
                 rank = (bool(cell.success[i]), float(cell.loss[i]))
-                if row not in best or rank > best[row][0]:
+                if cell.x_adv is not None and (row not in best or rank > best[row][0]):
                     best[row] = (rank, cell.x_adv[i])
     return {row: x_adv for row, (_, x_adv) in best.items()}
 

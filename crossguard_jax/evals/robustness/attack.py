@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossguard_jax.attacks import registry
-from crossguard_jax.attacks.registry import REGISTRY, ROWS
+from crossguard_jax.attacks.registry import REGISTRY, ROWS, WHOLE
 from crossguard_jax.cmai.folders import is_immunized, load_immunized
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.errors import UserError
@@ -21,6 +21,7 @@ from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.pictures import pictures_section
 from crossguard_jax.evals.robustness.probe import STEPS, probe
 from crossguard_jax.evals.robustness.run_all import run_all
+from crossguard_jax.evals.robustness.saved import check_saving
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable, configured
 from crossguard_jax.evals.scoring import judged_rows, write_verdicts
 from crossguard_jax.evals.summary import left_out_sections, print_summary
@@ -57,6 +58,8 @@ def main(args: argparse.Namespace) -> int:
         (main_name, first), *_ = systems.items()
         records = drawn(attackable(rows, first.task.labels, left_out), args.limit, config.seed)
     attacks, n = configured(config), len(systems)
+    if args.save and any(a.route in (ROWS, WHOLE) for a in attacks.values()):
+        check_saving(config, folder / "cells")
     done = budget.left_there(folder / "cells")
     print(budget.line(config, [*attacks.values()], first, records, n, done), flush=True)
     for name, system in systems.items():
@@ -82,14 +85,14 @@ def main(args: argparse.Namespace) -> int:
             config.seed,
         )
         sections.append(certificate_section(main_name, some))
-    if args.save:
-        for line in made.save(Path(args.save), systems, records):
-            print(line)
     options = ("model", "data", "surrogate", "limit", "certify", "prompt")
     meta = {name: getattr(args, name) for name in options}
     sections += left_out_sections(left_out)
     report = Report("Robustness", sections, meta | {"attack": config.to_dict()})
     page = processes.by_first(lambda: report.write(folder))
+    if args.save:
+        for line in made.save(Path(args.save), systems, records):
+            print(line)
     made.tell()
     return print_summary(left_out, page, faultless=(NO_PICTURE,))
 

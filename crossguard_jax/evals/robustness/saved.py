@@ -4,6 +4,7 @@ them as they read any benchmark, and so does whatever reads PNG files and JSON l
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,33 @@ from crossguard_jax.evals.robustness.runs import cells_of
 from crossguard_jax.evals.robustness.texts import AttackedTexts
 from crossguard_jax.io.images import encode_png
 from crossguard_jax.runtime import processes
+
+
+def check_saving(config: Any, cells: Path) -> None:
+    """Refuses a run whose pictures could not be saved, before it starts.
+
+    Args:
+        config: ``attack`` of ``configs/cmai.py``.
+        cells: what earlier runs have left.
+
+    Raises:
+        UserError: the radius is none of the suite's, or an earlier run kept no pictures.
+    """
+    epsilon, radii = config.convergence.epsilon, [*config.epsilons]
+    if epsilon not in radii:
+        given = ", ".join(f"{radius:.4g}" for radius in radii)
+        raise UserError(
+            f"--save: attack.convergence.epsilon {epsilon:.4g}, which pictures are saved at, is "
+            f"none of attack.epsilons ({given}); set it to one"
+        )
+    for path in cells.glob("*/curve/*@*.npz"):
+        if float(path.stem.partition("@")[2]) == 0:
+            continue
+        with np.load(path, allow_pickle=False) as fields:
+            if "x_adv" not in fields.files and fields["rows"].size:
+                raise UserError(
+                    f"{path}: made without --save, so no picture was kept; give another --out"
+                )
 
 
 def save_pictures(
@@ -42,12 +70,10 @@ def save_pictures(
         which: the picture of a row that was perturbed; None is all.
 
     Raises:
-        UserError: the pictures were not kept, or the system's processor would change them.
+        UserError: pictures were not kept, or the system's processor would change them.
     """
     split = f"{curve.plan.norm}_{level(curve.plan.norm, epsilon)}"
     attacked = pictures_at(curve, cells_of(cells, curve.plan), epsilon)
-    if not attacked and curve.right.any() and epsilon > 0:
-        raise UserError(f"{cells}: made without --save, so no picture was kept; give another --out")
     encoder = system.task.guard.encoder
 
     def rows() -> Iterator[Record]:

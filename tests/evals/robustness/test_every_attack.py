@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from crossguard_jax import cli
 from crossguard_jax.attacks import registry
-from crossguard_jax.attacks.curves import CLEAN, SWAP, Entry, Plan, worst_case
+from crossguard_jax.attacks.curves import CLEAN, SWAP, Entry, Plan, pictures_at, worst_case
 from crossguard_jax.attacks.registry import REGISTRY, ROWS, WHOLE, Cost
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.policy import Policy
@@ -25,12 +25,13 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut, write_jsonl
 from crossguard_jax.evals.evaluate import read_benchmarks
-from crossguard_jax.evals.robustness import attack, budget, suffixes
+from crossguard_jax.evals.robustness import attack, budget, saved, suffixes
 from crossguard_jax.evals.robustness.breakdown import groups
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.flags import Gradients, flags
 from crossguard_jax.evals.robustness.prompts import _perturb
 from crossguard_jax.evals.robustness.rewriting import Rewriting
+from crossguard_jax.evals.robustness.runs import CellFolder
 from crossguard_jax.evals.robustness.systems import make_suite
 from crossguard_jax.evals.robustness.texts import TextSuite, _embeddings
 from crossguard_jax.toy.world.sources import records
@@ -145,6 +146,38 @@ def test_square_is_held_against_gradients_where_they_have_tried(
     plan = Plan(entries, (EPSILON,), 10, 1, alone, (0, 0), "a", "b")
     lines = flags(Robustness({0: worst_case(plan, cells)}), 10, Gradients(10, 0))
     assert [line.startswith("Square") for line in lines] == [True] * raised
+
+
+# Saved pictures
+
+
+@pytest.mark.parametrize("kept", [(True, True), (True, False)], ids=["all kept", "one not kept"])
+def test_pictures_are_saved_where_every_cell_kept_them(kept: Any, tmp_path: Path) -> None:
+    config = config_of("noise", "pgd").attack
+    entries = tuple(Entry(n, "noise", "fool", 1, "linf", 1, 1, 0.0, True) for n in ("noise", "pgd"))
+    plan = Plan(entries, (0.0, EPSILON), 2, 1, False, (0, 0), "a", "b")
+    cells = CellFolder(tmp_path / "cells" / "plain" / "curve", "it", plan)
+    rows = np.arange(2)
+    for place in (CLEAN, SWAP, ("noise", 0.0), ("pgd", 0.0)):
+        cells[place] = cell(rows, rows < 0)
+    for entry, with_pictures in zip(entries, kept, strict=True):
+        pictures = np.zeros((2, 3, 1, 1), np.uint8) if with_pictures else None
+        cells[entry.name, EPSILON] = replace(cell(rows, rows < 0), x_adv=pictures)
+    curve = worst_case(plan, cells)
+    if all(kept):
+        saved.check_saving(config, tmp_path / "cells")
+        assert set(pictures_at(curve, cells, EPSILON)) == {0, 1}
+        return
+    with pytest.raises(UserError, match="made without --save"):
+        saved.check_saving(config, tmp_path / "cells")
+    with pytest.raises(UserError, match="was not kept"):
+        pictures_at(curve, cells, EPSILON)
+
+
+def test_a_radius_to_save_at_that_is_not_run_is_refused(tmp_path: Path) -> None:
+    config = config_of("noise", epsilons=(0.0, 0.5)).attack
+    with pytest.raises(UserError, match="none of attack.epsilons"):
+        saved.check_saving(config, tmp_path)
 
 
 # Texts
