@@ -96,6 +96,23 @@ that answers plainly. Where nothing detects, what is aware of a detector raises 
 system has the same budget."""
 
 
+_METRIC = {"metric": "cosine"}
+NEEDS: Mapping[str, Mapping[str, Any]] = {
+    "donors": {"donors": 2, **_METRIC},
+    "features": _METRIC,
+    "target": {"target": ""},
+    "target_loss": {"target": ""},
+}
+"""Options without which a search or a climb is none, by its name, and what they are if not set."""
+
+PLAIN: Mapping[str, tuple[str, ...]] = {
+    ROWS: ("steps", "restarts", "samples", "search", "climb", "transfer"),
+    **dict.fromkeys((WHOLE, PROMPTS, EMBEDDINGS), ("steps", "restarts")),
+    TOKENS: ("steps",),
+}
+"""What can be set of every attack of a route."""
+
+
 @dataclass(frozen=True)
 class Registered:
     """An attack.
@@ -144,7 +161,8 @@ class Registered:
         return SEARCHES[self.search].cost(self).times(self.samples)
 
     def changed(self, where: str, **values: Any) -> "Registered":
-        """The attack with other steps, restarts, samples, search, climb, transfer or options.
+        """The attack with another of what `PLAIN` has of its route, or other options; with another
+        search or climb it has that one's options as well.
 
         Args:
             where: what the values are of, for a message.
@@ -153,19 +171,20 @@ class Registered:
         Raises:
             UserError: a name that it does not have, or a value that is none.
         """
-        plain = ("steps", "restarts", "samples", "search", "climb", "transfer")
-        choices = [*plain, *self.options]
+        plain, options = PLAIN[self.route], dict(self.options)
+        for name in (values.get("search"), values.get("climb")):
+            options = {**NEEDS.get(str(name), {}), **options}
+        choices = [*plain, *options]
         for name, value in values.items():
             if name not in choices:
                 raise UserError(f"{where}: unknown {name}, {_nearest(name, choices)}")
             for kind, table in (("search", SEARCHES), ("climb", CLIMBS)):
                 if name == kind and value not in table:
                     raise UserError(f"{where}.{kind} {value!r} is none of {', '.join(table)}")
-            if name in plain[:3] and (isinstance(value, bool) or value != int(value) or value < 1):
-                raise UserError(f"{where}.{name} {value!r}: a whole number above 0")
+            _check_value(f"{where}.{name} {value!r}", value, {**vars(self), **options}[name])
         own = {name: value for name, value in values.items() if name in plain}
-        own |= {name: int(own[name]) for name in plain[:3] if name in own}
-        options = {name: values.get(name, value) for name, value in self.options.items()}
+        own |= {name: int(value) for name, value in own.items() if name in _COUNTS}
+        options = {name: values.get(name, value) for name, value in options.items()}
         return replace(self, **own, options=options)
 
 
@@ -262,12 +281,9 @@ _ALL = (
     _picture("apgd", "apgd", "margin"),
     _picture("apgd_loss", "apgd", "loss"),
     _picture("apgd_dlr", "apgd", "dlr"),
-    _picture("targeted", "apgd", "target", "targeted", options={"target": ""}),
-    _picture("deviation", "apgd", "features", "features pushed", options={"metric": "cosine"}),
-    _picture(
-        *("donors", "donors", "donors", "features pulled"),
-        options={"donors": 2, "metric": "cosine"},
-    ),
+    _picture("targeted", "apgd", "target", "targeted", options=NEEDS["target"]),
+    _picture("deviation", "apgd", "features", "features pushed", options=NEEDS["features"]),
+    _picture("donors", "donors", "donors", "features pulled", options=NEEDS["donors"]),
     _picture("selective", "apgd", "selective", **_UNSEEN),
     _picture("weighted", "weighted", "margin", steps=10, **_UNSEEN),
     _picture("orthogonal", "orthogonal", "margin", **_UNSEEN),
@@ -354,13 +370,38 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     attack, values = registered(name), {}
     for item in filter(None, rest.split(",")):
         option, _, value = item.partition("=")
-        kind = type({**vars(attack), **attack.options}.get(option, ""))
+        needed = {name: value for some in NEEDS.values() for name, value in some.items()}
+        kind = type({**needed, **vars(attack), **attack.options}.get(option, ""))
         try:
-            values[option] = kind(value)
-        except ValueError:
-            raise UserError(f"--attack {text}: {option} {value!r}: a number") from None
+            values[option] = _TRUTH[value] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            what = "true or false" if kind is bool else "a number"
+            raise UserError(f"--attack {text}: {option} {value!r}: {what}") from None
     attack.changed(f"--attack {name}", **values)
     return name, values
+
+
+_COUNTS = ("steps", "restarts", "samples")
+_TRUTH = {"true": True, "false": False}
+
+
+def _check_value(where: str, value: Any, default: Any) -> None:
+    """Refuses what is not of the default's kind: whole numbers above 0, others not below it."""
+    if isinstance(default, str):
+        return
+    if isinstance(default, bool) or isinstance(value, bool):
+        if type(value) is not type(default):
+            raise UserError(f"{where}: {_kind(default)}")
+    elif not isinstance(value, int | float) or not value >= isinstance(default, int):
+        raise UserError(f"{where}: {_kind(default)}")
+    elif isinstance(default, int) and value != int(value):
+        raise UserError(f"{where}: {_kind(default)}")
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, bool):
+        return "true or false"
+    return "a whole number above 0" if isinstance(default, int) else "a number not below 0"
 
 
 def listing() -> str:

@@ -126,6 +126,33 @@ def test_options_are_read_and_what_is_unknown_is_named() -> None:
         ("gcg:tokens=many", "tokens 'many': a number"),
         ("apgd:steps=0", "steps 0: a whole number above 0"),
         ("apgd:search=magic", "search 'magic' is none of pgd"),
+        ("pgd:transfer=maybe", "transfer 'maybe': true or false"),
+        ("donors:donors=0", "donors 0: a whole number above 0"),
+        ("embedding:text_epsilon=-1", "text_epsilon -1.0: a number not below 0"),
     ):
         with pytest.raises(UserError, match=words):
             registry.parse(text)
+
+
+def test_a_truth_is_read_as_what_it_says() -> None:
+    assert registry.parse("pgd:transfer=false")[1] == {"transfer": False}
+    assert registry.parse("pgd:transfer=true")[1] == {"transfer": True}
+
+
+@pytest.mark.parametrize("name", [name for name, a in REGISTRY.items() if a.route != ROWS])
+def test_what_would_do_nothing_to_an_attack_cannot_be_set(name: str) -> None:
+    others = ["search=pgd", "climb=loss", "transfer=true", "samples=2"]
+    for option in others + ["restarts=2"] * (REGISTRY[name].route == registry.TOKENS):
+        with pytest.raises(UserError, match=f"unknown {option.partition('=')[0]}"):
+            registry.parse(f"{name}:{option}")
+
+
+def test_another_search_or_climb_brings_its_options() -> None:
+    for text, options in (
+        ("apgd:climb=target,target=safe", {"target": "safe"}),
+        ("apgd:climb=features", {"metric": "cosine"}),
+        ("apgd:search=donors,donors=3", {"donors": 3, "metric": "cosine"}),
+    ):
+        name, values = registry.parse(text)
+        attack = REGISTRY[name].changed("", **values)
+        assert attack.options == options and attack.cost.forward > 0

@@ -80,8 +80,6 @@ def configured(config: Any) -> dict[str, Registered]:
                 raise UserError(
                     f"{where}.search {values['search']!r} is none of {', '.join(PICTURE_SEARCHES)}"
                 )
-            if values["search"] == "donors":
-                attack = replace(attack, options=REGISTRY["donors"].options)
         attacks[name] = attack.changed(where, **values)
     return attacks
 
