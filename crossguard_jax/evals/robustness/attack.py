@@ -1,6 +1,7 @@
 """``crossguard attack``: an attack suite against models, and the report."""
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,20 @@ def suite_config(
         config: ``attack`` of ``configs/cmai.py``.
         surrogate: whether transfer attacks have a model.
         names: attacks to run in place of the configuration's, each as `registry.parse` takes it;
-            "all" is all of the registry. They run alone, so that they can be compared.
+            "all" is all of the registry, those that are named beside it as they are named. They
+            run alone, so that they can be compared.
 
     Raises:
-        UserError: a name or an option that there is none of.
+        UserError: a name or an option that there is none of, or one attack twice.
     """
     config = config.copy_and_resolve_references()
     if names:
-        chosen = [other for name in names for other in (REGISTRY if name == "all" else [name])]
-        specs = {}
-        for name, values in map(registry.parse, chosen):
+        own = [registry.parse(name) for name in names if name != "all"]
+        for name, n in Counter(name for name, _ in own).items():
+            if n > 1:
+                raise UserError(f"--attack {name}: given {n} times; give one, and run them apart")
+        specs: dict[str, Any] = dict.fromkeys(REGISTRY if "all" in names else (), {})
+        for name, values in [*((name, {}) for name in specs), *own]:
             specs[name] = {**config.attacks.get(name, {}), **values}
         with config.unlocked():
             config.alone, config.attacks = True, specs

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -183,7 +184,9 @@ def _beside(config: Any, x: np.ndarray, labels: np.ndarray) -> dict[str, np.ndar
 
 def _fingerprint(config: Any, system: Immunized, params: Any) -> str:
     """What the cells of a suite are of: numbers, cuts, and what each attack climbs."""
-    settings = f"{system.policy} {system.regime} {system.task.labels} {config.attacks.to_json()}"
+    of_pictures = [name for name, a in configured(config).items() if a.route in (ROWS, WHOLE)]
+    attacks = {name: config.attacks[name].to_dict() for name in of_pictures}
+    settings = f"{system.policy} {system.regime} {system.task.labels} {json.dumps(attacks)}"
     return f"{digest(params)} {hashlib.sha256(settings.encode()).hexdigest()[:16]}"
 
 

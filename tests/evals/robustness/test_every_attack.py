@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ from crossguard_jax.evals.robustness.flags import Gradients, flags
 from crossguard_jax.evals.robustness.prompts import _perturb
 from crossguard_jax.evals.robustness.rewriting import Rewriting
 from crossguard_jax.evals.robustness.runs import CellFolder
-from crossguard_jax.evals.robustness.systems import make_suite
+from crossguard_jax.evals.robustness.systems import _fingerprint, make_suite
 from crossguard_jax.evals.robustness.texts import TextSuite, _embeddings
 from crossguard_jax.toy.world.sources import records
 from tests.attacks.test_registry import attacks_there_are
@@ -76,6 +78,23 @@ def test_names_on_the_command_line_replace_the_configurations() -> None:
         attack.suite_config(own, False, ["apdg"])
     with pytest.raises(UserError, match="none is left without a --surrogate"):
         attack.suite_config(own, False, ["transfer"])
+
+
+def test_one_attack_is_run_one_way() -> None:
+    own = load_config("configs/cmai.py:tiny").attack
+    with pytest.raises(UserError, match="--attack gcg: given 2 times"):
+        attack.suite_config(own, False, ["gcg:tokens=5", "gcg:tokens=20"])
+    whole, _ = attack.suite_config(own, False, ["gcg:tokens=5", "all"])
+    assert whole.attacks.gcg.tokens == 5 and len(whole.attacks) == len(REGISTRY) - 1
+
+
+def test_cells_of_pictures_are_of_their_own_attacks_alone() -> None:
+    system = Mock(Immunized, policy="", regime="", task=SimpleNamespace(labels=("a", "b")))
+    names = [("apgd",), ("apgd", "gcg"), ("apgd", "edits"), ("apgd:steps=3",), ("apgd", "pgd")]
+    own = load_config("configs/cmai.py:tiny").attack
+    suites = [attack.suite_config(own, False, some)[0] for some in names]
+    first, *others = [_fingerprint(suite, system, {}) for suite in suites]
+    assert [other == first for other in others] == [True, True, False, False]
 
 
 # The budget, by arithmetic
