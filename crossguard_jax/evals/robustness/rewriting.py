@@ -30,13 +30,14 @@ class Rewriting:
     Args:
         system: what reads them.
         records: labelled.
+        which: as of `Immunized.rows`.
 
     Raises:
         UserError: a record that cannot be encoded.
     """
 
-    def __init__(self, system: Immunized, records: Sequence[Record]):
-        self.system, self.records = system, list(records)
+    def __init__(self, system: Immunized, records: Sequence[Record], which: int | None = None):
+        self.system, self.records, self.which = system, list(records), which
         encoder = system.task.guard.encoder
         self._labels = [system.task.label(record) for record in records]
         self._levels = [
@@ -62,7 +63,7 @@ class Rewriting:
 
     def arrays(self, texts: Sequence[str], at: Sequence[int]) -> tuple[np.ndarray, Batch]:
         """As `Immunized.rows`, of the rows ``at`` with other texts."""
-        return self.system.arrays(self.requests(texts, at))
+        return self.system.arrays(self.requests(texts, at), self.which)
 
     def whole(self, texts: Sequence[str], at: Sequence[int], what: str) -> list[Row]:
         """Each text's prompt in one window.

@@ -124,7 +124,8 @@ def run_all(
         sentences = Sentences(load_sentence(config.sentence))
     epsilon, size = made.epsilon, config.batch_size
     words = TextSuite(
-        dict(attacks), config.norm, epsilon, size, config.draws, config.seed, sentences
+        *(dict(attacks), config.norm, epsilon, size, config.draws, config.seed),
+        *(sentences, which(config)),
     )
     for name, system in systems.items():
         place = cells / name

@@ -79,6 +79,7 @@ class TextSuite:
         draws: evaluations that a judge takes the mean of.
         seed: of everything drawn.
         sentences: how similarity is measured; None: it is not.
+        which: the picture of a row that moves, as of `Immunized.rows`; None: all.
     """
 
     attacks: dict[str, Registered]
@@ -88,6 +89,7 @@ class TextSuite:
     draws: int
     seed: int
     sentences: Sentences | None = None
+    which: int | None = None
 
     def run(
         self, system: Immunized, records: Sequence[Record], folder: str | Path
@@ -100,7 +102,7 @@ class TextSuite:
         attacks = {k: a for k, a in self.attacks.items() if a.route in (TOKENS, EMBEDDINGS)}
         if not attacks:
             return {}
-        rewriting, key = Rewriting(system, records), jax.random.key(self.seed)
+        rewriting, key = Rewriting(system, records, self.which), jax.random.key(self.seed)
         clean = rewriting.judged(
             [r.text for r in records], range(len(records)), key, self.draws, self.batch_size
         )

@@ -12,7 +12,7 @@ from crossguard_jax.attacks.registry import REGISTRY
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness import texts
-from crossguard_jax.evals.robustness.rewriting import Sentences
+from crossguard_jax.evals.robustness.rewriting import Rewriting, Sentences
 from crossguard_jax.evals.robustness.texts import FIELDS, TextSuite
 
 ROWS = [Record(str(i), (), f"text {i}", "safe") for i in range(3)]
@@ -29,7 +29,10 @@ class Read:
         return {"loss": wrong, "margin": wrong, "detector": wrong * np.nan}
 
     def arrays(self, written: list[str], at: list[int]) -> tuple[np.ndarray, dict[str, Any]]:
-        return self.system.pictures[at], {"labels": self.system.labels[at]}
+        seen = self.system.pictures[at]
+        return seen if self.which is None else seen[:, self.which], {
+            "labels": self.system.labels[at]
+        }
 
 
 @pytest.fixture
@@ -65,8 +68,9 @@ SUITE = TextSuite({"edits": REGISTRY["edits"]}, "linf", 0.1, 2, 1, 0)
         (system(label=1), SUITE),
         (system(prompt="long"), SUITE),
         (system(), replace(SUITE, sentences=ANOTHER)),
+        (system(), replace(SUITE, which=1)),
     ],
-    ids=["pictures", "labels", "prompt", "sentence encoder"],
+    ids=["pictures", "labels", "prompt", "sentence encoder", "the picture that moves"],
 )
 def test_another_input_is_another_result(other: Any, suite: TextSuite, asked_for: Any) -> None:
     SUITE.run(system(), ROWS, "there")
@@ -75,3 +79,10 @@ def test_another_input_is_another_result(other: Any, suite: TextSuite, asked_for
     first, again, of_other = asked_for[:2], asked_for[2:4], asked_for[4:]
     assert first == again and len(set(first)) == 2
     assert not set(first) & set(of_other)
+
+
+def test_only_the_picture_that_may_move_is_given_to_an_attack() -> None:
+    arrays = Mock(return_value=(np.zeros(1), {}))
+    task = Mock(reader=None, **{"guard.encoder.windows.return_value": []})
+    Rewriting(Mock(Immunized, arrays=arrays, task=task), [], 1).arrays([], [])
+    arrays.assert_called_once_with([], 1)
