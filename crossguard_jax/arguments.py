@@ -152,7 +152,9 @@ def tasks(parser: argparse.ArgumentParser) -> None:
     )
     budget.add_argument("--norm", choices=("linf", "l2"), default="linf", help="default: linf")
     budget.add_argument("--attack", metavar="NAME", default="pgd", help="default: pgd")
-    for name, default in (("steps", 20), ("restarts", 1), ("aims", 2), ("seed", 0)):
+    for name in ("steps", "restarts"):
+        budget.add_argument(f"--{name}", type=int, help="default: the attack's own")
+    for name, default in (("aims", 2), ("seed", 0)):
         budget.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
 
 

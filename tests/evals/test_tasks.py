@@ -25,15 +25,17 @@ from transformers import (
 
 from crossguard_jax import arguments
 from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.attacks.registry import REGISTRY
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import normalize_answer, vqa_scores
 from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.evals.tasks import attack as tasks_attack
 from crossguard_jax.evals.tasks import evaluate, retrieval
 from crossguard_jax.evals.tasks.answering import Answerer, tokenize
-from crossguard_jax.evals.tasks.attack import Attack, measure
+from crossguard_jax.evals.tasks.attack import ATTACKS, Attack, measure
 from crossguard_jax.evals.tasks.evaluate import Asking, evaluate_tasks
 from crossguard_jax.evals.tasks.objectives import answer_objective
+from crossguard_jax.evals.tasks.report import _how
 from crossguard_jax.evals.tasks.rows import Benchmark, read_benchmarks, references
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
@@ -474,6 +476,19 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, vqav2, karpathy):
             Attack(**wrong)
     with pytest.raises(UserError, match="steps"):
         Attack((0.1,), steps=0)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_as_long_as_the_registry_says_and_named_in_the_report(name):
+    own, attack = REGISTRY[name], Attack((0.1,), name=name)
+    assert (attack.steps, attack.restarts) == (own.steps, own.restarts)
+    budget = Attack((0.1,), steps=7, name=name).budget(0.1)
+    assert (budget.steps, budget.restarts) == (7, own.restarts)
+    assert f"by `{name}` of {own.steps} steps" in _how(attack)
+    args = argparse.ArgumentParser()
+    arguments.tasks(args)
+    line = f"--model toy://clip --data a=b:c --out d --attack {name}".split()
+    assert args.parse_args(line).steps is None is args.parse_args(line).restarts
 
 
 # ---- The verb ----------------------------------------------------------------------------------

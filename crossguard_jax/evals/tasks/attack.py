@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome
-from crossguard_jax.attacks.registry import REGISTRY, ROWS, SEARCHES
+from crossguard_jax.attacks.registry import REGISTRY, ROWS, SEARCHES, Registered
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.evals.benchmarks import Figures
@@ -86,8 +86,8 @@ class Attack:
     Attributes:
         epsilons: radii, in the unit of pixels in [0, 1]; none: nothing is attacked.
         norm: ``linf`` or ``l2``.
-        steps: of the search.
-        restarts: of the search, each from a random point.
+        steps: of the search; None is the registry's own.
+        restarts: of the search, each from a random point; likewise.
         aims: of each row; see `PerturbedTask.aims`.
         seed: of the random points.
         name: one of `ATTACKS`.
@@ -98,8 +98,8 @@ class Attack:
 
     epsilons: tuple[float, ...] = ()
     norm: str = "linf"
-    steps: int = 20
-    restarts: int = 1
+    steps: int | None = None
+    restarts: int | None = None
     aims: int = 2
     seed: int = 0
     name: str = "pgd"
@@ -112,12 +112,22 @@ class Attack:
             )
         if self.aims < 1:
             raise UserError(f"tasks: aims {self.aims}: a whole number above 0")
+        for field in ("steps", "restarts"):  # as they are run, for a report
+            object.__setattr__(self, field, getattr(self.registered, field))
         for epsilon in self.epsilons:
             self.budget(epsilon)
 
+    @property
+    def registered(self) -> Registered:
+        """The search with its steps and restarts."""
+        given = {"steps": self.steps, "restarts": self.restarts}
+        given = {field: value for field, value in given.items() if value is not None}
+        return REGISTRY[self.name].changed("tasks", **given)
+
     def budget(self, epsilon: float) -> Budget:
         """The budget at a radius."""
-        return Budget(np.float32(epsilon), self.norm, self.steps, restarts=self.restarts)
+        steps, restarts = self.registered.steps, self.registered.restarts
+        return Budget(np.float32(epsilon), self.norm, steps, restarts=restarts)
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,10 @@ def _how(attack: Attack) -> str:
     radii = ", ".join(level_title(attack.norm, e) for e in attack.epsilons)
     return (
         f"Answers by greedy decoding. Pictures are attacked at the model's resolution, "
-        f"{attack.norm} radius {radii}, by PGD of {attack.steps} steps and {attack.restarts} "
-        f"restart(s) from random points (seed {attack.seed}): the likelihood of up to "
-        f"{attack.aims} answers a row is lowered in turn, its own clean one and what most people "
-        "said; a retrieved picture's vector is pushed from where it was. Results are rounded to "
+        f"{attack.norm} radius {radii}, by `{attack.name}` of {attack.steps} steps and "
+        f"{attack.restarts} restart(s) from random points (seed {attack.seed}): the likelihood "
+        f"of up to {attack.aims} answers a row is lowered in turn, its own clean one and what most "
+        "people said; a retrieved picture's vector is pushed from where it was. Results are rounded to "
         "grey levels and responded to anew, and each row keeps its worst. One attack alone: the "
         "worst case is at least as bad. Brackets are 95% intervals."
     )
