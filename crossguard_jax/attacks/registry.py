@@ -332,7 +332,8 @@ INNER: Mapping[str, str] = {
     "both": "joint",
     "edits": "edits",
 }
-"""What MBAT's adversary does, by ``mbat.perturb``."""
+"""What MBAT's adversary may change (``mbat.perturb``), and the attack here that changes the same;
+MBAT takes its steps itself, inside the step of training."""
 
 
 def parts() -> set[Callable[..., Any]]:

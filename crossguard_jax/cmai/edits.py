@@ -36,6 +36,7 @@ def edited_rows(
     edits: int,
     share: Share = WHOLE,
     buckets: bool = False,
+    seed: int = 0,
 ) -> Batch:
     """``n`` edited texts of each record as arrays, [B, n, ...] each, by `mbat.EDITED` names.
 
@@ -50,6 +51,7 @@ def edited_rows(
         edits: letters edited of each, at most.
         share: the rows that are made.
         buckets: as of `Task.batch`, and refused.
+        seed: of the run, so that runs of other seeds meet other edits.
 
     Raises:
         UserError: buckets, since a text and its edits may not be of one length then.
@@ -59,7 +61,7 @@ def edited_rows(
     encoder = task.guard.encoder
     texts: list[list[str]] = []
     for record in records:
-        rng = np.random.default_rng(zlib.crc32(record.id.encode("utf-8", "replace")))
+        rng = np.random.default_rng([seed, zlib.crc32(record.id.encode("utf-8", "replace"))])
         made = [edited_text(record.text, edits, rng) for _ in range(n)]
         texts.append([t if encoder.fits(t, length) else record.text for t in made])
     own = share.rows(len(records)).tolist()

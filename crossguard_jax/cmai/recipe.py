@@ -120,7 +120,8 @@ class _Run:
         arrays = self.task.batch(records, length, share, buckets)
         if mbat.on and mbat.perturb == "edits":
             sizes = mbat.steps, mbat.edits
-            arrays |= edited_rows(self.task, records, length, *sizes, share, buckets)
+            seed = self.config.train.seed
+            arrays |= edited_rows(self.task, records, length, *sizes, share, buckets, seed)
         return arrays
 
 
@@ -161,6 +162,12 @@ def immunize(
     ):
         if value not in choices:
             raise UserError(f"{field} {value!r} is none of {', '.join(choices)}")
+    goal, perturb = config.mbat.goal, config.mbat.perturb
+    if config.mbat.on and goal == "features" and perturb in ("text", "edits"):
+        raise UserError(
+            f"mbat.perturb {perturb!r}: no text moves the picture's features, which is "
+            "what mbat.goal 'features' asks for; set it to 'picture'"
+        )
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}

@@ -48,6 +48,13 @@ def test_a_record_has_the_same_edits_whenever_it_comes(task):
         np.testing.assert_array_equal(values[::-1], other[name], err_msg=name)
 
 
+def test_runs_of_other_seeds_meet_other_edits(task):
+    one, again, other = (edited_rows(task, RECORDS, LENGTH, N, MOST, seed=s) for s in (1, 1, 2))
+    ids = f"{EDITED}input_ids"
+    np.testing.assert_array_equal(one[ids], again[ids])
+    assert one[ids].shape != other[ids].shape or (one[ids] != other[ids]).any()
+
+
 def test_an_edit_that_would_be_cut_is_not_made(task):
     record = next(record for record in RECORDS if record.images)
     (plain,) = task.encode([record.text], [record.images])

@@ -277,6 +277,10 @@ def test_what_cannot_be_is_refused_by_its_field(data, tmp_path):
     with pytest.raises(UserError, match="mbat.goal 'peace' is none of answers, features"):
         immunize(config, tmp_path, READERS, data)
     config = short(steps=1)
+    config.mbat.update({"goal": "features", "perturb": "edits"})
+    with pytest.raises(UserError, match="mbat.perturb 'edits': no text moves"):
+        immunize(config, tmp_path, READERS, data)
+    config = short(steps=1)
     config.train.loss = "hinge"
     with pytest.raises(UserError, match="train.loss 'hinge' is none of vocabulary, labels"):
         immunize(config, tmp_path, READERS, data)
