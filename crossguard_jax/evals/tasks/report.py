@@ -75,8 +75,8 @@ def _how(attack: Attack) -> str:
         f"{attack.restarts} restart(s) from random points (seed {attack.seed}): the likelihood "
         f"of up to {attack.aims} answers a row is lowered in turn, its own clean one and what most "
         "people said; a retrieved picture's vector is pushed from where it was. Results are "
-        "rounded to grey levels and responded to anew, and each row keeps its worst. One attack alone: the "
-        "worst case is at least as bad. Brackets are 95% intervals."
+        "rounded to grey levels and responded to anew, and each row keeps its worst. One attack "
+        "alone: the worst case is at least as bad. Brackets are 95% intervals."
     )
 
 
