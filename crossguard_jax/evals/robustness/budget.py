@@ -10,13 +10,15 @@ import numpy as np
 from crossguard_jax.attacks.registry import PROMPTS, ROWS, WHOLE, Cost, Registered
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.data.records import Record
+from crossguard_jax.evals.robustness.runs import PLAN
 
 DOUBLED = 1 + 2 + 2
 """Suites that convergence runs: as it is, with steps twice and with restarts twice as many."""
 
 
 def passes(config: Any, attacks: Sequence[Registered], rows: int) -> Cost:
-    """Of all rows at most: every attack at every radius, the judge, and convergence.
+    """Of all rows at most: every attack at every radius, the judge, and convergence; the answer's
+    alone, without what a policy's branches run beside it, the probe and certificates.
 
     Args:
         config: ``attack`` of ``configs/cmai.py``.
@@ -68,11 +70,12 @@ def line(
     return (
         f"budget: {len(records):,} rows, {len(attacks)} attacks, {radii} radii, {systems} systems: "
         f"at most {cost.forward:,} forward and {cost.gradient:,} gradient passes of a row, about "
-        f"{operations:.1e} operations"
+        f"{operations:.1e} operations, beside the probe, --certify and what a policy's branches run"
         + (f"; {done:,} results of an earlier run are there" if done else "")
     )
 
 
 def left_there(folder: Path) -> int:
     """Results that an earlier run has left in a folder of cells."""
-    return sum(1 for kind in ("*.npz", "*.json") for _ in folder.rglob(kind))
+    made = (path for kind in ("*.npz", "*.json") for path in folder.rglob(kind))
+    return sum(path.name != PLAN for path in made)

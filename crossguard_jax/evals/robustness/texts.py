@@ -167,7 +167,7 @@ class TextSuite:
         group: np.ndarray,
         clean: list[str],
         key: PRNGKeyArray,
-    ) -> tuple[list[str], list[int], list[int]]:
+    ) -> tuple[list[str], list[int], list[float]]:
         options, least, sentences = attack.options, attack.options["similarity"], self.sentences
         edits, keep = [*CHARACTER_EDITS.values()], None
         if attack.name == "words" or least:
@@ -200,10 +200,10 @@ class TextSuite:
         group: np.ndarray,
         clean: list[str],
         key: PRNGKeyArray,
-    ) -> tuple[list[str], list[int], list[int]]:
+    ) -> tuple[list[str], list[int], list[float]]:
         texts = suffixes.suffixed(attack, rewriting, group, clean, key, self.batch_size)
-        n = attack.cost.forward
-        return texts, [attack.options["tokens"]] * len(texts), [n] * len(texts)
+        # How many texts it tried is not counted: `cost` has the most that it may.
+        return texts, [attack.options["tokens"]] * len(texts), [math.nan] * len(texts)
 
     def _moved(
         self,

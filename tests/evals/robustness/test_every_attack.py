@@ -118,6 +118,17 @@ def test_the_budget_line_says_rows_attacks_and_what_is_there(plain: Immunized) -
     assert "3 results of an earlier run" in line and "gradient passes" in line
 
 
+def test_a_plan_is_no_result_and_what_is_not_counted_is_said(
+    plain: Immunized, tmp_path: Path
+) -> None:
+    for name in ("curve/plan.json", "curve/clean@0.0.npz", "texts/edits-00000-a.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert budget.left_there(tmp_path) == 2
+    line = budget.line(config_of("pgd").attack, [REGISTRY["pgd"]], plain, ROWS_OF_DATA, 1, 0)
+    assert line.endswith("beside the probe, --certify and what a policy's branches run")
+
+
 # By source and category
 
 

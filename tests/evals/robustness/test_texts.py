@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,8 +13,10 @@ from crossguard_jax.attacks.registry import REGISTRY
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness import texts
+from crossguard_jax.evals.robustness.breakdown import _mean
 from crossguard_jax.evals.robustness.rewriting import Rewriting, Sentences
-from crossguard_jax.evals.robustness.texts import FIELDS, TextSuite
+from crossguard_jax.evals.robustness.texts import FIELDS, AttackedTexts, TextSuite
+from crossguard_jax.report.tables import ABSENT
 
 ROWS = [Record(str(i), (), f"text {i}", "safe") for i in range(3)]
 
@@ -86,3 +89,13 @@ def test_only_the_picture_that_may_move_is_given_to_an_attack() -> None:
     task = Mock(reader=None, **{"guard.encoder.windows.return_value": []})
     Rewriting(Mock(Immunized, arrays=arrays, task=task), [], 1).arrays([], [])
     arrays.assert_called_once_with([], 1)
+
+
+def test_texts_that_were_not_counted_are_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts.suffixes, "suffixed", lambda *_: ["a !", "b !"])
+    group, written = np.arange(2), ["a", "b"]
+    rewriting = Mock(Rewriting)
+    run = SUITE._suffixed(REGISTRY["gcg"], rewriting, group, written, jax.random.key(0))
+    values = {"queries": np.array(run[2])}
+    won = np.ones(2, bool)
+    assert _mean(AttackedTexts(REGISTRY["gcg"], group, won, run[0], values), "queries") == ABSENT
