@@ -167,7 +167,7 @@ class TextSuite:
         group: np.ndarray,
         clean: list[str],
         key: PRNGKeyArray,
-    ) -> tuple[list[str], list[int], list[float]]:
+    ) -> tuple[list[str], list[int], list[int]]:
         options, least, sentences = attack.options, attack.options["similarity"], self.sentences
         edits, keep = [*CHARACTER_EDITS.values()], None
         if attack.name == "words" or least:
