@@ -36,7 +36,7 @@ DECIDES = {
         *(f"cmcv.{name}" for name in ("weight", "joint", "adversarial", "pass_rate", "confidence")),
         *("cmcv.train.steps", "cmcv.train.batch_size"),
         *(f"mbat.{name}" for name in ("on", "goal", "inner", "perturb", "alpha", "evasion")),
-        *(f"mbat.{name}" for name in ("norm", "steps", "text_epsilon")),
+        *(f"mbat.{name}" for name in ("norm", "steps", "text_epsilon", "edits")),
         *("arm.alarm_rate", "arm.max_variance", "arm.follow"),
         *(
             f"arm.{knob}.{name}"
