@@ -202,6 +202,7 @@ BRIEFLY = {
     "forge": (
         *("--config.ppo.iterations=1", "--config.ppo.batch_size=4", "--config.ppo.eval_every=1"),
         *("--config.ppo.save_every=1", "--config.optim.warmup_steps=0"),
+        "--config.optim.accumulate=1",
         *(f"--config.forge.least.{name}=0.0" for name in ("safety", "semantic")),
         *(f"--config.forge.least.{name}=0.0" for name in ("overlap", "words")),
     ),
@@ -257,7 +258,9 @@ def bring_requests(root: Path) -> None:
 
 def leave_quickstart(folder: Path) -> None:
     """What quickstart leaves, as far as the README uses it; its guard has learned nothing."""
-    Guard.from_pretrained("toy://llava", prompt="short").save_pretrained(folder / "models/guard")
+    guard = Guard.from_pretrained("toy://llava", prompt="short")
+    for name in ("guard", "guard_immunized"):
+        guard.save_pretrained(folder / "models" / name)
     write_jsonl(records("implicit", "test", 16), folder / "data", "test")
     raw = folder / "forge" / "raw"
     file = write_queries(raw, 8, 0, "train", benign=True)
