@@ -202,7 +202,8 @@ BRIEFLY = {
     "forge": (
         *("--config.ppo.iterations=1", "--config.ppo.batch_size=4", "--config.ppo.eval_every=1"),
         *("--config.ppo.save_every=1", "--config.optim.warmup_steps=0"),
-        "--config.optim.accumulate=1",
+        # One text a minibatch, and a small stand-in for the sentence encoder.
+        *("--config.optim.accumulate=1", "--config.rewards.semantic.max_length=128"),
         *(f"--config.forge.least.{name}=0.0" for name in ("safety", "semantic")),
         *(f"--config.forge.least.{name}=0.0" for name in ("overlap", "words")),
     ),
