@@ -1,11 +1,10 @@
-"""``crossguard calibrate --as why``, and what a report says of why verdicts are unsafe."""
+"""``crossguard calibrate --as why``: what explanations need of rows with labels."""
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,18 +23,13 @@ from crossguard_jax.guard.reasons import (
     fit_categories,
     spread_layers,
 )
-from crossguard_jax.guard.why import Scores, Why
-from crossguard_jax.report.blocks import Examples, Section, Text
-from crossguard_jax.report.examples import Example
-from crossguard_jax.report.heatmaps import overlay
-from crossguard_jax.report.tables import Table
+from crossguard_jax.guard.why import Scores
 from crossguard_jax.systems.load import load
 from crossguard_jax.systems.why import fingerprint, guard_inside
 
 OTHERS, CANDIDATES, TEXTS = 16, 48, 48
 """Pictures of benign rows that a text is scored beside; how many they are chosen from, by how many
 unsafe rows' texts."""
-SHOWN = 12
 
 
 def main(args: argparse.Namespace) -> int:
@@ -152,79 +146,3 @@ def category_figures(p: np.ndarray, truth: np.ndarray) -> dict[str, Estimate]:
         "accuracy": metrics.proportion(right),
         "ece": metrics.expected_calibration_error(p.max(axis=1), right),
     }
-
-
-@dataclass(frozen=True)
-class ExplainedRow:
-    """An unsafe verdict in a report.
-
-    Attributes:
-        benchmark: of the row.
-        record: the row.
-        unsafe: whether it is, by its label.
-        p_unsafe: the verdict's.
-        threshold: the verdict's.
-        why: what it rests on.
-    """
-
-    benchmark: str
-    record: Record
-    unsafe: bool
-    p_unsafe: float
-    threshold: float
-    why: Why
-
-
-def why_section(
-    rows: Sequence[ExplainedRow], crops: bool, titles: Mapping[str, str] | None = None
-) -> Section:
-    """What a report says of them: shares by benchmark, and pictures with their maps.
-
-    Args:
-        rows: all unsafe verdicts of one system.
-        crops: whether its guard sees the middle of a picture alone.
-        titles: names to show by benchmark.
-    """
-    by_name: dict[str, list[ExplainedRow]] = {}
-    for row in rows:
-        by_name.setdefault(row.benchmark, []).append(row)
-    lines, figures = [], {}
-    for name, own in by_name.items():
-        judged = [row for row in own if row.why.joint_only is not None]
-        joint = metrics.proportion(np.array([bool(row.why.joint_only) for row in judged], bool))
-        named = Counter(row.why.category for row in own if row.why.category).most_common(3)
-        kinds = ", ".join(f"{kind} ({n})" for kind, n in named)
-        lines.append(((titles or {}).get(name, name), f"{len(own):,}", _interval(joint), kinds))
-        figures[f"why.{name}.joint_only"] = joint
-    caption = "Unsafe verdicts. In combination only: text and picture are each safe by themselves."
-    head = ("Benchmark", "Unsafe verdicts", "In combination only", "Commonest categories")
-    blocks: list[Any] = [Text(_INTRODUCTION), Table(head, tuple(lines), caption)]
-    if cards := [_card(row, crops) for row in rows if row.why.heat][:SHOWN]:
-        caption = (
-            "What of the picture speaks for unsafe (vermillion) and against it (blue), by patch; "
-            "the frame is around the patch that counts most."
-        )
-        blocks.append(Examples("why", tuple(cards), caption))
-    return Section("Why", tuple(blocks), figures)
-
-
-_INTRODUCTION = (
-    "Each unsafe verdict was asked again in halves: its text beside other, harmless pictures, its "
-    "picture beside a text that asks for nothing. The maps are integrated gradients."
-)
-
-
-def _card(row: ExplainedRow, crops: bool) -> Example:
-    drawn = overlay(row.record.images[0], row.why.heat[0], crops)
-    text = row.record.text
-    if row.why.category:
-        text = f"{text} [{row.why.category} {row.why.p_category:.2f}]"
-    if row.why.joint_only:
-        text = f"{text} [only in combination]"
-    return Example(
-        row.record.id, row.benchmark, drawn, text, row.unsafe, row.p_unsafe, row.threshold
-    )
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] n={estimate.n}"

@@ -1,23 +1,14 @@
 """Which pictures explanations are made with, and what a report shows of them."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from crossguard_jax.core.metrics import proportion
-from crossguard_jax.data.records import Record
 from crossguard_jax.evals.why import (
     OTHERS,
-    ExplainedRow,
     category_figures,
     telling_pictures,
-    why_section,
 )
 from crossguard_jax.guard.verdict import Verdict
-from crossguard_jax.guard.why import Why
-from crossguard_jax.report.report import Report
 from crossguard_jax.toy.tables.why import deciding_box
 from crossguard_jax.toy.world.sources import examples
 
@@ -46,29 +37,6 @@ def test_a_categorys_figures_are_of_the_likeliest_one():
     assert figures["accuracy"].value == 0.75
     # Each lies in a bin of its own but 0.6 and 0.7, off by what it lacks to its truth.
     assert figures["ece"].value == pytest.approx((0.1 + 0.2 + 0.6 + 0.3) / 4)
-
-
-def png(shade: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), (shade,) * 3).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_the_section_has_shares_by_benchmark_and_pictures_with_their_maps():
-    def row(i: int, benchmark: str, why: Why) -> ExplainedRow:
-        return ExplainedRow(benchmark, Record(f"r{i}", (png(i),), "a text"), True, 0.9, 0.5, why)
-
-    heat = (np.eye(4),)
-    rows = [row(i, "implicit", Why(0.1, 0.1, True, "burns", 0.8, heat)) for i in range(3)]
-    rows += [row(3, "implicit", Why(0.9, 0.1, False, "cuts", 0.6, heat))]
-    rows += [row(4, "explicit", Why(joint_only=False)), row(5, "explicit", Why(None, None, None))]
-    section = why_section(rows, crops=False, titles={"implicit": "Implicit"})
-    assert section.figures["why.implicit.joint_only"].value == 0.75
-    assert section.figures["why.explicit.joint_only"] == proportion(np.zeros(1, bool))
-    report = Report("A report", [section], {})
-    text, page = report.to_markdown(), report.to_html()
-    assert "Implicit | 4 |" in text and "burns (3), cuts (1)" in text
-    assert page.count('class="card"') == 4 and "only in combination" in page
 
 
 @pytest.mark.parametrize("source", ["implicit", "explicit_picture", "typographic"])
