@@ -146,3 +146,7 @@ def category_figures(p: np.ndarray, truth: np.ndarray) -> dict[str, Estimate]:
         "accuracy": metrics.proportion(right),
         "ece": metrics.expected_calibration_error(p.max(axis=1), right),
     }
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] n={estimate.n}"
