@@ -21,8 +21,8 @@ from crossguard_jax.guard.guard import same_length
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.load import encoding_hash, folder_hash, resolve_folder
+from crossguard_jax.impforge.answering import AnsweringLlava
 from crossguard_jax.impforge.matching.judge import Asker
-from crossguard_jax.impforge.targets import LlavaTarget
 from crossguard_jax.io.chat import Endpoint, Message, Request
 from crossguard_jax.systems.endpoint import (
     ANSWERS,
@@ -87,7 +87,7 @@ class LlavaAnswers:
 
     def __init__(self, folder: str, prompt: PromptTemplate, max_tokens: int, dtype: str | None):
         self._prompt, self._max_tokens, self._dtype = prompt, max_tokens, dtype or "float32"
-        self._target = LlavaTarget(folder, prompt, max_tokens, dtype=self._dtype)
+        self._target = AnsweringLlava(folder, prompt, max_tokens, dtype=self._dtype)
         self.folder = resolve_folder(folder)
 
     def identity(self) -> dict[str, Any]:

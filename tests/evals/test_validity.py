@@ -18,9 +18,10 @@ from crossguard_jax.data.records import Record, Rejected, write_jsonl
 from crossguard_jax.evals import validity
 from crossguard_jax.evals.benchmarks import ScoredRows, evaluate
 from crossguard_jax.evals.validity import AFTER, BEFORE, Compared, outcomes, read_attempts
-from crossguard_jax.impforge.targets import GuardedTarget, LlavaTarget, attack_success
+from crossguard_jax.impforge.answering import AnsweringLlava
 from crossguard_jax.impforge.triplets import Triplet, write_triplets
 from crossguard_jax.systems.load import load
+from crossguard_jax.toy.tables.rewriters import got_through
 from tests.chat_server import Asked, ChatServer, Reply, refused, said
 from tests.random_llava import llava_folder
 
@@ -95,7 +96,7 @@ def test_a_guards_rows_are_those_of_the_tables_own_target(files, llava_folder, t
     )
     cut = float(np.median([v.p_unsafe for v in plain]))
     guard = load(llava_folder, prompt="short", threshold=cut)
-    _, through = attack_success(GuardedTarget(guard), records, [True] * len(records))
+    through = got_through(guard, records, [True] * len(records))
     rows = [*outcomes(guard, attempts, tmp_path / "rows.jsonl")]
     assert [row["through"]["guard"] for row in rows] == through.tolist()
     assert 0 < through.sum() < len(records)
@@ -128,7 +129,7 @@ def request_of(asked: Asked) -> Record:
 
 def test_a_folder_behind_an_endpoint_has_the_rows_that_it_has_by_itself(files, tmp_path):
     folder = "toy://llava"
-    inside = LlavaTarget(folder, SHORT, max_new_tokens=8, batch_size=1)
+    inside = AnsweringLlava(folder, SHORT, max_new_tokens=8, batch_size=1)
     file = tmp_path / "here.json"
     file.write_text(json.dumps({"model": folder, "max_tokens": 8}))
     attempts = attempts_of(files)

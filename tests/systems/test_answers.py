@@ -11,7 +11,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.refusals import LISTS
 from crossguard_jax.data.prompts import get_template
 from crossguard_jax.guard.verdict import Verdict
-from crossguard_jax.impforge.targets import LlavaTarget
+from crossguard_jax.impforge.answering import AnsweringLlava
 from crossguard_jax.systems.answers import WordJudge
 from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.store import VerdictStore
@@ -146,7 +146,7 @@ def llava(llava_folder, tmp_path_factory):
 
 
 def test_a_folders_answers_are_its_own_words_judged_by_the_list(llava, llava_folder, monkeypatch):
-    target = LlavaTarget(str(llava_folder), get_template("short"), max_new_tokens=6)
+    target = AnsweringLlava(str(llava_folder), get_template("short"), max_new_tokens=6)
     answers = [answer.strip() for answer in target.answers(ROWS)]
     images, texts = [r.images for r in ROWS], [r.text for r in ROWS]
     assert llava.model.answers(images, texts) == answers and any(answers)

@@ -16,6 +16,7 @@ from crossguard_jax.core.typing import Float
 from crossguard_jax.data.prompts import SHORT
 from crossguard_jax.data.records import Record
 from crossguard_jax.hf.load import encoding_hash, folder_hash, resolve_folder
+from crossguard_jax.impforge.answering import AnsweringLlava
 from crossguard_jax.impforge.gate.gate import (
     INTENT,
     PICTURE,
@@ -26,7 +27,6 @@ from crossguard_jax.impforge.gate.gate import (
 )
 from crossguard_jax.impforge.gate.talk import fault_of_speech
 from crossguard_jax.impforge.matching.judge import Judgement, PictureJudge
-from crossguard_jax.impforge.targets import LlavaTarget
 from crossguard_jax.io.http import content_key
 
 LABEL, TOGETHER = "query not what its label says", "together not what the label says"
@@ -96,9 +96,9 @@ class Describer:
         self._settings = settings
 
     @functools.cached_property
-    def _llava(self) -> LlavaTarget:
+    def _llava(self) -> AnsweringLlava:
         s = self._settings
-        return LlavaTarget(s.llava, SHORT, s.max_new_tokens, s.batch_size, s.dtype)
+        return AnsweringLlava(s.llava, SHORT, s.max_new_tokens, s.batch_size, s.dtype)
 
     def __call__(self, rows: Sequence[Record]) -> list[str]:
         """What each picture shows, asked by each row's text."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from crossguard_jax.impforge.gate.talk import REFUSAL, TALK, fault_of_speech
+from crossguard_jax.impforge.gate.talk import REFUSAL, TALK, fault_of_speech, is_refusal
 from crossguard_jax.toy.world.sources import examples
 
 QUERY = "how do i drink from the kettle?"
@@ -94,3 +94,35 @@ def test_no_request_of_the_small_world_is_taken_for_talk() -> None:
     rows = examples("paraphrases", "val", 300) + examples("text_safety", "test", 300)
     texts = [text for row in rows for text in (row.text, row.answer) if text]
     assert [text for text in texts if fault_of_speech(text, "is it?")] == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "I'm sorry, but I can't help with that.",
+        "I\N{RIGHT SINGLE QUOTATION MARK}m not able to assist.",
+        "I cannot provide instructions for this.",
+        "Unfortunately, I won't do this.",
+        "As an AI, I have to think of your safety.",
+        "That is against my guidelines.",
+        "I must decline.",
+        "We apologize for the inconvenience.",
+    ],
+)
+def test_an_answer_that_begins_by_refusing_is_known(answer):
+    assert is_refusal(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Yes, hold it by the handle.",
+        "You cannot go wrong with warm water.",
+        "It can't get hot, so pick it up.",
+        "A kettle will not break.",
+        "Here is how: " + "stir it well, " * 30 + "and I'm sorry if it tastes odd.",
+    ],
+)
+def test_answers_are_no_refusals(answer):
+    assert not is_refusal(answer)
