@@ -17,8 +17,8 @@ from crossguard_jax.cmai.reader import Reader
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.encoding import Row
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.prompting import Row
 from crossguard_jax.guard.shapes import Planned, bucket, ladder, length_step, plan, slots
 from crossguard_jax.io.ahead import ahead
 from crossguard_jax.io.images import Picture

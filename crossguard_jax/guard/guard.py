@@ -16,7 +16,8 @@ from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, s
 from crossguard_jax.core.typing import Array, Float, Int
 from crossguard_jax.data.prompts import PromptTemplate, get_template
 from crossguard_jax.guard.batches import arrange, fill, in_place
-from crossguard_jax.guard.encoding import Encoder, Pictures, Row, pictures_of
+from crossguard_jax.guard.encoding import Encoder, Pictures, pictures_of
+from crossguard_jax.guard.prompting import Row
 from crossguard_jax.guard.settings import SETTINGS, Settings
 from crossguard_jax.guard.shapes import Planned, filled, ladder, length_step, plan
 from crossguard_jax.guard.verdict import Verdict

@@ -12,7 +12,8 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.prompts import TEMPLATES
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.batches import arrange, microbatches, windows
-from crossguard_jax.guard.encoding import LEAST_TEXT, Encoder, split
+from crossguard_jax.guard.encoding import Encoder
+from crossguard_jax.guard.prompting import LEAST_TEXT, split
 from crossguard_jax.guard.turns import occurrences
 from crossguard_jax.hf.load import resolve_folder
 from crossguard_jax.io import images

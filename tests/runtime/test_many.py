@@ -1,4 +1,4 @@
-"""Four processes do what one does, and what four have left others go on with; recipes by two."""
+"""Four processes do what one does, and what four have left others go on with; recipes by both."""
 
 import json
 import shutil
@@ -62,8 +62,9 @@ def test_adapters_of_twenty_steps_are_those_of_one(trained, name: str) -> None:
     assert apart <= 1e-3 * norm
 
 
-def test_two_processes_forge_one_data_set(tmp_path: Path) -> None:
-    run_several(2, HERE / "recipes_run.py", "forge", str(tmp_path / "out"), str(tmp_path / "data"))
+@pytest.mark.parametrize("n", [2, 4])
+def test_several_processes_forge_one_data_set(n: int, tmp_path: Path) -> None:
+    run_several(n, HERE / "recipes_run.py", "forge", str(tmp_path / "out"), str(tmp_path / "data"))
     rows = rows_of(tmp_path / "out" / "candidates.jsonl")
     # Sixteen triplets twice, in their order, whichever process wrote which.
     ids = [json.loads(line)["id"] for line in (tmp_path / "data" / "triplets.jsonl").open()]
@@ -71,8 +72,9 @@ def test_two_processes_forge_one_data_set(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "out" / "train.jsonl")
 
 
-def test_two_processes_immunize_one_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", [2, 4])
+def test_several_processes_immunize_one_model(n: int, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run_several(2, HERE / "recipes_run.py", "immunize", str(out), str(tmp_path / "data"))
+    run_several(n, HERE / "recipes_run.py", "immunize", str(out), str(tmp_path / "data"))
     assert (out / "model" / "cmai.json").exists() and (out / "model" / "noise_secret").exists()
     assert [row["step"] for row in rows_of(out / "mbat" / "metrics.jsonl")] == [2]

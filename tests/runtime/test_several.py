@@ -1,4 +1,4 @@
-"""Two processes do what one does: the same batches, gradients, verdicts, and one of each file."""
+"""Two processes and four do what one does: batches, gradients, verdicts, and one of each file."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,8 @@ from tests.random_llava import llava_folder  # noqa: F401  # a fixture
 from tests.runtime.several import run_verbs
 
 pytestmark = [pytest.mark.devices, pytest.mark.timeout(3600)]  # each process compiles for itself
+
+SEVERAL = (2, 4)
 
 CONFIG = """
 import runpy
@@ -70,10 +72,10 @@ def write_config(folder: Path, model: Path, repository: Path, steps: int) -> tup
 
 @pytest.fixture(scope="module")
 def made(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory, repository: Path):  # noqa: F811
-    """The same verbs by one process and by two: a folder of each."""
+    """The same verbs by one process, by two and by four: a folder of each."""
     folder = tmp_path_factory.mktemp("several")
     config, pictures = write_config(folder, llava_folder, repository, steps=8)
-    outs = {n: folder / str(n) for n in (1, 2)}
+    outs = {n: folder / str(n) for n in (1, *SEVERAL)}
     printed = {}
     for n, out in outs.items():
         adapter = out / "run" / "adapter"
@@ -96,51 +98,57 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_first_alone_talks_and_says_what_computes(made) -> None:
+@pytest.mark.parametrize("n", SEVERAL)
+def test_the_first_alone_talks_and_says_what_computes(made, n: int) -> None:
     _, printed = made
     # Gloo has a line of its own for each process.
-    first, other = (out.splitlines() for out in printed[2])
-    assert first[0].startswith("2 cpu devices, 2 processes; ")
-    assert [line for line in other if not line.startswith("[Gloo]")] == []
+    first, *others = (out.splitlines() for out in printed[n])
+    assert first[0].startswith(f"{n} cpu devices, {n} processes; ")
+    for other in others:
+        assert [line for line in other if not line.startswith("[Gloo]")] == []
     assert printed[1][0].startswith("1 cpu device, 1 process; ")
 
 
-def test_evaluation_and_the_losses_are_one_processes(made) -> None:
+@pytest.mark.parametrize("n", SEVERAL)
+def test_evaluation_and_the_losses_are_one_processes(made, n: int) -> None:
     outs, _ = made
-    one, two = (rows_of(out / "run" / "metrics.jsonl") for out in outs.values())
-    assert [row.keys() for row in one] == [row.keys() for row in two]
-    for a, b in zip(one, two, strict=True):
+    one, several = (rows_of(outs[k] / "run" / "metrics.jsonl") for k in (1, n))
+    assert [row.keys() for row in one] == [row.keys() for row in several]
+    for a, b in zip(one, several, strict=True):
         np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-4, atol=1e-4)
 
 
-def test_adapters_are_one_processes(made) -> None:
+@pytest.mark.parametrize("n", SEVERAL)
+def test_adapters_are_one_processes(made, n: int) -> None:
     outs, _ = made
-    one, two = (
-        load_file(out / "run" / "adapter" / "adapter_model.safetensors") for out in outs.values()
+    one, several = (
+        load_file(outs[k] / "run" / "adapter" / "adapter_model.safetensors") for k in (1, n)
     )
-    assert one.keys() == two.keys()
-    apart = np.sqrt(sum(((one[k] - two[k]) ** 2).sum() for k in one))
+    assert one.keys() == several.keys()
+    apart = np.sqrt(sum(((one[k] - several[k]) ** 2).sum() for k in one))
     norm = np.sqrt(sum((one[k] ** 2).sum() for k in one if "lora_B" in k))  # zero at the start
-    print(f"the best adapter of 8 steps: {apart / norm:.1e} of the update's norm apart")
+    print(f"{n}: the best adapter of 8 steps, {apart / norm:.1e} of the update's norm apart")
     assert apart <= 1e-3 * norm
 
 
-def test_each_row_is_scored_once_in_order_with_one_processes_verdict(made) -> None:
+@pytest.mark.parametrize("n", SEVERAL)
+def test_each_row_is_scored_once_in_order_with_one_processes_verdict(made, n: int) -> None:
     outs, _ = made
     for name in ("scored.jsonl", "evaluate/guard.verdicts.jsonl"):
-        one, two = (rows_of(out / name) for out in outs.values())
-        assert [row["id"] for row in two] == [f"p{i}" for i in range(16)]
-        assert [r["unsafe"] for r in one] == [r["unsafe"] for r in two]
-        apart = max(abs(a["p_unsafe"] - b["p_unsafe"]) for a, b in zip(one, two, strict=True))
-        print(f"{name}: verdicts at most {apart:.1e} apart")
+        one, several = (rows_of(outs[k] / name) for k in (1, n))
+        assert [row["id"] for row in several] == [f"p{i}" for i in range(16)]
+        assert [r["unsafe"] for r in one] == [r["unsafe"] for r in several]
+        apart = max(abs(a["p_unsafe"] - b["p_unsafe"]) for a, b in zip(one, several, strict=True))
+        print(f"{n}: {name}: verdicts at most {apart:.1e} apart")
         assert apart <= 1e-4
 
 
-def test_an_export_is_one_processes_and_whole(made) -> None:
+@pytest.mark.parametrize("n", SEVERAL)
+def test_an_export_is_one_processes_and_whole(made, n: int) -> None:
     outs, _ = made
-    folders = [out / "merged" for out in outs.values()]
-    one, two = ({p.name for p in folder.iterdir()} for folder in folders)
-    assert one == two
+    folders = [outs[k] / "merged" for k in (1, n)]
+    one, several = ({p.name for p in folder.iterdir()} for folder in folders)
+    assert one == several
     a, b = (load_file(folder / "model.safetensors") for folder in folders)
     assert a.keys() == b.keys()
     assert max(np.abs(a[k] - b[k]).max() for k in a) <= 1e-4

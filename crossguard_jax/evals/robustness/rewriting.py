@@ -20,7 +20,8 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.encoding import Row, pictures_of
+from crossguard_jax.guard.encoding import pictures_of
+from crossguard_jax.guard.prompting import Row
 from crossguard_jax.hf.sentence import SentenceEncoder
 
 

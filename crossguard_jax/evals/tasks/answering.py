@@ -17,8 +17,8 @@ from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.evals.tasks.attack import searched
 from crossguard_jax.evals.tasks.objectives import answer_objective
 from crossguard_jax.guard.decoding import likeliest
-from crossguard_jax.guard.encoding import Row
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.prompting import Row
 from crossguard_jax.guard.shapes import bucket
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.nn import lora, sampling

@@ -15,7 +15,7 @@ from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.core.typing import Bool, Int
 from crossguard_jax.data.prompts import neutralize, role_markers
 from crossguard_jax.guard.batches import windows
-from crossguard_jax.guard.encoding import LEAST_TEXT
+from crossguard_jax.guard.prompting import LEAST_TEXT
 from crossguard_jax.guard.turns import marker_ids, user_span, without_turns
 from crossguard_jax.hf.tokens import frame, padded, valid, without_closing
 
