@@ -10,7 +10,7 @@ import numpy as np
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.batches import arrange, indexed
-from crossguard_jax.guard.prompting import Row, PromptEncoder, split
+from crossguard_jax.guard.prompting import PromptEncoder, Row, split
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.shapes import ladder, length_step, rung, slots
 from crossguard_jax.hf.pictures import Processor
