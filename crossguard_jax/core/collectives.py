@@ -150,7 +150,8 @@ def _group(line: str, n_devices: int) -> int:
     """How many devices one group of a collective has."""
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
         return int(iota[2])
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    # Devices in another order than by number are listed between the mesh and its axes.
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):

@@ -63,8 +63,8 @@ replica_groups=[1,8]<=[8], dimensions={0}
   %agd = bf16[16,4]{1,0} all-gather-done(%ags)
   %two = (f32[16,16]{1,0}, /*index=1*/f32[3]{0}) all-reduce(%r, %s), channel_id=5, \
 replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
-  %scattered = bf16[2,6]{1,0} reduce-scatter(%u), channel_id=6, replica_groups=[2,4]<=[8], \
-dimensions={1}, to_apply=%add
+  %scattered = bf16[2,6]{1,0} reduce-scatter(%u), channel_id=6, \
+replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={1}, to_apply=%add
   ROOT %pieces = (s8[1,4]{1,0}, s8[1,4]{1,0}) all-to-all(%v, %w), channel_id=7, \
 replica_groups={{0,1},{2,3},{4,5},{6,7}}
 }
