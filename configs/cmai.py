@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-VISION = r"vision_tower\..*\.(q|k|v|out)_proj"
-LANGUAGE = r"language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+# Of a LLaVA, or of a CLIP.
+VISION = r"vision_(tower|model)\..*\.(q|k|v|out)_proj"
+LANGUAGE = r"(language_model|text_model)\..*\.(q|k|v|o|out|gate|up|down)_proj"
 PROJECTOR = r"multi_modal_projector\..*"
 IMPFORGE = "data/impforge/train.jsonl"
 
@@ -22,9 +23,16 @@ def tiny() -> ConfigDict:
     config = ConfigDict()
     # What is immunized: a guard, or any LLaVA; toy:// is a model that ships with the package.
     config.model = {"path": "runs/quickstart/models/guard", "dtype": "float32", "remat": "names"}
-    # The answers, by the words they begin with; none are the prompt's two. Or the most common
-    # labels of the training rows, as many as are asked for.
-    config.task = {"labels": (), "most_common": 0}
+    # "answers": of a closed list, by the words they begin with; none are the prompt's two. Or the
+    # most common labels of the training rows, as many as are asked for. "vqa", "captions": in the
+    # model's own words, to `form` (of a question, with its {text} in it). "retrieval": of a CLIP.
+    config.task = {
+        "kind": "answers",
+        "labels": (),
+        "most_common": 0,
+        "form": "{text}",
+        "max_new_tokens": 40,
+    }
     # Layers: the numbers of those that learn, in every tower that `targets` matches; () is all.
     config.lora = {"rank": 16, "alpha": 32.0, "targets": f"{VISION}|{LANGUAGE}", "layers": ()}
     config.cmcv = {
@@ -160,6 +168,27 @@ def vqa_tiny() -> ConfigDict:
     # More words would make another question.
     config.data.augment.update({"long": 0.0, "injected": 0.0, "talk": source("", "")})
     config.data.validation = {"vqa": small_world("vqa_closed", split="val", limit=1_024)}
+    return config
+
+
+def captions_tiny() -> ConfigDict:
+    """What a LLaVA says of a picture, of a LLaVA as it is; the check holds the picture against the
+    caption."""
+    config = vqa_tiny()
+    config.task.update({"kind": "captions", "most_common": 0, "form": "describe the picture."})
+    config.data.sources = {"captions": small_world("captions", limit=8_192)}
+    config.data.validation = {"captions": small_world("captions", split="val", limit=1_024)}
+    config.data.max_length = 80
+    config.arm.branches = ({"pass_rate": 0.99, "do": "reject"},)
+    return config
+
+
+def retrieval_tiny() -> ConfigDict:
+    """Which caption a picture has and the reverse, of a CLIP as it is."""
+    config = captions_tiny()
+    config.task.kind = "retrieval"
+    config.model.path = "toy://clip"
+    config.train.batch_size = 64  # rows are each other's wrong answers
     return config
 
 
@@ -389,11 +418,19 @@ def ablated(
 ABLATIONS = (cmcv, mbat, cmcv_mbat, seed, evasive, clean_check, other_loss, pgd_at, fare, e2at)
 """Each of any scale; ``tiny``'s go by their names alone."""
 
-SCALES = {"": tiny, "vqa_": vqa_tiny, "llava_7b_": llava_7b}
+SCALES = {
+    "": tiny,
+    "vqa_": vqa_tiny,
+    "captions_": captions_tiny,
+    "retrieval_": retrieval_tiny,
+    "llava_7b_": llava_7b,
+}
 
 VARIANTS = {
     "tiny": tiny,
     "vqa_tiny": vqa_tiny,
+    "captions_tiny": captions_tiny,
+    "retrieval_tiny": retrieval_tiny,
     "llava_7b": llava_7b,
     "forged": forged,
     "nlvr": nlvr,
@@ -402,6 +439,8 @@ VARIANTS |= {
     f"{prefix}{ablation.__name__}": ablated(base, ablation)
     for prefix, base in SCALES.items()
     for ablation in ABLATIONS
+    # Only a closed list has answers to compare among each other alone.
+    if ablation is not other_loss or base().task.kind == "answers"
 }
 
 

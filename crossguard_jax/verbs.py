@@ -225,12 +225,14 @@ def immunize(args: argparse.Namespace) -> None:
     """Immunizes, and leaves the model with its check and its policy in ``OUT/model``."""
     from crossguard_jax.cmai.folders import save_immunized
     from crossguard_jax.cmai.recipe import immunize as run
+    from crossguard_jax.cmai.vetted import Vetted
     from crossguard_jax.hf.export import ModelCard
     from crossguard_jax.toy.study import SOURCE, read
 
     done = run(args.config, args.out, {SOURCE: read})
     folder = Path(args.out) / "model"
-    save_immunized(done, folder, ModelCard(base=args.config.model.path))
+    card = ModelCard(base=args.config.model.path)
+    done.save(folder, card) if isinstance(done, Vetted) else save_immunized(done, folder, card)
     if done.threshold is not None:
         cut = done.threshold
         print(f"S_c below {cut.tau:.4g}: {cut.pass_rate:.0%} of clean pairs are above, n={cut.n}")

@@ -18,7 +18,7 @@ from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.commands import forge_files, match_files
 from crossguard_jax.impforge.ppo.recipe import train_rewriter
-from crossguard_jax.nn.clip import VisionConfig
+from crossguard_jax.nn.clip import Clip, ClipConfig, TextConfig, VisionConfig
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.nn.llava import Llava, LlavaConfig
 from crossguard_jax.nn.lora import dense_layers
@@ -26,6 +26,12 @@ from crossguard_jax.systems.load import identified
 from tests import published
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def clip_paths() -> list[str]:
+    towers = VisionConfig(8, 8, 2, 2, image_size=8, patch_size=4), TextConfig(8, 8, 2, 2)
+    model = jax.eval_shape(lambda: Clip(ClipConfig(*towers, 8), jax.random.key(0)))
+    return [path for path, _ in dense_layers(model)]
 
 
 def layer_paths() -> list[str]:
@@ -140,7 +146,13 @@ def labels(scale: ConfigDict) -> set[str]:
 
 SCALES = {
     "guard": {"tiny": "", "llava_7b": "llava_7b_"},
-    "cmai": {"tiny": "", "vqa_tiny": "vqa_", "llava_7b": "llava_7b_"},
+    "cmai": {
+        "tiny": "",
+        "vqa_tiny": "vqa_",
+        "captions_tiny": "captions_",
+        "retrieval_tiny": "retrieval_",
+        "llava_7b": "llava_7b_",
+    },
     "impforge": {"tiny": "", "llama_7b": "llama_7b_"},
 }
 FIXED = {f"arm.{knob}.start" for knob in ("beta", "epsilon", "lambda_")}
@@ -189,12 +201,22 @@ ABLATIONS: dict[str, dict[str, set[str]]] = {
     },
 }
 BREADTH = {"breadth.quota", "breadth.normalize_by_category"}
-ONLY_OF = {
+# They reject and do nothing else in the first place, and have no list of answers.
+RESPONDING: dict[str, set[str] | None] = {"cmcv": {"mbat.on"}, "cmcv_mbat": FIXED, "other_loss": None}
+ONLY_OF: dict[tuple[str, str], dict[str, set[str] | None]] = {
+    ("cmai", "captions_tiny"): RESPONDING,
+    ("cmai", "retrieval_tiny"): RESPONDING,
     ("guard", "tiny"): {"at_once": {"train.labels_first"}},
     ("impforge", "tiny"): {"plain": BREADTH},
     ("impforge", "llama_7b"): {"broad": BREADTH},
 }
-"""What is an ablation of one scale is the other scale itself."""
+"""What is an ablation of one scale is the other scale itself; None is none of this scale."""
+
+
+def ablations(file: str, scale: str) -> dict[str, set[str]]:
+    """Each with the fields that it changes."""
+    every = ABLATIONS[file] | ONLY_OF.get((file, scale), {})
+    return {name: fields for name, fields in every.items() if fields is not None}
 
 
 @pytest.mark.parametrize(
@@ -202,8 +224,7 @@ ONLY_OF = {
 )
 def test_an_ablation_differs_from_its_scale_in_exactly_these_fields(file: str, scale: str) -> None:
     base = load_config(f"configs/{file}.py:{scale}")
-    ablations = ABLATIONS[file] | ONLY_OF.get((file, scale), {})
-    for name, fields in ablations.items():
+    for name, fields in ablations(file, scale).items():
         wanted = set(fields)
         if "LABELS" in wanted:
             wanted = (wanted - {"LABELS"}) | labels(base)
@@ -222,8 +243,7 @@ def test_every_variant_is_a_scale_with_an_ablation_or_named_here() -> None:
     for file, scales in SCALES.items():
         names = {*scales, *of_their_own[file]}
         for scale, prefix in scales.items():
-            ablations = ABLATIONS[file] | ONLY_OF.get((file, scale), {})
-            names |= {f"{prefix}{name}" for name in ablations}
+            names |= {f"{prefix}{name}" for name in ablations(file, scale)}
         assert set(describe_variants(f"configs/{file}.py")) == names
 
 
@@ -300,7 +320,8 @@ def test_what_is_trained_answers_by_itself_but_where_that_is_the_ablation(file: 
 def test_no_row_is_made_longer_where_more_words_would_make_another_question(file: str) -> None:
     for name in describe_variants(f"configs/{file}.py"):
         shares = load_config(f"configs/{file}.py:{name}").data.augment
-        other_task = name.startswith(("nlvr", "vqa")) or name.endswith("no_augment")
+        others = ("nlvr", "vqa", "captions", "retrieval")
+        other_task = name.startswith(others) or name.endswith("no_augment")
         assert (shares.long == shares.injected == 0) == other_task, name
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from crossguard_jax.attacks.problem import Objective, Outcome
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray
+from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 LogitsOf = Callable[[Array, PRNGKeyArray], Array]
 """``logits_of(x [B, ...], key) -> [B, V]``, V classes."""
@@ -124,6 +124,29 @@ def logits_ratio(
         return margin_from(logits, labels) / (ranked[:, 0] - ranked[:, 2] + 1e-12)
     spread = ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2
     return (_pick(logits, targets) - _pick(logits, labels)) / (spread + 1e-12)
+
+
+def unlikely(
+    logits: Float[Array, "B N V"], tokens: Int[Array, "B N"], mask: Bool[Array, "B N"]
+) -> Outcome:
+    """Away from one answer in words, given the logits at each of its tokens after those before it.
+
+    Args:
+        logits: teacher-forced.
+        tokens: the answer's.
+        mask: False behind its end.
+
+    Returns:
+        The loss, ``-log p(answer)`` in nats. The margin, the greatest over the answer's tokens of
+        the best other logit less the token's own: it is above 0 exactly where greedy decoding
+        says something else. (Logits behind the first token that changes are those of an answer
+        that is not given, but there the margin is above 0 already.)
+    """
+    flat, targets = logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1)
+    nats = cross_entropy(flat, targets).reshape(tokens.shape)
+    margins = margin_from(flat, targets).reshape(tokens.shape)
+    loss = jnp.where(mask, nats, 0).sum(axis=1)
+    return Outcome(loss, jnp.where(mask, margins, -jnp.inf).max(axis=1))
 
 
 def _pick(logits: Array, classes: Labels) -> Array:

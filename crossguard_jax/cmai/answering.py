@@ -1,9 +1,10 @@
-"""A LLaVA that answers from a closed list, as pure functions of its numbers.
+"""A model with its check, and a LLaVA that answers from a closed list, as pure functions.
 
 They need neither a tokenizer nor weights: what is compiled for a machine that is not here is these
 very functions (`plan`). `task.Task` adds how requests become arrays.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,14 +29,15 @@ NO_PICTURE = 1.0
 """S_c of a text without a picture: there is nothing for it to disagree with."""
 
 
-class Answering:
-    """The functions.
+class Checked:
+    """A model that sees pictures, its check, and what they make of a batch, whatever is asked.
 
     Args:
-        model: carries the adapter that is trained or attacked; it may be abstract
-            (`jax.eval_shape`).
-        label_ids: the first token of each answer.
+        model: carries the adapter that is trained or attacked, and sees pictures by ``see``; it
+            may be abstract (`jax.eval_shape`).
         normalization: mean and standard deviation of pixels, float32 each.
+        width: D, of the embeddings of its tokens.
+        dtype: of its arithmetic.
         reader: of texts, for S_c, with ``source``, ``graphdef`` and ``state`` as
             `reader.Reader` has them; None where nothing checks.
         check: with a reader, the check that it reads for.
@@ -43,19 +45,17 @@ class Answering:
 
     def __init__(
         self,
-        model: Llava,
-        label_ids: tuple[int, ...],
+        model: Any,
         normalization: tuple[np.ndarray, np.ndarray],
+        width: int,
+        dtype: Any,
         reader: Any = None,
         check: Check | None = None,
     ):
-        self.reader, self.label_ids = reader, label_ids
+        self.reader, self.width, self.dtype = reader, width, dtype
         self.graphdef, self.adapters, self.frozen = lora.split(model)
         self.check_graphdef: Any = check and nnx.split(check, graph=False)[0]
         self.mean, self.std = normalization
-        # D, of the model's token embeddings, and the dtype of its arithmetic.
-        self.width = model.config.text.hidden_size
-        self.dtype = model.language_model.embed_tokens.embedding.dtype
         # The adapter's weight in what is frozen: -1 where it is merged into that.
         self.merged = 0.0
 
@@ -64,11 +64,11 @@ class Answering:
         """All that its functions depend on beside their arguments."""
         reader = self.reader and (self.reader.source, self.reader.graphdef)
         numbers = (self.mean.tobytes(), self.std.tobytes(), self.merged, str(self.dtype))
-        return self.graphdef, self.check_graphdef, reader, self.label_ids, numbers
+        return type(self), self.graphdef, self.check_graphdef, reader, numbers
 
     def __eq__(self, other: object) -> bool:
         """Whether one compiled program serves both."""
-        return isinstance(other, Answering) and self._key == other._key
+        return isinstance(other, Checked) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -96,8 +96,8 @@ class Answering:
         h_t = text_features(self.reader.source, model, flat_ids, flat_mask, self.merged)
         return batch | {"h_t": jax.lax.stop_gradient(h_t.reshape(*ids.shape[:-1], -1))}
 
-    def model(self, trainable: Any, frozen: Any) -> Llava:
-        """The LLaVA, with its adapter."""
+    def model(self, trainable: Any, frozen: Any) -> Any:
+        """The model, with its adapter."""
         return lora.merge(self.graphdef, trainable["adapters"], frozen["model"])
 
     def check(self, trainable: Any) -> Check:
@@ -124,53 +124,6 @@ class Answering:
         scale = scale + self.merged
         return jnp.repeat(scale, lead[1]) if jnp.ndim(scale) and len(lead) == 2 else scale
 
-    def logits(
-        self,
-        trainable: Any,
-        frozen: Any,
-        batch: Any,
-        inputs: Inputs,
-        scale: LoraScale = 1.0,
-        vocabulary: bool = False,
-    ) -> tuple[Float[Array, "B K"], Float[Array, "B *I D_v"]]:
-        """The answers' logits, float32, and h_v. Of several windows the one that speaks most for
-        the second answer counts: one that is unsafe makes the request unsafe.
-
-        Args:
-            trainable: ``adapters`` and, where there is one, ``check``.
-            frozen: ``model`` and, where there is one, ``reader``.
-            batch: of `batch` or `stack`; its own pixels are not looked at.
-            inputs: pixels [B, C, X, Y] or [B, I, C, X, Y] in [0, 1], and what is added to the token
-                embeddings.
-            scale: the regime.
-            vocabulary: of every token, [B, V], not of the answers' alone.
-        """
-        pixels, shift = inputs
-        model = self.model(trainable, frozen)
-        states, h_v = self.see(trainable, frozen, pixels, scale)
-        lead, flat = states.shape[:-2], states.reshape(-1, *states.shape[-2:])
-        features = model.project(flat, self._tower_scale(scale, lead))
-        features = features.reshape(lead[0], -1, features.shape[-1])
-        columns = None if vocabulary else jnp.asarray(self.label_ids)
-        regime = scale + self.merged
-
-        def read(window: Any) -> Array:
-            ids, mask, text_mask = window
-            x = model.place(ids, features)
-            x = x + jnp.where(text_mask[..., None], shift, 0).astype(x.dtype)
-            return model.read(x, mask > 0, columns, regime)
-
-        window = tuple(batch[name] for name in WINDOWED[:3])
-        if window[0].ndim == 2:
-            return read(window), h_v
-        by_window = tuple(x.swapaxes(0, 1) for x in window)
-        if len(by_window[0]) == 1:
-            return read(tuple(x[0] for x in by_window)), h_v
-        # One after the other: as many rows at once as without windows.
-        logits = jax.lax.map(jax.checkpoint(read), by_window)
-        worst = jnp.argmax(logits[..., -1] - logits[..., 0], axis=0)
-        return jnp.take_along_axis(logits, worst[None, :, None], axis=0)[0], h_v
-
     def s_c(self, trainable: Any, batch: Any, h_v: Float[Array, "B *I D_v"]) -> Float[Array, " B"]:
         """How well each row's text fits its picture, the least over the windows of the text and
         over the pictures; 1 where there is no picture or no check."""
@@ -185,29 +138,6 @@ class Answering:
         least = scores.reshape(b, i, n).min(axis=2)
         there = jnp.arange(i) < batch["pictures"][:, None]
         return jnp.where(there, least, NO_PICTURE).min(axis=1)
-
-    def answers(
-        self,
-        trainable: Any,
-        frozen: Any,
-        batch: Any,
-        inputs: Inputs,
-        scale: LoraScale = 1.0,
-        vocabulary: bool = False,
-    ) -> Answers:
-        """`mbat.Answer`: loss, margin and S_c of a batch that `read` has been through.
-
-        The loss is ``-log p`` of the right answer among the answers, or with ``vocabulary`` among
-        all tokens: what the model learns from, so that it gives one of the answers by itself. The
-        margin is among the answers in either case.
-        """
-        logits, h_v = self.logits(trainable, frozen, batch, inputs, scale, vocabulary)
-        labels, ids = batch["labels"], jnp.asarray(self.label_ids)
-        if vocabulary:
-            loss, logits = verdict.vocabulary_loss(logits, ids, labels), logits[:, ids]
-        else:
-            loss = cross_entropy(logits, labels)
-        return Answers(loss, margin_from(logits, labels), self.s_c(trainable, batch, h_v), h_v)
 
     def pairs(
         self,
@@ -261,3 +191,112 @@ class Answering:
         squares = (states - batch["clean_states"]).astype(jnp.float32) ** 2
         away = squares.sum(axis=-1).reshape(len(squares), -1).mean(axis=1)
         return Answers(away, jnp.zeros_like(away), jnp.full_like(away, NO_PICTURE), h_v)
+
+
+class Answering(Checked):
+    """The functions of a LLaVA that answers from a closed list.
+
+    Args:
+        model: as of `Checked`.
+        label_ids: the first token of each answer.
+        normalization, reader, check: as of `Checked`.
+    """
+
+    def __init__(
+        self,
+        model: Llava,
+        label_ids: tuple[int, ...],
+        normalization: tuple[np.ndarray, np.ndarray],
+        reader: Any = None,
+        check: Check | None = None,
+    ):
+        self.label_ids = label_ids
+        width = model.config.text.hidden_size
+        dtype = model.language_model.embed_tokens.embedding.dtype
+        super().__init__(model, normalization, width, dtype, reader, check)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return *super()._key, self.label_ids
+
+    def placing(
+        self, trainable: Any, frozen: Any, inputs: Inputs, scale: LoraScale
+    ) -> tuple[Llava, Callable[[Array, Array], Array], Array]:
+        """The model; ``place(input_ids [B, L], text_mask [B, L]) -> [B, L, D]``, what its language
+        model reads of rows that show the inputs' pictures; and h_v. The arguments are `logits`'.
+        """
+        pixels, shift = inputs
+        model = self.model(trainable, frozen)
+        states, h_v = self.see(trainable, frozen, pixels, scale)
+        lead, flat = states.shape[:-2], states.reshape(-1, *states.shape[-2:])
+        features = model.project(flat, self._tower_scale(scale, lead))
+        features = features.reshape(lead[0], -1, features.shape[-1])
+
+        def place(ids: Array, text_mask: Array) -> Array:
+            x = model.place(ids, features)
+            return x + jnp.where(text_mask[..., None], shift, 0).astype(x.dtype)
+
+        return model, place, h_v
+
+    def logits(
+        self,
+        trainable: Any,
+        frozen: Any,
+        batch: Any,
+        inputs: Inputs,
+        scale: LoraScale = 1.0,
+        vocabulary: bool = False,
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B *I D_v"]]:
+        """The answers' logits, float32, and h_v. Of several windows the one that speaks most for
+        the second answer counts: one that is unsafe makes the request unsafe.
+
+        Args:
+            trainable: ``adapters`` and, where there is one, ``check``.
+            frozen: ``model`` and, where there is one, ``reader``.
+            batch: of `batch` or `stack`; its own pixels are not looked at.
+            inputs: pixels [B, C, X, Y] or [B, I, C, X, Y] in [0, 1], and what is added to the token
+                embeddings.
+            scale: the regime.
+            vocabulary: of every token, [B, V], not of the answers' alone.
+        """
+        model, place, h_v = self.placing(trainable, frozen, inputs, scale)
+        columns = None if vocabulary else jnp.asarray(self.label_ids)
+        regime = scale + self.merged
+
+        def read(window: Any) -> Array:
+            ids, mask, text_mask = window
+            return model.read(place(ids, text_mask), mask > 0, columns, regime)
+
+        window = tuple(batch[name] for name in WINDOWED[:3])
+        if window[0].ndim == 2:
+            return read(window), h_v
+        by_window = tuple(x.swapaxes(0, 1) for x in window)
+        if len(by_window[0]) == 1:
+            return read(tuple(x[0] for x in by_window)), h_v
+        # One after the other: as many rows at once as without windows.
+        logits = jax.lax.map(jax.checkpoint(read), by_window)
+        worst = jnp.argmax(logits[..., -1] - logits[..., 0], axis=0)
+        return jnp.take_along_axis(logits, worst[None, :, None], axis=0)[0], h_v
+
+    def answers(
+        self,
+        trainable: Any,
+        frozen: Any,
+        batch: Any,
+        inputs: Inputs,
+        scale: LoraScale = 1.0,
+        vocabulary: bool = False,
+    ) -> Answers:
+        """`mbat.Answer`: loss, margin and S_c of a batch that `read` has been through.
+
+        The loss is ``-log p`` of the right answer among the answers, or with ``vocabulary`` among
+        all tokens: what the model learns from, so that it gives one of the answers by itself. The
+        margin is among the answers in either case.
+        """
+        logits, h_v = self.logits(trainable, frozen, batch, inputs, scale, vocabulary)
+        labels, ids = batch["labels"], jnp.asarray(self.label_ids)
+        if vocabulary:
+            loss, logits = verdict.vocabulary_loss(logits, ids, labels), logits[:, ids]
+        else:
+            loss = cross_entropy(logits, labels)
+        return Answers(loss, margin_from(logits, labels), self.s_c(trainable, batch, h_v), h_v)

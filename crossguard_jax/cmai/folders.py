@@ -32,9 +32,11 @@ from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.runtime import processes
 
 FILE = "cmai.json"
+ANSWERS = "answers"
+"""The task of a model that answers from a closed list."""
 CHECK = "consistency"  # a folder of its own: a model's loaders take every safetensors beside it
 SECRET = "noise_secret"
-_TEXT, _ADAPTER = "text", "adapter"
+TEXT, _ADAPTER = "text", "adapter"
 _ADAPTER_CARD = ModelCard(
     base="the model two folders up",
     data="As the base, into which this adapter is merged already. It is here to be "
@@ -53,7 +55,7 @@ def save_immunized(immunized: Immunized, path: str | Path, card: ModelCard | Non
     if reader is not None:
         save_check(folder / CHECK, task.check(immunized.trainable), immunized.threshold)
         if reader.tower is not None:
-            save_text_tower(folder / CHECK / _TEXT, reader.tower)
+            save_text_tower(folder / CHECK / TEXT, reader.tower)
     if _blends(immunized):
         model = task.model(immunized.trainable, immunized.frozen)
         save_adapter(model, folder / CHECK / _ADAPTER, "..", _ADAPTER_CARD)
@@ -96,11 +98,16 @@ def load_immunized(path: str | Path, *, noise_seed: int | None = None, **options
     Raises:
         UserError: whatever is wrong with the folder.
     """
-    guard = Guard.from_pretrained(path, **options)
     if not is_immunized(path):
-        return Immunized.of(guard)
+        return Immunized.of(Guard.from_pretrained(path, **options))
     folder = resolve_folder(path)
-    facts = _facts(folder / FILE)
+    facts = read_facts(folder / FILE)
+    if facts["task"] != ANSWERS:
+        raise UserError(
+            f"{folder}: is immunized for {facts['task']!r}, and gives no verdicts; measure it with "
+            "crossguard tasks"
+        )
+    guard = Guard.from_pretrained(path, **options)
     blended = folder / CHECK / _ADAPTER
     merged = blended.is_dir()
     if merged:
@@ -111,7 +118,7 @@ def load_immunized(path: str | Path, *, noise_seed: int | None = None, **options
             raise UserError(f"{folder / CHECK}: the check is gone; copy the whole folder again")
         return Immunized.of(guard, facts["labels"])
     check, threshold = load_check(folder / CHECK)
-    tower = folder / CHECK / _TEXT
+    tower = folder / CHECK / TEXT
     length = guard.settings.window or guard.settings.max_length
     reader = Reader(guard, check.config.text_source, str(tower), length)
     task = Task(guard, facts["labels"], reader, check)
@@ -125,8 +132,14 @@ def load_immunized(path: str | Path, *, noise_seed: int | None = None, **options
     return replace(immunized, secret=_secret(folder, noise_seed))
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {"labels": [], "regime": 1.0, "branches": []} | read_object(path)
+def read_facts(path: Path) -> dict[str, Any]:
+    """What ``cmai.json`` says, and what one that says less means.
+
+    Raises:
+        UserError: it says what cannot be.
+    """
+    plain: dict[str, Any] = {"task": ANSWERS, "labels": [], "regime": 1.0, "branches": []}
+    facts = plain | read_object(path)
     try:
         check_number("regime", facts["regime"], 0, 1)
         for name in ("labels", "branches"):

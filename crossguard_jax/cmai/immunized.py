@@ -80,10 +80,7 @@ class Immunized:
     @property
     def guard(self) -> Guard:
         """The model alone, the adapter fully on, for whoever wants plain scores."""
-        task = self.task
-        model = task.model(self.trainable, self.frozen)
-        base = task.guard
-        return Guard(model, base.folder, base.settings, base.mesh, trained_on=base.trained_on)
+        return self.task.trained(self.trainable, self.frozen)
 
     # As an attack sees it
 

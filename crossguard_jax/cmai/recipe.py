@@ -9,7 +9,6 @@ the thresholds of the inference policy are chosen on the held-out pairs again.
 import contextlib
 import functools
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,19 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from crossguard_jax.cmai.answering import Answering
+from crossguard_jax.cmai.answering import Checked
 from crossguard_jax.cmai.arm import KNOBS, Controller
-from crossguard_jax.cmai.consistency import ConsistencyConfig, make_check, pair_loss
+from crossguard_jax.cmai.consistency import pair_loss
 from crossguard_jax.cmai.edits import edited_rows, read_edited
 from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
 from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.kinds import kind_of, start
 from crossguard_jax.cmai.mbat import MbatSettings
 from crossguard_jax.cmai.policy import Policy
-from crossguard_jax.cmai.task import Reader, Task
 from crossguard_jax.cmai.threshold import choose_threshold
+from crossguard_jax.cmai.vetted import Vetted
 from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import UserError, check_divides
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
@@ -39,13 +38,11 @@ from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.augment import MixturePart, longest_row, parts
-from crossguard_jax.guard.guard import Guard
-from crossguard_jax.guard.mixture import Readers, answered, fitting, listed_rows, open_sources
-from crossguard_jax.guard.recipe import batches, load_base, run_identity, trained_settings
-from crossguard_jax.nn import lora, verdict
+from crossguard_jax.guard.augment import MixturePart, parts
+from crossguard_jax.guard.mixture import Readers, open_sources
+from crossguard_jax.guard.recipe import batches, run_identity
+from crossguard_jax.nn import verdict
 from crossguard_jax.nn.int8 import DTYPES
-from crossguard_jax.nn.llava import LlavaConfig
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.placement import WHOLE, Share
 from crossguard_jax.train.loop import Schedule, train
@@ -73,7 +70,7 @@ class _Run:
 
     config: Any
     folder: Path
-    task: Task
+    task: Any  # of `kinds.KINDS`
     frozen: Any
     sources: Mapping[str, RecordSource]
     mixed: Sequence[MixturePart]
@@ -89,7 +86,7 @@ class _Run:
         return batches(self.mixed, batch_size, self.config.train.seed, encode, alike)
 
     def _alike(self, length: int, records: list[Record]) -> Sequence[Any]:
-        return self.task.guard.encoder.alike(records, length)
+        return self.task.alike(records, length)
 
     def train(self, state: TrainState, step: Step, frozen: Any, settings: Any, name: str) -> Any:
         """One stage in a folder of its own; returns what was trained."""
@@ -109,7 +106,7 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be this run's."""
-        identity = run_identity(self.config, self.task.guard, self.sources, self.data)
+        identity = run_identity(self.config, self.task.folder, self.sources, self.data)
         if (reader := self.task.reader) is not None and reader.state is not None:
             identity["text"] = digest(processes.gather(reader.state))
         return identity
@@ -130,7 +127,7 @@ def immunize(
     folder: str | Path,
     readers: Readers | None = None,
     data: str | Path | None = None,
-) -> Immunized:
+) -> Immunized | Vetted:
     """Immunizes a model as a configuration of ``configs/cmai.py`` says, or goes on with it.
 
     Args:
@@ -168,6 +165,7 @@ def immunize(
             f"mbat.perturb {perturb!r}: no text moves the picture's features, which is "
             "what mbat.goal 'features' asks for; set it to 'picture'"
         )
+    kind_of(config)
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
@@ -175,16 +173,11 @@ def immunize(
     readers, seed = readers or {}, config.train.seed
     sources = open_sources(config.data.sources, data, readers, seed)
     held = open_sources(config.data.validation, data / "validation", readers, seed)
-    task, trainable = _start(config, answers_of(config, sources), mesh, rules)
-    sources = answered(sources, data, task.labels)
-    words = task.guard.settings.prompt
-    # A part of a statement that is false may be true.
-    harmless = words.negative if (words.negative, words.positive) == ("safe", "unsafe") else ""
-    fits = functools.partial(task.guard.encoder.fits, length=config.data.max_length)
-    sources = fitting(sources, harmless, fits)
-    task.guard.trained_on = listed_rows(sources)
-    mixed = parts(config.data, sources, task.guard.encoder, data, readers, seed)
-    held = answered(held, data / "validation", task.labels)
+    task, trainable = start(config, sources, mesh, rules)
+    opened, sources = sources, task.learnable(sources, data, config.data.max_length)
+    task.note(sources, opened)
+    mixed = parts(config.data, sources, task.encoder, data, readers, seed)
+    held = task.learnable(held, data / "validation")
     run = _Run(config, folder, task, task.frozen_parts, sources, mixed, held, data, mesh, rules)
     tau, tau_c, recent = 0.0, 0.0, None
     if config.cmcv.on:
@@ -200,58 +193,10 @@ def immunize(
         scores = _clean_scores(run, trainable)
         threshold = choose_threshold(scores, config.cmcv.pass_rate, config.cmcv.confidence)
         policy = Policy.from_config({"branches": _cut(config, scores)})
-    return Immunized(task, trainable, run.frozen, policy, threshold)
+    return kind_of(config).result(task, trainable, run.frozen, policy, threshold)
 
 
-def answers_of(config: Any, sources: Mapping[str, RecordSource]) -> tuple[str, ...]:
-    """The answers that a model is held to: ``task.labels``, or the most common ones of the
-    training rows; none are the prompt's two.
-
-    Raises:
-        UserError: fewer than two.
-    """
-    if not config.task.most_common:
-        return tuple(config.task.labels)
-    counts = Counter(source[i].label for source in sources.values() for i in range(len(source)))
-    ranked = sorted(counts, key=lambda label: (-counts[label], label))[: config.task.most_common]
-    if len(ranked) < 2:
-        raise UserError(f"data.sources: {len(ranked)} kind of label; a task needs two answers")
-    return tuple(ranked)
-
-
-def _start(config: Any, labels: tuple[str, ...], mesh: Any, rules: Rules) -> tuple[Task, Any]:
-    """The task, with a fresh adapter and a fresh check."""
-    guard = load_base(config, mesh, rules)
-    trained = trained_settings(config, guard)
-    model_key, check_key = jax.random.split(jax.random.key(config.train.seed))
-    model = lora.attach(guard.model, **config.lora, key=model_key)
-    guard = Guard(model, guard.folder, trained, mesh, rules)
-    if not config.cmcv.on:
-        task = Task(guard, labels)
-        return task, {"adapters": task.adapters}
-    cmcv = config.cmcv
-    reader = Reader(guard, cmcv.text_source, cmcv.text_path, longest_row(config.data))
-    settings = check_settings(cmcv, guard.model.config, reader.width)
-    check = make_check(settings, check_key)
-    task = Task(guard, labels, reader, check)
-    return task, {"adapters": task.adapters, "check": nnx.split(check, graph=False)[1]}
-
-
-def check_settings(cmcv: Any, model: LlavaConfig, text_width: int) -> ConsistencyConfig:
-    """What the check of a model is, by the configuration's ``cmcv``."""
-    layers = model.vision_feature_layer
-    return ConsistencyConfig(
-        picture_width=2 * model.vision.hidden_size * len(layers),
-        text_width=text_width,
-        kind=cmcv.kind,
-        shared_width=cmcv.shared_width,
-        hidden_width=cmcv.hidden_width,
-        picture_layers=layers,
-        text_source=cmcv.text_source,
-    )
-
-
-def check_loss(task: Answering, joint: bool, adversarial: bool = False) -> Loss:
+def check_loss(task: Checked, joint: bool, adversarial: bool = False) -> Loss:
     """The check's loss on a batch that `Task.read` has been through; see `Task.pairs`."""
 
     def loss(trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
@@ -293,7 +238,7 @@ def controller_of(config: Any, tau_c: float) -> Controller:
 
 def mbat_step(
     config: Any,
-    task: Answering,
+    task: Any,
     controller: Controller,
     adam: optax.GradientTransformation,
     rules: Rules = DEFAULT_RULES,
@@ -394,7 +339,7 @@ def _pair_scores(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _s_c(task: Task, trainable: Any, frozen: Any, batch: Any) -> Array:
+def _s_c(task: Checked, trainable: Any, frozen: Any, batch: Any) -> Array:
     batch = task.read(trainable, frozen, batch)
     return task.s_c(trainable, batch, task.see(trainable, frozen, batch["pixels"])[1])
 

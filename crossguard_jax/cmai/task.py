@@ -5,9 +5,11 @@ list of answers a third. Which regime answers is ``scale``: 0 is the model as it
 immunized one, anything between a blend per example (`nn.lora`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,9 +17,12 @@ from crossguard_jax.cmai.answering import WINDOWED, Answering
 from crossguard_jax.cmai.consistency import Check
 from crossguard_jax.cmai.reader import Reader
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.pipeline import Batch
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard.encoding import Encoder
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.guard.mixture import answered, fitting, listed_rows
 from crossguard_jax.guard.prompting import Row
 from crossguard_jax.guard.shapes import Planned, bucket, ladder, length_step, plan, slots
 from crossguard_jax.io.ahead import ahead
@@ -71,6 +76,48 @@ class Task(Answering):
         label_ids = guard.encoder.first_tokens(self.labels)
         super().__init__(guard.model, label_ids, guard.encoder.normalization, reader, check)
 
+    @property
+    def folder(self) -> Path:
+        """Where the model comes from."""
+        return self.guard.folder
+
+    @property
+    def encoder(self) -> Encoder:
+        """What makes rows of texts."""
+        return self.guard.encoder
+
+    def trained(self, trainable: Any, frozen: Any) -> Guard:
+        """The model alone, the adapter fully on, for whoever wants plain scores."""
+        model, base = self.model(trainable, frozen), self.guard
+        return Guard(model, base.folder, base.settings, base.mesh, trained_on=base.trained_on)
+
+    def learnable(
+        self, sources: Mapping[str, RecordSource], folder: Path, length: int = 0
+    ) -> dict[str, RecordSource]:
+        """The rows that can be learned from, or held out: those that have an answer.
+
+        Args:
+            sources: of `open_sources`, in ``folder``.
+            folder: their place.
+            length: tokens of a training row with one picture, into which a row must fit whole
+                unless a part of it says the same; 0: however long.
+        """
+        sources = answered(sources, folder, self.labels)
+        if not length:
+            return sources
+        words = self.guard.settings.prompt
+        # A part of a statement that is false may be true.
+        harmless = words.negative if (words.negative, words.positive) == ("safe", "unsafe") else ""
+        return fitting(sources, harmless, partial(self.encoder.fits, length=length))
+
+    def note(self, sources: Mapping[str, RecordSource], opened: Mapping[str, RecordSource]) -> None:
+        """Notes what is learned from, for the model's card: ``sources``, of the ``opened`` ones."""
+        self.guard.trained_on = listed_rows(sources)
+
+    def alike(self, records: Sequence[Record], length: int) -> Sequence[Any]:
+        """What training rows are put with their like by; see `Encoder.alike`."""
+        return self.encoder.alike(records, length)
+
     def batch(
         self,
         records: Sequence[Record],
@@ -93,15 +140,26 @@ class Task(Answering):
             UserError: a label that is no answer, or a row that cannot be encoded.
         """
         rows, longest = self.guard.encoder.training_rows(records, length, buckets)
+        return self.arrays(records, rows, longest, share)
+
+    def arrays(
+        self, records: Sequence[Record], rows: Sequence[Row], length: int, share: Share
+    ) -> Batch:
+        """Records and their windows as arrays, rows of ``length`` tokens; see `batch`."""
         most = max(len(record.images) for record in records)
         places = share.rows(len(records)).tolist()
         own, requests = [records[i] for i in places], []
-        read = self.reader.windows([r.text for r in own]) if self.reader else [[[]]] * len(own)
+        texts = [self.checked_text(record) for record in own]
+        read = self.reader.windows(texts) if self.reader else [[[]]] * len(own)
         for place, record, windows in zip(places, own, read, strict=True):
             levels, label = self._levels(record), self.label(record)
             requests.append(TaskRequest(record.text, [rows[place]], levels, windows[:1], label))
-        arrays = self.stack(requests, longest, most)
+        arrays = self.stack(requests, length, most)
         return {k: v[:, 0] if k in WINDOWED else v for k, v in arrays.items()}
+
+    def checked_text(self, record: Record) -> str:
+        """The text of a record that its picture is to fit, by the check."""
+        return record.text
 
     def encode(
         self, texts: Sequence[object], shown: Sequence[Sequence[Picture]]

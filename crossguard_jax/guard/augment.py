@@ -301,7 +301,7 @@ def _made(
     readers: Readers,
     seed: int,
 ) -> dict[str, RecordSource]:
-    length, prompt = longest_row(data), encoder.settings.prompt
+    length = longest_row(data)
     made: dict[str, RecordSource] = {}
     if shares[LONG]:
         talk = _talk(data.augment.talk, encoder, folder, readers, seed)
@@ -311,6 +311,7 @@ def _made(
 
         made[LONG] = MadeRows(opened, weights, longer, seed, "long")
     if shares[INJECTED]:
+        prompt = encoder.settings.prompt
         strings = forged_turns(prompt.negative, prompt.positive)
 
         def forged(rng: np.random.Generator, record: Record) -> Record:

@@ -139,7 +139,7 @@ def train_guard(
         batches(mixed, config.train.batch_size, seed, own, alike if buckets else None),
         Schedule(config.train.steps, config.train.save_every),
         folder,
-        identity=run_identity(config, guard, opened, data),
+        identity=run_identity(config, guard.folder, opened, data),
         batch_sharding=sharding,
         hooks=hooks,
         name=f"training {folder.name}",
@@ -219,13 +219,14 @@ def batches(
 
 
 def run_identity(
-    config: Any, guard: Guard, opened: Mapping[str, RecordSource], data: Path
+    config: Any, base: Path, opened: Mapping[str, RecordSource], data: Path
 ) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be this run's; ``data`` is where ``opened`` lie."""
+    """What must be the same for a checkpoint to be this run's; ``base`` is the model's folder, and
+    ``data`` is where ``opened`` lie."""
     read = [*opened, *([TALK] if config.data.augment.long else [])]
     return {
-        "base": folder_hash(guard.folder),
-        "encoding": encoding_hash(guard.folder),
+        "base": folder_hash(base),
+        "encoding": encoding_hash(base),
         "rows": {name: len(source) for name, source in opened.items()},
         "contents": {name: contents_hash(data, name) for name in read},
         "config": deciding(config),

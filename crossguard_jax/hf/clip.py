@@ -82,6 +82,21 @@ class ClipEncoder:
         return self.text_tower.context
 
     @property
+    def normalization(self) -> tuple[Float[np.ndarray, "3 1 1"], Float[np.ndarray, "3 1 1"]]:
+        """Mean and standard deviation that pixels in [0, 1] are normalized by.
+
+        Whatever the processor is, the way is a line for each channel: a black and a white picture
+        tell which.
+        """
+        side = self.model.config.vision.image_size
+        black, white = (
+            self.picture(Image.new("RGB", (side, side), (level,) * 3))[:, :1, :1]
+            for level in (0, 255)
+        )
+        std = 1 / (white - black)
+        return -black * std, std
+
+    @property
     def dimension(self) -> int:
         """Width of the vectors."""
         return self.model.config.projection_dim

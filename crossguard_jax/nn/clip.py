@@ -58,6 +58,11 @@ class ClipConfig:
     text: TextConfig
     projection_dim: int = 512
 
+    @property
+    def vision_feature_layer(self) -> tuple[int, ...]:
+        """The layers that `Clip.see` gives, by the name that a LLaVA's config has for its own."""
+        return (-1,)
+
 
 class ClipAttention(Pinned):
     """Multi-head attention with biases on all four projections."""
@@ -202,9 +207,11 @@ class ClipText(nnx.Module):
         input_ids: Int[Array, "B L"],
         mask: Bool[Array, "B L"] | None = None,
         lora_scale: LoraScale = 1.0,
+        shift: Float[Array, "B L D"] | float = 0.0,
     ) -> Float[Array, "B D"]:
-        """The final state at the end-of-text token."""
+        """The final state at the end-of-text token; ``shift`` is added to the embeddings."""
         x = self.token_embedding(input_ids)
+        x = x + jnp.asarray(shift, x.dtype)
         x = x + self.position_embedding.embedding[...][: x.shape[1]]
         x, _ = run_stack(
             self.layers,
@@ -236,15 +243,31 @@ class Clip(nnx.Module):
         self.logit_scale = nnx.Param(jnp.asarray(2.6592), axes=())
         self.config = config
 
+    def see(
+        self, pixel_values: Float[Array, "M C X Y"], lora_scale: LoraScale = 1.0
+    ) -> Float[Array, "M S D"]:
+        """The picture tower's last states of normalized pixels, the class token first."""
+        (states,) = self.vision_model.hidden_states(pixel_values, (-1,), lora_scale)
+        return states
+
+    def picture_vectors(self, states: Float[Array, "M S D"]) -> Float[Array, "M D"]:
+        """Unit vectors, float32, of what `see` gives."""
+        pooled = self.vision_model.post_layernorm(states[:, 0])
+        return _unit(self.visual_projection(pooled))
+
     def embed_pictures(self, pixels: Float[Array, "M C X Y"]) -> Float[Array, "M D"]:
         """Unit vectors of pictures, float32."""
-        return _unit(self.visual_projection(self.vision_model(pixels)))
+        return self.picture_vectors(self.see(pixels))
 
     def embed_texts(
-        self, input_ids: Int[Array, "B L"], mask: Bool[Array, "B L"] | None = None
+        self,
+        input_ids: Int[Array, "B L"],
+        mask: Bool[Array, "B L"] | None = None,
+        lora_scale: LoraScale = 1.0,
+        shift: Float[Array, "B L D"] | float = 0.0,
     ) -> Float[Array, "B D"]:
-        """Unit vectors of texts, float32."""
-        return _unit(self.text_projection(self.text_model(input_ids, mask)))
+        """Unit vectors of texts, float32; ``shift`` is added to the tokens' embeddings."""
+        return _unit(self.text_projection(self.text_model(input_ids, mask, lora_scale, shift)))
 
     def __call__(
         self,

@@ -173,6 +173,27 @@ class Llava(Pinned):
         x = self.language_model.hidden(x, mask, lora_scale, last=last)
         return self.language_model.head(x, columns)[:, 0]
 
+    def read_from(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"],
+        start: Int[Array, " B"],
+        n: int,
+        lora_scale: LoraScale = 1.0,
+    ) -> Float[Array, "B N V"]:
+        """The logits that predict ``n`` tokens from ``start`` on; the head sees no others.
+
+        Args:
+            x: embeddings that `embed` or `place` gave, with the tokens among them.
+            mask: False at padding, on the right.
+            start: where they begin in each row.
+            n: N.
+            lora_scale: weight of the adapter.
+        """
+        states = self.language_model.hidden(x, mask, lora_scale)
+        at = jnp.minimum(start[:, None] - 1 + jnp.arange(n), x.shape[1] - 1)
+        return self.language_model.head(jnp.take_along_axis(states, at[..., None], axis=1))
+
 
 def last_positions(mask: Bool[Array, "B L"]) -> Int[Array, " B"]:
     """Each row's last real token."""

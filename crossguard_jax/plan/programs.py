@@ -19,7 +19,9 @@ from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.cmai import recipe as cmai
 from crossguard_jax.cmai.answering import WINDOWED, Answering
 from crossguard_jax.cmai.consistency import make_check
+from crossguard_jax.cmai.folders import ANSWERS
 from crossguard_jax.cmai.immunize_step import CmaiState
+from crossguard_jax.cmai.kinds import check_settings
 from crossguard_jax.cmai.mbat import EDITED
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard import guard as guards
@@ -118,12 +120,14 @@ class _TextTower:
 def _answering(job: Job, length: int) -> tuple[LlavaConfig, Answering, dict[str, Any], Any]:
     """``(model's config, functions, what is trained, frozen parts)`` of CMAI on a model."""
     config = job.config
+    if config.task.kind != ANSWERS:
+        raise UserError(f"task.kind {config.task.kind!r}: only {ANSWERS!r} is planned for")
     model_config, model = job.model(config.model, LlavaConfig, config.lora)
     n_labels = config.task.most_common or len(config.task.labels) or 2
     reader, check = None, None
     if config.cmcv.on:
         reader = _text_tower(job, model_config, length)
-        settings = cmai.check_settings(config.cmcv, model_config, reader.width)
+        settings = check_settings(config.cmcv, model_config, reader.width)
         check = jax.eval_shape(lambda: make_check(settings, jax.random.key(0)))
     pixels = np.zeros((3, 1, 1), np.float32), np.ones((3, 1, 1), np.float32)
     task = Answering(model, tuple(range(n_labels)), pixels, reader, check)

@@ -17,6 +17,7 @@ from crossguard_jax.attacks.registry import REGISTRY
 from crossguard_jax.cmai import recipe
 from crossguard_jax.cmai.arm import KNOBS, Controller, Knob
 from crossguard_jax.cmai.consistency import ConsistencyConfig
+from crossguard_jax.cmai.kinds import answers_of, kind_of
 from crossguard_jax.cmai.mbat import MbatSettings, perturbed
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.recipe import GOALS, immunize
@@ -36,7 +37,7 @@ from crossguard_jax.train.optim import optimizer
 from tests.cmai import immunize_run
 from tests.cmai.immunize_run import SAVE_EVERY, STEPS, short
 from tests.cmai.small_systems import base as ships
-from tests.test_configs import layer_paths
+from tests.test_configs import clip_paths, layer_paths
 
 PROGRAM = Path(immunize_run.__file__)
 READERS = {SOURCE: read}
@@ -288,15 +289,15 @@ def test_what_cannot_be_is_refused_by_its_field(data, tmp_path):
     config.task.most_common = 5
     rows = {"text": [r for r in records("text_safety", "val", 8) if r.label == "safe"]}
     with pytest.raises(UserError, match="data.sources: 1 kind of label"):
-        recipe.answers_of(config, rows)
+        answers_of(config, rows)
 
 
 def test_the_answers_are_the_most_common_labels_of_the_training_rows():
     rows = {"vqa": records("vqa_closed", "train", 60), "text": records("text_safety", "val", 2)}
     config = short()
-    assert recipe.answers_of(config, rows) == ()
+    assert answers_of(config, rows) == ()
     config.task.most_common = 3
-    found = recipe.answers_of(config, rows)
+    found = answers_of(config, rows)
     labels = [r.label for source in rows.values() for r in source]
     counts = {label: labels.count(label) for label in labels}
     assert len(found) == 3 and [counts[x] for x in found] == sorted(counts.values())[:-4:-1]
@@ -326,7 +327,9 @@ def test_every_variant_is_one_that_the_recipe_takes(variant):
     ConsistencyConfig(8, 8, **widths)
     optimizer(config.optim, config.train.steps)
     optimizer(config.cmcv.optim, config.cmcv.train.steps)
-    assert [p for p in layer_paths() if re.fullmatch(config.lora.targets, p)]
+    kind_of(config)
+    paths = clip_paths() if config.task.kind == "retrieval" else layer_paths()
+    assert [p for p in paths if re.fullmatch(config.lora.targets, p)]
     for name, attack in configured(config.attack).items():
         own = REGISTRY[name]
         assert (attack.search, attack.climb, attack.transfer) == (
@@ -334,7 +337,7 @@ def test_every_variant_is_one_that_the_recipe_takes(variant):
         ), "a name means the same here as in the registry"
     assert config.attack.convergence.epsilon in config.attack.epsilons
     fixed = all(k.start == k.maximum for k in (controller.epsilon, controller.lambda_))
-    name = variant.removeprefix("vqa_").removeprefix("llava_7b_")
+    name = re.sub("^(vqa|captions|retrieval|llava_7b)_", "", variant)
     assert fixed == (name in ("mbat", "cmcv_mbat", "pgd_at", "fare", "e2at"))
     assert config.mbat.inner == (name if name in ("seed", "evasive") else "both")
     assert (config.task.most_common > 0) == variant.startswith("vqa_")

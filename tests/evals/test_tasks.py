@@ -30,7 +30,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import normalize_answer, vqa_scores
 from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.evals.tasks import attack as tasks_attack
-from crossguard_jax.evals.tasks import evaluate, retrieval
+from crossguard_jax.evals.tasks import evaluate
 from crossguard_jax.evals.tasks.answering import Answerer, tokenize
 from crossguard_jax.evals.tasks.attack import ATTACKS, Attack, measure
 from crossguard_jax.evals.tasks.evaluate import Asking, evaluate_tasks
@@ -336,7 +336,7 @@ def test_retrieval_is_that_of_transformers_and_falls_under_attack(karpathy, capt
 
 def test_a_clips_normalization_is_its_processors():
     clip = load_clip("toy://clip")
-    mean, std = retrieval.normalization(clip)
+    mean, std = clip.normalization
     np.testing.assert_allclose(mean, np.full((3, 1, 1), 0.49), atol=1e-6)
     np.testing.assert_allclose(std, np.full((3, 1, 1), 0.2), atol=1e-6)
 

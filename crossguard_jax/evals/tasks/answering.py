@@ -13,10 +13,9 @@ from crossguard_jax.attacks import projections
 from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Int, PRNGKeyArray
-from crossguard_jax.data.prompts import neutralize
 from crossguard_jax.evals.tasks.attack import searched
 from crossguard_jax.evals.tasks.objectives import answer_objective
-from crossguard_jax.guard.decoding import likeliest
+from crossguard_jax.guard.decoding import Forced, answer_arrays, answer_tokens, likeliest
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.prompting import Row
 from crossguard_jax.guard.shapes import bucket
@@ -141,36 +140,15 @@ class Answerer:
 
     def tokens(self, answer: str) -> tuple[int, ...]:
         """The tokens of an answer where the prompt ends, closed, and at most as many as are
-        decoded.
-
-        Raises:
-            UserError: the prompt's last token and the answer's first one are one.
-        """
-        tokenizer, prompt = self._encoder.tokenizer, self._encoder.settings.prompt
-        start = prompt.render("a text", 0)
-        ids = tokenizer(start)["input_ids"]
-        whole = tokenizer(f"{start} {neutralize(answer, tokenizer.all_special_tokens)}")
-        if whole["input_ids"][: len(ids)] != ids:
-            raise UserError(f"prompt {prompt.name!r}: end the template on a whole token")
-        answer_ids = [*whole["input_ids"][len(ids) :], tokenizer.eos_token_id]
-        return tuple(answer_ids[: self._n])
+        decoded; see `answer_tokens`."""
+        return answer_tokens(self._encoder, answer, self._n)
 
     def forced(self, over: Rows, answers: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Some rows' prompts, each with an answer's tokens behind it, as
         `objectives.answer_objective` reads them."""
-        rows = [self._rows[r] for r in over]
-        whole = [
-            Row([*row.ids, *answer], row.pictures, row.user)
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-        tokens = np.zeros((len(rows), self._n), np.int32)
-        answer_mask = np.zeros((len(rows), self._n), bool)
-        for i, answer in enumerate(answers):
-            tokens[i, : len(answer)] = answer
-            answer_mask[i, : len(answer)] = True
-        batch = self._encoder.pad(whole, self._length + self._n)
-        starts = np.array([len(row.ids) for row in rows], np.int32)
-        return batch | {"start": starts, "tokens": tokens, "answer_mask": answer_mask}
+        forced = [Forced.of(self._rows[r], answer) for r, answer in zip(over, answers, strict=True)]
+        batch = self._encoder.pad([each.row for each in forced], self._length + self._n)
+        return batch | answer_arrays(forced, self._n)
 
 
 def in_batches(n: int, size: int) -> list[Part]:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
-from PIL import Image
 
 from crossguard_jax.attacks import projections
 from crossguard_jax.attacks.problem import Budget
@@ -21,7 +20,7 @@ from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.tasks.answering import Part, Rows, in_batches
 from crossguard_jax.evals.tasks.attack import searched
-from crossguard_jax.evals.tasks.objectives import Channels, lead, retrieval_objective
+from crossguard_jax.evals.tasks.objectives import lead, retrieval_objective
 from crossguard_jax.evals.tasks.rows import Benchmark, usable
 from crossguard_jax.hf.clip import ClipEncoder
 from crossguard_jax.io import images
@@ -51,7 +50,7 @@ class Retrieval:
     lowest = -2.0
 
     def __init__(self, clip: ClipEncoder, benchmark: Benchmark, batch_size: int, left_out: LeftOut):
-        mean, std = normalization(clip)
+        mean, std = clip.normalization
         items = usable(
             benchmark,
             lambda data, name: clip.picture(images.decode(data, name)) * std + mean,
@@ -179,17 +178,3 @@ class Retrieval:
             vectors = embed(self._state, arrays["input_ids"], arrays["attention_mask"])
             parts.append(np.asarray(vectors)[:n])
         return np.concatenate(parts)
-
-
-def normalization(clip: ClipEncoder) -> tuple[Channels, Channels]:
-    """Mean and standard deviation that a CLIP's pixels in [0, 1] are normalized by.
-
-    Whatever its processor is, the way is a line for each channel: a black and a white picture tell
-    which.
-    """
-    side = clip.model.config.vision.image_size
-    black, white = (
-        clip.picture(Image.new("RGB", (side, side), (level,) * 3))[:, :1, :1] for level in (0, 255)
-    )
-    std = 1 / (white - black)
-    return -black * std, std

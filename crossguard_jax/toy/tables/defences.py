@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.cmai.immunized import Immunized
-from crossguard_jax.cmai.recipe import answers_of, immunize
+from crossguard_jax.cmai.kinds import answers_of
+from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import load_config
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness.figures import Robustness
