@@ -12,8 +12,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from crossguard_jax.core.errors import UserError
@@ -166,7 +169,7 @@ def _run(argv: list[str], ours: bool) -> int:
     if ours and computes:
         _watch(several)
     if ours and verb.uses_models and not any(map(kinds.needs_torch, _models(args))):
-        _leave_torch_out()
+        sys.meta_path.insert(0, _WithoutTorch())
     talks = not several or _only_the_first_talks()
     if talks and (words := [*_first_line(args, computes)]):
         print("; ".join(words), file=sys.stderr if verb.prints_data else sys.stdout, flush=True)
@@ -252,19 +255,33 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _leave_torch_out() -> None:
-    """Keeps transformers from importing torch where it is installed.
+class _WithoutTorch(MetaPathFinder):
+    """Keeps transformers, when something imports it, from importing torch where it is installed.
 
     That takes seconds, for models that are not run here. transformers asks once whether there is
     torch, and remembers the answer.
     """
-    if find_spec("torch") is None:
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # find_spec's word for "not there"
-    try:
-        importlib.import_module("transformers.utils").is_torch_available()
-    finally:
-        del sys.modules["torch"]
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Of transformers alone, as others find it; its module is run where torch is not there."""
+        if name != "transformers":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None or find_spec("torch") is None:
+            return spec
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            sys.modules["torch"] = None  # type: ignore[assignment]  # find_spec's "not there"
+            try:
+                run(module)
+                importlib.import_module("transformers.utils").is_torch_available()
+            finally:
+                del sys.modules["torch"]
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 class _Parser(argparse.ArgumentParser):

@@ -43,7 +43,7 @@ from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import default_dtype, inference_mesh
 from crossguard_jax.systems.load import load
-from crossguard_jax.systems.store import VerdictStore, store_folder
+from crossguard_jax.systems.store import VerdictStore, store_folder, store_name
 from crossguard_jax.systems.system import System, notes_of
 
 
@@ -83,6 +83,7 @@ def main(args: argparse.Namespace) -> int:
             titles,
             failed,
             lambda benchmark, id: texts[benchmark, id],
+            contents,
         )
         page = report(shown, folder, (left_out, unanswered), sections)
         _export(comparison, tests, judgements, folder)
@@ -204,6 +205,7 @@ def _judged(
         facts.threshold,
         facts.remarks,
         learned_from(facts.folder, spec.path, spec.adapter or spec.path),
+        store_name=store_name(facts.identity),
     )
     if not comparison.speed_rows:
         return judgement

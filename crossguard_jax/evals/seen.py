@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from crossguard_jax.data.sources.catalogue import CATALOGUE
 from crossguard_jax.data.sources.reading import row_name
 from crossguard_jax.evals.benchmarks import TRAINED_ON, ScoredRows
-from crossguard_jax.hf.trained import read_training_data
+from crossguard_jax.hf.trained import TRAINING_DATA, read_training_data
+from crossguard_jax.io import files
 from crossguard_jax.report.blocks import Section
 from crossguard_jax.report.tables import Table
 
@@ -25,8 +27,19 @@ def learned_from(*folders: str | Path) -> set[str]:
     Raises:
         UserError: a list is damaged.
     """
-    rows = [row for folder in {str(f) for f in folders} for row in read_training_data(folder)]
-    return {row.content for row in rows} | {row_name(row.id) for row in rows}
+    return set().union(*(_learned(folder, _stamp(folder)) for folder in {str(f) for f in folders}))
+
+
+@lru_cache(maxsize=16)
+def _learned(folder: str, stamp: str) -> frozenset[str]:
+    """Of one folder, read once for all the systems that are made of it."""
+    rows = read_training_data(folder)
+    return frozenset({row.content for row in rows} | {row_name(row.id) for row in rows})
+
+
+def _stamp(folder: str) -> str:
+    path = Path(folder) / TRAINING_DATA
+    return files.stamp(path) if path.exists() else ""
 
 
 def seen_rows(learned: Collection[str], contents: Mapping[tuple[str, str], str]) -> Keys:

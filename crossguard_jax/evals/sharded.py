@@ -67,7 +67,12 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
             write_verdicts(scored, folder / f"{spec.name}.verdicts.jsonl")
             learned = learned_from(notes["base"], spec.path, spec.adapter or spec.path)
             judgements[spec.name] = JudgedSystem(
-                scored, scores, identity["threshold"], learned=learned
+                scored,
+                scores,
+                identity["threshold"],
+                notes.get("remarks", ()),
+                learned,
+                store_name=notes.get("store_name", ""),
             )
     firsts = next(iter(judgements.values())).scored
     places = {(benchmark, record.id): record.provenance for benchmark, record, _ in firsts}
@@ -87,7 +92,7 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
     for benchmark, record, _ in firsts:
         tests.setdefault(benchmark, []).append(record)
     together = set().union(*seen.values())
-    shown = Findings(comparison, judgements, together, origins_of(tests), {}, {}, lookup)
+    shown = Findings(comparison, judgements, together, origins_of(tests), {}, {}, lookup, contents)
     page = report(shown, folder, (left_out, unanswered), sections)
     return print_report(shown, (left_out, unanswered), page)
 

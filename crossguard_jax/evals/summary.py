@@ -22,6 +22,12 @@ from crossguard_jax.evals.guard_report import Judged, guard_sections
 from crossguard_jax.evals.scoring import Scored, Unanswered, branch_counts
 from crossguard_jax.evals.seen import Keys, apart
 from crossguard_jax.evals.speed import Speed
+from crossguard_jax.evals.system_pages import (
+    library_versions,
+    rows_hashes,
+    run_section,
+    system_pages,
+)
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.exports import write_tables
@@ -41,6 +47,7 @@ class JudgedSystem:
         remarks: what it says of itself.
         learned: contents and names of the rows that it was trained on.
         speed: None where it was not timed.
+        store_name: what its verdicts are called in a store (`systems.store.store_name`).
     """
 
     scored: Scored
@@ -49,6 +56,7 @@ class JudgedSystem:
     remarks: Sequence[str] = ()
     learned: AbstractSet[str] = frozenset()
     speed: Speed | None = None
+    store_name: str = ""
 
     @property
     def answering(self) -> bool:
@@ -69,6 +77,7 @@ class Findings:
         titles: of benchmarks, by dotted name.
         failed: why systems have no row in the table, by name.
         lookup: gives a row's picture and text, by its benchmark as it was read, and its id.
+        contents: the content of each row (`hf.trained.content_hash`), by the same.
     """
 
     comparison: Evaluation
@@ -78,6 +87,7 @@ class Findings:
     titles: Mapping[str, str]
     failed: Mapping[str, str]
     lookup: Lookup
+    contents: Mapping[tuple[str, str], str]
 
     @cached_property
     def judged(self) -> Judged:
@@ -97,6 +107,19 @@ class Findings:
             frozenset(name for name, each in self.judgements.items() if each.answering),
             named,
         )
+
+    def facts(self) -> dict[str, dict[str, str]]:
+        """What was run, by the system's name."""
+        return {
+            spec.name: {
+                "from": spec.path + (f" + {spec.adapter}" if spec.adapter else ""),
+                "prompt": spec.prompt or "its own",
+                "threshold": f"{self.judged.cut(spec.name):g}",
+                "hash": self.judgements[spec.name].store_name,
+            }
+            for spec in self.comparison.systems
+            if spec.name in self.judgements
+        }
 
     def threshold_line(self) -> str:
         """Which threshold holds, where systems have different ones and none was given."""
@@ -138,8 +161,12 @@ def report(
         apart_rows: rows that were left out, and those without an answer.
         more: sections about rows and sets.
     """
-    comparison, judged = shown.comparison, shown.judged
-    sections = guard_sections(judged, lambda b, i: shown.lookup(b.removesuffix(TRAINED_ON), i))
+    comparison, judged, facts = shown.comparison, shown.judged, shown.facts()
+
+    def lookup(benchmark: str, row_id: str) -> tuple[bytes | None, str]:
+        return shown.lookup(benchmark.removesuffix(TRAINED_ON), row_id)
+
+    sections = guard_sections(judged, lookup)
     beside = [
         paper_report.printed(judged, shown.origins) if comparison.published else None,
         _clustered(judged, comparison),
@@ -155,8 +182,12 @@ def report(
     sections += [section for section in beside if section is not None]
     scored = {name: each.scored for name, each in shown.judgements.items()}
     sections += [*policy_sections(scored), *more, *left_out_sections(apart_rows[0])]
+    sections.append(run_section(judged, facts, shown.contents))
     meta = {**comparison.meta, "threshold": judged.threshold, "thresholds": dict(judged.thresholds)}
-    made = Report("Guards compared", sections, meta)
+    meta |= {"systems": facts, "rows": rows_hashes(judged.systems[judged.main], shown.contents)}
+    meta |= {"versions": library_versions()}
+    pages = system_pages(judged, lookup, facts, comparison.seed)
+    made = Report("Guards compared", sections, meta, pages)
     page = made.write(folder)
     write_tables(sections, made.figures(), folder)
     return page
@@ -214,7 +245,8 @@ def policy_sections(judgements: Mapping[str, Scored]) -> list[Section]:
             ]
     if not rows:
         return []
-    table = Table(("System", "Benchmark", "Label", "What", "Rows"), tuple(rows), "")
+    caption = "Rows that a policy did not let its model decide alone, of all of that label."
+    table = Table(("System", "Benchmark", "Label", "What", "Rows"), tuple(rows), caption)
     return [Section("What the policy did", (table,))]
 
 

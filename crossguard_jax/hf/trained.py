@@ -69,12 +69,12 @@ def read_training_data(folder: str | Path) -> list[TrainedRow]:
         return []
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        rows = [TrainedRow(*json.loads(line)) for line in lines]
-        if not rows or not all(isinstance(value, str) for row in rows for value in astuple(row)):
+        rows = [json.loads(line) for line in lines]
+        if not rows or not all(isinstance(value, str) for row in rows for value in row):
             raise ValueError("no rows of three texts")
+        return [TrainedRow(*row) for row in rows]
     except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); download or export the model again") from error
-    return rows
 
 
 def trained_on(*folders: str | Path) -> set[str]:

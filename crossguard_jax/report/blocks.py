@@ -1,6 +1,7 @@
 """What a report is made of: sections of blocks that know nothing of the file they end up in."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.report import drawing
-from crossguard_jax.report.examples import Example
+from crossguard_jax.report.examples import OUTCOMES, UNANSWERED, Example
 from crossguard_jax.report.tables import Metric, Table, Unit
 
 _UNITS: dict[str, Unit] = {"%": "percent", "pp": "points", "": "plain", "f": "fraction"}
@@ -71,7 +72,36 @@ class Examples:
     caption: str
 
 
-Block = Text | Bullets | Definitions | Code | Table | Plot | Examples
+@dataclass(frozen=True)
+class Listing:
+    """Many rows with their verdicts: in HTML cards that a reader filters. One to a page.
+
+    ``caption`` stands above them, written as in ``Text``.
+    """
+
+    items: tuple[Example, ...]
+    caption: str
+
+    def verdicts(self) -> list[tuple[str, int]]:
+        """What a verdict may be, with how many there are of each."""
+        counts = Counter(word for row in self.items for word in (_rightness(row), row.outcome))
+        return [(w, counts[w]) for w in ("wrong", "right", *OUTCOMES, UNANSWERED) if counts[w]]
+
+    def sets(self) -> list[tuple[str, int, list[tuple[str, int]]]]:
+        """Benchmarks with their rows and, by name, their categories with theirs."""
+        rows = Counter(row.benchmark for row in self.items)
+        categories = Counter((row.benchmark, row.category) for row in self.items if row.category)
+        return [
+            (name, n, [(each, m) for (of, each), m in sorted(categories.items()) if of == name])
+            for name, n in rows.items()
+        ]
+
+
+def _rightness(row: Example) -> str:
+    return "right" if row.right else "wrong"
+
+
+Block = Text | Bullets | Definitions | Code | Table | Plot | Examples | Listing
 
 
 @dataclass(frozen=True)

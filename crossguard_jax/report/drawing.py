@@ -51,8 +51,10 @@ STYLE: dict[Any, Any] = {
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, ``DPI`` dots an inch."""
-    return _saved(figure, "png", dpi=DPI, metadata={"Software": None})
+    """The figure as PNG bytes, ``DPI`` dots an inch; what is drawn of it then is laid out alike."""
+    drawn = _saved(figure, "png", dpi=DPI, metadata={"Software": None})
+    figure.set_layout_engine("none")
+    return drawn
 
 
 def pdf(figure: Figure) -> bytes:

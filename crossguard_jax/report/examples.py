@@ -1,8 +1,10 @@
 """Single rows to look at: the picture, the text, the truth and the verdict."""
 
+import math
 from dataclasses import dataclass
 
 OUTCOMES = ("missed", "false alarm", "caught", "passed")
+UNANSWERED = "no answer"
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,9 @@ class Example:
         picture: An encoded picture (PNG, JPEG, ...); None for a row of text alone.
         text: The words.
         unsafe: The truth.
-        p_unsafe: The system's probability, in [0, 1].
+        p_unsafe: The system's probability, in [0, 1]; NaN where it gave no answer.
         threshold: At or above it the verdict is "unsafe".
+        category: Within the benchmark; may be empty.
     """
 
     id: str
@@ -26,6 +29,12 @@ class Example:
     unsafe: bool
     p_unsafe: float
     threshold: float
+    category: str = ""
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is a verdict."""
+        return not math.isnan(self.p_unsafe)
 
     @property
     def flagged(self) -> bool:
@@ -44,12 +53,14 @@ class Example:
 
     @property
     def right(self) -> bool:
-        """Whether the verdict is the truth."""
-        return self.flagged == self.unsafe
+        """Whether the verdict is the truth; a row without a verdict is wrong."""
+        return self.answered and self.flagged == self.unsafe
 
     @property
     def outcome(self) -> str:
-        """One of ``OUTCOMES``."""
+        """One of ``OUTCOMES``, or ``UNANSWERED``."""
+        if not self.answered:
+            return UNANSWERED
         if self.right:
             return "caught" if self.unsafe else "passed"
         return "missed" if self.unsafe else "false alarm"

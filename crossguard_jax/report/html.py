@@ -1,10 +1,13 @@
-"""A report as one HTML file that asks nothing of any other: pictures inline, no script, no link.
+"""A report as one HTML file that asks nothing of any other: pictures inline, no link but to pages.
 
 ``templates/report.html.j2`` is the page, ``templates/blocks`` has one file a kind of block; jinja2
-escapes every value. The page's Content-Security-Policy forbids everything but inline style and
-inline pictures, so that a row that somebody wrote to be read by a browser stays text.
+escapes every value. The page's Content-Security-Policy forbids everything but inline style, inline
+pictures and, where there are rows to filter, our own script by its hash, so that a row that
+somebody wrote to be read by a browser stays text.
 """
 
+import hashlib
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +20,46 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.io import images
 from crossguard_jax.report import drawing
-from crossguard_jax.report.blocks import Section, resolve
-from crossguard_jax.report.pages import environment
-from crossguard_jax.report.text import printable
+from crossguard_jax.report.blocks import Listing, Section, resolve
+from crossguard_jax.report.pages import environment, script
+from crossguard_jax.report.tables import ABSENT, Table
+from crossguard_jax.report.text import first_sentence, printable, shortened
 
-THUMBNAIL = 320  # pixels along the longer side of an example's picture
+THUMBNAIL = 240  # pixels along the longer side of an example's picture
+SMALL = 128  # up to here a picture's pixels keep their edges
+
+Links = Sequence[tuple[str, str]]
+"""Pages by what they are called, and where; the page itself is nowhere."""
 
 
-def render(title: str, sections: Sequence[Section], figures: Mapping[str, Estimate]) -> str:
-    """The whole report as one page."""
-    page = _environment().get_template("report.html.j2")
-    return page.render(title=title, sections=sections, figures=figures)
+def render(
+    title: str,
+    sections: Sequence[Section],
+    figures: Mapping[str, Estimate],
+    links: Links = (),
+    thumbnails: "Thumbnails | None" = None,
+) -> str:
+    """The whole report as one page.
+
+    Args:
+        title: its heading.
+        sections: in reading order.
+        figures: that texts may cite.
+        links: the other pages.
+        thumbnails: those that other pages show, too.
+    """
+    pages = _environment()
+    filters = any(isinstance(block, Listing) for each in sections for block in each.blocks)
+    source, digest = script(pages, "filters.js") if filters else ("", "")
+    return pages.get_template("report.html.j2").render(
+        title=title,
+        sections=sections,
+        figures=figures,
+        links=links,
+        thumbnail=Thumbnails() if thumbnails is None else thumbnails,
+        script=source,
+        script_hash=digest,
+    )
 
 
 @cache
@@ -36,7 +68,10 @@ def _environment() -> Environment:
         kind=lambda block: type(block).__name__.lower(),
         marked=_marked,
         shown_width=_shown_width,
-        thumbnail=_thumbnail,
+        first_sentence=first_sentence,
+        shortened=shortened,
+        breakable=_breakable,
+        wordy=_wordy,
         without_n=_without_n,
     )
 
@@ -46,6 +81,18 @@ def _marked(text: str, figures: Mapping[str, Estimate]) -> Markup:
     escaped = str(escape(printable(resolve(text, figures))))
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped))
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may go on in the next line after an underscore."""
+    return Markup(str(escape(printable(text))).replace("_", "_<wbr>"))
+
+
+def _wordy(table: Table) -> list[Markup]:
+    """An attribute for the cells of each column: those of words begin at the left."""
+    cells = [[c for c in column if isinstance(c, str)] for column in zip(*table.rows, strict=True)]
+    words = [any(c[:1] not in "+-0123456789" + ABSENT for c in column) for column in cells]
+    return [Markup(' class="words"' * each) for each in words or [False] * len(table.columns)]
 
 
 def _without_n(column: str) -> tuple[str, str]:
@@ -63,18 +110,36 @@ def _shown_width(png: bytes) -> int:
 class Thumbnail:
     """A row's picture as a card shows it; a small one keeps its pixels' edges."""
 
-    png: bytes
+    encoded: bytes
+    kind: str
     small: bool
 
 
-def _thumbnail(picture: bytes | None) -> Thumbnail | str:
-    """The picture shrunk, or words in its place."""
-    if picture is None:
-        return "no picture"
+class Thumbnails:
+    """Rows' pictures, shrunk once however many cards show them."""
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, Thumbnail | str] = {}
+
+    def __call__(self, picture: bytes | None) -> Thumbnail | str:
+        """The picture shrunk, or words in its place."""
+        if picture is None:
+            return "no picture"
+        key = hashlib.sha256(picture).digest()
+        if key not in self._made:
+            self._made[key] = _thumbnail(picture)
+        return self._made[key]
+
+
+def _thumbnail(picture: bytes) -> Thumbnail | str:
     try:
         decoded = images.decode(picture, "example")
     except UserError:
         return "unreadable picture"
     # Pixels only, encoded anew: what else the file carried (EXIF, trailing bytes) stays behind.
+    if max(decoded.size) <= SMALL:
+        return Thumbnail(images.encode_png(decoded), "png", small=True)
     decoded.thumbnail((THUMBNAIL, THUMBNAIL))
-    return Thumbnail(images.encode_png(decoded), max(decoded.size) <= 128)
+    buffer = io.BytesIO()
+    decoded.save(buffer, "JPEG", quality=85)
+    return Thumbnail(buffer.getvalue(), "jpeg", small=False)

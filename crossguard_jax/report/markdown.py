@@ -11,12 +11,13 @@ from crossguard_jax.report.blocks import (
     Code,
     Definitions,
     Examples,
+    Listing,
     Plot,
     Section,
     Text,
     resolve,
 )
-from crossguard_jax.report.tables import Table
+from crossguard_jax.report.tables import ABSENT, Table
 from crossguard_jax.report.text import escape_markdown, printable
 
 
@@ -49,7 +50,11 @@ def _block(block: Block, figures: Mapping[str, Estimate], plot_folder: str) -> s
         case Plot(name=name, caption=caption):
             return _picture(name, caption, plot_folder)
         case Examples(name=name, items=items, caption=caption):
-            return f"{_picture(name, caption, plot_folder)}\n\n{_example_table(items)}"
+            # Whoever wants to see the pictures asks for them.
+            link = f"[The pictures of these rows]({plot_folder}/{name}.png)"
+            return f"{link}\n\n*{escape_markdown(caption)}*\n\n{_example_table(items)}"
+        case Listing(items=items, caption=caption):
+            return f"{resolve(caption, figures)}\n\n{_example_table(items)}"
 
 
 def _picture(name: str, caption: str, plot_folder: str) -> str:
@@ -64,6 +69,7 @@ def _example_table(items: Sequence) -> str:
     ]
     for example in items:
         words = map(escape_markdown, (example.benchmark, example.id, example.text))
-        cells = [example.outcome, example.truth, f"{example.p_unsafe:.3f}", *words]
+        p_unsafe = f"{example.p_unsafe:.3f}" if example.answered else ABSENT
+        cells = [example.outcome, example.truth, p_unsafe, *words]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

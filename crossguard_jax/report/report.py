@@ -17,6 +17,15 @@ from crossguard_jax.report import drawing, html, markdown, plots
 from crossguard_jax.report.blocks import Code, Examples, Plot, Section
 
 PLOT_FOLDER = "plots"
+PAGE_FOLDER = "systems"
+
+
+@dataclass(frozen=True)
+class SubPage:
+    """A page beside the report's own, in HTML alone: its title and sections."""
+
+    title: str
+    sections: Sequence[Section]
 
 
 @dataclass(frozen=True)
@@ -28,11 +37,14 @@ class Report:
         sections: In reading order.
         meta: Facts about the run (command, seeds, versions, threshold, seconds), all of them JSON
             values. They close the report and stand under ``meta`` in the JSON.
+        pages: Other pages by the name of their files, ``systems/NAME.html``; their figures are the
+            report's.
     """
 
     title: str
     sections: Sequence[Section]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    pages: Mapping[str, SubPage] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Estimate]:
         """Every figure of the report by its dotted name.
@@ -56,7 +68,17 @@ class Report:
 
     def to_html(self) -> str:
         """``report.html``, complete in itself."""
-        return html.render(self.title, self._sections(), self.figures())
+        return html.render(self.title, self._sections(), self.figures(), self._links())
+
+    def to_pages(self) -> dict[str, str]:
+        """The other pages by their paths beside ``report.html``, each complete in itself."""
+        figures, thumbnails = self.figures(), html.Thumbnails()
+        return {
+            f"{PAGE_FOLDER}/{name}.html": html.render(
+                page.title, page.sections, figures, self._links(name), thumbnails
+            )
+            for name, page in self.pages.items()
+        }
 
     def to_json(self) -> str:
         """``report.json``: ``meta``, then ``{"value", "low", "high", "n"}`` by dotted name.
@@ -68,7 +90,7 @@ class Report:
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, folder: str | Path) -> Path:
-        """Writes the three files and the plots (PNG and PDF) into ``folder``.
+        """Writes the three files, the other pages, and the plots (PNG and PDF) into ``folder``.
 
         Returns:
             The path of ``report.html``.
@@ -81,6 +103,7 @@ class Report:
             "report.md": self.to_markdown(),
             "report.json": self.to_json(),
             "report.html": self.to_html(),
+            **self.to_pages(),
         }
         for name, data in self._plot_files().items():
             write_atomic(folder / PLOT_FOLDER / name, data)
@@ -90,6 +113,16 @@ class Report:
 
     def _sections(self) -> list[Section]:
         return [*self.sections, *([_meta_section(self.meta)] if self.meta else [])]
+
+    def _links(self, here: str = "") -> html.Links:
+        """What a page links to; nothing where it is the only one."""
+        if not self.pages:
+            return ()
+        up, down = ("../", "") if here else ("", f"{PAGE_FOLDER}/")
+        return [
+            (self.title, f"{up}report.html" if here else ""),
+            *((p.title, "" if n == here else f"{down}{n}.html") for n, p in self.pages.items()),
+        ]
 
     def _plot_files(self) -> dict[str, bytes]:
         files: dict[str, bytes] = {}

@@ -5,7 +5,6 @@ keys and saves ``decisions.json``. The page's Content-Security-Policy runs that 
 hash: what a row's author wrote stays text.
 """
 
-import base64
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -13,16 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import images
-from crossguard_jax.report.pages import data_uri, environment
+from crossguard_jax.report.pages import data_uri, environment, script
 
 PICTURE = 720  # pixels along the longer side, enough to read what a picture says
 SMALL = 128  # up to here a picture's pixels keep their edges
-
-_SCRIPT = "review.js"
 
 
 @dataclass(frozen=True)
@@ -63,17 +59,15 @@ def render(
         intro: what to decide.
     """
     pages = _environment()
-    assert pages.loader is not None
-    script = pages.loader.get_source(pages, _SCRIPT)[0]
-    digest = hashlib.sha256(script.encode()).digest()
+    source, digest = script(pages, "review.js")
     keys = hashlib.sha256("\n".join(card.key for card in cards).encode()).hexdigest()
     return pages.get_template("review.html.j2").render(
         title=title,
         cards=cards,
         choices=choices,
         intro=intro,
-        script=Markup(script),
-        script_hash="sha256-" + base64.b64encode(digest).decode("ascii"),
+        script=source,
+        script_hash=digest,
         name=keys[:16],
     )
 

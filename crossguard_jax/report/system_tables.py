@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.report.tables import (
     ABSENT,
     Cell,
@@ -14,6 +15,37 @@ from crossguard_jax.report.tables import (
     metric_cell,
     systems_by,
 )
+
+
+def one_system_table(
+    system: str, figures: Mapping[str, Estimate], titles: Mapping[str, str] | None = None
+) -> Table:
+    """One system, a row per benchmark and one for all: its rates, AUROC, and what has no answer."""
+    titles = titles or {}
+    answers = "all.complied" in figures
+    columns: dict[str, tuple[str, Unit]] = {
+        "complied" if answers else "asr": ("Complied (%)" if answers else "ASR (%)", "percent"),
+        "refused" if answers else "fpr": ("Refused (%)" if answers else "FPR (%)", "percent"),
+        "accuracy": ("Accuracy (%)", "percent"),
+        "auroc": ("AUROC", "fraction"),
+        "no_answer": ("No answer", "plain"),
+    }
+    names = [*benchmarks_of({system: figures}, "accuracy"), "all"]
+    return Table(
+        ("Benchmark", *(title for title, _ in columns.values())),
+        tuple(
+            (
+                titles.get(name, name),
+                *(
+                    metric_cell(system, figures, f"{name}.{measure}", unit, show_n=True)
+                    for measure, (_, unit) in columns.items()
+                ),
+            )
+            for name in names
+        ),
+        "By benchmark, with 95% intervals; AUROC ranks the malicious rows against all benign ones.",
+        lead=len(names),
+    )
 
 
 def categories_table(results: Results, titles: Mapping[str, str] | None = None) -> Table:

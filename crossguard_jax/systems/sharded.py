@@ -34,7 +34,7 @@ from crossguard_jax.runtime.shards import (
 from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.results import Item
 from crossguard_jax.systems.scoring import WINDOW_BYTES, explained_by, score_window, why_identity
-from crossguard_jax.systems.store import WINDOW, VerdictStore
+from crossguard_jax.systems.store import WINDOW, VerdictStore, store_name
 from crossguard_jax.systems.tally import Tally
 
 FACTORY = "crossguard_jax.systems.sharded:score_work"
@@ -57,9 +57,10 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
     system = load(**spec["load"], mesh=inference_mesh(spec["mesh"]))
     words = system.settings.prompt
     explained = explained_by(spec.get("why"), system, spec["batch_size"])
+    facts = identity(system)
     claim(
         folder,
-        identity(system)
+        facts
         | {
             "threshold": system.settings.threshold,
             "reader": {"format": spec["format"], **spec["options"]},
@@ -68,6 +69,8 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
         | ({"why": why_identity(spec["why"])} if spec.get("why") else {}),
         words=[words.negative, words.positive],
         base=str(system.folder),
+        remarks=list(getattr(system, "remarks", ())),
+        store_name=store_name(facts),
     )
     store = VerdictStore(spec["store"], system, together=True)
     queue = ReviewQueue(spec["queue"])

@@ -71,12 +71,11 @@ class VerdictStore:
         self.path: Path | None = None
         if folder is None:
             return
-        text = json.dumps(identity(system) if facts is None else facts, indent=1, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()[:24]
-        self.path = Path(folder) / f"{name}.jsonl"
+        facts = identity(system) if facts is None else facts
+        self.path = Path(folder) / f"{store_name(facts)}.jsonl"
         if not processes.is_first():
             return
-        write_atomic(self.path.with_suffix(".json"), text + "\n")
+        write_atomic(self.path.with_suffix(".json"), _as_text(facts) + "\n")
         if self.path.exists():
             for _, row in read_jsonl(self.path):
                 if not isinstance(row, RowError) and {"key", *_FIELDS} <= row.keys():
@@ -163,6 +162,15 @@ class VerdictStore:
             label=words.positive if unsafe else words.negative,
             **{name: row[name] for name in (*_FIELDS, *_LATER) if name in row},
         )
+
+
+def store_name(facts: Mapping[str, Any]) -> str:
+    """What a system's files in a store are called: a hash of its `identity`."""
+    return hashlib.sha256(_as_text(facts).encode()).hexdigest()[:24]
+
+
+def _as_text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1, sort_keys=True)
 
 
 def store_folder(given: str | None) -> str | None:

@@ -249,6 +249,12 @@ def test_a_configuration_runs_as_flags_do_and_says_what_flags_cannot(log):
     assert Path("e/guardbench/predictions/d/two.json").exists()
     assert "one.d.asr,0.5," in Path("c/figures.csv").read_text()
     assert list(Path("c/tables").glob("*.tex"))
+    # What was run, on what: the store's own name for it, and a hash of the rows.
+    ran = figures["meta"]["systems"]["two"]
+    assert ran["threshold"] == "0.15" and Path(f"kept/{ran['hash']}.jsonl").exists()
+    ((n, digest),) = figures["meta"]["rows"].values()
+    assert n == 4 and digest in page and ran["hash"] in page
+    assert "Listed are 4 of the 4 rows: 1 of the 1" in Path("c/systems/two.html").read_text()
     # Once timed, a system need not be there for its speed either.
     log.clear()
     assert cli.main(words) == 0 and log == []

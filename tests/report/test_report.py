@@ -18,7 +18,7 @@ from crossguard_jax.report.tables import Metric, Table
 from tests.evals import scored
 
 SHARE = Estimate(0.0359, 0.0166, 0.0762, 167)
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -42,7 +42,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open and self._open[-1] != "style":
+        if self._open and self._open[-1] not in ("style", "script"):
             self.text += data
 
 
