@@ -285,9 +285,10 @@ def export(parser: argparse.ArgumentParser) -> None:
 def toy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("build", "table", "reach", "rewriter", "forged", "gate", "cmai", "why"),
+        choices=("build", "table", "reach", "rewriter", "weights", "forged", "gate", "cmai", "why"),
         help="make the small models; tables: the guard's parts, what it sees and reads, "
-        "the rewriter's, forged data's, what the gate buys, what immunizes, whether reasons hold",
+        "the rewriter's, its rewards' weights, forged data's, what the gate buys, what immunizes, "
+        "whether reasons hold",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
@@ -300,7 +301,7 @@ def toy(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
     )
-    table = parser.add_argument_group("table, reach, rewriter, forged, gate, cmai")
+    table = parser.add_argument_group("table, reach, rewriter, weights, forged, gate, cmai")
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(
         "--rows",
@@ -325,7 +326,7 @@ def toy(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="cmai: runs side by side, a share of the cores each (default: 1)",
+        help="rewriter, weights, cmai: runs side by side, a share of the cores each (default: 1)",
     )
 
 

@@ -10,13 +10,14 @@ that only put other packages together stand at the end of this file.
 import argparse
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crossguard_jax import arguments
 from crossguard_jax.evals import validity_arguments
 from crossguard_jax.plan.arguments import add_arguments as plan_arguments
+from crossguard_jax.sweeps.arguments import add_arguments as sweep_arguments
 from crossguard_jax.systems import arguments as system_arguments
 
 REFUSED_SHOWN = 20  # by name; all are counted
@@ -89,6 +90,18 @@ VERBS: dict[str, Verb] = {
         ),
         handler="crossguard_jax.verbs:immunize",
         add_arguments=arguments.immunize,
+    ),
+    "sweep": Verb(
+        help="repeat train, immunize or forge over variants, values and seeds, and compare them",
+        example=(
+            "sweep train --config configs/guard.py:tiny --variants no_benign,explicit_only "
+            "--seeds 0 1 --config.train.steps=200 --out runs/sweep "
+            "--then 'evaluate --model {run}/adapter --data runs/quickstart/data/test.jsonl'"
+        ),
+        handler="crossguard_jax.verbs:sweep",
+        add_arguments=sweep_arguments,
+        passes_through=True,
+        uses_jax=False,
     ),
     "attack": Verb(
         help="attack guards with a suite of attacks, and write a report on what stands",
@@ -255,6 +268,25 @@ def forge(args: argparse.Namespace) -> int:
     return run_forge(args, identified)
 
 
+def sweep(args: argparse.Namespace) -> int:
+    """Repeats a verb; what the verbs' own parsers would refuse is refused before the first run."""
+    from crossguard_jax.core.errors import UserError
+    from crossguard_jax.sweeps.command import main
+
+    def check(words: Sequence[str]) -> None:
+        verb = VERBS.get(words[0])
+        if verb is None:
+            raise UserError(f"--then {words[0]}: no verb of that name")
+        parser = argparse.ArgumentParser(prog=f"crossguard {words[0]}", allow_abbrev=False)
+        parser.error = args.usage_error  # type: ignore[method-assign]
+        verb.add_arguments(parser)
+        if not any(action.dest == "out" for action in parser._actions):
+            raise UserError(f"--then {words[0]}: leaves no folder with --out; give one that does")
+        parser.parse_args([word for word in words[1:] if not word.startswith("--config.")])
+
+    return main(args, check)
+
+
 def review(args: argparse.Namespace) -> int:
     """Takes decisions in, writes training rows and a page, and says what is open."""
     from crossguard_jax.cmai.rulings import Review
@@ -309,7 +341,7 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.format} model: {args.out}")
 
 
-def toy(args: argparse.Namespace) -> None:
+def toy(args: argparse.Namespace) -> int | None:
     """Builds the small models or makes a table of runs; all go on where they were stopped."""
     module, out, rows = {
         "build": ("crossguard_jax.toy.models.build", "runs/toy", None),
@@ -319,10 +351,11 @@ def toy(args: argparse.Namespace) -> None:
         "forged": ("crossguard_jax.toy.tables.forged", "runs/forged", 2_000),
         "gate": ("crossguard_jax.toy.tables.gated", "runs/gate", 1_500),
         "cmai": ("crossguard_jax.toy.tables.immunized", "runs/cmai", 128),
+        "weights": ("crossguard_jax.toy.tables.weights", "runs/weights", 256),
         "why": ("crossguard_jax.toy.tables.why", "runs/why", 600),
     }[args.what]
     args.out, args.rows = args.out or out, args.rows or rows
-    importlib.import_module(module).main(args)
+    return importlib.import_module(module).main(args)
 
 
 def bench(args: argparse.Namespace) -> None:

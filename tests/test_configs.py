@@ -202,7 +202,11 @@ ABLATIONS: dict[str, dict[str, set[str]]] = {
 }
 BREADTH = {"breadth.quota", "breadth.normalize_by_category"}
 # They reject and do nothing else in the first place, and have no list of answers.
-RESPONDING: dict[str, set[str] | None] = {"cmcv": {"mbat.on"}, "cmcv_mbat": FIXED, "other_loss": None}
+RESPONDING: dict[str, set[str] | None] = {
+    "cmcv": {"mbat.on"},
+    "cmcv_mbat": FIXED,
+    "other_loss": None,
+}
 ONLY_OF: dict[tuple[str, str], dict[str, set[str] | None]] = {
     ("cmai", "captions_tiny"): RESPONDING,
     ("cmai", "retrieval_tiny"): RESPONDING,

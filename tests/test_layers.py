@@ -8,7 +8,19 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIERS = (
     *("core", "io", "report", "runtime", "nn", "hf data", "train attacks", "guard", "impforge"),
-    *("cmai", "systems", "evals", "plan", "bench", "toy", "arguments", "verbs", "cli", "__main__"),
+    *(
+        "cmai",
+        "systems",
+        "evals",
+        "sweeps",
+        "plan",
+        "bench",
+        "toy",
+        "arguments",
+        "verbs",
+        "cli",
+        "__main__",
+    ),
 )
 RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier.split()}
 FILES = sorted(REPOSITORY.glob("crossguard_jax/**/*.py"))

@@ -1,5 +1,6 @@
 """Plots fit for a paper. Every function returns a ``Figure``; ``drawing`` makes bytes of it."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -239,6 +240,54 @@ def loss_curves(
     if runs:
         axes.legend(loc="best")
     return figure
+
+
+@drawing.styled
+def dot_rows(
+    panels: Mapping[str, Mapping[str, tuple[Estimate, Sequence[float]]]], columns: int = 3
+) -> Figure:
+    """Rows from the top down, a panel per figure: a mean with its interval, and single values.
+
+    A dotted line through the first row's mean is what others are compared with by eye.
+
+    Args:
+        panels: By figure, then by row, the estimate and what it is the mean of.
+        columns: Panels side by side, at most.
+    """
+    names = list(dict.fromkeys(row for rows in panels.values() for row in rows))
+    columns = min(columns, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (2.0 + 2.3 * columns, lines * (0.75 + 0.24 * len(names)))
+    figure, axes = drawing.panels(lines, columns, size)
+    for i, (title, rows) in enumerate(panels.items()):
+        _draw_dots(axes[i], rows, names, drawing.plain(title), labelled=i % columns == 0)
+    for empty in axes[len(panels) :]:
+        empty.set_visible(False)
+    return figure
+
+
+def _draw_dots(
+    axes: Axes,
+    rows: Mapping[str, tuple[Estimate, Sequence[float]]],
+    names: Sequence[str],
+    title: str,
+    labelled: bool,
+) -> None:
+    for y, name in enumerate(names):
+        estimate, values = rows.get(name, (Estimate.empty(), []))
+        axes.plot(values, [y] * len(values), ".", color=drawing.SKY, markersize=4, zorder=1)
+        whiskers = np.nan_to_num(
+            [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        )
+        colour = drawing.BLACK if y == 0 else drawing.BLUE
+        axes.errorbar(estimate.value, y, xerr=whiskers, fmt="o", color=colour, markersize=4)
+    if names and math.isfinite(first := rows.get(names[0], (Estimate.empty(),))[0].value):
+        axes.axvline(first, color=drawing.GREY, linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), [drawing.plain(n) for n in names] if labelled else [])
+    axes.set_title(title, loc="left", fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.grid(True)
 
 
 @drawing.styled

@@ -13,7 +13,7 @@ from typing import Literal
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.report.text import escape_markdown
 
-Unit = Literal["percent", "printed", "points", "fraction", "p", "plain"]
+Unit = Literal["percent", "printed", "points", "fraction", "difference", "p", "plain"]
 Results = Mapping[str, Mapping[str, Estimate]]
 """Figures by dotted name, by system; the system's key (``guard.full``) prefixes the names."""
 
@@ -27,8 +27,8 @@ class Metric:
     """A number in a report: its dotted name, its estimate, and how it is written.
 
     Units: ``percent`` of a share; ``printed``, the same as papers print it; ``points``, a signed
-    difference of shares in percentage points; ``fraction``, three decimals; ``p``, a p-value;
-    ``plain``, a count or a measurement.
+    difference of shares in percentage points; ``fraction``, three decimals; ``difference``, the
+    same with a sign; ``p``, a p-value; ``plain``, a count or a measurement.
     """
 
     name: str
@@ -119,6 +119,9 @@ def number_text(value: float, unit: Unit) -> str:
         return f"{rounded:+.1f}" if rounded else "0.0"
     if unit == "fraction":
         return f"{value:.3f}"
+    if unit == "difference":
+        rounded = round(value, 3)
+        return f"{rounded:+.3f}" if rounded else "0.000"
     if unit == "p":
         return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"

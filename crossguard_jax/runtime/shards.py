@@ -182,7 +182,7 @@ def finished(job: ShardJob, shard: Shard) -> ShardReport | None:
 
     It is to be made anew, too, where its file has changed since; not where that has moved.
     """
-    report = _read_report(job.report(shard))
+    report = read_report(job.report(shard))
     if report is None or report.shard.name != shard.name or report.stamp != stamp(shard.path):
         return None
     try:
@@ -192,7 +192,8 @@ def finished(job: ShardJob, shard: Shard) -> ShardReport | None:
         return None
 
 
-def _read_report(path: Path) -> ShardReport | None:
+def read_report(path: Path) -> ShardReport | None:
+    """What was written down of a shard; None where nothing was, or nothing that can be read."""
     try:
         value = json.loads(path.read_bytes())
         shard = value.pop("shard")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax
 import jax
@@ -258,7 +258,8 @@ def _forge(folder: Path, queries: int, overrides: Sequence[str]) -> Section:
 def _immunize(folder: Path, run_folder: Path, overrides: Sequence[str]) -> Immunized:
     """CMAI on the guard of forged data, its implicit rows forged too."""
     config = _immunizing(folder, overrides)
-    return immunize(config, run_folder, {SOURCE: read}, folder / "datasets")
+    done = immunize(config, run_folder, {SOURCE: read}, folder / "datasets")
+    return cast(Immunized, done)
 
 
 def _immunizing(folder: Path, overrides: Sequence[str]) -> Any:

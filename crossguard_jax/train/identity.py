@@ -33,7 +33,7 @@ def deciding(config: Any) -> dict[str, Any]:
     Returns:
         Values fit for JSON by dotted path.
     """
-    fields = dict(_leaves(json.loads(config.to_json())))
+    fields = dict(flattened(json.loads(config.to_json())))
     unread = [
         f"{name.removesuffix('weight')}*"
         for name, value in fields.items()
@@ -46,12 +46,13 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _leaves(value: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
+def flattened(value: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """The leaves of nested dicts with their dotted paths; an empty dict is one."""
     leaves: list[tuple[str, Any]] = []
     for name, inner in value.items():
         here = f"{path}.{name}".lstrip(".")
         if isinstance(inner, dict) and inner:
-            leaves += _leaves(inner, here)
+            leaves += flattened(inner, here)
         else:
             leaves.append((here, inner))
     return leaves

@@ -77,7 +77,13 @@ def check_where(on: str | None) -> None:
 
 
 def run_shards(
-    job: ShardJob, shards: Sequence[Shard], on: str | None = None, workers: int | None = None
+    job: ShardJob,
+    shards: Sequence[Shard],
+    on: str | None = None,
+    workers: int | None = None,
+    *,
+    others: bool = False,
+    unit: str = "shard",
 ) -> ShardSummary:
     """Does what is not done yet.
 
@@ -86,16 +92,19 @@ def run_shards(
         shards: with what: the whole manifest.
         on: see `WHERE`; an array's task does its part alone.
         workers: how many, for ``local`` and ``ray``.
+        others: its folder may hold what is of other shards.
+        unit: what progress calls a shard.
 
     Raises:
         UserError: the job cannot be done, or its folder holds what is of other shards.
     """
     check_where(on)
-    refuse_others(job, shards)
+    if not others:
+        refuse_others(job, shards)
     part = part_of(os.environ, shards) if on == "array" else shards
     reports = {shard: report for shard in part if (report := finished(job, shard))}
     waiting = [shard for shard in part if shard not in reports]
-    with Progress("shards", len(part), unit="shard", start=len(reports)) as progress:
+    with Progress(f"{unit}s", len(part), unit=unit, start=len(reports)) as progress:
         for report in _reports(job, waiting, on, workers) if waiting else ():
             reports[report.shard] = report
             failed = sum(report.bytes < 0 for report in reports.values())

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate, wilson_interval
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.report.tables import Table, to_markdown
+from crossguard_jax.sweeps.cells import CellOutcome
 
 Cell = dict[str, Estimate]
 
@@ -27,6 +29,20 @@ def cell(path: Path, make: Callable[[], Mapping[str, Estimate]]) -> Cell:
     figures = json.loads(path.read_text())
     del figures["seconds"]
     return {name: Estimate.from_dict(value) for name, value in figures.items()}
+
+
+def of_rows(outcomes: Sequence[CellOutcome]) -> dict[str, list[Cell]]:
+    """Each row's figures, one a seed.
+
+    Raises:
+        UserError: a cell has none, with the reason.
+    """
+    rows: dict[str, list[Cell]] = {}
+    for each in outcomes:
+        if each.figures is None:
+            raise UserError(f"{each.cell.name}: {each.reason or 'was not run'}; start it again")
+        rows.setdefault(each.cell.row, []).append(dict(each.figures))
+    return rows
 
 
 def pooled(estimates: Sequence[Estimate]) -> Estimate:

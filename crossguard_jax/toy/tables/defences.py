@@ -6,7 +6,7 @@ Everything is kept in the table's folder and found there again, down to the cell
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.kinds import answers_of
@@ -160,7 +160,9 @@ def model_of(folder: Path, task: str, name: str, seed: int) -> Model:
         config.model.path = str(base_guard(folder, seed))
     data, own = folder / "data" / task, folder / task / f"{name}-{seed}"
     undefended = _undefended(config, data)
-    system = undefended if not ROWS[name].variant else immunize(config, own, {SOURCE: read}, data)
+    system = undefended
+    if ROWS[name].variant:
+        system = cast(Immunized, immunize(config, own, {SOURCE: read}, data))
     return Model(system, undefended, config, own)
 
 

@@ -26,11 +26,14 @@ from crossguard_jax.impforge.ppo.rewriter import Rewriter
 from crossguard_jax.impforge.rewards.judges import REWARDS
 from crossguard_jax.impforge.triplets import Triplet
 from crossguard_jax.report.tables import Table
+from crossguard_jax.runtime.shards import Beat, Work
+from crossguard_jax.sweeps.cells import Figures, Sweep, SweepCell, work_of
 from crossguard_jax.toy.forging import Matched, match_world, meanings, truth_figures
 from crossguard_jax.toy.study import SOURCE, read
-from crossguard_jax.toy.tables import cells
+from crossguard_jax.toy.tables import cells as tables
 
 CONFIG = "configs/impforge.py"
+FACTORY = "crossguard_jax.toy.tables.rewriters:rewriter_work"
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,17 @@ SHARES = ("implicit", "unsafe_alone", "same_intent", "same_act", "gibberish", "a
 def main(args: argparse.Namespace) -> None:
     """The verb's work: prints the table, and leaves ``rewriter.json`` and ``rewriter.md``."""
     folder = Path(args.out)
-    config = load_config(f"{CONFIG}:tiny")
-    splits = {
-        split: match_world(config, folder / split, split, n, 2 * n)
-        for split, n in (("train", 2 * args.rows), ("test", args.rows))
-    }
-    target = _target(folder / "target")
-    before = _before(splits["test"], target)
-    results = {
-        name: [_run_cell(folder, name, seed, splits, target) for seed in args.seeds]
-        for name in args.only or ROWS
-    }
+    test, target = split_of(folder, "test", args.rows), target_of(folder, "")
+    before = _before(test, target)
+    rows = {name: ROWS[name] for name in args.only or ROWS}
+    cells = [
+        SweepCell(name, seed, {"spec": f"{CONFIG}:{row.variant}", "trained": row.trained})
+        for name, row in rows.items()
+        for seed in args.seeds
+    ]
+    spec = {"folder": str(folder), "rows": args.rows, "target": ""}
+    outcomes = Sweep(folder, cells, FACTORY, spec).run(*workers(args.jobs))
+    results = tables.of_rows(outcomes)
     command = f"crossguard toy rewriter --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     figures = {"before.asr": before.as_dict()} | {
         f"{name}.{column}": [cell[column].as_dict() for cell in of_seeds]
@@ -106,12 +109,54 @@ def main(args: argparse.Namespace) -> None:
         for column in (*COLUMNS, *VARIETY)
     }
     pages = _as_tables(results, before, args.seeds)
-    cells.leave(folder, "rewriter", command, args.seeds, figures, *pages)
+    tables.leave(folder, "rewriter", command, args.seeds, figures, *pages)
 
 
-def _target(folder: Path) -> Guard:
+def workers(jobs: int) -> tuple[str | None, int | None]:
+    """``--jobs`` as `Sweep.run` takes it."""
+    return ("local", jobs) if jobs > 1 else (None, None)
+
+
+def split_of(folder: Path, split: str, rows: int) -> Matched:
+    """A split's queries with their pictures: ``rows`` of the test's, twice as many to train on."""
+    n = rows if split == "test" else 2 * rows
+    return match_world(load_config(f"{CONFIG}:tiny"), folder / split, split, n, 2 * n)
+
+
+def target_of(folder: Path, system: str) -> Guard:
+    """Who is attacked: the guard of that name, or one that is trained for it in the folder."""
+    if system:
+        return Guard.from_pretrained(system)
     config = load_config("configs/guard.py:refuses_explicit")
-    return train_guard(config, folder, {SOURCE: read}, folder / "data").guard
+    own = folder / "target"
+    return train_guard(config, own, {SOURCE: read}, own / "data").guard
+
+
+def rewriter_work(spec: Mapping[str, Any], folder: str) -> Work:
+    """Trains and measures a rewriter; see `ShardJob`.
+
+    A cell's ``work`` has a ``spec`` of a configuration, perhaps ``overrides``, and whether it is
+    ``trained``.
+
+    Args:
+        spec: ``folder`` of the splits, ``rows`` and ``target``, as `split_of` and `target_of` take
+            them.
+        folder: of the figures.
+    """
+    place = Path(spec["folder"])
+    train, test = (split_of(place, split, spec["rows"]) for split in ("train", "test"))
+    target, triplets = target_of(place, spec["target"]), train.read()
+
+    def measure(cell: SweepCell, own: Path, beat: Beat) -> Figures:
+        overrides = [*cell.work.get("overrides", ()), f"--config.ppo.seed={cell.seed}"]
+        config = load_config(cell.work["spec"], overrides)
+        if cell.work["trained"]:
+            rewriter, trained = train_rewriter(config, triplets, own)
+        else:
+            rewriter, trained = load_rewriter(config), None
+        return _measure(rewriter, trained, test, target, cell.seed, config)
+
+    return work_of(measure, folder)
 
 
 def got_through(
@@ -146,27 +191,6 @@ def _rows(triplets: Sequence[Triplet], texts: Sequence[str]) -> list[Record]:
     ]
 
 
-def _run_cell(
-    folder: Path,
-    name: str,
-    seed: int,
-    splits: Mapping[str, Matched],
-    target: Guard,
-) -> cells.Cell:
-    own = folder / "cells" / f"{name}-{seed}"
-
-    def make() -> Mapping[str, Estimate]:
-        row = ROWS[name]
-        config = load_config(f"{CONFIG}:{row.variant}", [f"--config.ppo.seed={seed}"])
-        if row.trained:
-            rewriter, trained = train_rewriter(config, splits["train"].read(), own)
-        else:
-            rewriter, trained = load_rewriter(config), None
-        return _measure(rewriter, trained, splits["test"], target, seed, config)
-
-    return cells.cell(own / "figures.json", make)
-
-
 def _measure(
     rewriter: Rewriter, trained: Any, test: Matched, target: Guard, seed: int, config: Any
 ) -> dict[str, Estimate]:
@@ -194,7 +218,7 @@ def _measure(
 
 
 def _as_tables(
-    results: Mapping[str, Sequence[cells.Cell]], before: Estimate, seeds: Sequence[int]
+    results: Mapping[str, Sequence[Figures]], before: Estimate, seeds: Sequence[int]
 ) -> list[Table]:
     """The tables to read: the mean of the seeds, and each seed's own value."""
 

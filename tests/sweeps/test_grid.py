@@ -1,0 +1,80 @@
+"""Which configurations a sweep has, before anything runs."""
+
+import pytest
+
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.sweeps.grid import parse_values, rows_of, variant_of
+
+GUARD, FORGE = "configs/guard.py", "configs/impforge.py"
+WEIGHTS = [f"rewards.weights.{name}=0.5,1,2" for name in ("safety", "semantic", "overlap")]
+
+
+def test_the_weight_grid_is_every_combination_and_the_base_is_one_of_them() -> None:
+    rows = rows_of(f"{FORGE}:tiny", grid=WEIGHTS)
+    assert len(rows) == 27 and rows[0].name == "base" and not rows[0].settings
+    assert all(row.differences(rows[0]) for row in rows[1:])
+
+
+def test_one_at_a_time_each_row_differs_in_one_field_alone() -> None:
+    grid = [*WEIGHTS, "rewards.overlap.tau=0.1,0.2,0.3"]
+    base, *others = rows_of(f"{FORGE}:tiny", ["--config.rewards.overlap.tau=0.2"], [], grid, True)
+    assert [row.name for row in others] == [
+        *("safety=0_5", "safety=2", "semantic=0_5", "semantic=2", "overlap=0_5", "overlap=2"),
+        *("tau=0_1", "tau=0_3"),
+    ]
+    assert [len(row.differences(base)) for row in others] == [1] * 8
+    assert others[0].differences(base) == {"rewards.weights.safety": (1.0, 0.5)}
+
+
+def test_variants_times_values_are_all_pairs_and_no_two_rows_are_one_configuration() -> None:
+    rows = rows_of(
+        f"{GUARD}:tiny", [], ["no_benign", "explicit_only"], ["optim.learning_rate=1e-3,2e-3"]
+    )
+    assert [row.name for row in rows] == [
+        *("base", "learning_rate=1e-3"),
+        *("no_benign,learning_rate=1e-3", "no_benign,learning_rate=2e-3"),
+        *("explicit_only,learning_rate=1e-3", "explicit_only,learning_rate=2e-3"),
+    ]
+    assert len({str(row.fields) for row in rows}) == 6
+
+
+@pytest.mark.parametrize("name", ["no_benign", "explicit_only", "vision_lora", "language_lora"])
+@pytest.mark.parametrize("scale", ["tiny", "llava_7b"])
+def test_an_ablation_is_of_the_bases_own_scale(scale: str, name: str) -> None:
+    base, row = rows_of(f"{GUARD}:{scale}", variants=[name])
+    changed = row.differences(base)
+    assert changed and all(field.startswith(("data.sources.", "lora.")) for field in changed)
+    assert row.fields["model.path"] == base.fields["model.path"]
+
+
+def test_a_variant_of_another_scale_alone_is_refused() -> None:
+    with pytest.raises(UserError, match="at_once: is tiny's .* llava_7b has none"):
+        variant_of(f"{GUARD}:llava_7b", "at_once")
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (["optim.learning_rates=1"], "did you mean 'optim.learning_rate'"),
+        (["optim.learning_rate=fast"], "fast"),
+        (["optim.learning_rate"], "FIELD=VALUE"),
+        (["optim.learning_rate=1,,2"], "FIELD=VALUE"),
+        (["train.steps=1,1"], "values that differ"),
+        (["train.steps=1", "train.steps=2"], "a field twice"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_before_any_run(grid: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rows_of(f"{GUARD}:tiny", grid=grid)
+
+
+def test_a_comma_in_brackets_parts_no_values() -> None:
+    assert parse_values("lora.layers=(0, 1),(2, 3)") == ("lora.layers", ["(0, 1)", "(2, 3)"])
+    names = [row.name for row in rows_of(f"{GUARD}:tiny", grid=["lora.layers=(0, 1),(2,)"])]
+    assert len(names) == 3 and not any("." in name or "/" in name for name in names)
+
+
+def test_fields_with_one_last_name_are_told_apart() -> None:
+    grid = ["data.augment.long=0.1", "rewards.safety.path=a", "rewards.semantic.path=b"]
+    row = rows_of(f"{FORGE}:tiny", grid=grid[1:])[1]
+    assert row.name == "rewards_safety_path=a,rewards_semantic_path=b"
