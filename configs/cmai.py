@@ -70,6 +70,9 @@ def tiny() -> ConfigDict:
         "steps": 3,
         "text_epsilon": 0.0,
         "edits": 2,
+        # What is learned from adversarial rows: the "task", or "trades": the model's own answers to
+        # the clean ones, weighed lambda / (1 - lambda).
+        "outer": "task",
     }
     config.arm = {
         # Training: the adversary is hardened while the mean S_c of its rows is below what this

@@ -299,4 +299,6 @@ class Answering(Checked):
             loss, logits = verdict.vocabulary_loss(logits, ids, labels), logits[:, ids]
         else:
             loss = cross_entropy(logits, labels)
-        return Answers(loss, margin_from(logits, labels), self.s_c(trainable, batch, h_v), h_v)
+        s_c = self.s_c(trainable, batch, h_v)
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return Answers(loss, margin_from(logits, labels), s_c, h_v, log_p)

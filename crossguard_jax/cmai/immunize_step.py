@@ -118,7 +118,7 @@ class Immunization:
                 both = clean, attacked, texts
                 pair = mbat.answered_twice(self.outer, trainable, frozen, rows, *both)
                 pulled = [jnp.vdot(pull[name], x) for name, x in mbat.seen(pair).items() if pull]
-                return mbat.mixed(pair, arm) / n + sum(pulled), pair
+                return mbat.mixed(self.settings, pair, arm) / n + sum(pulled), pair
 
             (_, pair), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
             pair = tuple(replace(answers, h_v=None) for answers in pair)
@@ -127,7 +127,9 @@ class Immunization:
         grads, pairs = jax.lax.scan(one, grads, (micro, moved, strided(pulls, n)))
         pair = joined(pairs)
         scores = pair[1].s_c, pair[0].s_c, batch["has_picture"]
-        metrics |= mbat.figures(pair, scores[2], arm) | {"loss": mbat.mixed(pair, arm) + beside}
+        metrics |= mbat.figures(pair, scores[2], arm) | {
+            "loss": mbat.mixed(self.settings, pair, arm) + beside
+        }
         return grads, metrics, scores
 
     def _beside(

@@ -90,6 +90,7 @@ class TaskKind:
             ("data.augment.long", augment.long, 0),
             ("data.augment.injected", augment.injected, 0),
             ("cmcv.text_source", cmcv.text_source, "clip"),
+            ("mbat.outer", config.mbat.outer, "task"),
             ("train.loss", config.train.loss, "vocabulary"),
             ("data.blank", data.blank, ""),
         ):

@@ -12,8 +12,10 @@ texts of each row, made beforehand, of which the adversary takes the worst.
 
 The outer problem is ``(1 - lambda) L_task(clean) + lambda L_task(adversarial)``, and may take
 another L_task than the inner one: an answer that has lost to a third word is learned from, while an
-adversary that may move mass to third words is weak. beta, epsilon, lambda and tau are ARM's
-(`cmai.arm`): they change as it trains, and nothing compiles anew.
+adversary that may move mass to third words is weak. With ``outer: trades`` its second term is
+``lambda KL(p(clean) || p(adversarial))`` over the answers (TRADES, arXiv 1901.08573; its beta is
+``lambda / (1 - lambda)``). beta, epsilon, lambda and tau are ARM's (`cmai.arm`): they change as it
+trains, and nothing compiles anew.
 """
 
 import math
@@ -34,6 +36,7 @@ from crossguard_jax.train.step import Metrics
 
 INNER = ("seed", "evasive", "both")
 PERTURB = tuple(INNER_ATTACKS)
+OUTER = ("task", "trades")
 EDITED = "edited_"
 """What the arrays of a row's edited texts are called by, [B, K, ...], before the name of the text's
 own ([B, ...])."""
@@ -49,12 +52,14 @@ class Answers:
         margin: above 0 the answer is wrong.
         s_c: how well the text fits the picture.
         h_v: what S_c sees of the picture, [B, D_v], where a check learns beside the model.
+        log_p: of each answer among the answers, [B, K]; None where there are none.
     """
 
     loss: Any
     margin: Any
     s_c: Any
     h_v: Any = None
+    log_p: Any = None
 
 
 Answer = Callable[[Any, Any, Any, Inputs], Answers]
@@ -80,6 +85,8 @@ class MbatSettings:
             for each of these.
         text_epsilon: L2 radius for each token's embedding, in their units.
         edits: characters edited of a text, at most.
+        outer: a name in `OUTER`: what is learned from the adversarial rows, their labels or what
+            the model makes of the clean ones.
 
     Raises:
         UserError: an unknown name, or a number that is none.
@@ -93,9 +100,15 @@ class MbatSettings:
     steps: int = 5
     text_epsilon: float = 0.0
     edits: int = 2
+    outer: str = "task"
 
     def __post_init__(self) -> None:
-        for name, choices in (("inner", INNER), ("perturb", PERTURB), ("norm", NORMS)):
+        for name, choices in (
+            ("inner", INNER),
+            ("perturb", PERTURB),
+            ("norm", NORMS),
+            ("outer", OUTER),
+        ):
             if getattr(self, name) not in choices:
                 raise UserError(
                     f"mbat.{name} {getattr(self, name)!r} is none of {', '.join(choices)}"
@@ -297,7 +310,7 @@ def mbat_loss(
     pair = answered_twice(outer or answer, trainable, frozen, batch, clean, attacked, texts)
     scores = pair[1].s_c, pair[0].s_c, batch["has_picture"]
     additions = {"attacked": attacked[0], **seen(pair)}
-    return mixed(pair, arm), (figures(pair, scores[2], arm), scores, additions)
+    return mixed(settings, pair, arm), (figures(pair, scores[2], arm), scores, additions)
 
 
 Pair = tuple[Answers, Answers]
@@ -325,10 +338,14 @@ def answered_twice(
     return plain, adversarial
 
 
-def mixed(pair: Pair, arm: ArmState) -> Float[Array, ""]:
+def mixed(settings: MbatSettings, pair: Pair, arm: ArmState) -> Float[Array, ""]:
     """The outer loss, a mean over rows."""
     plain, adversarial = pair
-    return (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * adversarial.loss.mean()
+    second = adversarial.loss
+    if settings.outer == "trades":
+        # Both sides of the divergence learn, as in the paper's own code.
+        second = (jnp.exp(plain.log_p) * (plain.log_p - adversarial.log_p)).sum(axis=1)
+    return (1 - arm.lambda_) * plain.loss.mean() + arm.lambda_ * second.mean()
 
 
 def seen(pair: Pair) -> dict[str, Array]:

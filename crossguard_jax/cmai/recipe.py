@@ -165,6 +165,11 @@ def immunize(
             f"mbat.perturb {perturb!r}: no text moves the picture's features, which is "
             "what mbat.goal 'features' asks for; set it to 'picture'"
         )
+    if config.mbat.on and goal == "features" and config.mbat.outer != "task":
+        raise UserError(
+            f"mbat.outer {config.mbat.outer!r}: mbat.goal 'features' gives no answers to keep to; "
+            "set it to 'task'"
+        )
     kind_of(config)
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)

@@ -27,7 +27,8 @@ def answer(trainable, frozen, batch, inputs):
     h_t = (batch["embeddings"] + shift).reshape(rows, -1) @ trainable["text"]
     margin = -batch["sign"] * ((h_v * h_t).sum(1) + h_t.sum(1))
     s_c = jnp.where(batch["has_picture"], jnp.tanh(h_v @ frozen["check"]), 1.0)
-    return Answers(jax.nn.softplus(margin), margin, s_c, h_v)
+    log_p = jax.nn.log_sigmoid(jnp.stack([-margin, margin], axis=1))
+    return Answers(jax.nn.softplus(margin), margin, s_c, h_v, log_p)
 
 
 def beside(trainable, frozen, batch, key):
@@ -64,10 +65,21 @@ def step_of(made, settings, n, loss_beside=beside, max_variance=float("inf")):
     return step, state, frozen, batch
 
 
-@pytest.mark.parametrize("perturb", ["picture", "text", "both", "edits"])
+@pytest.mark.parametrize(
+    "perturb, outer",
+    [
+        ("picture", "task"),
+        ("picture", "trades"),
+        ("text", "task"),
+        ("both", "task"),
+        ("edits", "task"),
+    ],
+)
 @pytest.mark.parametrize("loss_beside", [beside, None])
-def test_draws_gradient_figures_and_controller_are_the_whole_batchs(made, perturb, loss_beside):
-    settings = MbatSettings("both", perturb, steps=2, text_epsilon=0.2)
+def test_draws_gradient_figures_and_controller_are_the_whole_batchs(
+    made, perturb, outer, loss_beside
+):
+    settings = MbatSettings("both", perturb, steps=2, text_epsilon=0.2, outer=outer)
     after = {}
     for n in (1, 3, 12):
         step, state, *rest = step_of(made, settings, n, loss_beside)

@@ -1,11 +1,13 @@
 """MBAT on a linear model, whose strongest perturbations are known in closed form."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, entropy
 
 from crossguard_jax.cmai.arm import ArmState, Controller, Knob
 from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
@@ -201,6 +203,33 @@ def test_what_is_raised_and_what_is_lowered_may_be_two_losses(made):
     assert float(metrics["adversarial_loss"]) == pytest.approx(lowered[1], rel=1e-5)
 
 
+def test_trades_learns_from_the_clean_rows_answers_and_no_label(made):
+    """On two answers whose probabilities are those of the margin."""
+    trainable, frozen, batch = made
+
+    def two(*args):
+        answers = answer(*args)
+        log_p = jax.nn.log_sigmoid(jnp.stack([-answers.margin, answers.margin], axis=1))
+        return replace(answers, log_p=log_p)
+
+    def loss(share):
+        state = arm(lambda_=share)
+        args = trainable, frozen, batch, KEY, state
+        return mbat_loss(two, MbatSettings("seed", outer="trades"), D, *args)[0]
+
+    shift = jnp.zeros((B, L, D))
+    inputs = attacked(made, MbatSettings("seed"), arm())
+    clean, moved = (
+        1 / (1 + np.exp(np.asarray(two(trainable, frozen, batch, x).margin, np.float64)))
+        for x in ((batch["pixels"], shift), inputs)
+    )
+    divergence = entropy([clean, 1 - clean], [moved, 1 - moved]).mean()
+    assert divergence > 1e-3
+    assert float(loss(1.0)) == pytest.approx(divergence, rel=1e-4)
+    plain = float(two(trainable, frozen, batch, (batch["pixels"], shift)).loss.mean())
+    assert float(loss(0.25)) == pytest.approx(0.75 * plain + 0.25 * divergence, rel=1e-4)
+
+
 def test_rows_without_a_picture_are_no_part_of_what_is_said_of_s_c(made):
     trainable, frozen, batch = made
     there = np.arange(B) % 3 > 0
@@ -336,6 +365,7 @@ def test_what_is_prepared_is_read_by_all_and_what_is_beside_is_added(made):
         ({"inner": "outer"}, "mbat.inner"),
         ({"perturb": "sound"}, "mbat.perturb"),
         ({"norm": "l1"}, "mbat.norm"),
+        ({"outer": "mart"}, "mbat.outer"),
         ({"alpha": -1.0}, "mbat.alpha"),
         ({"evasion": float("nan")}, "mbat.evasion"),
         ({"steps": 0}, "mbat.steps"),

@@ -281,6 +281,9 @@ def test_what_cannot_be_is_refused_by_its_field(data, tmp_path):
     config.mbat.update({"goal": "features", "perturb": "edits"})
     with pytest.raises(UserError, match="mbat.perturb 'edits': no text moves"):
         immunize(config, tmp_path, READERS, data)
+    config.mbat.update({"perturb": "picture", "outer": "trades"})
+    with pytest.raises(UserError, match="mbat.outer 'trades': mbat.goal 'features' gives no"):
+        immunize(config, tmp_path, READERS, data)
     config = short(steps=1)
     config.train.loss = "hinge"
     with pytest.raises(UserError, match="train.loss 'hinge' is none of vocabulary, labels"):
