@@ -285,10 +285,21 @@ def export(parser: argparse.ArgumentParser) -> None:
 def toy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("build", "table", "reach", "rewriter", "weights", "forged", "gate", "cmai", "why"),
+        choices=(
+            "build",
+            "table",
+            "reach",
+            "rewriter",
+            "weights",
+            "forged",
+            "gate",
+            "cmai",
+            "immunizing",
+            "why",
+        ),
         help="make the small models; tables: the guard's parts, what it sees and reads, "
         "the rewriter's, its rewards' weights, forged data's, what the gate buys, what immunizes, "
-        "whether reasons hold",
+        "how to immunize to the end, whether reasons hold",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
@@ -301,7 +312,9 @@ def toy(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
     )
-    table = parser.add_argument_group("table, reach, rewriter, weights, forged, gate, cmai")
+    table = parser.add_argument_group(
+        "table, reach, rewriter, weights, forged, gate, cmai, immunizing"
+    )
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(
         "--rows",
@@ -327,6 +340,11 @@ def toy(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="rewriter, weights, cmai: runs side by side, a share of the cores each (default: 1)",
+    )
+    table.add_argument(
+        "--guard",
+        metavar="FOLDER",
+        help="immunizing: the guard that all begin with (default: one is trained for each seed)",
     )
 
 

@@ -1,0 +1,234 @@
+"""``crossguard toy immunizing``: what makes a guard robust, and at what cost of training.
+
+Rows are `trials.TRIALS`: one change at a time from what `configs/cmai.py:mbat` says, and what is
+good of them together, for longer. All start from one guard, and all are judged alike, as plain
+folders without check or policy: PGD that climbs the margin, so that no scale of the logits hides a
+gradient; and with the threshold fixed on clean rows, so that none wins by moving it.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossguard_jax.attacks.pgd import pgd
+from crossguard_jax.attacks.problem import Budget, Outcome
+from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.recipe import immunize
+from crossguard_jax.core import metrics
+from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.core.typing import Array, Bool, Float, PRNGKeyArray
+from crossguard_jax.data.records import Record
+from crossguard_jax.guard.guard import Guard
+from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.report import drawing
+from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read
+from crossguard_jax.toy.tables import cells
+from crossguard_jax.toy.tables.defences import COMPARED, TESTED, base_guard
+from crossguard_jax.toy.tables.trials import TRIALS, cost_curve, passes
+from crossguard_jax.toy.world.sources import records
+
+STEPS, RESTARTS = 20, 2
+"""Of the attack that judges."""
+
+BATCH = 40
+"""Rows attacked at once."""
+
+IMPLICIT_ROWS = 512
+"""Of `study.benchmarks`, which nobody attacks."""
+
+HELD_ROWS = 2_048
+"""Implicit rows of validation, whose safe half fixes thresholds."""
+
+RATES = (0.01, 0.05)
+"""Of clean safe rows, how many a fixed threshold flags."""
+
+UNSAFE = "unsafe"
+
+COLUMNS: Mapping[str, str] = {
+    "robust": "robust",
+    "recall": "unsafe recall",
+    "specificity": "safe specificity",
+    "auroc": "AUROC",
+    **{
+        f"{name}.{rate:g}": f"{title} at {rate:.0%} FPR"
+        for rate in RATES
+        for name, title in (("recall", "unsafe recall"), ("specificity", "safe specificity"))
+    },
+}
+"""Under attack."""
+
+CLEAN: Mapping[str, str] = {
+    "clean": "accuracy",
+    "clean.auroc": "AUROC",
+    "clean.recall": "recall at 1% FPR",
+    **{f"clean.{name}": title for name, title in BENCHMARKS.items()},
+}
+"""Where nobody attacks."""
+
+
+def main(args: argparse.Namespace) -> None:
+    """The verb's work: prints the tables, and leaves ``immunizing.json``, ``.md`` and ``.png``."""
+    folder, names = Path(args.out), args.only or list(TRIALS)
+    if unknown := sorted(set(names) - set(TRIALS)):
+        raise UserError(f"--only {', '.join(unknown)}: rows are {', '.join(TRIALS)}")
+    results = {
+        name: [run_cell(folder, name, seed, args.rows, args.guard) for seed in args.seeds]
+        for name in names
+    }
+    command = f"crossguard toy immunizing --seeds {' '.join(map(str, args.seeds))}"
+    command += f" --rows {args.rows}" + (" --guard FOLDER" if args.guard else "")
+    titles = {name: trial.title for name, trial in TRIALS.items()}
+    caption = (
+        f"Percent of {args.rows:,} held-out implicit rows, half unsafe, under PGD of {STEPS} steps "
+        f"and {RESTARTS} restarts on the margin at L-inf 8/255; thresholds 0.5, or fixed on clean "
+        "safe rows of validation"
+    )
+    attacked = cells.shares("Training", titles, COLUMNS, results, args.seeds, caption)
+    caption = "Percent of the rows of `toy table`'s test sets that nobody attacks"
+    clean = cells.shares("Training", titles, CLEAN, results, args.seeds, caption)
+    every = COLUMNS | CLEAN | dict.fromkeys(("passes", "cpu_seconds"), "")
+    figures = cells.pooled_figures(results, every)
+    cells.leave(folder, "immunizing", command, args.seeds, figures, attacked, clean)
+    write_atomic(folder / "immunizing.png", drawing.png(cost_curve(figures)))
+
+
+def run_cell(folder: Path, name: str, seed: int, rows: int, guard: str | None) -> cells.Cell:
+    """Trains and judges one guard, or reads what an earlier run found.
+
+    Args:
+        folder: the table's.
+        name: a key of `TRIALS`.
+        seed: of the adapter's start and the order of the data.
+        rows: to attack.
+        guard: the guard that is immunized; None trains one with that seed.
+    """
+    own = folder / "cells" / f"{name}-{seed}"
+
+    def make() -> Mapping[str, Estimate]:
+        base = Path(guard or base_guard(folder, seed))
+        cost = dict.fromkeys(("passes", "cpu_seconds"), Estimate.exact(0))
+        model = base if TRIALS[name].variant is None else own / "model"
+        if model != base:
+            cost = _train(folder, name, seed, base)
+        return cost | judge(Guard.from_pretrained(model), rows, seed)
+
+    return cells.cell(own / f"figures-{rows}.json", make)
+
+
+def _train(folder: Path, name: str, seed: int, base: Path) -> dict[str, Estimate]:
+    """Immunizes, and leaves the model as a plain folder; what it cost."""
+    trial, own = TRIALS[name], folder / "cells" / f"{name}-{seed}"
+    override = [f"--config.train.seed={seed}", f"--config.model.path={base}"]
+    config = load_config(f"configs/cmai.py:{trial.variant}", [*override, *trial.changes])
+    resumed, start = (own / "mbat").exists(), time.process_time()
+    immunized = immunize(config, own, {SOURCE: read}, folder / "data" / "guard")
+    immunized.guard.save_pretrained(own / "model")
+    cost = {"passes": Estimate.exact(passes(config))}
+    seconds = time.process_time() - start
+    # Of a run that was stopped the first part is not known.
+    return cost | {"cpu_seconds": Estimate.empty() if resumed else Estimate.exact(seconds)}
+
+
+def judge(guard: Guard, rows: int, seed: int) -> dict[str, Estimate]:
+    """One guard as a plain model: under attack, and on clean rows.
+
+    Args:
+        guard: to judge.
+        rows: implicit ones to attack.
+        seed: of the attack.
+    """
+    system = Immunized.of(guard)
+    tests = records("implicit", "test", rows, TESTED)
+    attacked, unsafe = attacked_scores(system, tests, seed)
+    held, flaggable = _scores(guard, records("implicit", "val", HELD_ROWS, TESTED))
+    benign = held[~flaggable]
+    thresholds = {f".{rate:g}": metrics.threshold_at_fpr(benign, rate) for rate in RATES}
+    figures = under_attack(attacked, unsafe, {"": 0.0, **thresholds})
+    return figures | unattacked(guard)
+
+
+def unattacked(guard: Guard) -> dict[str, Estimate]:
+    """One guard on clean rows: of all test sets together, and the accuracy of each."""
+    each = {name: _scores(guard, rows) for name, rows in benchmarks(IMPLICIT_ROWS, TESTED).items()}
+    scores, unsafe = (np.concatenate(parts) for parts in zip(*each.values(), strict=True))
+    return {
+        "clean": metrics.accuracy(scores, unsafe, 0.0),
+        "clean.auroc": metrics.auroc(scores, unsafe),
+        "clean.recall": metrics.recall_at_fpr(scores, unsafe, RATES[0]),
+        **{f"clean.{name}": metrics.accuracy(*part, 0.0) for name, part in each.items()},
+    }
+
+
+def under_attack(
+    scores: Float[np.ndarray, " B"],
+    unsafe: Bool[np.ndarray, " B"],
+    thresholds: Mapping[str, float],
+) -> dict[str, Estimate]:
+    """What attacked rows come to.
+
+    Args:
+        scores: logits of unsafe less those of safe.
+        unsafe: the rows' labels.
+        thresholds: by what a figure's name ends in; "" is the guard's own.
+    """
+    figures = {
+        "robust": metrics.accuracy(scores, unsafe, thresholds[""]),
+        "auroc": metrics.auroc(scores, unsafe),
+    }
+    for end, threshold in thresholds.items():
+        flags = metrics.flagged(scores, threshold)
+        figures[f"recall{end}"] = metrics.proportion(flags[unsafe])
+        figures[f"specificity{end}"] = metrics.proportion(~flags[~unsafe])
+    return figures
+
+
+def attacked_scores(
+    system: Immunized, rows: Sequence[Record], seed: int
+) -> tuple[Float[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
+    """Scores under attack (logits of unsafe less those of safe), and which rows are unsafe."""
+    pixels, arrays = system.rows(rows)
+    unsafe = arrays["labels"] == system.task.label(_labelled(rows, UNSAFE))
+    margins = []
+    for start in range(0, len(pixels), BATCH):
+        part = slice(start, start + BATCH)
+        batch = {name: x[part] for name, x in arrays.items()}
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        budget = Budget(COMPARED, steps=STEPS, restarts=RESTARTS)
+        margins.append(_attack(system.task, system.params, batch, pixels[part], key, budget))
+    margin = np.concatenate(margins)
+    return np.where(unsafe, -margin, margin), unsafe
+
+
+def _labelled(rows: Sequence[Record], label: str) -> Record:
+    return next(row for row in rows if row.label == label)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attack(
+    task: Any, params: Any, rows: Any, x: Array, key: PRNGKeyArray, budget: Budget
+) -> Float[Array, " B"]:
+    """Margins at the worst pictures; guards of one shape compile once."""
+    system = Immunized(task, params["trainable"], params["frozen"])
+
+    def objective(x: Array, key: PRNGKeyArray) -> Outcome:
+        margin = system.accepted(params, rows, x, key).margin
+        return Outcome(margin, margin)
+
+    return pgd(objective, x, key, budget).loss
+
+
+def _scores(
+    guard: Guard, rows: Sequence[Record]
+) -> tuple[Float[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
+    """Logits of unsafe less those of safe, and which rows are unsafe."""
+    verdicts = guard.score([r.images for r in rows], [r.text for r in rows], batch_size=64)
+    p = np.clip(np.array([v.p_unsafe for v in verdicts], np.float64), 1e-12, 1 - 1e-12)
+    return np.log(p / (1 - p)), np.array([r.label == UNSAFE for r in rows])
