@@ -1,6 +1,7 @@
 """The command line: runs one verb of ``verbs.VERBS``, and turns errors into one line."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
@@ -10,7 +11,7 @@ import tempfile
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -31,9 +32,10 @@ OVERRIDE = re.compile(r"--(no)?config\.")
 SHIPPED, ROWS = re.compile(r"\btoy://[\w-]+"), "toy"
 """What names the small world's models, and the reader of its rows."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "crossguard_jax"
+CACHE_DIR = "JAX_COMPILATION_CACHE_DIR"
 ENVIRON = {
     # Compiled programs are kept: a request's takes longer to compile than all else together.
-    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    CACHE_DIR: str(CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     "TOKENIZERS_PARALLELISM": "false",
     # XLA's, TensorStore's, gRPC's and transformers' chatter; errors still come through.
@@ -162,7 +164,7 @@ def _run(argv: list[str], ours: bool) -> int:
         args.usage_error(f"takes no configuration, so no {overrides[0]}")
     if configured:
         args.spec, args.config = args.config, _load_config(args, overrides)
-    flags.refuse_remote(args)
+    addresses = flags.remote_folders(args)
     # Whose workers compute takes no device itself.
     computes = verb.uses_jax and getattr(args, "shards", None) is None
     several = computes and initialize_if_several()
@@ -173,8 +175,23 @@ def _run(argv: list[str], ours: bool) -> int:
     talks = not several or _only_the_first_talks()
     if talks and (words := [*_first_line(args, computes)]):
         print("; ".join(words), file=sys.stderr if verb.prints_data else sys.stdout, flush=True)
-    code = _import(verb.handler)(args)
+    with _staged(args, addresses):
+        code = _import(verb.handler)(args)
     return OK if code is None else code
+
+
+def _staged(
+    args: argparse.Namespace, addresses: Mapping[str, str]
+) -> contextlib.AbstractContextManager[None]:
+    """Around work that is written to buckets, or whose programs are kept in one; most is not."""
+    cache = os.environ.get(CACHE_DIR, "")
+    if not addresses and "://" not in cache:
+        return contextlib.nullcontext()
+    from crossguard_jax.runtime import remote
+
+    if "://" in cache:
+        remote.opened(cache, f"{CACHE_DIR}=")  # JAX says it of each program, on three lines
+    return remote.staged(args, addresses) if addresses else contextlib.nullcontext()
 
 
 def _only_the_first_talks() -> bool:

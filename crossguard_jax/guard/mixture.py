@@ -20,7 +20,7 @@ from crossguard_jax.hf.trained import TrainedRow, content_hash
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.files import noting, unchanged
 from crossguard_jax.io.jsonl import read_json
-from crossguard_jax.runtime import processes
+from crossguard_jax.runtime import processes, remote
 
 Reader = Callable[..., Iterable[Record | Rejected]]
 Readers = Mapping[str, Reader]
@@ -61,6 +61,7 @@ def open_sources(
             _write(name, spec, _settings(spec, readers, seed), folder, readers)
 
     processes.by_first(write)
+    remote.share(folder)
     return {name: open_dataset(folder, name, spec.split) for name, spec in weighted.items()}
 
 

@@ -84,23 +84,29 @@ def overrides(args: argparse.Namespace) -> Iterator[str]:
             yield from (f"--config.{field}={value}" for field in fields)
 
 
-WRITTEN = ("out", "output", "queue", "store", "export_rewriter", "export", "page")
+FOLDERS = ("out", "export_rewriter")
+"""Arguments that name a folder to write to, which may be in a bucket."""
+FILES = ("output", "queue", "store", "export", "page")
+"""Those that are appended to, locked, or written by others too."""
 
 
-def refuse_remote(args: argparse.Namespace) -> None:
-    """Stops before a bucket's address becomes a folder of that name beside the program.
+def remote_folders(args: argparse.Namespace) -> dict[str, str]:
+    """Addresses of buckets by the argument that names one, for `remote.staged`.
 
     Raises:
-        UserError: by the flag.
+        UserError: by the flag, before an address becomes a folder of that name beside the program.
     """
-    for name in WRITTEN:
-        value = getattr(args, name, None)
-        if isinstance(value, str) and "://" in value:
-            flag = name.replace("_", "-")
+    given = {name: getattr(args, name, None) for name in (*FOLDERS, *FILES)}
+    addresses = {k: v for k, v in given.items() if isinstance(v, str) and "://" in v}
+    elsewhere = (getattr(args, "on", None) or "local") != "local"
+    for name, value in addresses.items():
+        if name in FILES or elsewhere:
+            flag, by = name.replace("_", "-"), f" by --on {args.on}" if elsewhere else ""
             raise UserError(
-                f"--{flag} {value}: files are written through the file system; mount the bucket "
+                f"--{flag} {value}: is written{by} through the file system; mount the bucket "
                 "(gcsfuse, mountpoint-s3) and give its folder here"
             )
+    return addresses
 
 
 def parse_mesh(text: str) -> dict[str, int]:

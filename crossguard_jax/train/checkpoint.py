@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.runtime import processes
+from crossguard_jax.runtime import processes, remote
 
 # What goes wrong in Orbax's threads is raised too, and told as one line: not in pages before it.
 logging.getLogger("absl").addFilter(
@@ -48,11 +48,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any], keep: int = 2):
-        self.folder, self.identity = Path(folder).resolve(), dict(identity)
-        for name in ("latest", "best"):
+        self.folder, self.identity = remote.checkpoints(folder), dict(identity)
+        for name in remote.CHECKPOINTS:
             _drop_unfinished(self.folder / name)
-        self._latest = self._manager("latest", keep)
-        self._best = self._manager("best", 1)
+        self._latest, self._best = (
+            self._manager(name, n) for name, n in zip(remote.CHECKPOINTS, (keep, 1), strict=True)
+        )
 
     def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
         # Two managers whose barriers have one name wait for each other.
@@ -164,13 +165,13 @@ _MARKER = "_CHECKPOINT_METADATA"
 """The file of a step in which Orbax writes, as the last thing, when it was committed."""
 
 
-def _steps(folder: Path) -> list[Path]:
+def _steps(folder: epath.Path) -> list[epath.Path]:
     """Folders of steps in ``latest/`` or ``best/``, the last step last."""
     named = [path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()]
     return sorted(named, key=lambda path: int(path.name))
 
 
-def _finished(step: Path) -> bool:
+def _finished(step: epath.Path) -> bool:
     """Whether a step's folder was committed. Orbax goes by the folder's name alone, which a copy
     or a disk that was full may have left without all of its files."""
     try:
@@ -179,20 +180,20 @@ def _finished(step: Path) -> bool:
         return False
 
 
-def _drop_unfinished(folder: Path) -> None:
+def _drop_unfinished(folder: epath.Path) -> None:
     """Removes what a run that was killed had not finished writing; the first process does."""
     if processes.is_first():
         for step in _steps(folder):
             if not _finished(step):
                 print(f"{step} was never finished (no commit marker), so it does not count")
-                shutil.rmtree(step)
+                step.rmtree()
         for scratch in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.rmtree(missing_ok=True)
     processes.barrier(f"unfinished checkpoints of {folder.name}")
 
 
 @contextlib.contextmanager
-def _reading(checkpoint: Path, way_on: str) -> Iterator[None]:
+def _reading(checkpoint: epath.Path, way_on: str) -> Iterator[None]:
     """Whatever is wrong with a checkpoint's files as one line, with what comes of removing it."""
     try:
         yield

@@ -21,7 +21,7 @@ from crossguard_jax.core import tree
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
-from crossguard_jax.runtime import preemption, processes, watchdog
+from crossguard_jax.runtime import preemption, processes, remote, watchdog
 from crossguard_jax.runtime.placement import Share, place
 from crossguard_jax.runtime.preemption import Stopped
 from crossguard_jax.train.checkpoint import Checkpoints
@@ -247,6 +247,7 @@ class _Recorder:
     def _save(self, n: int, state: TrainState, measured: int | None = None) -> None:
         watchdog.at(f"the save after step {n}")
         self.log.sync()  # no checkpoint is ahead of its log
+        remote.copy()
         meta: dict[str, Any] = {"best": self.best}
         if measured is not None:
             meta["measured"] = measured

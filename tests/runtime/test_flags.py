@@ -50,13 +50,6 @@ def test_a_mesh_that_is_none_is_one_line(text: str) -> None:
         flags.parse_mesh(text)
 
 
-@pytest.mark.parametrize("flag", ["out", "output", "store"])
-def test_a_bucket_does_not_become_a_folder_here(flag: str) -> None:
-    with pytest.raises(UserError, match=rf"--{flag} gs://bucket/run: .*mount"):
-        flags.refuse_remote(argparse.Namespace(**{flag: "gs://bucket/run"}))
-    flags.refuse_remote(argparse.Namespace(**{flag: "runs/x"}))
-
-
 def test_one_device_needs_no_mesh_and_the_hardware_says_which_arithmetic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
