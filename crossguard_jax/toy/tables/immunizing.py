@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
     attacked = cells.shares("Training", titles, COLUMNS, results, args.seeds, caption)
     caption = "Percent of the rows of `toy table`'s test sets that nobody attacks"
     clean = cells.shares("Training", titles, CLEAN, results, args.seeds, caption)
-    every = COLUMNS | CLEAN | dict.fromkeys(("passes", "cpu_seconds"), "")
+    every = {**COLUMNS, **CLEAN, "passes": "", "cpu_seconds": ""}
     figures = cells.pooled_figures(results, every)
     cells.leave(folder, "immunizing", command, args.seeds, figures, attacked, clean)
     write_atomic(folder / "immunizing.png", drawing.png(cost_curve(figures)))
@@ -129,7 +129,7 @@ def _train(folder: Path, name: str, seed: int, base: Path) -> dict[str, Estimate
     override = [f"--config.train.seed={seed}", f"--config.model.path={base}"]
     config = load_config(f"configs/cmai.py:{trial.variant}", [*override, *trial.changes])
     resumed, start = (own / "mbat").exists(), time.process_time()
-    immunized = immunize(config, own, {SOURCE: read}, folder / "data" / "guard")
+    immunized = cast(Immunized, immunize(config, own, {SOURCE: read}, folder / "data" / "guard"))
     immunized.guard.save_pretrained(own / "model")
     cost = {"passes": Estimate.exact(passes(config))}
     seconds = time.process_time() - start

@@ -101,7 +101,7 @@ def cost_curve(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
                 [100 * (share["value"] - share["low"])],
                 [100 * (share["high"] - share["value"])],
             ]
-            look = {"marker": _MARKERS[i // len(drawing.COLOURS)], "color": colour}
+            look: dict[str, Any] = {"marker": _MARKERS[i // len(drawing.COLOURS)], "color": colour}
             title = drawing.plain(TRIALS[name].title)
             axes.errorbar([cost / 1_000], [value], ends, label=title, linestyle="", **look)
         axes.set(xscale="log", xlabel="Passes of a row, thousands", ylabel=label, ylim=(0, 100))
