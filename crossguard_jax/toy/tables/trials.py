@@ -34,6 +34,23 @@ _MORE_IMPLICIT = tuple(
         "benign_vqa": 0.14,
     }.items()
 )
+_KEPT = tuple(
+    f"--config.data.sources.{name}.weight={weight}"
+    for name, weight in {
+        "implicit": 0.4,
+        "explicit_text": 0.13,
+        "explicit_picture": 0.13,
+        "typographic": 0.13,
+        "benign_vqa": 0.11,
+    }.items()
+)
+_SLOW = (
+    "--config.arm.epsilon.start=0.00784313725",
+    "--config.arm.epsilon.step=0.000235294118",
+    "--config.arm.lambda_.start=0.3",
+    "--config.arm.lambda_.maximum=0.6",
+    "--config.arm.lambda_.step=0.003",
+)
 _STEEP = ("--config.arm.lambda_.maximum=0.7", "--config.arm.lambda_.start=0.7")
 _WIDE = (
     "--config.lora.rank=32",
@@ -58,18 +75,7 @@ TRIALS: Mapping[str, Trial] = {
     "wide": Trial("rank 32, the tower's MLPs and the projector too", changes=_WIDE),
     "trades": Trial("TRADES", changes=("--config.mbat.outer=trades", *_STEEP)),
     "all": Trial("all", "tiny", (*_TWO, *_RAMPS, *_MORE_IMPLICIT, *_WIDE)),
-    "long": Trial(
-        "all, long",
-        "tiny",
-        (
-            *_RAMPS,
-            *_MORE_IMPLICIT,
-            *_WIDE,
-            "--config.mbat.steps=2",
-            "--config.train.steps=900",
-            "--config.train.batch_size=32",
-        ),
-    ),
+    "kept": Trial("all, kept", "tiny", (*_TWO, *_SLOW, *_KEPT, *_WIDE)),
 }
 
 
