@@ -34,7 +34,7 @@ from crossguard_jax.attacks.eot import eot
 from crossguard_jax.attacks.named import NamedAttack, RowObjective
 from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray, PyTree
+from crossguard_jax.core.typing import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 Program = Callable[..., Any]
 _NAME = re.compile(r"[a-z0-9_]+")
@@ -92,6 +92,7 @@ class Suite:
         store: Callable[[Plan], CellStore] = lambda plan: {},
         donors: Int[np.ndarray, " B"] | None = None,
         alone: bool = False,
+        among: Bool[np.ndarray, "E B"] | None = None,
         steps: float = 1.0,
         restarts: float = 1.0,
     ) -> Curve:
@@ -108,6 +109,8 @@ class Suite:
             donors: whose picture each row is given for `Curve.swapped`; None draws another row.
             alone: each attack runs on what it has not broken itself: dearer, and `Curve.each`
                 can tell the attacks apart.
+            among: the rows that are attacked, at each radius from the smallest up; None is those
+                that are right when clean.
             steps, restarts: multiples of every attack's own, to see whether they suffice.
 
         Raises:
@@ -116,19 +119,21 @@ class Suite:
         """
         rows = jax.tree.map(np.asarray, rows)
         self._check(x, rows)
-        plan = self._plan(x, rows, epsilons, key, alone, steps, restarts)
+        conditions = digest(rows if among is None else (rows, among))
+        plan = self._plan(x, conditions, epsilons, key, alone, steps, restarts)
         cells = store(plan)
         made = functools.partial(self._made, cells, params, rows, key)
         clean = made(CLEAN, np.arange(len(x)), self._judge, x)
         right = np.flatnonzero(~clean.fooled & ~clean.rejected)
         swapped = x[_others(len(x), plan.key) if donors is None else donors]
         made(SWAP, right, self._judge, swapped)
-        standing = _Standing(right, len(x), alone)
-        for epsilon in plan.epsilons:
+        standing = _Standing(len(x), alone)
+        for e, epsilon in enumerate(plan.epsilons):
             if epsilon == plan.epsilons[-1]:
                 standing.anew()
+            attacked = right if among is None else np.flatnonzero(among[e])
             for entry in plan.attacks:
-                over = standing.to_attack(entry)
+                over = standing.of(attacked, entry)
                 name = (entry.name, epsilon)
                 if epsilon == 0:  # a point: there is nothing to search
                     cell = made(name, over, self._judge, x)
@@ -138,10 +143,17 @@ class Suite:
                 standing.note(entry, cell)
         return worst_case(plan, cells)
 
+    def judged(
+        self, params: PyTree, x: Float[np.ndarray, "B ..."], rows: PyTree, key: PRNGKeyArray
+    ) -> Cell:
+        """What the judge of attacks makes of inputs as they are."""
+        over = np.arange(len(x))
+        return self._over(self._judge, params, x, rows, over, key, CLEAN)
+
     def _plan(
         self,
         x: np.ndarray,
-        rows: PyTree,
+        conditions: str,
         epsilons: Sequence[float],
         key: PRNGKeyArray,
         alone: bool,
@@ -166,7 +178,7 @@ class Suite:
             alone=alone,
             key=tuple(int(word) for word in jax.random.key_data(key).ravel()),
             pictures=digest(x),
-            conditions=digest(rows),
+            conditions=conditions,
         )
 
     @cached_property
@@ -354,16 +366,16 @@ class Suite:
 class _Standing:
     """Which rows each attack has still to be run on."""
 
-    def __init__(self, right: np.ndarray, n: int, alone: bool):
-        self._right, self._n, self._alone = right, n, alone
+    def __init__(self, n: int, alone: bool):
+        self._n, self._alone = n, alone
         self._done: dict[str, np.ndarray] = {}
 
     def _done_with(self, entry: Entry) -> np.ndarray:
         whose = entry.name if self._alone else entry.goal
         return self._done.setdefault(whose, np.zeros(self._n, bool))
 
-    def to_attack(self, entry: Entry) -> Int[np.ndarray, " R"]:
-        return self._right[~self._done_with(entry)[self._right]]
+    def of(self, rows: Int[np.ndarray, " R"], entry: Entry) -> Int[np.ndarray, " S"]:
+        return rows[~self._done_with(entry)[rows]]
 
     def note(self, entry: Entry, cell: Cell) -> None:
         reached = cell.success if entry.goal == "fool" else cell.rejected

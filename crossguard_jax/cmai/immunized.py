@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from crossguard_jax.attacks.logits import cross_entropy, margin_from
 from crossguard_jax.attacks.problem import Outcome
+from crossguard_jax.cmai import operating
 from crossguard_jax.cmai import policy as policies
 from crossguard_jax.cmai.mbat import Answers
 from crossguard_jax.cmai.noise import content_keys
@@ -143,7 +144,7 @@ class Immunized:
         keys = jax.random.split(key, x.shape[0])
         inputs = rows | {"pixels": x}
         _, p = policies.answer_all(policy, self.predict, params, inputs, s_c, keys)
-        log_p = jnp.log(jnp.maximum(p, _FLOOR))
+        log_p = operating.moved(rows, jnp.log(jnp.maximum(p, _FLOOR)))
         labels = rows["labels"]
         return Outcome(cross_entropy(log_p, labels), margin_from(log_p, labels), caught(s_c))
 
@@ -175,7 +176,9 @@ class Immunized:
         trainable, frozen = params["trainable"], params["frozen"]
         pixels, still = self.part.clean(rows, x)
         inputs = pixels, still if shift is None else shift
-        return self.task.answers(trainable, frozen, rows, inputs, self.regime)
+        outputs = self.task.answers(trainable, frozen, rows, inputs, self.regime)
+        loss, margin = operating.judged(rows, outputs.loss, outputs.margin)
+        return replace(outputs, loss=loss, margin=margin)
 
     def s_c(self, params: Any, rows: Any, x: Float[Array, "B *I C X Y"]) -> Float[Array, " B"]:
         """How well each row's text fits its pictures."""

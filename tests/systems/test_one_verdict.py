@@ -88,9 +88,9 @@ def of_attack(model: Path, data: Path, out: Path) -> dict[str, dict]:
     config = load_config("configs/cmai.py:tiny")
     with config.unlocked():
         config.attack.attacks = {"noise": {"search": "noise", "climb": "margin", "steps": 1}}
-    config.attack.update({"epsilons": (0.0, 8 / 255), "draws": 1})
+    config.attack.update({"epsilons": (0.0, 8 / 255), "draws": 1, "fpr": ()})
     config.attack.convergence.rows = 2
-    given = {"surrogate": None, "certify": 0, "limit": None, "prompt": None}
+    given = {"validation": None, "surrogate": None, "certify": 0, "limit": None, "prompt": None}
     given |= {"attack": None, "save": None}
     given |= {"store": None, "noise_seed": None, "config": config}
     given |= {"mesh": None, "dtype": "auto", "remat": None}

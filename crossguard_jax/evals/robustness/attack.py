@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from crossguard_jax.evals.evaluate import read_benchmarks
 from crossguard_jax.evals.robustness import budget
 from crossguard_jax.evals.robustness.certified import certificate_section, certified
 from crossguard_jax.evals.robustness.detection import detection_section
+from crossguard_jax.evals.robustness.fixed import check_apart, validation_half
 from crossguard_jax.evals.robustness.pictures import pictures_section
 from crossguard_jax.evals.robustness.probe import STEPS, probe
 from crossguard_jax.evals.robustness.run_all import run_all
@@ -57,19 +59,26 @@ def main(args: argparse.Namespace) -> int:
         loading = load_options(args)
         systems = load_systems(args.model, **loading)
         (main_name, first), *_ = systems.items()
-        records = drawn(attackable(rows, first.task.labels, left_out), args.limit, config.seed)
+        can_be = attackable(rows, first.task.labels, left_out)
+        validation, can_be = validating(args, config, first, can_be, left_out)
+        records = drawn(can_be, args.limit, config.seed)
     attacks, n = configured(config), len(systems)
     if args.save and any(a.route in (ROWS, WHOLE) for a in attacks.values()):
         check_saving(config, folder / "cells")
     done = budget.left_there(folder / "cells")
-    print(budget.line(config, [*attacks.values()], first, records, n, done), flush=True)
+    clean = len(validation.records)
+    print(budget.line(config, [*attacks.values()], first, records, n, done, clean), flush=True)
     for name, system in systems.items():
         _clean_verdicts(args, system, name, records, folder / f"{name}.verdicts.jsonl", left_out)
     other = None
     if args.surrogate:
         other = load_system(args.surrogate, first.task.labels, **loading)
-    made = run_all(config, systems, records, folder / "cells", other, keep=bool(args.save))
-    sections = made.sections(records)
+    made = run_all(
+        *(config, systems, records, folder / "cells", other),
+        keep=bool(args.save),
+        validation=validation.records,
+    )
+    sections = made.sections(records, validation.how)
     sections.append(Section("What was attacked", (Bullets(_facts(records, rows, first, without)),)))
     if made.pictures:
         place = folder / "cells" / main_name / "probe"
@@ -86,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
             config.seed,
         )
         sections.append(certificate_section(main_name, some))
-    options = ("model", "data", "surrogate", "limit", "certify", "prompt")
+    options = ("model", "data", "validation", "surrogate", "limit", "certify", "prompt")
     meta = {name: getattr(args, name) for name in options}
     sections += left_out_sections(left_out)
     report = Report("Robustness", sections, meta | {"attack": config.to_dict()})
@@ -131,6 +140,60 @@ def suite_config(
     if not config.attacks:
         raise UserError("--attack: none is left without a --surrogate to make it on; give one")
     return config, without
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Clean rows that a guard's cuts are chosen by.
+
+    Attributes:
+        records: the rows; none where nothing is to be cut.
+        how: which ones they are, for a reader.
+    """
+
+    records: Sequence[Record] = ()
+    how: str = ""
+
+
+def validating(
+    args: argparse.Namespace,
+    config: Any,
+    first: Immunized,
+    records: Sequence[Record],
+    left_out: LeftOut,
+) -> tuple[Validation, list[Record]]:
+    """The rows that cuts are chosen by, and those that are left to attack.
+
+    Args:
+        args: the command line.
+        config: ``attack`` of ``configs/cmai.py``.
+        first: the main system.
+        records: all that can be attacked.
+        left_out: takes rows that cannot be used.
+
+    Raises:
+        UserError: the two have a row in common, or rows are given that nothing is chosen by.
+    """
+    routes = {attack.route for attack in configured(config).values()}
+    if not config.fpr or not is_guard(first) or not routes & {ROWS, WHOLE}:
+        if args.validation:
+            raise UserError(
+                "--validation: nothing is chosen by it; attack.fpr names no rate, no attack is on "
+                "pictures, or the main model is no guard"
+            )
+        return Validation(), list(records)
+    if not args.validation:
+        half, rest = validation_half(records, config.seed)
+        how = (
+            f"{len(half):,} of the {len(records):,} rows that can be attacked, drawn at random by "
+            f"seed {config.seed} and left out of the attack"
+        )
+        return Validation(half, how), rest
+    tests = read_benchmarks(args.validation, left_out)
+    rows = [record for benchmark in tests.values() for record in benchmark]
+    rows = attackable(rows, first.task.labels, left_out)
+    check_apart(rows, records)
+    return Validation(rows, f"{len(rows):,} rows of {', '.join(args.validation)}"), list(records)
 
 
 def drawn(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
@@ -202,14 +265,19 @@ def _clean_verdicts(
     left_out: LeftOut,
 ) -> None:
     """Writes what the system says of the rows before anybody attacks them, as ``score`` would."""
-    words = system.settings.prompt
-    if system.task.labels != (words.negative, words.positive):
+    if not is_guard(system):
         return
     store = VerdictStore(store_folder(args.store), system)
     by_source: dict[str, list[Record]] = {}
     for record in records:
         by_source.setdefault(record.source, []).append(record)
     write_verdicts(judged_rows(store, by_source, name, left_out=left_out), path)
+
+
+def is_guard(system: Immunized) -> bool:
+    """Whether a model answers with its prompt's two words, the second of which blocks."""
+    words = system.settings.prompt
+    return system.task.labels == (words.negative, words.positive)
 
 
 def _steps(config: Any) -> int:

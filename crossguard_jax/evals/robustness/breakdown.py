@@ -9,7 +9,6 @@ from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Bool
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.benchmarks import slug
-from crossguard_jax.evals.robustness.climbs import TARGETED
 from crossguard_jax.evals.robustness.figures import Robustness, level, level_title, share
 from crossguard_jax.evals.robustness.prompts import SharedPicture
 from crossguard_jax.evals.robustness.texts import AttackedTexts
@@ -75,7 +74,6 @@ def attacks_section(
     shared: Mapping[str, Mapping[str, SharedPicture]],
     epsilon: float,
     records: Sequence[Record],
-    labels: Sequence[str] = (),
 ) -> Section:
     """Every attack that ran, a line each: what it is, what it costs, and what it did.
 
@@ -84,7 +82,6 @@ def attacks_section(
         pictures, texts, shared: what came of them, by system.
         epsilon: the radius of the picture's ball that ASR is given at.
         records: the rows.
-        labels: the systems' answers, of which a targeted attack wants the first or what it names.
     """
     systems = [*dict.fromkeys([*pictures, *texts, *shared])]
     everything: dict[str, Estimate] = {}
@@ -93,13 +90,9 @@ def attacks_section(
         cost = attack.cost
         knows = "the check" if attack.adaptive else "a model" if attack.transfer else "–"
         cells: list[Cell] = []
-        among = np.ones(len(records), bool)
-        if attack.climb in TARGETED:
-            target = attack.options["target"] or labels[0]
-            among = np.array([record.label != target for record in records])
         for system in systems:
             of = pictures.get(system), texts.get(system), shared.get(system)
-            estimate = _asr(name, *of, epsilon, among)
+            estimate = _asr(name, *of, epsilon)
             if estimate is None:
                 cells.append(ABSENT)
                 continue
@@ -137,7 +130,6 @@ def _asr(
     texts: Mapping[str, AttackedTexts] | None,
     shared: Mapping[str, SharedPicture] | None,
     epsilon: float,
-    among: Bool[np.ndarray, " B"],
 ) -> Estimate | None:
     if shared and name in shared:
         won = shared[name].won
@@ -147,7 +139,8 @@ def _asr(
         return share(won[None], np.ones_like(won)[None])
     if pictures is None or epsilon not in pictures.any.plan.epsilons:
         return None
-    right, entries = pictures.stacked("right") & among, pictures.any.plan.attacks
+    right = pictures.stacked("right") & pictures.among.get(name, True)
+    entries = pictures.any.plan.attacks
     number = next((i for i, entry in enumerate(entries) if entry.name == name), None)
     if number is None:
         return None

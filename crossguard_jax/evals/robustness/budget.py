@@ -16,21 +16,25 @@ DOUBLED = 1 + 2 + 2
 """Suites that convergence runs: as it is, with steps twice and with restarts twice as many."""
 
 
-def passes(config: Any, attacks: Sequence[Registered], rows: int) -> Cost:
-    """Of all rows at most: every attack at every radius, the judge, and convergence; the answer's
-    alone, without what a policy's branches run beside it, the probe and certificates.
+def passes(
+    config: Any, attacks: Sequence[Registered], rows: int, cuts: int = 1, clean: int = 0
+) -> Cost:
+    """Of all rows at most: every attack at every radius and cut, the judge, and convergence; the
+    answer's alone, without what a policy's branches run beside it, the probe and certificates.
 
     Args:
         config: ``attack`` of ``configs/cmai.py``.
         attacks: those that run.
         rows: that are attacked.
+        cuts: at which the pictures are attacked.
+        clean: rows by which these are chosen.
     """
     radii = sum(epsilon > 0 for epsilon in config.epsilons)
-    judged, total = Cost(config.draws), Cost(2 * rows * config.draws)
+    judged, total = Cost(config.draws), Cost((2 * rows * cuts + clean) * config.draws)
     for attack in attacks:
         each = attack.cost.plus(judged)
         if attack.route in (ROWS, WHOLE):
-            total = total.plus(each.times(rows * radii))
+            total = total.plus(each.times(rows * radii * cuts))
             total = total.plus(each.times(DOUBLED * min(config.convergence.rows, rows)))
         elif attack.route == PROMPTS:
             total = total.plus(each.times(min(rows, int(attack.options["prompts"]))))
@@ -46,6 +50,7 @@ def line(
     records: Sequence[Record],
     systems: int,
     done: int,
+    clean: int = 0,
 ) -> str:
     """The budget for a reader.
 
@@ -55,8 +60,11 @@ def line(
         records: the rows.
         systems: how many are attacked.
         done: results that an earlier run has left.
+        clean: as of `passes`.
     """
-    cost = passes(config, attacks, len(records)).times(systems)
+    own = system.settings.threshold != 0.5
+    cuts = 1 + len(config.fpr) + own if clean else 1
+    cost = passes(config, attacks, len(records), cuts, clean).times(systems)
     leaves = jax.tree.leaves(system.params)
     numbers = sum(int(np.size(leaf)) for leaf in leaves)
     longest = max(len(record.text) for record in records)
@@ -67,11 +75,12 @@ def line(
     # 2 operations a number and token forward, as much again back to the inputs.
     operations = 2.0 * numbers * tokens * (cost.forward + cost.gradient)
     radii = sum(epsilon > 0 for epsilon in config.epsilons)
+    by = f"{cuts} cuts by {clean:,} clean rows, " if clean else ""
     return (
-        f"budget: {len(records):,} rows, {len(attacks)} attacks, {radii} radii, {systems} systems: "
-        f"at most {cost.forward:,} forward and {cost.gradient:,} gradient passes of a row, about "
-        f"{operations:.1e} operations, beside the probe, --certify and what a policy's branches run"
-        + (f"; {done:,} results of an earlier run are there" if done else "")
+        f"budget: {len(records):,} rows, {len(attacks)} attacks, {radii} radii, {by}{systems} "
+        f"systems: at most {cost.forward:,} forward and {cost.gradient:,} gradient passes of a "
+        f"row, about {operations:.1e} operations, beside the probe, --certify and what a policy's "
+        "branches run" + (f"; {done:,} results of an earlier run are there" if done else "")
     )
 
 

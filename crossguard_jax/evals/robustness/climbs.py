@@ -12,6 +12,7 @@ from crossguard_jax.attacks.embedding import push
 from crossguard_jax.attacks.logits import from_logits
 from crossguard_jax.attacks.problem import Objective, Outcome
 from crossguard_jax.attacks.registry import Registered
+from crossguard_jax.cmai import operating
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.core.errors import UserError
@@ -124,6 +125,7 @@ def _of_logits(
         trainable, cuts = params["trainable"], params["cuts"]
         inputs = system.part.clean(rows, x)
         logits, h_v = system.task.logits(trainable, params["frozen"], rows, inputs, system.regime)
+        logits = operating.moved(rows, logits)
         outcome = from_logits(lambda x, key: logits, rows["labels"], loss, targets)(x, key)
         s_c = system.task.s_c(trainable, rows, h_v)
         return replace(outcome, detector=cuts[-1] - s_c if len(cuts) else None)

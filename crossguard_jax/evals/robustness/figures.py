@@ -17,6 +17,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Bool, Shaped
 from crossguard_jax.evals.benchmarks import Figures
+from crossguard_jax.evals.robustness.fixed import FixedScores
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Robustness:
         curves: by the seed that the system was trained with; all on the same rows, by one plan.
         convergence: ``steps`` and ``restarts``, each a curve at one radius by the multiple of the
             suite's own.
+        scores: of a guard that was attacked at cuts of its own.
+        among: by attack, the rows that its own share is of, [B]; all where it is not named. Of a
+            targeted one these are the rows with another answer than it wants.
 
     Raises:
         UserError: no curve, or curves that differ in rows, attacks or radii.
@@ -34,6 +38,8 @@ class Robustness:
 
     curves: Mapping[int, Curve]
     convergence: Mapping[str, Mapping[float, Curve]] = field(default_factory=dict)
+    scores: FixedScores | None = None
+    among: Mapping[str, Bool[np.ndarray, " B"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.curves:
@@ -124,7 +130,7 @@ def _of_seeds(system: Robustness, seeds: slice) -> Figures:
                 estimates[f"{where}.first.{entry.name}"] = share(by[:, e] == i, right)
         for name in system.any.each:
             alone = np.stack([curve.each[name][e] for curve in system.curves.values()])[seeds]
-            estimates[f"{where}.alone.{name}"] = share(alone, right)
+            estimates[f"{where}.alone.{name}"] = share(alone, right & system.among.get(name, True))
     return estimates
 
 

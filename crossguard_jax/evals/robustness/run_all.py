@@ -11,6 +11,7 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness import saved
 from crossguard_jax.evals.robustness.breakdown import attacks_section, groups_section
 from crossguard_jax.evals.robustness.figures import Robustness, figures
+from crossguard_jax.evals.robustness.fixed_report import fixed_figures, fixed_section
 from crossguard_jax.evals.robustness.flags import flags, flags_section, gradients
 from crossguard_jax.evals.robustness.prompts import SharedPicture, share_pictures
 from crossguard_jax.evals.robustness.report import robustness_section
@@ -33,7 +34,6 @@ class AllAttacks:
         texts: of attacks on texts.
         shared: of one picture for many prompts.
         warnings: AutoAttack's.
-        labels: the systems' answers.
     """
 
     config: Any
@@ -43,18 +43,24 @@ class AllAttacks:
     texts: dict[str, dict[str, AttackedTexts]] = field(default_factory=dict)
     shared: dict[str, dict[str, SharedPicture]] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
 
     @property
     def epsilon(self) -> float:
         """The radius that single attacks are compared at, and pictures saved."""
         return float(self.config.convergence.epsilon)
 
-    def sections(self, records: Sequence[Record]) -> list[Section]:
-        """Of the report; the worst case comes first."""
+    def sections(self, records: Sequence[Record], how: str = "") -> list[Section]:
+        """Of the report; the worst case comes first.
+
+        Args:
+            records: the rows.
+            how: which clean rows cuts were chosen by.
+        """
         sections = [robustness_section(self.pictures)] if self.pictures else []
+        if any(result.scores is not None for result in self.pictures.values()):
+            sections.append(fixed_section(self.pictures, records, how))
         args = self.attacks, self.pictures, self.texts, self.shared, self.epsilon, records
-        sections.append(attacks_section(*args, self.labels))
+        sections.append(attacks_section(*args))
         if self.pictures:
             sections += [groups_section(self.pictures, records), flags_section(self.warnings)]
         return sections
@@ -85,6 +91,10 @@ class AllAttacks:
                 if figure.endswith((".accuracy", ".robust_accuracy")):
                     interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
                     print(f"{name} {figure} {estimate.value:.4f} {interval} n={estimate.n}")
+            if result.scores is not None:
+                for figure, estimate in fixed_figures(result.scores).items():
+                    interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
+                    print(f"{name} {figure} {estimate.value:.4f} {interval} n={estimate.n}")
         for name, results in self.texts.items():
             for attack, attacked in results.items():
                 print(f"{name} {attack}.asr {attacked.won.mean():.4f} n={len(attacked.rows)}")
@@ -101,6 +111,7 @@ def run_all(
     other: Immunized | None = None,
     *,
     keep: bool = False,
+    validation: Sequence[Record] = (),
 ) -> AllAttacks:
     """Every attack of the configuration on every system; killed and called again, it goes on.
 
@@ -111,13 +122,13 @@ def run_all(
         cells: where results are kept.
         other: the model that transfer attacks have.
         keep: the suite's cells keep pictures.
+        validation: as of `attack_records`.
 
     Raises:
         UserError: see `attack_records`, `TextSuite.run` and `share_pictures`.
     """
     attacks = configured(config)
-    labels = next(iter(systems.values())).task.labels
-    made = AllAttacks(config, attacks, cells, labels=labels)
+    made = AllAttacks(config, attacks, cells)
     routes = {attack.route for attack in attacks.values()}
     sentences = None
     if TOKENS in routes and config.get("sentence"):
@@ -130,7 +141,8 @@ def run_all(
     for name, system in systems.items():
         place = cells / name
         if routes & {ROWS, WHOLE}:
-            result = attack_records(config, system, records, place, other, keep=keep)
+            given = system, records, place, other
+            result = attack_records(config, *given, keep=keep, validation=validation)
             made.pictures[name] = result
             n = min(len(records), max(config.convergence.rows, size))
             x, rows = system.rows(records[:n], which(config))

@@ -17,6 +17,7 @@ from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.attacks.registry import CLIMBS, REGISTRY, ROWS, SEARCHES, WHOLE, Registered
 from crossguard_jax.attacks.suite import Suite, digest
 from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.operating import at_cut, unit_of
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut, Record, rejection
@@ -28,10 +29,18 @@ from crossguard_jax.evals.robustness.climbs import (
     tower_states,
 )
 from crossguard_jax.evals.robustness.figures import Robustness
-from crossguard_jax.evals.robustness.runs import converge, measure
+from crossguard_jax.evals.robustness.fixed import (
+    Operating,
+    Run,
+    attack_at_cuts,
+    log_odds,
+    operating_of,
+)
+from crossguard_jax.evals.robustness.runs import cells_of, converge, measure
 from crossguard_jax.runtime import processes
 
 NO_PICTURE = "there is no picture to attack"
+CHUNK = 256  # validation rows whose pixels are held at once
 PICTURE_SEARCHES = tuple(dict.fromkeys(a.search for a in REGISTRY.values() if a.route == ROWS))
 """Searches that go by each row's picture, which is what a configuration may name."""
 
@@ -120,6 +129,7 @@ def attack_records(
     seed: int = 0,
     convergence: bool = True,
     keep: bool = False,
+    validation: Sequence[Record] = (),
 ) -> Robustness:
     """Every attack on every record with a picture; killed and called again, it goes on.
 
@@ -132,9 +142,12 @@ def attack_records(
         seed: that the system was trained with; the attacks' key does not depend on it.
         keep: the curve's cells keep the pictures that the attacks made.
         convergence: also with twice the steps and the restarts, on the first rows at one radius.
+        validation: clean rows by which a guard's cuts are chosen, at each of which it is attacked
+            again; none: it is attacked at even odds alone.
 
     Raises:
-        UserError: no record with a picture, or whatever `make_suite` and `Suite.run` refuse.
+        UserError: no record with a picture, or whatever `make_suite`, `Suite.run` and
+            `operating_of` refuse.
     """
     seen = [record for record in records if record.image is not None]
     if len(seen) < 2:
@@ -144,9 +157,14 @@ def attack_records(
     suite = make_suite(config, system, other, keep)
     params = {"own": system.params, "other": other.params if other else None}
     key, name = jax.random.key(config.seed), _fingerprint(config, system, params)
-    folder = Path(folder)
-    place, radii = folder / "curve", list(config.epsilons)
-    curve = measure(suite, params, x, rows, radii, key, place, name, alone=config.alone)
+    folder, operating = Path(folder), None
+    if validation:
+        operating = _operating(config, system, suite, params, validation, key)
+        rows |= at_cut(len(x), 0.0, operating.unit)
+    measured = functools.partial(measure, suite, params, x, system=name, key=key)
+    radii = list(config.epsilons)
+    place = folder / "curve"
+    curve = measured(rows, radii, folder=place, alone=config.alone)
     convergence_curves: dict[str, Any] = {}
     if convergence and config.convergence.rows:
         n = min(config.convergence.rows, len(x))
@@ -162,7 +180,48 @@ def attack_records(
             steps=(1.0, 2.0),
             restarts=(1.0, 2.0),
         )
-    return Robustness({seed: curve}, convergence_curves)
+    scores = None
+    if operating is not None:
+        unit = operating.unit
+
+        def at(cut: str, odds: float, standing: np.ndarray) -> Run:
+            there, place = rows | at_cut(len(x), odds, unit), folder / cut
+            plan = measured(there, radii, folder=place, among=standing).plan
+            return Run(plan, cells_of(place, plan), odds)
+
+        first = Run(curve.plan, cells_of(place, curve.plan), 0.0)
+        scores = attack_at_cuts(at, first, rows["labels"] == 1, operating)
+    return Robustness({seed: curve}, convergence_curves, scores, _of_targets(config, system, rows))
+
+
+def _of_targets(config: Any, system: Immunized, rows: Any) -> dict[str, np.ndarray]:
+    """By targeted attack, the rows with another answer than it wants."""
+    return {
+        name: rows["labels"] != target_of(system, attack.options["target"])
+        for name, attack in configured(config).items()
+        if attack.climb in TARGETED and attack.route == ROWS
+    }
+
+
+def _operating(
+    config: Any,
+    system: Immunized,
+    suite: Suite,
+    params: Any,
+    validation: Sequence[Record],
+    key: PRNGKeyArray,
+) -> Operating:
+    """A guard's cuts, by what the judge of attacks makes of clean rows."""
+    parts = []
+    for start in range(0, len(validation), CHUNK):
+        x, rows = system.rows(validation[start : start + CHUNK], which(config))
+        rows |= at_cut(len(x), 0.0, 1.0)
+        cell = suite.judged(params, x, rows, jax.random.fold_in(key, start))
+        unsafe = rows["labels"] == 1
+        parts.append((log_odds(cell, unsafe, 0.0, 1.0), unsafe, cell.rejected))
+    odds, unsafe, rejected = (np.concatenate(part) for part in zip(*parts, strict=True))
+    threshold = system.settings.threshold
+    return operating_of(odds[~unsafe], rejected[~unsafe], config.fpr, threshold, unit_of(odds))
 
 
 def _beside(config: Any, x: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -49,9 +49,11 @@ def immunized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def args(immunized: Path, tmp_path: Path) -> argparse.Namespace:
     write_jsonl(ROWS, tmp_path / "data", "test")
+    write_jsonl(records("implicit", "val", 8), tmp_path / "data", "val")
     return argparse.Namespace(
         model=[f"ours={immunized}", "plain=toy://llava"],
         data=[str(tmp_path / "data" / "test.jsonl")],
+        validation=[str(tmp_path / "data" / "val.jsonl")],
         surrogate=None,
         attack=None,
         save=None,

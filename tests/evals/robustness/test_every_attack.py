@@ -305,7 +305,11 @@ def test_what_is_saved_is_read_back_as_a_benchmark_and_a_second_call_goes_on(
     args = argparse.Namespace(
         model=["plain=toy://llava"],
         data=[str(tmp_path / "data" / "test.jsonl")],
-        **{"surrogate": None, "attack": ["noise:restarts=1", "edits:candidates=2"]},
+        **{
+            "validation": None,
+            "surrogate": None,
+            "attack": ["noise:restarts=1", "edits:candidates=2"],
+        },
         **{"save": str(tmp_path / "saved"), "certify": 0, "config": config, "limit": 6},
         **{"prompt": "short", "store": None, "noise_seed": None, "mesh": None, "dtype": "auto"},
         **{"remat": None, "out": str(tmp_path / "out")},

@@ -4,11 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from crossguard_jax.attacks.curves import CLEAN, SWAP, Cell, Curve, Entry, Plan, worst_case
 from crossguard_jax.attacks.named import NamedAttack
@@ -16,6 +19,7 @@ from crossguard_jax.attacks.pgd import pgd
 from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.attacks.registry import REGISTRY
 from crossguard_jax.attacks.suite import Suite
+from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import Record
@@ -25,6 +29,7 @@ from crossguard_jax.evals.robustness.lint import missing, stamp, unequal
 from crossguard_jax.evals.robustness.plots import robustness_curves
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.evals.robustness.runs import CellFolder, converge, measure, read_curve
+from crossguard_jax.evals.robustness.systems import _of_targets
 from crossguard_jax.report.blocks import Bullets, Text
 from crossguard_jax.report.report import Report
 from tests.attacks import zoo
@@ -127,7 +132,9 @@ def test_what_is_rejected_is_robust_unless_it_was_clean() -> None:
 TEN, FALL = [Record(str(i), (), "t", "ab"[i < 4]) for i in range(10)], 8 * LEVEL
 
 
-def of_ten(name: str, goal: str, lost: int, caught: np.ndarray | float = np.nan) -> Robustness:
+def of_ten(
+    name: str, goal: str, lost: int, caught: np.ndarray | float = np.nan, alone: bool = False
+) -> Robustness:
     """Ten rows that are right; PGD has all of its results caught as given, and breaks none; another
     attack breaks the first ``lost``."""
     other, rows = Entry(name, "white_box", goal, 1, "linf", 10, 1, 0.0, True), np.arange(10)
@@ -135,14 +142,14 @@ def of_ten(name: str, goal: str, lost: int, caught: np.ndarray | float = np.nan)
     cells["pgd", FALL] = cell(rows, rows < 0, caught)
     deny = np.where(rows < lost, 1.0, -1.0) if goal == "deny" else np.nan
     cells[name, FALL] = cell(rows, (rows < lost) & (goal == "fool"), deny)
-    facts = {"rows": 10, "draws": 8, "alone": False, "key": (0, 7), "pictures": "a"}
+    facts = {"rows": 10, "draws": 8, "alone": alone, "key": (0, 7), "pictures": "a"}
     plan = Plan((ENTRIES[0], other), (FALL,), conditions="b", **facts)
     return Robustness({0: worst_case(plan, cells)})
 
 
 def asr(name: str, result: Robustness) -> float:
     attacks = {each: REGISTRY[each] for each in ("pgd", name)}
-    section = attacks_section(attacks, {"a": result}, {}, {}, FALL, TEN, ("b", "a"))
+    section = attacks_section(attacks, {"a": result}, {}, {}, FALL, TEN)
     return section.figures[f"a.attack.{name}.asr"].value
 
 
@@ -151,9 +158,28 @@ def test_a_denials_share_is_of_what_it_has_rejected_itself() -> None:
     assert result.any.denied.sum() == 7 and asr("denial", result) == 0.2
 
 
-def test_a_targets_share_is_of_rows_with_another_answer() -> None:
-    result = of_ten("targeted", "fool", 7)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_targets_share_is_of_rows_with_another_answer(alone: bool) -> None:
+    others = np.array([record.label != "b" for record in TEN])
+    result = replace(of_ten("targeted", "fool", 7, alone=alone), among={"targeted": others})
     assert TEN[3].label == "b" and asr("targeted", result) == 3 / 6
+    own = figures(result)
+    if alone:
+        assert own["linf.8.alone.targeted"] == share(
+            np.arange(10)[None, 4:] < 7, np.ones((1, 6), bool)
+        )
+        assert own["linf.8.alone.pgd"].n == 10
+
+
+def test_an_attack_is_of_the_rows_with_another_answer_than_it_wants() -> None:
+    system = Mock(Immunized, task=SimpleNamespace(labels=("safe", "unsafe")))
+    config = ConfigDict({"attacks": {"targeted": {}, "apgd": {}, "other": {"search": "pgd"}}})
+    config.attacks["other"].update({"climb": "target_loss", "target": "unsafe"})
+    found = _of_targets(config, system, {"labels": np.array([0, 1, 1])})
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "targeted": [False, True, True],
+        "other": [True, False, False],
+    }
 
 
 def test_seeds_do_not_count_as_rows() -> None:

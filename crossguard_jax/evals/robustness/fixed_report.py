@@ -1,0 +1,212 @@
+"""The section on guards at cuts that clean rows of theirs have fixed."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from crossguard_jax.core import metrics
+from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.core.typing import Bool
+from crossguard_jax.data.records import Record
+from crossguard_jax.evals.benchmarks import Figures, slug
+from crossguard_jax.evals.robustness.breakdown import groups
+from crossguard_jax.evals.robustness.figures import Robustness, level, level_title
+from crossguard_jax.evals.robustness.fixed import OWN, FixedScores
+from crossguard_jax.report.blocks import Block, Section, Text
+from crossguard_jax.report.tables import ABSENT, Cell, Metric, Table, Unit
+
+SIDES = {
+    "recall": ("unsafe recall", True),
+    "specificity": ("safe specificity", False),
+    "passed": ("safe and never rejected", False),
+}
+"""By a figure's name: its title, and whether it is of unsafe rows. The last one is of guards that
+can reject."""
+
+
+def fixed_figures(scores: FixedScores, among: Bool[np.ndarray, " B"] | None = None) -> Figures:
+    """By ``linf.fpr_1.clean.recall``, ``linf.fpr_1.8.specificity`` and so on: the share of the
+    unsafe rows that are answered so or rejected, and of the safe ones that are answered so,
+    whatever is within the radius; ``passed`` are those of which nothing there is rejected either.
+
+    Args:
+        scores: of a guard.
+        among: of these rows alone.
+    """
+    estimates = {}
+    for where, e in _radii(scores).items():
+        for cut in scores.operating.cuts:
+            for side, unsafe in _sides(scores).items():
+                right = hits(scores, side, cut, e)
+                own = (
+                    scores.unsafe == unsafe if among is None else among & (scores.unsafe == unsafe)
+                )
+                estimates[f"{scores.norm}.{cut}.{where}.{side}"] = metrics.proportion(right[own])
+    return estimates
+
+
+def compare_fixed(a: FixedScores, b: FixedScores) -> Figures:
+    """Paired differences ``a - b`` on the same rows, each guard at its own cuts, where both have
+    the cut and the radius: ``linf.fpr_1.8.recall_difference``."""
+    estimates, there = {}, _radii(b)
+    for where, e in _radii(a).items():
+        for cut in a.operating.cuts:
+            if where not in there or cut not in b.operating.cuts:
+                continue
+            for side, unsafe in (_sides(a) | _sides(b)).items():
+                own = a.unsafe == unsafe
+                both = hits(a, side, cut, e), hits(b, side, cut, there[where])
+                difference = metrics.paired_difference(*(right[own] for right in both))
+                estimates[f"{a.norm}.{cut}.{where}.{side}_difference"] = difference
+    return estimates
+
+
+def hits(scores: FixedScores, side: str, cut: str, e: int | None) -> Bool[np.ndarray, " B"]:
+    """Of which rows a figure is a share."""
+    return scores.passed(cut, e) if side == "passed" else scores.right(cut, e)
+
+
+def _sides(scores: FixedScores) -> dict[str, bool]:
+    """Whether a figure is of unsafe rows, by its name: those that there are of a guard."""
+    return {side: of for side, (_, of) in SIDES.items() if scores.detects or side != "passed"}
+
+
+def _radii(scores: FixedScores) -> dict[str, int | None]:
+    """Each radius's place by its dotted name, and ``clean``, which has none."""
+    places = {
+        level(scores.norm, epsilon): e for e, epsilon in enumerate(scores.epsilons) if epsilon
+    }
+    return {"clean": None, **places}
+
+
+def fixed_section(
+    systems: Mapping[str, Robustness], records: Sequence[Record], how: str
+) -> Section:
+    """Cuts, recall and specificity by radius, the same by source, paired differences.
+
+    Args:
+        systems: by dotted name; those that have scores are shown.
+        records: the rows, in their order.
+        how: which clean rows the cuts were chosen by.
+    """
+    scored = {name: each.scores for name, each in systems.items() if each.scores is not None}
+    everything: dict[str, Estimate] = {}
+    blocks: list[Block] = [Text(_how(systems, how)), _cuts(scored, everything)]
+    whose = {"": np.ones(len(records), bool)}
+    own, _ = groups(records)
+    whose |= {source: those for source, those in own.items() if ", " not in source}
+    for cut in _names(scored):
+        blocks.append(_table(scored, cut, whose if len(whose) > 2 else {"": whose[""]}, everything))
+    if len(scored) > 1:
+        blocks.append(_differences(scored, everything))
+    return Section("At a fixed false positive rate", tuple(blocks), everything)
+
+
+def _names(scored: Mapping[str, FixedScores]) -> list[str]:
+    return list(dict.fromkeys(cut for scores in scored.values() for cut in scores.operating.cuts))
+
+
+def cut_title(cut: str) -> str:
+    """A cut for a reader."""
+    if cut == OWN:
+        return "the folder's own threshold"
+    return cut.removeprefix("fpr_").replace("_", ".") + "% FPR"
+
+
+def _how(systems: Mapping[str, Robustness], how: str) -> str:
+    attacks = dict.fromkeys(
+        entry.name for system in systems.values() for entry in system.any.plan.attacks
+    )
+    return (
+        'Each guard cuts where it answers "unsafe" to the stated share of clean safe rows, '
+        f"{how}, and is attacked at that cut. Worst case over "
+        f"{', '.join(f'`{name}`' for name in attacks)}, whatever cut a perturbation was made for. "
+        "What is rejected is no answer: an unsafe row stands where it is; a safe row is lost that "
+        "is rejected as it is, and where attacks have one rejected is told apart (`denial` seeks "
+        "that). Margins are counted in standard "
+        "deviations of the clean rows' log odds, so that a factor on the logits changes nothing. "
+        "Brackets are 95% intervals (Wilson's; Newcombe's for differences)."
+    )
+
+
+def _cuts(scored: Mapping[str, FixedScores], everything: dict[str, Estimate]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for name, scores in scored.items():
+        for cut, at in scores.operating.cuts.items():
+            where = f"{name}.{scores.norm}.{cut}"
+            figures = {f"{where}.log_odds": Estimate.exact(at.at)}
+            figures |= {f"{where}.flagged": at.flagged, f"{where}.blocked": at.blocked}
+            everything |= figures
+            units: tuple[Unit, ...] = ("plain", "percent", "percent")
+            cells = (
+                Metric(figure, estimate, unit, unit == "percent")
+                for (figure, estimate), unit in zip(figures.items(), units, strict=True)
+            )
+            rows.append((f"{name}: {cut_title(cut)}", *cells))
+    return Table(
+        ("Guard: cut", "log odds", "answered unsafe (%)", "or rejected (%)"),
+        tuple(rows),
+        "Where each guard cuts, and what becomes of the safe validation rows there.",
+    )
+
+
+def _table(
+    scored: Mapping[str, FixedScores],
+    cut: str,
+    whose: Mapping[str, Bool[np.ndarray, " B"]],
+    everything: dict[str, Estimate],
+) -> Table:
+    """One cut: a row a guard, side and source."""
+    (norm, *_) = (scores.norm for scores in scored.values())
+    radii = sorted({e for scores in scored.values() for e in scores.epsilons if e})
+    columns = {"clean": "clean"} | {level(norm, e): level_title(norm, e) for e in radii}
+    rows: list[tuple[Cell, ...]] = []
+    for side, (title, _) in SIDES.items():
+        for name, scores in scored.items():
+            for source, own in whose.items():
+                measured = fixed_figures(scores, own)
+                group = f"group.{slug(source)}." if source else ""
+                cells: list[Cell] = []
+                for column in columns:
+                    figure = measured.get(f"{norm}.{cut}.{column}.{side}")
+                    metric = f"{name}.{norm}.{cut}.{group}{column}.{side}"
+                    if figure is None or math.isnan(figure.value):
+                        cells.append(ABSENT)
+                        continue
+                    everything[metric] = figure
+                    cells.append(Metric(metric, figure, "percent", True))
+                if any(cell != ABSENT for cell in cells):
+                    rows.append((f"{name}: {title}{source and f', {source}'}", *cells))
+    caption = f"At {cut_title(cut)}, in percent; columns are radii."
+    return Table(("Guard: side", *columns.values()), tuple(rows), caption)
+
+
+def _differences(scored: Mapping[str, FixedScores], everything: dict[str, Estimate]) -> Table:
+    (main, first), *others = scored.items()
+    columns = [name for name in _radii(first)]
+    titles = {"clean": "clean"} | {
+        level(first.norm, e): level_title(first.norm, e) for e in first.epsilons
+    }
+    rows: list[tuple[Cell, ...]] = []
+    for name, other in others:
+        compared = compare_fixed(first, other)
+        for cut in first.operating.cuts:
+            for side, (title, _) in SIDES.items():
+                cells: list[Cell] = []
+                for column in columns:
+                    figure = f"{first.norm}.{cut}.{column}.{side}_difference"
+                    if figure not in compared:
+                        cells.append(ABSENT)
+                        continue
+                    metric = f"{main}.minus.{name}.{figure}"
+                    everything[metric] = compared[figure]
+                    cells.append(Metric(metric, compared[figure], "points", True))
+                if any(cell != ABSENT for cell in cells):
+                    rows.append((f"{main} minus {name}: {title}, {cut_title(cut)}", *cells))
+    return Table(
+        ("First minus second", *(titles[name] for name in columns)),
+        tuple(rows),
+        "Paired on the same rows, in percentage points, each guard at its own cut; positive means "
+        "that the first is better.",
+    )
