@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from crossguard_jax.evals.comparison import parse_model
 from crossguard_jax.evals.evaluate import read_benchmarks
 from crossguard_jax.evals.robustness import budget
 from crossguard_jax.evals.robustness.certified import certificate_section, certified
+from crossguard_jax.evals.robustness.consistency import consistency_section
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.fixed import check_apart, validation_half
 from crossguard_jax.evals.robustness.pictures import pictures_section
-from crossguard_jax.evals.robustness.probe import STEPS, probe
+from crossguard_jax.evals.robustness.probe import STEPS, Probe, probe
 from crossguard_jax.evals.robustness.run_all import run_all
 from crossguard_jax.evals.robustness.saved import check_saving
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable, configured
@@ -81,11 +82,15 @@ def main(args: argparse.Namespace) -> int:
     sections = made.sections(records, validation.how)
     sections.append(Section("What was attacked", (Bullets(_facts(records, rows, first, without)),)))
     if made.pictures:
-        place = folder / "cells" / main_name / "probe"
-        probed = probe(first, records, config, place, _steps(config))
-        if probed.cut is not None:
-            sections.append(detection_section(main_name, first, probed, config.batch_size))
-        sections.append(pictures_section(main_name, first, probed))
+        probes = _probes(config, systems, records, folder / "cells")
+        if probes[main_name].cut is not None:
+            sections.append(
+                detection_section(main_name, first, probes[main_name], config.batch_size)
+            )
+        checked = {name: each for name, each in probes.items() if each.cut is not None}
+        if len(checked) > 1:
+            sections.append(consistency_section(checked))
+        sections.append(pictures_section(main_name, first, probes[main_name]))
     if args.certify:
         some = certified(
             first,
@@ -285,6 +290,18 @@ def _steps(config: Any) -> int:
     attacks = configured(config).values()
     steps = (a.steps for a in attacks if a.route == ROWS and a.gradient)
     return max(steps, default=STEPS)
+
+
+def _probes(
+    config: Any, systems: Mapping[str, Immunized], records: Sequence[Record], cells: Path
+) -> dict[str, Probe]:
+    """What the check of the first system sees of attacks, and those of others that have one."""
+    (main_name, _), *_ = systems.items()
+    return {
+        name: probe(system, records, config, cells / name / "probe", _steps(config))
+        for name, system in systems.items()
+        if name == main_name or system.task.reader is not None
+    }
 
 
 def _facts(

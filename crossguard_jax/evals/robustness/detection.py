@@ -7,11 +7,12 @@ import numpy as np
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.typing import Float
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.robustness import plots
 from crossguard_jax.evals.robustness.branches import branch_figures, branch_table, latencies
 from crossguard_jax.evals.robustness.figures import level, level_title
-from crossguard_jax.evals.robustness.probe import Probe
+from crossguard_jax.evals.robustness.probe import Attacked, Probe
 from crossguard_jax.report.blocks import Definitions, Plot, Section, Text
 from crossguard_jax.report.tables import Cell, Metric, Table, Unit
 
@@ -45,15 +46,19 @@ _TERMS = (
 
 def figures(probe: Probe) -> Figures:
     """By ``oblivious.auroc`` and so on; ``oblivious.fooling.auroc`` is of the rows that fool the
-    model.
+    model. S_c itself is ``s_c.clean``, ``oblivious.s_c``, ``oblivious.s_c_change`` (less the same
+    rows' clean) and ``oblivious.s_c_deviations`` (from the clean mean, in clean deviations).
 
     Raises:
         UserError: the system has no check.
     """
     if probe.cut is None:
         raise UserError("detection: the model has no consistency check; immunize it with one")
-    estimates = {}
+    estimates = {"s_c.clean": metrics.mean(probe.s_c)}
     for name, attacked in probe.attacked.items():
+        estimates[f"{name}.s_c"] = metrics.mean(attacked.s_c)
+        estimates[f"{name}.s_c_change"] = metrics.mean(attacked.s_c - probe.s_c[attacked.rows])
+        estimates[f"{name}.s_c_deviations"] = metrics.mean(deviations(probe, attacked))
         accepted = attacked.fooled & (attacked.s_c >= probe.cut)
         estimates[f"{name}.fooled"] = metrics.proportion(attacked.fooled)
         estimates[f"{name}.accepted"] = metrics.proportion(accepted)
@@ -67,6 +72,11 @@ def figures(probe: Probe) -> Figures:
                 rate = metrics.recall_at_fpr(both, labels, percent / 100)
                 estimates[f"{name}.{part}tpr_at_{percent}_fpr"] = rate
     return estimates
+
+
+def deviations(probe: Probe, attacked: Attacked) -> Float[np.ndarray, " R"]:
+    """S_c of attacked rows in standard deviations of the clean ones, from their mean."""
+    return (attacked.s_c - probe.s_c.mean()) / max(float(probe.s_c.std()), 1e-9)
 
 
 def detection_section(name: str, system: Immunized, probe: Probe, batch_size: int) -> Section:

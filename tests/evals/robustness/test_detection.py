@@ -22,6 +22,10 @@ from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core import metrics
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.robustness.branches import branch_figures, latencies
+from crossguard_jax.evals.robustness.consistency import (
+    consistency_changes,
+    consistency_section,
+)
 from crossguard_jax.evals.robustness.detection import detection_section, figures
 from crossguard_jax.evals.robustness.pictures import REJECTED, pick, pictures_section
 from crossguard_jax.evals.robustness.probe import Attacked, Probe, probe, s_c
@@ -82,6 +86,27 @@ def test_auroc_is_the_chance_that_an_attacked_row_scores_below_a_clean_one(
         first_kept = np.sort(CLEAN)[len(CLEAN) * percent // 100]
         told = figures(SCORES)[f"{name}.{part}tpr_at_{percent}_fpr"]
         assert told == metrics.proportion(scores < first_kept)
+
+
+def test_s_c_of_attacked_rows_is_compared_on_the_rows_that_both_models_had_right() -> None:
+    after = by_hand(CLEAN, 0.45, oblivious=SEEN + 0.1, adaptive=UNSEEN)
+    before = by_hand(CLEAN, 0.45, oblivious=SEEN[:100])
+    change = consistency_changes(after, before)
+    assert set(change) == {"oblivious.s_c_difference", "oblivious.s_c_deviations_difference"}
+    assert change["oblivious.s_c_difference"].value == pytest.approx(0.1)
+    assert change["oblivious.s_c_difference"].n == 100
+    deviation = CLEAN.std()
+    assert change["oblivious.s_c_deviations_difference"].value == pytest.approx(0.1 / deviation)
+    louder = by_hand(10 * CLEAN, 4.5, oblivious=10 * (SEEN + 0.1))
+    same = consistency_changes(louder, before)["oblivious.s_c_deviations_difference"]
+    assert same.value == pytest.approx(0.1 / deviation), "a check's scale changes nothing"
+    section = consistency_section({"after": after, "before": before})
+    where = "detection.linf.8.oblivious"
+    assert section.figures[f"after.minus.before.{where}.s_c_difference"].n == 100
+    assert section.figures[f"after.{where}.s_c"] == metrics.mean(SEEN + 0.1)
+    assert section.figures[f"after.{where}.s_c_change"] == metrics.mean(SEEN + 0.1 - CLEAN)
+    with pytest.raises(UserError, match="different rows or in other balls"):
+        consistency_changes(after, replace(before, epsilon=0.5))
 
 
 def test_what_is_accepted_fools_the_model_and_lies_above_the_cuts() -> None:
