@@ -160,7 +160,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 _SCALING_HEADINGS = (
     *("chips", "mesh", "rows", "memory a chip (GiB)", "sent a chip (GB)"),
-    *("products (s)", "links (s)", "efficiency, all at once", "efficiency, one by one"),
+    *("products (s)", "memory (s)", "links (s)"),
+    *("efficiency, all at once", "efficiency, one by one"),
 )
 
 
@@ -184,8 +185,7 @@ def _scaling_cells(row: Mapping[str, Any], first: Mapping[str, Any]) -> list[str
         str(row["rows"]),
         f"{row['memory_bytes'] / GIB:.2f}",
         f"{program['wire'] / 1e9:.2f}",
-        f"{row['seconds']['compute']:.3f}",
-        f"{row['seconds']['wire']:.3f}",
+        *(f"{row['seconds'][part]:.3f}" for part in ("compute", "memory", "wire")),
         f"{efficiency(row, first, 'at_once'):.0%}",
         f"{efficiency(row, first, 'one_by_one'):.0%}",
     ]
