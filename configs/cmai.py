@@ -22,7 +22,13 @@ def tiny() -> ConfigDict:
     """All of CMAI on the small world's guard: minutes on two cores, through the code of the 7B."""
     config = ConfigDict()
     # What is immunized: a guard, or any LLaVA; toy:// is a model that ships with the package.
-    config.model = {"path": "runs/quickstart/models/guard", "dtype": "float32", "remat": "names"}
+    # vision_tower: a published robust tower in place of a LLaVA's own; see configs/guard.py.
+    config.model = {
+        "path": "runs/quickstart/models/guard",
+        "dtype": "float32",
+        "remat": "names",
+        "vision_tower": "",
+    }
     # "answers": of a closed list, by the words they begin with; none are the prompt's two. Or the
     # most common labels of the training rows, as many as are asked for. "vqa", "captions": in the
     # model's own words, to `form` (of a question, with its {text} in it). "retrieval": of a CLIP.

@@ -29,7 +29,14 @@ def tiny() -> ConfigDict:
     # toy:// is a model that ships with the package; any Hub folder may stand here.
     # int8 rounds the frozen kernels, half the bytes of bfloat16, and has the rest in bfloat16;
     # int8-float32 has it in float32.
-    config.model = {"path": "toy://llava", "dtype": "float32", "remat": "names"}
+    # vision_tower: a folder whose picture tower takes the place of the model's own: FARE's, TeCoA's
+    # or Sim-CLIP's, as open_clip's or transformers' CLIP; "" leaves it.
+    config.model = {
+        "path": "toy://llava",
+        "dtype": "float32",
+        "remat": "names",
+        "vision_tower": "",
+    }
     config.lora = {
         "rank": 16,
         "alpha": 32.0,
@@ -148,7 +155,7 @@ def nlvr() -> ConfigDict:
 def llava_7b() -> ConfigDict:
     """The paper's guard, from a downloaded LLaVA-1.5-7B and the sources' own downloads."""
     config = tiny()
-    config.model = {"path": "llava-hf/llava-1.5-7b-hf", "dtype": "bfloat16", "remat": "names"}
+    config.model.update({"path": "llava-hf/llava-1.5-7b-hf", "dtype": "bfloat16"})
     config.data.prompt = "llava_v1"
     # 576 picture tokens, the prompt's own words, and the text.
     config.data.update({"max_length": 768, "buckets": True})

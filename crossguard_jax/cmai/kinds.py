@@ -122,6 +122,8 @@ def _llava(config: Any, mesh: Any, rules: Rules, key: PRNGKeyArray) -> Guard:
 
 
 def _clip(config: Any, mesh: Any, rules: Rules, key: PRNGKeyArray) -> ClipEncoder:
+    if config.model.vision_tower:
+        raise UserError("model.vision_tower: of a LLaVA; a CLIP that is robust is its model.path")
     clip = load_clip(config.model.path, config.model.dtype, mesh, rules, remat=config.model.remat)
     if clip.source != "transformers":
         raise UserError(

@@ -25,6 +25,7 @@ from crossguard_jax.hf.export import ModelCard, save_model
 from crossguard_jax.hf.load import folder_name, load_model, resolve_folder
 from crossguard_jax.hf.peft import load_adapter, read_adapter_config, save_adapter
 from crossguard_jax.hf.pictures import Processor
+from crossguard_jax.hf.towers import with_tower
 from crossguard_jax.hf.trained import TrainedRow, read_training_data
 from crossguard_jax.io.ahead import ahead
 from crossguard_jax.nn import lora, verdict
@@ -89,6 +90,7 @@ class Guard:
         threshold: float | None = None,
         picture: str | None = None,
         rules: Rules = DEFAULT_RULES,
+        vision_tower: str | Path = "",
         **options: Any,
     ) -> "Guard":
         """A guard from a Hub folder.
@@ -104,6 +106,8 @@ class Guard:
             picture: "pad" or "crop" one that is no square, "" as the folder's own processor does;
                 None is what the folder says.
             rules: logical to mesh axes.
+            vision_tower: a folder whose picture tower takes the place of the model's own (see
+                `hf.towers.with_tower`); "" leaves it.
             options: ``remat`` and ``attention`` (see `hf.configs.read_config`).
 
         Raises:
@@ -118,6 +122,8 @@ class Guard:
         model = load_model(folder, dtype, mesh, rules, **options)
         if not isinstance(model, Llava):
             raise UserError(f"{folder}: a guard is a LLaVA, this is a {type(model).__name__}")
+        if vision_tower:
+            model = with_tower(model, vision_tower, dtype, mesh, rules)
         if adapter is not None:
             model = load_adapter(model, adapter)
             if not is_plain(adapter):

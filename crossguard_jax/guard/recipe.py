@@ -35,6 +35,7 @@ from crossguard_jax.guard.mixture import (
 )
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.load import encoding_hash, folder_hash, resolve_folder
+from crossguard_jax.hf.towers import tower_hash
 from crossguard_jax.io.ahead import THREADS
 from crossguard_jax.nn import lora
 from crossguard_jax.runtime import preemption
@@ -176,6 +177,7 @@ def load_base(config: Any, mesh: Any, rules: Rules) -> Guard:
         prompt=config.data.prompt or None,
         picture=picture,
         rules=rules,
+        vision_tower=config.model.vision_tower,
         remat=config.model.remat,
     )
 
@@ -224,8 +226,10 @@ def run_identity(
     """What must be the same for a checkpoint to be this run's; ``base`` is the model's folder, and
     ``data`` is where ``opened`` lie."""
     read = [*opened, *([TALK] if config.data.augment.long else [])]
+    tower = config.model.vision_tower
     return {
         "base": folder_hash(base),
+        "tower": tower_hash(tower) if tower else "",
         "encoding": encoding_hash(base),
         "rows": {name: len(source) for name, source in opened.items()},
         "contents": {name: contents_hash(data, name) for name in read},

@@ -15,14 +15,22 @@ from crossguard_jax.nn import bert, clip, llama, llava, mpnet
 from crossguard_jax.nn.attention import IMPLEMENTATIONS
 from crossguard_jax.nn.layers import ACTIVATIONS, REMAT_POLICIES
 
-Model = llava.Llava | llama.Llama | clip.Clip | clip.ClipText | bert.Bert
-Config = llava.LlavaConfig | llama.LlamaConfig | clip.ClipConfig | clip.TextConfig | bert.BertConfig
+Model = llava.Llava | llama.Llama | clip.Clip | clip.ClipText | clip.ClipVision | bert.Bert
+Config = (
+    llava.LlavaConfig
+    | llama.LlamaConfig
+    | clip.ClipConfig
+    | clip.TextConfig
+    | clip.VisionConfig
+    | bert.BertConfig
+)
 
 MODELS: dict[str, Any] = {
     "llava": llava.Llava,
     "llama": llama.Llama,
     "clip": clip.Clip,
     "clip_text_model": clip.ClipText,
+    "clip_vision_model": clip.ClipVision,
     "bert": bert.Bert,
     "mpnet": mpnet.MPNet,
 }
@@ -132,6 +140,7 @@ def from_hub(hub: Any, where: str = "config", **options: Any) -> tuple[str, Conf
         "llama": _llama,
         "clip": _clip,
         "clip_text_model": _clip_text,
+        "clip_vision_model": _vision,
         "bert": _bert,
         "mpnet": _mpnet,
     }

@@ -100,8 +100,7 @@ def hub_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """
     lora.refuse_int8(model, "weights under the Hub's keys")
     family = family_of(model)
-    vision = getattr(model.config, "vision", None)
-    channels = vision.num_channels if vision else 3
+    channels = getattr(getattr(model.config, "vision", model.config), "num_channels", 3)
     _, base = nnx.split(lora.detach(model), graph=False)
     for name, variable in named_leaves(base):
         hub = names.hub_tensor(family, name, variable.shape)

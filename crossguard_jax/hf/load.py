@@ -102,7 +102,8 @@ def load_model(
         options: ``remat`` and ``attention``, as in `configs.read_config`.
 
     Returns:
-        A `Llava`, `Llama`, `Clip`, `ClipText`, `Bert` or `MPNet`, by its ``model_type``.
+        A `Llava`, `Llama`, `Clip`, `ClipText`, `ClipVision`, `Bert` or `MPNet`, by its
+        ``model_type``.
 
     Raises:
         UserError: whatever is wrong with the folder, all of it in one message.
@@ -188,8 +189,7 @@ def _scale_of(key: str) -> str:
 
 
 def _channels(config: Any) -> int:
-    vision = getattr(config, "vision", None)
-    return vision.num_channels if vision else 3
+    return getattr(getattr(config, "vision", config), "num_channels", 3)
 
 
 def folder_hash(folder: str | Path) -> str:

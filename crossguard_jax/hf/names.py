@@ -78,6 +78,7 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("", ""),
     ],
     "clip_text_model": _TEXT,
+    "clip_vision_model": _VISION,
     "bert": [
         ("word_embeddings", "embeddings.word_embeddings"),
         ("position_embeddings", "embeddings.position_embeddings"),
@@ -120,6 +121,7 @@ ALIASES: dict[str, list[tuple[str, str]]] = {
     "llama": [],
     "clip": [],
     "clip_text_model": [(r"^text_model\.", "")],
+    "clip_vision_model": [(r"^(model\.)?(vision_tower\.)?(vision_model\.)?", "")],
     "bert": [
         (r"^bert\.", ""),
         (r"\.gamma$", ".weight"),

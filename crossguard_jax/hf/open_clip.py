@@ -53,15 +53,7 @@ def load_open_clip(
             transformers.
     """
     path = folder / CONFIG
-    whole = read_object(path)
-    try:
-        config = _config(whole["model_cfg"], options)
-        check_config(config)
-        preprocess = _preprocess(whole.get("preprocess_cfg") or {}, config.vision.image_size)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path}: not a model's settings ({error!r}); download it again") from error
+    config, preprocess = read_settings(folder, **options)
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise UserError(f"{folder}: no weights; download {WEIGHTS[0]} into it")
@@ -75,6 +67,25 @@ def load_open_clip(
     model = build_model("clip", config, source, str(weights), dtype, mesh, rules)
     assert isinstance(model, Clip)
     return model, preprocess, [path, weights]
+
+
+def read_settings(folder: Path, **options: Any) -> tuple[ClipConfig, Preprocess]:
+    """What a folder's ``open_clip_config.json`` says of the model and of its pictures.
+
+    Raises:
+        UserError: it is no model's, or one's that is not run here.
+    """
+    path = folder / CONFIG
+    whole = read_object(path)
+    try:
+        config = _config(whole["model_cfg"], options)
+        check_config(config)
+        preprocess = _preprocess(whole.get("preprocess_cfg") or {}, config.vision.image_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: not a model's settings ({error!r}); download it again") from error
+    return config, preprocess
 
 
 def load_open_clip_jax(
