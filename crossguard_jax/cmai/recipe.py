@@ -24,12 +24,10 @@ from crossguard_jax.cmai.arm import KNOBS, Controller
 from crossguard_jax.cmai.consistency import pair_loss
 from crossguard_jax.cmai.edits import edited_rows, read_edited
 from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
-from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.kinds import kind_of, start
 from crossguard_jax.cmai.mbat import MbatSettings
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.threshold import choose_threshold
-from crossguard_jax.cmai.vetted import Vetted
 from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import UserError, check_divides
 from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
@@ -127,7 +125,7 @@ def immunize(
     folder: str | Path,
     readers: Readers | None = None,
     data: str | Path | None = None,
-) -> Immunized | Vetted:
+) -> Any:
     """Immunizes a model as a configuration of ``configs/cmai.py`` says, or goes on with it.
 
     Args:

@@ -51,6 +51,29 @@ class Vetting:
     frozen: Any
     policy: Policy
 
+    @property
+    def params(self) -> tuple[Any, Any, Any]:
+        """All numbers, as `caught` takes them."""
+        return self.trainable, self.frozen, self.policy.cuts
+
+    def caught(self, params: Any, rows: Any, x: Float[Array, "B C X Y"]) -> Float[Array, " B"]:
+        """Above 0 where pixels in [0, 1] do not fit the rows' ``h_t``: where the policy cuts less
+        S_c, and below 0 everywhere where it does not cut. To be traced."""
+        trainable, frozen, cuts = params
+        if not self.policy.rejects:
+            return jnp.full(len(x), -1.0)
+        return cuts[0] - self.checked.s_c(
+            trainable, rows, self.checked.see(trainable, frozen, x)[1]
+        )
+
+    def read(self, texts: Sequence[str]) -> dict[str, Array]:
+        """``h_t`` [B, D_t] and ``pictures`` [B] of texts, each one's first window, for `caught`."""
+        reader = self.checked.reader
+        ids, mask = reader.pad([windows[0] for windows in reader.windows(texts)])
+        arrays = {"read_ids": ids, "read_mask": mask}
+        h_t = _read(self.checked, self.trainable, self.frozen, arrays)
+        return {"h_t": h_t, "pictures": jnp.ones(len(texts), jnp.int32)}
+
     def s_c(
         self, levels: UInt8[np.ndarray, "M 3 X X"], texts: Sequence[str], batch_size: int = 64
     ) -> Float[np.ndarray, " M"]:
@@ -78,7 +101,7 @@ class Vetting:
         self, levels: UInt8[np.ndarray, "M 3 X X"], texts: Sequence[str], batch_size: int = 64
     ) -> Bool[np.ndarray, " M"]:
         """Whose text does not fit its picture; see `s_c`."""
-        if self.policy.plain:
+        if not self.policy.rejects:
             return np.zeros(len(texts), bool)
         return ~(self.s_c(levels, texts, batch_size) >= self.policy.branches[0].below)
 
@@ -88,6 +111,11 @@ def _fit(checked: Checked, trainable: Any, frozen: Any, arrays: Any, levels: Any
     rows = checked.read(trainable, frozen, arrays)
     _, h_v = checked.see(trainable, frozen, levels.astype(jnp.float32) / 255)
     return checked.s_c(trainable, rows, h_v)
+
+
+@partial(jax.jit, static_argnums=0)
+def _read(checked: Checked, trainable: Any, frozen: Any, arrays: Any) -> Array:
+    return checked.read(trainable, frozen, arrays)["h_t"]
 
 
 @dataclass(frozen=True, eq=False)

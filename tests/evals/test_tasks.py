@@ -31,7 +31,7 @@ from crossguard_jax.core.tasks import normalize_answer, vqa_scores
 from crossguard_jax.data.records import LeftOut, Record
 from crossguard_jax.evals.tasks import attack as tasks_attack
 from crossguard_jax.evals.tasks import evaluate
-from crossguard_jax.evals.tasks.answering import Answerer, tokenize
+from crossguard_jax.evals.tasks.answering import Aim, Answerer, tokenize
 from crossguard_jax.evals.tasks.attack import ATTACKS, Attack, measure
 from crossguard_jax.evals.tasks.evaluate import Asking, evaluate_tasks
 from crossguard_jax.evals.tasks.objectives import answer_objective
@@ -216,7 +216,7 @@ def test_pictures_stay_in_their_ball_of_grey_levels():
     levels = np.stack([255 * guard.encoder.levels(row.image) for row in rows])
     levels = np.round(levels).astype(np.uint8)
     answerer = Answerer(guard, tokenize(guard, [row.text for row in rows], 4), 4, 4)
-    away = [answerer.tokens("kettle")] * 4
+    away = [Aim(answerer.tokens("kettle"))] * 4
     for budget in (
         Budget(np.float32(8 * LEVEL), steps=2),
         Budget(np.float32(0.5), "l2", steps=2),
@@ -382,6 +382,15 @@ class Fake:
 
     def shown(self, said):
         return str(said)
+
+    def given(self, said):
+        return np.ones(len(said), bool)
+
+    def held(self, said, row):
+        return ""
+
+    def nothing(self, row):
+        return 0.0
 
 
 def test_a_row_keeps_its_worst_and_what_is_lost_is_left_alone():

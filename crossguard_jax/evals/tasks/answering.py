@@ -11,10 +11,11 @@ from jaxtyping import UInt8
 
 from crossguard_jax.attacks import projections
 from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.cmai.vetted import Vetting
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Int, PRNGKeyArray
 from crossguard_jax.evals.tasks.attack import searched
-from crossguard_jax.evals.tasks.objectives import answer_objective
+from crossguard_jax.evals.tasks.objectives import answer_objective, vetted
 from crossguard_jax.guard.decoding import Forced, answer_arrays, answer_tokens, likeliest
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.prompting import Row
@@ -36,6 +37,20 @@ class Response(NamedTuple):
     tokens: tuple[int, ...]
 
 
+class Aim(NamedTuple):
+    """What an attack is after.
+
+    Attributes:
+        tokens: an answer's.
+        toward: it is to be said; else it is not to be.
+        held: what the picture is to fit, where something checks that; None: not known.
+    """
+
+    tokens: tuple[int, ...]
+    toward: bool = False
+    held: str | None = None
+
+
 def tokenize(model: Guard, texts: Sequence[str], max_new_tokens: int) -> list[Row | UserError]:
     """Prompts about a picture each, or why a text makes none (it is empty, or too long)."""
     limit = model.settings.max_length - max_new_tokens
@@ -50,16 +65,28 @@ class Answerer:
         rows: what is asked (see `tokenize`), one or more.
         max_new_tokens: of an answer.
         batch_size: rows at once.
+        vetting: what an attack is caught by, where it knows of that.
     """
 
-    def __init__(self, model: Guard, rows: Sequence[Row], max_new_tokens: int, batch_size: int):
+    def __init__(
+        self,
+        model: Guard,
+        rows: Sequence[Row],
+        max_new_tokens: int,
+        batch_size: int,
+        vetting: Vetting | None = None,
+    ):
+        self._vetting = vetting
         self._encoder, self._rows, self._n = model.encoder, rows, max_new_tokens
         self._batch_size = min(batch_size, len(rows))
         # One length for all: one program.
         self._length = bucket(max(len(row.ids) for row in rows), model.settings.max_length)
-        graphdef, *self._params = lora.split(model.model)
+        graphdef, *params = lora.split(model.model)
+        self._params = tuple(params)
         mean, std = self._encoder.normalization
         objective = answer_objective(graphdef, mean, std)
+        if vetting is not None:
+            objective = vetted(objective, vetting)
 
         def answer(params: Any, batch: dict[str, Array], levels: Array) -> sampling.Sampled:
             pixels = (levels.astype(jnp.float32) / 255 - mean) / std
@@ -106,16 +133,16 @@ class Answerer:
         self,
         levels: UInt8[np.ndarray, "M 3 X X"],
         over: Rows,
-        away: Sequence[tuple[int, ...]],
+        aims: Sequence[Aim],
         key: PRNGKeyArray,
         budget: Budget,
         name: str = "pgd",
     ) -> UInt8[np.ndarray, "M 3 X X"]:
-        """An attack on each row's picture, away from an answer.
+        """An attack on each row's picture, away from an answer or toward it.
 
         Args:
             levels, over: as of `answers`.
-            away: tokens of the answer that each of these rows is not to give.
+            aims: one for each of these rows.
             key: for random starts.
             budget: of the attack; another epsilon compiles nothing.
             name: one of `attack.ATTACKS`.
@@ -127,16 +154,24 @@ class Answerer:
 
             def one(numbered: tuple[int, Part]) -> UInt8[np.ndarray, "M 3 X X"]:
                 i, (part, n) = numbered
-                batch = self.forced(over[part], [away[p] for p in part])
+                params, batch = self._at(over[part], [aims[p] for p in part])
                 key_of = jax.random.fold_in(key, i)
-                pictures = self._attack(
-                    self._params, batch, levels[part], key_of, budget, name=name
-                )
+                pictures = self._attack(params, batch, levels[part], key_of, budget, name=name)
                 progress.update(n)
                 return np.asarray(pictures)[:n]
 
             batches = enumerate(in_batches(len(over), self._batch_size))
             return np.concatenate(processes.spread(one, batches))
+
+    def _at(self, over: Rows, aims: Sequence[Aim]) -> tuple[Any, dict[str, Any]]:
+        """The attack's parameters and rows."""
+        batch: dict[str, Any] = self.forced(over, [goal.tokens for goal in aims])
+        if self._vetting is None:
+            return self._params, batch
+        batch |= self._vetting.read([goal.held or "" for goal in aims])
+        batch["held"] = np.array([goal.held is not None for goal in aims])
+        batch["toward"] = np.array([goal.toward for goal in aims])
+        return (self._params, self._vetting.params), batch
 
     def tokens(self, answer: str) -> tuple[int, ...]:
         """The tokens of an answer where the prompt ends, closed, and at most as many as are

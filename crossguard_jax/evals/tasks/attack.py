@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from crossguard_jax.attacks.adaptive import selective
 from crossguard_jax.attacks.problem import AttackResult, Budget, Objective, Outcome
 from crossguard_jax.attacks.registry import REGISTRY, ROWS, SEARCHES, Registered
 from crossguard_jax.core.errors import UserError
@@ -17,10 +18,11 @@ from crossguard_jax.evals.robustness.figures import level
 ATTACKS = tuple(
     name
     for name, attack in REGISTRY.items()
-    if attack.route == ROWS and attack.climb in ("loss", "margin") and not attack.adaptive
-    if not attack.transfer
+    if attack.route == ROWS and attack.climb in ("loss", "margin", "selective")
+    if not SEARCHES[attack.search].aware and not attack.transfer
 )
-"""The registry's attacks that go by an answer's loss or margin, and by nothing that checks it."""
+"""The registry's attacks that go by an answer's loss or margin; and by what checks it, where
+something does."""
 
 
 def searched(
@@ -29,11 +31,14 @@ def searched(
     """An attack of `ATTACKS` on an objective."""
     attack = REGISTRY[name]
 
-    def by_margin(x: Array, key: PRNGKeyArray) -> Outcome:
+    def climbed(x: Array, key: PRNGKeyArray) -> Outcome:
         outcome = objective(x, key)
-        return replace(outcome, loss=outcome.margin)
+        if attack.climb == "loss":
+            return outcome
+        if attack.climb == "margin" or outcome.detector is None:
+            return replace(outcome, loss=outcome.margin)
+        return selective(lambda *_: outcome)(x, key)
 
-    climbed = by_margin if attack.climb == "margin" else objective
     return SEARCHES[attack.search].function(climbed, x, key, budget)
 
 
@@ -69,6 +74,10 @@ class PerturbedTask(Protocol):
     ) -> Any:
         """Perturbed pictures of the rows ``over``, one aim each; ``name`` is one of `ATTACKS`."""
 
+    def given(self, responses: Any) -> np.ndarray:
+        """Which rows' responses are given out, [M] bool: the others are rejected, and do no harm
+        beyond that."""
+
     def figures(self, responses: Any) -> Figures:
         """Figures of all rows' responses, by name."""
 
@@ -77,6 +86,12 @@ class PerturbedTask(Protocol):
 
     def shown(self, response: Any) -> str:
         """A response for a reader."""
+
+    def held(self, response: Any, row: int) -> str:
+        """The text that a row's picture is to fit, where something checks."""
+
+    def nothing(self, row: int) -> Any:
+        """What counts as no response of a row."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,7 @@ class Attack:
         if self.name not in ATTACKS:
             raise UserError(
                 f"tasks: attack {self.name!r} is none of {', '.join(ATTACKS)}, which climb an "
-                "answer's loss or margin"
+                "answer's loss or margin, and perhaps what checks it"
             )
         if self.aims < 1:
             raise UserError(f"tasks: aims {self.aims}: a whole number above 0")
@@ -200,5 +215,5 @@ def _worse(
     candidates = list(worst)
     for r, response in zip(over, task.respond(pictures, over), strict=True):
         candidates[r] = response
-    after = task.scores(candidates)
-    return [new if after[r] < before[r] else worst[r] for r, new in enumerate(candidates)]
+    harmful = (task.scores(candidates) < before) & task.given(candidates)
+    return [new if harmful[r] else worst[r] for r, new in enumerate(candidates)]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossguard_jax.cmai.folders import is_immunized
+from crossguard_jax.cmai.folders import ANSWERS, FILE, is_immunized, read_facts
+from crossguard_jax.cmai.vetted import Vetting, load_vetted
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.comparison import parse_model
@@ -19,6 +20,7 @@ from crossguard_jax.evals.tasks.attack import Attack, Measured, PerturbedTask, m
 from crossguard_jax.evals.tasks.report import tasks_section
 from crossguard_jax.evals.tasks.retrieval import Retrieval
 from crossguard_jax.evals.tasks.rows import Benchmark, read_benchmarks
+from crossguard_jax.evals.tasks.vetted import VettedRows
 from crossguard_jax.evals.tasks.words import Captions, Vqa
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.clip import load_clip
@@ -118,28 +120,32 @@ def make_tasks(
     """A model's tasks by benchmark: what it can be asked of each.
 
     Raises:
-        UserError: a model or rows that cannot be used; a CLIP and questions; an immunized model,
-            whose policy would have no say.
+        UserError: a model or rows that cannot be used; a CLIP and questions; a model immunized
+            for other rows, or for a closed list of answers, whose policy would have no say.
     """
-    if is_immunized(path):
-        raise UserError(
-            f"--model {path}: is immunized, and tasks asks a model in words, without its check and "
-            "policy; measure it with crossguard attack, or ask a copy of it without cmai.json"
-        )
     mesh = own_mesh(asking.mesh)
     options: dict[str, Any] = {"remat": asking.remat} if asking.remat else {}
-    if is_clip(path):
-        if adapter is not None:
-            raise UserError(f"--model {path}+{adapter}: a CLIP takes no adapter here")
-        clip = load_clip(path, asking.dtype, mesh, **options)
-        if wrong := [name for name, rows in benchmarks.items() if rows.kind != "captions"]:
-            raise UserError(f"--data {wrong[0]}: a CLIP answers no questions; give captions")
-        return {
-            name: Retrieval(clip, rows, asking.batch_size, left_out)
-            for name, rows in benchmarks.items()
-        }
-    options["prompt"] = asking.prompt
-    model = Guard.from_pretrained(path, adapter, asking.dtype, mesh, **options)
+    made_for = task_of(path)
+    if made_for and adapter is not None:
+        raise UserError(f"--model {path}+{adapter}: is immunized as it is; leave the adapter out")
+    clip = is_clip(path)
+    kinds = ("captions",) if clip else (made_for,) if made_for else ("vqa", "captions")
+    if wrong := [name for name, rows in benchmarks.items() if rows.kind not in kinds]:
+        what = "a CLIP answers no questions" if clip else f"{path} is immunized for {made_for}"
+        raise UserError(f"--data {wrong[0]}: {what}; give {' or '.join(kinds)}")
+    if clip and adapter is not None:
+        raise UserError(f"--model {path}+{adapter}: a CLIP takes no adapter here")
+    vetting: Vetting | None = None
+    if not clip:
+        options["prompt"] = asking.prompt
+    model: Any
+    if made_for:
+        model, vetting = load_vetted(path, asking.dtype, mesh, **options)
+    elif clip:
+        model = load_clip(path, asking.dtype, mesh, **options)
+    else:
+        model = Guard.from_pretrained(path, adapter, asking.dtype, mesh, **options)
+    size = asking.batch_size
     words: dict[str, tuple[Callable[..., PerturbedTask], str, int]] = {
         "vqa": (Vqa, asking.question, asking.answer_tokens),
         "captions": (Captions, asking.caption, asking.caption_tokens),
@@ -147,8 +153,30 @@ def make_tasks(
     tasks: dict[str, PerturbedTask] = {}
     for name, rows in benchmarks.items():
         kind, form, most = words[rows.kind]
-        tasks[name] = kind(model, rows, form, most, asking.batch_size, left_out)
-    return tasks
+        if clip:
+            tasks[name] = Retrieval(model, rows, size, left_out, vetting)
+        else:
+            tasks[name] = kind(model, rows, form, most, size, left_out, vetting)
+    if vetting is None:
+        return tasks
+    return {name: VettedRows(task, vetting) for name, task in tasks.items()}
+
+
+def task_of(path: str) -> str:
+    """What a folder is immunized for; "" if it is not.
+
+    Raises:
+        UserError: a closed list of answers, which is asked in no words.
+    """
+    if not is_immunized(path):
+        return ""
+    kind = str(read_facts(resolve_folder(path) / FILE)["task"])
+    if kind == ANSWERS:
+        raise UserError(
+            f"--model {path}: is immunized, and tasks asks a model in words, without its check and "
+            "policy; measure it with crossguard attack, or ask a copy of it without cmai.json"
+        )
+    return kind
 
 
 def is_clip(path: str) -> bool:

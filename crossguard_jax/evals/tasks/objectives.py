@@ -13,6 +13,7 @@ from crossguard_jax.attacks.embedding import push
 from crossguard_jax.attacks.logits import unlikely
 from crossguard_jax.attacks.named import RowObjective
 from crossguard_jax.attacks.problem import Outcome
+from crossguard_jax.cmai.vetted import Vetting
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.nn import lora
 from crossguard_jax.nn.clip import Clip
@@ -40,24 +41,52 @@ def answer_objective(graphdef: Any, mean: Channels, std: Channels) -> RowObjecti
     return objective
 
 
-def retrieval_objective(graphdef: Any, mean: Channels, std: Channels) -> RowObjective:
+def vetted(objective: RowObjective, vetting: Vetting) -> RowObjective:
+    """An objective where what is said of a picture is held against it.
+
+    Its parameters are the objective's and `Vetting.params`. Its rows have besides ``h_t`` and
+    ``pictures`` of the text that is held (`Checked.read`); ``held`` [B], whether there is one; and
+    ``toward`` [B], whether the answer is to be said rather than not to be.
+    """
+
+    def wrapped(params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray) -> Outcome:
+        own, of_check = params
+        outcome = objective(own, rows, x, key)
+        sign = jnp.where(rows["toward"], -1.0, 1.0)
+        caught = vetting.caught(of_check, rows, x)
+        detector = jnp.where(rows["held"], caught, -1.0)
+        return Outcome(sign * outcome.loss, sign * outcome.margin, detector)
+
+    return wrapped
+
+
+def retrieval_objective(
+    graphdef: Any, mean: Channels, std: Channels, vetting: Vetting | None = None
+) -> RowObjective:
     """A picture's vector away from where it was; fooled where a wrong caption is the nearest.
 
     Its parameters are CLIP's state and the captions' unit vectors [N, D]; its rows have ``clean``
     [B, D], the pictures' own vectors, and ``own`` [B, N], which captions are theirs. The margin is
-    the best wrong cosine less the best right one.
+    the best wrong cosine less the best right one. With a check, parameters are joined by the
+    captions' h_t [N, D_t] and `Vetting.params`: what is held against a picture is its nearest
+    caption.
     """
 
     def objective(params: Any, rows: Any, x: Float[Array, "B C X Y"], key: PRNGKeyArray) -> Outcome:
-        state, captions = params
+        state, captions, *of_check = params
         model: Clip = nnx.merge(graphdef, state)
 
         def vectors(x: Array, key: PRNGKeyArray) -> Array:
             return model.embed_pictures((x - mean) / std)
 
         def nearest(x: Array, key: PRNGKeyArray) -> Outcome:
-            margin = -lead(vectors(x, key) @ captions.T, rows["own"])
-            return Outcome(margin, margin)
+            similarity = vectors(x, key) @ captions.T
+            margin = -lead(similarity, rows["own"])
+            if vetting is None:
+                return Outcome(margin, margin)
+            h_t, numbers = of_check
+            held = {"h_t": h_t[similarity.argmax(axis=1)], "pictures": jnp.ones(len(x), jnp.int32)}
+            return Outcome(margin, margin, vetting.caught(numbers, held, x))
 
         return push(vectors, rows["clean"], nearest)(x, key)
 

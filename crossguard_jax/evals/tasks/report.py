@@ -32,6 +32,12 @@ _TERMS = {
         "R@k, text to image",
         "Share of captions whose picture is among the k nearest of all (attacked) pictures.",
     ),
+    "rejected": (
+        "Rejected",
+        "Share of rows whose response does not fit its picture by the model's check. Clean, it "
+        "counts as no response; an attack whose response is rejected has done no harm, and the row "
+        "keeps what the attacker was given before.",
+    ),
 }
 _SHOWN = 6  # rows whose words are shown
 

@@ -12,10 +12,11 @@ from jaxtyping import UInt8
 
 from crossguard_jax.attacks import projections
 from crossguard_jax.attacks.problem import Budget
+from crossguard_jax.cmai.vetted import Vetting
 from crossguard_jax.core import metrics, tasks
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks.retrieval import KS
-from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
+from crossguard_jax.core.typing import Array, Bool, Float, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.tasks.answering import Part, Rows, in_batches
@@ -41,6 +42,8 @@ class Retrieval:
         benchmark: rows of captions.
         batch_size: pictures, or captions, at once.
         left_out: takes the rows that cannot be used.
+        vetting: what a picture's nearest caption is held against it by; an attack that knows of it
+            goes by it.
 
     Raises:
         UserError: fewer than two rows are left, so that there is nothing to choose from.
@@ -49,7 +52,14 @@ class Retrieval:
     name = "Retrieval"
     lowest = -2.0
 
-    def __init__(self, clip: ClipEncoder, benchmark: Benchmark, batch_size: int, left_out: LeftOut):
+    def __init__(
+        self,
+        clip: ClipEncoder,
+        benchmark: Benchmark,
+        batch_size: int,
+        left_out: LeftOut,
+        vetting: Vetting | None = None,
+    ):
         mean, std = clip.normalization
         items = usable(
             benchmark,
@@ -63,7 +73,7 @@ class Retrieval:
         self.references = [item.references[:CAPTIONS_EACH] for item in items]
         self._batch_size = min(batch_size, len(items))
         graphdef, self._state = nnx.split(clip.model, graph=False)
-        objective = retrieval_objective(graphdef, mean, std)
+        objective = retrieval_objective(graphdef, mean, std, vetting)
 
         def embed(state: Any, levels: Array) -> Array:
             pixels = (levels.astype(jnp.float32) / 255 - mean) / std
@@ -80,7 +90,11 @@ class Retrieval:
         self._embed, self._attack = jax.jit(embed), jax.jit(attack, static_argnames="name")
         each = [len(captions) for captions in self.references]
         self._picture = np.repeat(np.arange(len(items)), each)
-        self._captions = self._embedded(clip, [t for own in self.references for t in own])
+        captions = [t for own in self.references for t in own]
+        self._captions = self._embedded(clip, captions)
+        self._of_check: tuple[Any, ...] = ()
+        if vetting is not None:
+            self._of_check = vetting.read(captions)["h_t"], vetting.params
 
     def respond(self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows) -> list[Vector]:
         """Each picture's unit vector."""
@@ -105,7 +119,7 @@ class Retrieval:
         name: str = "pgd",
     ) -> UInt8[np.ndarray, "M 3 X X"]:
         """An attack away from the clean vectors (see `objectives.retrieval_objective`)."""
-        params = self._state, self._captions
+        params = self._state, self._captions, *self._of_check
         with Progress("attacking pictures", len(over), "picture") as progress:
 
             def one(numbered: tuple[int, Part]) -> UInt8[np.ndarray, "M 3 X X"]:
@@ -151,6 +165,18 @@ class Retrieval:
         return {f"image_to_text.r{k}": estimate for k, estimate in there.items()} | {
             f"text_to_image.r{k}": way_back(k) for k in KS
         }
+
+    def given(self, responses: Sequence[Vector]) -> Bool[np.ndarray, " M"]:
+        """All of them."""
+        return np.ones(len(responses), bool)
+
+    def held(self, response: Vector, row: int) -> str:
+        """What was found."""
+        return self.shown(response)
+
+    def nothing(self, row: int) -> Vector:
+        """A vector that is as far as can be from the row's first caption."""
+        return -self._captions[np.argmax(self._picture == row)]
 
     def shown(self, response: Vector) -> str:
         """The caption that a vector is nearest to."""
