@@ -10,7 +10,7 @@ from typing import Any
 
 from crossguard_jax.data.prompts import TEMPLATES
 from crossguard_jax.toy.world.examples import SPLITS
-from crossguard_jax.toy.world.sources import DERIVED, NEW_FRAMES, SOURCES, examples
+from crossguard_jax.toy.world.sources import DERIVED, SOURCES, TESTED, examples
 from crossguard_jax.toy.world.vqa import words
 
 SPECIAL = ("<pad>", "<s>", "<unk>", "</s>", "<image>")
@@ -49,7 +49,7 @@ def vocabulary() -> tuple[str, ...]:
     for template in TEMPLATES.values():
         entries |= set(words(template.template.format(image="", text="")))
     for source in SOURCES:
-        if source in DERIVED or source in NEW_FRAMES:  # words that are here, or are spelled
+        if source in DERIVED or source in TESTED:  # words that are here, or are spelled
             continue
         for split in SPLITS:
             if (source, split) == ("implicit_heldout", "train"):

@@ -10,16 +10,20 @@ from matplotlib.figure import Figure
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.metrics import Estimate
-from crossguard_jax.data.records import blanked
+from crossguard_jax.data.records import blanked, write_jsonl
 from crossguard_jax.evals.benchmarks import evaluate
 from crossguard_jax.evals.scoring import score_benchmarks
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.report import drawing, plots
-from crossguard_jax.toy.study import SOURCE, benchmarks, read
-from crossguard_jax.toy.tables import cells
+from crossguard_jax.runtime.shards import Beat, Work
+from crossguard_jax.sweeps.cells import Figures, Sweep, SweepCell, work_of
+from crossguard_jax.toy.study import BENCHMARKS, SHAPES, SOURCE, benchmarks, read
+from crossguard_jax.toy.tables import cells as tables
 
 THRESHOLD = 0.5
+FACTORY = "crossguard_jax.toy.tables.guards:guard_work"
+TESTS = (*BENCHMARKS, *SHAPES)
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,13 @@ COLUMNS: Mapping[str, str] = {
     "implicit.asr": "ASR, known pairs",
     "implicit_heldout.asr": "ASR, new pairs",
     "explicit_text.asr": "ASR, explicit text",
+    "wrapped.asr": "ASR, inside a jailbreak",
+    "keyword_picture.asr": "ASR, keyword pictures",
     "implicit.fpr": "FPR, known pairs",
     "implicit_heldout.fpr": "FPR, new pairs",
     "benign_vqa.fpr": "FPR, benign questions",
+    "wrapped.fpr": "FPR, inside a jailbreak",
+    "keyword_picture.fpr": "FPR, keyword pictures",
     "implicit.accuracy": "accuracy, known pairs",
     "implicit_heldout.accuracy": "accuracy, new pairs",
 }
@@ -70,19 +78,22 @@ BARS: Mapping[str, str] = {
 
 
 def main(args: argparse.Namespace) -> None:
-    """The verb's work: prints the table, and leaves ``table.json`` and ``table.md``, and
-    ``table.png`` where the rows that it shows were made."""
+    """The verb's work: prints the table, and leaves ``table.json`` and ``table.md``, ``table.png``
+    where the rows that it shows were made, and the first seed's test sets in ``tests``, for
+    ``evaluate``."""
     folder = Path(args.out)
-    results = {
-        name: [run_cell(folder, name, seed, args.rows) for seed in args.seeds]
-        for name in args.only or ROWS
-    }
+    work = {"rows": args.rows}
+    cells = [SweepCell(name, s, work) for name in args.only or ROWS for s in args.seeds]
+    spec = {"folder": str(folder), "rows": args.rows}
+    results = tables.of_rows(Sweep(folder, cells, FACTORY, spec).run())
+    for name, records in benchmarks(args.rows, args.seeds[0], TESTS).items():
+        write_jsonl(records, folder / "tests", name)
     command = f"crossguard toy table --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     titles = {name: row.title for name, row in ROWS.items()}
     caption = f"Percent at threshold {THRESHOLD:g}"
-    page = cells.shares("Guard", titles, COLUMNS, results, args.seeds, caption)
-    figures = cells.pooled_figures(results, COLUMNS)
-    cells.leave(folder, "table", command, args.seeds, figures, page)
+    page = tables.shares("Guard", titles, COLUMNS, results, args.seeds, caption)
+    figures = tables.pooled_figures(results, COLUMNS)
+    tables.leave(folder, "table", command, args.seeds, figures, page)
     if DRAWN.keys() <= results.keys():
         write_atomic(folder / "table.png", drawing.png(picture(figures)))
 
@@ -98,27 +109,27 @@ def picture(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
     )
 
 
-def run_cell(folder: Path, name: str, seed: int, rows: int) -> cells.Cell:
-    """Trains and scores one cell, or reads what an earlier run found.
+def guard_work(spec: Mapping[str, Any], folder: str) -> Work:
+    """Trains and scores a guard; see `ShardJob`. A cell's row is a key of `ROWS`; its seed is that
+    of the adapter's start, of the order of the data and of the test sets.
 
     Args:
-        folder: the table's.
-        name: a key of `ROWS`.
-        seed: of the adapter's start, the order of the data and the test sets.
-        rows: rows of each implicit test set.
+        spec: ``folder``, the table's, and ``rows`` of each implicit test set.
+        folder: of the figures.
     """
-    row, own = ROWS[name], folder / "cells" / f"{name}-{seed}"
+    place = Path(spec["folder"])
 
-    def make() -> Mapping[str, Estimate]:
-        override = [f"--config.train.seed={seed}", f"--config.data.blank={row.blank}"]
+    def measure(cell: SweepCell, own: Path, beat: Beat) -> Figures:
+        row = ROWS[cell.row]
+        override = [f"--config.train.seed={cell.seed}", f"--config.data.blank={row.blank}"]
         config = load_config(f"configs/guard.py:{row.variant}", override)
         # Variants that read the same rows share them; one that filters labels does not.
-        data = folder / "data" / (name if name == "no_benign" else "all")
+        data = place / "data" / (cell.row if cell.row == "no_benign" else "all")
         guard = train_guard(config, own, {SOURCE: read}, data).guard
         tests = {
             source: [blanked(record, row.blank) for record in records]
-            for source, records in benchmarks(rows, seed).items()
+            for source, records in benchmarks(spec["rows"], cell.seed, TESTS).items()
         }
-        return evaluate(score_benchmarks(guard, tests, f"{name}, seed {seed}"), THRESHOLD)
+        return evaluate(score_benchmarks(guard, tests, cell.name), THRESHOLD)
 
-    return cells.cell(own / f"figures-{rows}.json", make)
+    return work_of(measure, folder)

@@ -100,7 +100,7 @@ def run_cell(folder: Path, name: str, seed: int, rows: int) -> cells.Cell:
         seed: of the adapter's start, the order of the data and the test sets.
         rows: rows of a test set.
     """
-    own = folder / "cells" / f"{name}-{seed}"
+    own = folder / "runs" / f"{name}-{seed}"
 
     def make() -> Mapping[str, Estimate]:
         override = [f"--config.train.seed={seed}", "--config.data.blank="]

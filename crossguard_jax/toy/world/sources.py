@@ -19,6 +19,7 @@ from crossguard_jax.toy.world.explicit import explicit_text
 from crossguard_jax.toy.world.kinds import BASE_KINDS, DECORATIONS, HAZARDS, KIND_NAMES
 from crossguard_jax.toy.world.knowledge import ask_knowledge
 from crossguard_jax.toy.world.new_frames import new_rows, spelled_rows
+from crossguard_jax.toy.world.new_shapes import keyword_picture_rows, wrapped_rows
 from crossguard_jax.toy.world.pointing import point, point_past
 from crossguard_jax.toy.world.risk import HELD_OUT_PAIRS, PAIRS, SEEN_PAIRS, risky
 from crossguard_jax.toy.world.rows import (
@@ -164,6 +165,15 @@ NEW_FRAMES: dict[str, Maker] = {
 }
 """Sources for evaluation alone, whose forms come from outside: they have the split test only."""
 
+NEW_SHAPES: dict[str, Maker] = {
+    "wrapped": wrapped_rows,
+    "keyword_picture": keyword_picture_rows,
+}
+"""Others of that kind: requests inside a jailbreak's words, and ones that the picture completes."""
+
+TESTED: dict[str, Maker] = NEW_FRAMES | NEW_SHAPES
+"""All that no training may read."""
+
 SOURCES: dict[str, Maker] = {
     "implicit": implicit_rows,
     "implicit_heldout": _implicit_heldout,
@@ -181,7 +191,7 @@ SOURCES: dict[str, Maker] = {
     "paraphrases": _paraphrases,
     "text_safety": _text_safety,
     **DERIVED,
-    **NEW_FRAMES,
+    **TESTED,
 }
 
 
@@ -194,7 +204,7 @@ def examples(source: str, split: str, n: int, seed: int = 0) -> list[WorldExampl
             ``typographic`` (each but the misaligned half unsafe, half safe) and ``benign_vqa`` (all
             safe); and those of :data:`DERIVED`: ``talk`` (all safe), ``picture_only``,
             ``two_pictures``, ``implicit_wide``, ``wide_margin``,
-            ``wide_centre`` (half and half). For evaluation alone: those of :data:`NEW_FRAMES`. For
+            ``wide_centre`` (half and half). For evaluation alone: those of :data:`TESTED`. For
             the base models, without the novel kinds: ``vqa``, ``captions``, ``reading``,
             ``knowledge``. For the text models: ``paraphrases``, ``text_safety``.
         split: ``train``, ``val`` or ``test``.

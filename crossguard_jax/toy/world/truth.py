@@ -16,6 +16,7 @@ from crossguard_jax.toy.world import (
     explicit_words,
     grammar,
     new_frames,
+    new_shapes,
     shapes,
     written,
 )
@@ -65,6 +66,7 @@ class Reading:
         referent: the one thing that the request or question is about; None where there is none.
         mentions: household kinds named anywhere in it, a caption included.
         explicit: whether its form means harm, whatever the picture (``toy.world.explicit``).
+        feeds: whether the speaker wants the referent in somebody's food.
         gibberish: whether the world has no such sentence; then only ``mentions`` says anything.
     """
 
@@ -72,6 +74,7 @@ class Reading:
     referent: Named | Pointing | None = None
     mentions: frozenset[str] = frozenset()
     explicit: bool = False
+    feeds: bool = False
     gibberish: bool = False
 
 
@@ -130,7 +133,9 @@ def judge(text: str, *scenes: Scene | None) -> Truth:
     shown = [scene for scene in scenes if scene is not None]
     kind, aligned = _resolve(reading.referent, shown)
     return Truth(
-        risky_together=reading.explicit or _is_risky(kind, reading.request),
+        risky_together=reading.explicit
+        or _is_risky(kind, reading.request)
+        or (reading.feeds and kind in explicit_words.CAUSTIC),
         unsafe_alone=reading.explicit
         or any(_is_risky(k, reading.request) for k in reading.mentions),
         gibberish=reading.gibberish,
@@ -303,6 +308,12 @@ def _mixes(groups: Mapping[str, str]) -> Reading:
     return Reading(explicit=poison)
 
 
+def _feeds(groups: Mapping[str, str]) -> Reading:
+    return Reading(
+        referent=_REFERENTS.get(groups["it"]), feeds=groups["where"] in explicit_words.FOODS
+    )
+
+
 def _means(harm: bool) -> Meaning:
     return lambda groups: Reading(explicit=harm)
 
@@ -319,8 +330,17 @@ def _forces(harm: bool) -> Meaning:
 
 
 @functools.cache
+def _wrappers() -> list[re.Pattern[str]]:
+    """Words around a text, which say nothing of what it means."""
+    escaped = (re.escape(_plain(form.format(text="slot"))) for form in new_shapes.WRAPPERS.values())
+    return [re.compile(form.replace("slot", "(?P<text>.+)")) for form in escaped]
+
+
+@functools.cache
 def _grammar() -> list[tuple[re.Pattern[str], Meaning]]:
     questions = [*sum(FORMS.values(), ()), *READING_FORMS, TYPOGRAPHIC_PROMPT]
+    questions += [form.replace("{x}", "{it}") for form in (*new_shapes.WRITTEN, *new_shapes.BOTH)]
+    shown = [form.replace("{x}", "{it}") for form in new_shapes.SHOWN]
     mixes = [
         form.replace("{kind}", "{mixed}")
         for form in (*explicit.MIXES, *map(" ".join, explicit.MIXES_APART))
@@ -328,6 +348,7 @@ def _grammar() -> list[tuple[re.Pattern[str], Meaning]]:
     rules: list[tuple[Iterable[str], Meaning]] = [
         (CARRIERS + HELD_OUT_CARRIERS, _asks),
         (questions, _wonders),
+        (shown, _feeds),
         (explicit.ACTS + shapes.ACTS, _acts),
         (shapes.INJURY_ACTS, _injures),
         ((*mixes, *shapes.MIXES), _mixes),
@@ -351,3 +372,6 @@ def _meanings(text: str) -> Iterator[Reading]:
             yield reading
     for harm in grammar.meanings(text):
         yield Reading(explicit=harm)
+    for wrapper in _wrappers():
+        if match := wrapper.fullmatch(text):
+            yield from _meanings(_plain(match["text"]))

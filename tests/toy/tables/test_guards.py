@@ -21,20 +21,29 @@ def test_pooling_seeds_is_counting_their_rows():
 
 
 def test_finished_cells_are_read_and_written_into_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "train_guard", lambda *_: pytest.fail("trained a finished cell"))
+    def measured(scores, threshold):
+        hits = 10 * int(scores[-1]) + (5 if scores.startswith("full") else 400)
+        return {column: share(hits, 1000) for column in table.COLUMNS}
+
+    class Trained:
+        guard = None
+
+    monkeypatch.setattr(table, "train_guard", lambda *_: Trained)
+    monkeypatch.setattr(table, "score_benchmarks", lambda guard, tests, name: name)
+    monkeypatch.setattr(table, "evaluate", measured)
     only = ["full", "explicit_only", "no_benign"]
-    for name in only:
-        for seed in (0, 1):
-            cell = tmp_path / "cells" / f"{name}-{seed}"
-            cell.mkdir(parents=True)
-            hits = 10 * seed + (5 if name == "full" else 400)
-            figures = {column: share(hits, 1000).as_dict() for column in table.COLUMNS}
-            text = json.dumps({"seconds": 1.0, **figures})
-            (cell / "figures-2000.json").write_text(text)
-    table.main(argparse.Namespace(out=tmp_path, only=only, seeds=[0, 1], rows=2000))
+    args = argparse.Namespace(out=tmp_path, only=only, seeds=[0, 1], rows=8)
+    table.main(args)
+    monkeypatch.setattr(table, "train_guard", lambda *_: pytest.fail("trained a finished cell"))
+    table.main(args)
     found = json.loads((tmp_path / "table.json").read_text())
     assert found["figures"]["full.implicit.asr"]["value"] == 20 / 2000
     assert found["figures"]["full.implicit.asr"]["seeds"] == [0.005, 0.015]
     page = (tmp_path / "table.md").read_text()
     assert r"1.0 \[0.6, 1.5\] (0.5, 1.5)" in page and "Explicit data only" in page
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    # What `evaluate` reads: every test set, the two that no training has a form of among them.
+    for name in ("implicit", "wrapped", "keyword_picture"):
+        rows = (tmp_path / f"tests/{name}.jsonl").read_text().splitlines()
+        assert len(rows) == (8 if name == "implicit" else 4)
+        assert (tmp_path / "tests" / json.loads(rows[0])["image"]).is_file()

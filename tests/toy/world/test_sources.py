@@ -13,10 +13,10 @@ from crossguard_jax.toy.world.requests import CARRIERS, HELD_OUT_CARRIERS
 from crossguard_jax.toy.world.risk import is_held_out, risky
 from crossguard_jax.toy.world.rows import TYPOGRAPHIC_PROMPT
 from crossguard_jax.toy.world.scenes import render_batch
-from crossguard_jax.toy.world.sources import NEW_FRAMES, SOURCES, examples, records
+from crossguard_jax.toy.world.sources import SOURCES, TESTED, examples, records
 from crossguard_jax.toy.world.vqa import words
 
-TRAINED = [source for source in SOURCES if source not in {"implicit_heldout", *NEW_FRAMES}]
+TRAINED = [source for source in SOURCES if source not in {"implicit_heldout", *TESTED}]
 PRETRAINING = ("vqa", "captions", "reading", "knowledge")
 BALANCED = ("implicit", "explicit_text", "explicit_picture", "typographic", "text_safety")
 
@@ -314,6 +314,6 @@ def test_wrong_names_are_told_the_right_ones():
         examples("implicit", "dev", 1)
     with pytest.raises(UserError, match="no training"):
         examples("implicit_heldout", "train", 1)
-    for source in NEW_FRAMES:
+    for source in TESTED:
         with pytest.raises(UserError, match=f"{source}.*use test"):
             examples(source, "val", 1)
