@@ -24,59 +24,62 @@ class Trial:
     changes: tuple[str, ...] = ()
 
 
-_MORE_IMPLICIT = tuple(
-    f"--config.data.sources.{name}.weight={weight}"
-    for name, weight in {
-        "implicit": 0.45,
-        "explicit_text": 0.08,
-        "explicit_picture": 0.16,
-        "typographic": 0.07,
-        "benign_vqa": 0.14,
-    }.items()
+_ATTENTION = r"vision_tower\..*\.(q|k|v|out)_proj|language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+
+
+def _weights(**of_source: float) -> tuple[str, ...]:
+    return tuple(f"--config.data.sources.{k}.weight={v}" for k, v in of_source.items())
+
+
+def _adversary(**knobs: tuple[float, float, float]) -> tuple[str, ...]:
+    """ARM's knobs: start, maximum and step."""
+    return tuple(
+        f"--config.arm.{knob}.{field}={value}"
+        for knob, values in knobs.items()
+        for field, value in zip(("start", "maximum", "step"), values, strict=True)
+    )
+
+
+_RAMP = 4 / 255, 8 / 255, 0.08 / 255
+_FIXED = _adversary(epsilon=(8 / 255, 8 / 255, 0.0), lambda_=(0.4, 0.4, 0.0))
+_STEEP = _adversary(lambda_=(0.7, 0.7, 0.0))
+_NARROW = (
+    "--config.lora.rank=16",
+    "--config.lora.alpha=32.0",
+    f"--config.lora.targets={_ATTENTION}",
 )
-_KEPT = tuple(
-    f"--config.data.sources.{name}.weight={weight}"
-    for name, weight in {
-        "implicit": 0.4,
-        "explicit_text": 0.13,
-        "explicit_picture": 0.13,
-        "typographic": 0.13,
-        "benign_vqa": 0.11,
-    }.items()
+_FEW = ("--config.train.steps=400", "--config.mbat.steps=3")
+_FIRST = _weights(
+    implicit=0.25, explicit_text=0.15, explicit_picture=0.22, typographic=0.1, benign_vqa=0.18
 )
-_SLOW = (
-    "--config.arm.epsilon.start=0.00784313725",
-    "--config.arm.epsilon.step=0.000235294118",
-    "--config.arm.lambda_.start=0.3",
-    "--config.arm.lambda_.maximum=0.6",
-    "--config.arm.lambda_.step=0.003",
-)
-_STEEP = ("--config.arm.lambda_.maximum=0.7", "--config.arm.lambda_.start=0.7")
-_WIDE = (
-    "--config.lora.rank=32",
-    "--config.lora.alpha=64.0",
-    r"--config.lora.targets=vision_tower\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
-    r"|multi_modal_projector\..*|language_model\..*_proj",
-)
-_TWO = ("--config.mbat.steps=2", "--config.train.steps=500")
-_RAMPS = (
-    "--config.arm.epsilon.start=0.0156862745",
-    "--config.arm.epsilon.step=0.00031372549",
-    "--config.arm.lambda_.maximum=0.7",
-    "--config.arm.lambda_.step=0.007",
+_IMPLICIT = _weights(
+    implicit=0.45, explicit_text=0.08, explicit_picture=0.16, typographic=0.07, benign_vqa=0.14
 )
 
 TRIALS: Mapping[str, Trial] = {
     "none": Trial("No defence", None),
-    "mbat": Trial("mbat as it is: 400 steps of 16, 3 inner ones"),
-    "two": Trial("2 inner steps, 500 steps", changes=_TWO),
-    "lambda": Trial("lambda 0.7", changes=_STEEP),
-    "implicit": Trial("half of the rows implicit", changes=_MORE_IMPLICIT),
-    "wide": Trial("rank 32, the tower's MLPs and the projector too", changes=_WIDE),
-    "trades": Trial("TRADES", changes=("--config.mbat.outer=trades", *_STEEP)),
-    "all": Trial("all", "tiny", (*_TWO, *_RAMPS, *_MORE_IMPLICIT, *_WIDE)),
-    "kept": Trial("all, kept", "tiny", (*_TWO, *_SLOW, *_KEPT, *_WIDE)),
+    "before": Trial(
+        "Before: rank 16 and not the tower's MLPs, lambda 0.4, 30% implicit rows",
+        changes=(*_FIXED, *_NARROW, *_FEW, *_FIRST),
+    ),
+    "lambda": Trial("Before, lambda 0.7", changes=(*_FIXED, *_NARROW, *_FEW, *_FIRST, *_STEEP)),
+    "trades": Trial(
+        "Before, TRADES, lambda 0.7",
+        changes=(*_FIXED, *_NARROW, *_FEW, *_FIRST, *_STEEP, "--config.mbat.outer=trades"),
+    ),
+    "implicit": Trial("Before, 50% implicit rows", changes=(*_FIXED, *_NARROW, *_FEW, *_IMPLICIT)),
+    "wide": Trial(
+        "Before, rank 32, the tower's MLPs and the projector too", changes=(*_FIXED, *_FEW, *_FIRST)
+    ),
+    "all": Trial(
+        "All, 2 inner steps, ramps of 50 alarms to lambda 0.7",
+        "tiny",
+        (*_IMPLICIT, *_adversary(epsilon=_RAMP, lambda_=(0.35, 0.7, 0.007))),
+    ),
+    "tiny": Trial("tiny: 45% implicit rows and more lettering, ramps of 100 to 0.6", "tiny"),
+    "long": Trial("tiny_long", "tiny_long"),
 }
+"""Those without the check, ``mbat``, have their last epsilon and lambda from the first step on."""
 
 
 def passes(config: Any) -> int:

@@ -26,7 +26,7 @@ def test_a_row_is_attacked_as_every_other_one(task, name):
     config = load_config(
         f"configs/cmai.py:{defences.TASKS[task]}{defences.ROWS[name].variant or 'tiny'}"
     )
-    whole = load_config("configs/cmai.py:tiny")
+    whole = load_config(f"configs/cmai.py:{defences.TASKS[task]}tiny")
     assert config.attack.to_json() == whole.attack.to_json()
     assert config.train.to_json() == whole.train.to_json(), "nobody trains longer"
 

@@ -10,6 +10,7 @@ from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.report.text import escape_markdown
 from crossguard_jax.toy.tables import immunizing as table
 from crossguard_jax.toy.tables.trials import TRIALS, passes
 from tests.cmai.small_systems import RECORDS, base
@@ -66,7 +67,7 @@ def test_finished_cells_are_read_written_into_the_tables_and_drawn(tmp_path, mon
     written = json.loads((tmp_path / "immunizing.json").read_text())["figures"]
     assert written["none.passes"]["value"] == 0 and written[f"{TRAINED[0]}.robust"]["n"] == 320
     page = (tmp_path / "immunizing.md").read_text()
-    assert all(trial.title in page for trial in TRIALS.values())
+    assert all(escape_markdown(trial.title) in page for trial in TRIALS.values())
     assert (tmp_path / "immunizing.png").read_bytes().startswith(b"\x89PNG")
     args.only = ["nothing"]
     with pytest.raises(UserError, match="--only nothing: rows are none, "):
