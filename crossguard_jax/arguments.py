@@ -295,11 +295,12 @@ def toy(parser: argparse.ArgumentParser) -> None:
             "gate",
             "cmai",
             "immunizing",
+            "tasks",
             "why",
         ),
         help="make the small models; tables: the guard's parts, what it sees and reads, "
         "the rewriter's, its rewards' weights, forged data's, what the gate buys, what immunizes, "
-        "how to immunize to the end, whether reasons hold",
+        "how to immunize to the end, captions and retrieval, whether reasons hold",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
@@ -310,10 +311,14 @@ def toy(parser: argparse.ArgumentParser) -> None:
     build = parser.add_argument_group("build")
     build.add_argument("--models", metavar="FOLDER", help="where they go (default: OUT/models)")
     build.add_argument(
-        "--steps", type=float, default=1.0, metavar="FACTOR", help="on every lesson's length"
+        "--steps",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="on every lesson's length; of tasks, on each training's",
     )
     table = parser.add_argument_group(
-        "table, reach, rewriter, weights, forged, gate, cmai, immunizing"
+        "table, reach, rewriter, weights, forged, gate, cmai, immunizing, tasks"
     )
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(

@@ -353,6 +353,7 @@ def toy(args: argparse.Namespace) -> int | None:
         "cmai": ("crossguard_jax.toy.tables.immunized", "runs/cmai", 128),
         "weights": ("crossguard_jax.toy.tables.weights", "runs/weights", 256),
         "immunizing": ("crossguard_jax.toy.tables.immunizing", "runs/immunizing", 320),
+        "tasks": ("crossguard_jax.toy.tables.responding", "runs/responding", 48),
         "why": ("crossguard_jax.toy.tables.why", "runs/why", 600),
     }[args.what]
     args.out, args.rows = args.out or out, args.rows or rows

@@ -92,6 +92,7 @@ class TaskKind:
             ("cmcv.text_source", cmcv.text_source, "clip"),
             ("mbat.outer", config.mbat.outer, "task"),
             ("train.loss", config.train.loss, "vocabulary"),
+            ("mbat.outer", config.mbat.outer, "task"),
             ("data.blank", data.blank, ""),
         ):
             if value != plain:

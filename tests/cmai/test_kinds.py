@@ -167,6 +167,7 @@ def test_a_questions_answer_is_what_most_people_gave():
     [
         ("captions_tiny", "mbat.perturb", "edits"),
         ("captions_tiny", "train.loss", "labels"),
+        ("captions_tiny", "mbat.outer", "trades"),
         ("captions_tiny", "data.augment.long", 0.1),
         ("captions_tiny", "cmcv.text_source", "language_model"),
         ("captions_tiny", "arm.branches", ({"pass_rate": 0.9, "do": "smooth"},)),
