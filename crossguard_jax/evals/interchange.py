@@ -33,22 +33,33 @@ def write_inspect(
     for benchmark, records in tests.items():
         lines = []
         for record in records:
+            sample = inspect_sample(benchmark, record, folder / "inspect")
             p_unsafe = {name: of[benchmark, record.id] for name, of in verdicts.items()}
-            content: list[dict[str, str]] = [
-                {"type": "image", "image": _picture(image, record, folder / "inspect")}
-                for image in record.images
-            ]
-            content += [{"type": "text", "text": record.text}] if record.text else []
-            metadata = {"benchmark": benchmark, "category": record.category, "p_unsafe": p_unsafe}
-            metadata |= {"pair": record.provenance["pair"]} if "pair" in record.provenance else {}
-            sample = {
-                "id": record.id,
-                "input": [{"role": "user", "content": content}],
-                "target": record.label,
-                "metadata": metadata,
-            }
+            sample["metadata"]["p_unsafe"] = p_unsafe
             lines.append(jsonl.dumps(sample))
         write_atomic(folder / "inspect" / f"{slug(benchmark)}.jsonl", b"".join(lines))
+
+
+def inspect_sample(benchmark: str, record: Record, folder: Path) -> dict[str, Any]:
+    """A row as inspect_ai takes a sample, by the names of its fields.
+
+    Args:
+        benchmark: what the row is of.
+        record: the row.
+        folder: gets its pictures, in ``pictures``.
+    """
+    content: list[dict[str, str]] = [
+        {"type": "image", "image": _picture(image, record, folder)} for image in record.images
+    ]
+    content += [{"type": "text", "text": record.text}] if record.text else []
+    metadata: dict[str, Any] = {"benchmark": benchmark, "category": record.category}
+    metadata |= {"pair": record.provenance["pair"]} if "pair" in record.provenance else {}
+    return {
+        "id": record.id,
+        "input": [{"role": "user", "content": content}],
+        "target": record.label,
+        "metadata": metadata,
+    }
 
 
 def write_guardbench(

@@ -1,6 +1,9 @@
 """Rows and verdicts in other tools' files; the tools themselves read them where installed."""
 
 import json
+import math
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,97 @@ def test_inspect_ai_reads_the_samples(folder):
     assert Path(content[0].image).read_bytes() == ROWS[1].images[0]
     assert samples[2].input[0].text == ROWS[2].text
     assert samples[0].metadata["p_unsafe"]["one"] == 0.9
+
+
+def inspect_tasks():
+    """The module of the tasks, which needs inspect_ai."""
+    pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
+    from crossguard_jax.evals import inspect_tasks
+
+    return inspect_tasks
+
+
+def answered(messages, *_):
+    """A model that flags questions, and of a row without a text says nothing of use."""
+    from inspect_ai.model import ModelOutput, ModelUsage
+
+    text = messages[-1].text
+    word = "unsafe" if "?</message>" in text else "<think>unsafe</think>**Safe**, I would think"
+    word = "a picture" if "<message></message>" in text else word
+    output = ModelOutput.from_content("mock", word)
+    output.usage = ModelUsage()
+    return output
+
+
+def run_inspect(task, tmp_path):
+    inspect_ai = pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
+    model = inspect_ai.model.get_model("mockllm/model", custom_outputs=answered)
+    (log,) = inspect_ai.eval(task, model=model, log_dir=str(tmp_path / "logs"), display="none")
+    assert log.status == "success", log.error
+    (score,) = log.results.scores
+    return log, {name: metric.value for name, metric in score.metrics.items()}
+
+
+@pytest.mark.parametrize("named", ["", "mine="])
+def test_a_benchmark_is_a_task_of_inspect_ai_whose_scorer_reads_both_verdicts(tmp_path, named):
+    tasks = inspect_tasks()
+    lines = []
+    texts = {"one ?": "unsafe", "two ?": "safe", "three": "safe", "four": "unsafe", "": "safe"}
+    for i, (text, label) in enumerate(texts.items()):
+        (tmp_path / f"{i}.png").write_bytes(picture("red"))
+        row = {"id": f"r{i}", "image": f"{i}.png" if i != 2 else None, "text": text}
+        lines.append(json.dumps(row | {"label": label, "category": "hot"}))
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "no json"]))
+    folder = tmp_path / "work"
+    task = tasks.benchmark(f"{named}table:{tmp_path / 'rows.jsonl'}", folder=str(folder))
+    log, metrics = run_inspect(task, tmp_path)
+    assert [sample.id.split("/")[1] for sample in log.samples] == [f"r{i}" for i in range(5)]
+    answers = [sample.scores["verdict"].answer for sample in log.samples]
+    assert answers == ["unsafe", "unsafe", "safe", "safe", ""]
+    assert (metrics["accuracy"], metrics["no_answer"]) == (0.4, 1)
+    assert (metrics["asr"], metrics["fpr"]) == (0.5, pytest.approx(2 / 3))
+    assert "no json" in (folder / "rejected.jsonl").read_text() or log.samples
+    assert log.samples[0].metadata["category"] == "hot"
+    text = log.samples[0].input[0].content[-1].text
+    assert "<message>one ?</message>" in text
+
+
+def test_kept_verdicts_are_scored_by_inspect_ai_without_a_model(folder, tmp_path):
+    tasks = inspect_tasks()
+    file = str(folder / "inspect" / "mine_all.jsonl")
+    for name, rates in {"one": (0.5, 0.0, 0), "two": (1.0, 1.0, 2)}.items():
+        log, metrics = run_inspect(tasks.verdicts(file, name), tmp_path)
+        assert tuple(metrics[each] for each in ("asr", "fpr", "no_answer")) == rates
+    p = [sample.scores["verdict"].metadata["p_unsafe"] for sample in log.samples]
+    assert p == [0.1, 0.6, None, None]
+
+
+def test_log_probabilities_become_a_probability_as_at_our_own_endpoints():
+    tasks = inspect_tasks()
+    from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelOutput
+    from inspect_ai.model._model_output import Logprob, Logprobs, TopLogprob
+
+    tops = [TopLogprob(token="safe", logprob=-0.5), TopLogprob(token="unsafe", logprob=-1.5)]
+    token = Logprob(token="safe", logprob=-0.5, top_logprobs=tops)
+    choice = ChatCompletionChoice(
+        message=ChatMessageAssistant(content="safe"), logprobs=Logprobs(content=[token])
+    )
+    answer = tasks._answer(ModelOutput(model="m", choices=[choice]))
+    p = tasks.probability(answer, tasks.WORDS)
+    assert p == pytest.approx(1 / (1 + math.exp(1.0)))
+
+
+def test_the_package_says_where_inspect_ai_finds_the_tasks_and_imports_it_nowhere_else(repository):
+    settings = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    (module,) = settings["entry-points"]["inspect_ai"].values()
+    file = repository / f"{module.replace('.', '/')}.py"
+    assert "@task\ndef benchmark(" in file.read_text()
+    importers = [
+        path
+        for path in (repository / "crossguard_jax").rglob("*.py")
+        if re.search(r"^\s*(import|from) inspect_ai", path.read_text(), re.MULTILINE)
+    ]
+    assert importers == [file]
 
 
 def test_guardbench_reads_the_rows_and_counts_as_we_do(folder, monkeypatch, tmp_path):
