@@ -138,6 +138,7 @@ def _rows(
                 yield Rejected(path, row["row"], row["reason"])
                 continue
             label, benchmark = row.get("true_label", ""), row["benchmark"]
+            at |= {"pair": row["pair"]} if "pair" in row else {}
             record = Record(row["id"], (), "", label, row["category"], benchmark, at)
             if label not in words:
                 reason = f"label {short(repr(label))} is not {' or '.join(map(repr, words))}"

@@ -106,7 +106,8 @@ def _described(item: Item) -> dict[str, Any]:
         return {}
     content = content_hash(item.text, item.images)
     label = {"true_label": item.label} if item.label else {}
-    return {"benchmark": item.source, "category": item.category, "content": content, **label}
+    pair = {"pair": item.provenance["pair"]} if "pair" in item.provenance else {}
+    return {"benchmark": item.source, "category": item.category, "content": content} | label | pair
 
 
 def _windows(items: Iterator[Item]) -> Iterator[list[Item]]:

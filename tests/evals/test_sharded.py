@@ -22,6 +22,7 @@ def rows(n: int) -> list[str]:
                 "image": None,
                 "label": labels[i % 2],
                 "source": ("a", "b")[i % 4 // 2],
+                "pair": f"p{i // 2}",
             }
         )
         for i in range(n)
@@ -51,6 +52,13 @@ def test_the_figures_are_those_of_the_same_rows_in_one_file(
         printed[name] = capsys.readouterr().out
         assert code == 1, printed[name]
     assert figures(printed["shards"]) == figures(printed["data"]) != []
+    reports = {n: json.loads((tmp_path / n / "report.json").read_text()) for n in printed}
+    pairs = {name: each["m0.a.paired_accuracy"] for name, each in reports.items()}
+    assert pairs["shards"] == pairs["data"] and pairs["data"]["n"] == 3
+    hashes = {name: each["meta"]["rows"] for name, each in reports.items()}
+    assert hashes["shards"] == hashes["data"] and len(hashes["data"]) == 2
+    ran = {name: each["meta"]["systems"]["m0"]["hash"] for name, each in reports.items()}
+    assert len(ran["data"]) == 24 and ran["shards"] == ran["data"]
     verdicts = {
         name: sorted(json.loads(v)["id"] for v in (tmp_path / name / "m0.verdicts.jsonl").open())
         for name in printed
@@ -83,6 +91,7 @@ def test_which_rows_share_pictures_is_of_the_pictures_as_they_came_or_left_unsai
     assert cli.main([*words, flag, str(file), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert claims in page and ("rows share" in page) == bool(claims)
+    assert "a control: it looks at nothing" in page
 
 
 @pytest.mark.parametrize("more", [[], ["--data", "a", "--shards", "b"]])

@@ -37,7 +37,7 @@ def table(
 
     A row needs the text and the picture, a path, a ``data:`` URL, its bytes, or a list of several;
     a picture given as null (in CSV: left empty) makes it a row of text alone, and a text given as
-    null or "" one of pictures alone.
+    null or "" one of pictures alone. Rows with the same ``pair`` are twins (`evals.benchmarks`).
 
     Args:
       path: the table, or a folder that holds exactly one.
@@ -67,6 +67,7 @@ def table(
         pictures = () if image is None else _pictures(value, image, root, check_pictures)
         words = text_field(value, text, blank=bool(pictures))
         word = _word(value.get(label)) or default_label
+        twins = {"pair": pair} if (pair := _word(value.get("pair"))) else {}
         return [
             Record(
                 id=_word(value.get(id)) or f"{path.stem}-{row}",
@@ -75,7 +76,7 @@ def table(
                 label=word if labels is None else _mapped(word, labels),
                 category=_word(value.get(category)),
                 source=_word(value.get("source")) or source,
-                provenance={"file": str(path), "row": str(row)},
+                provenance={"file": str(path), "row": str(row), **twins},
             )
         ]
 
