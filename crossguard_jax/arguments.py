@@ -45,7 +45,12 @@ def config_argument(
 
 
 def _out_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--out", metavar="FOLDER", default=default, help=f"default: {default}")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        default=default,
+        help=f"here, or in a bucket: gs://BUCKET/FOLDER (default: {default})",
+    )
 
 
 def quickstart(parser: argparse.ArgumentParser) -> None:

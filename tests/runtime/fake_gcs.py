@@ -65,7 +65,8 @@ class Bucket:
         """Writes an object whole, as Cloud Storage does."""
         if self.held and re.search(self.held, name):
             self.reached.set()
-            self.release.wait(60)
+            if not self.release.wait(60):
+                raise ConnectionError(f"nobody waits for {name} any more")
         with self.lock:
             self._generation += 1
             self.blobs[name] = blob = Blob(content, self._generation)
