@@ -182,6 +182,7 @@ ABLATIONS: dict[str, dict[str, set[str]]] = {
         "seed": {"mbat.inner"},
         "evasive": {"mbat.inner"},
         "clean_check": {"cmcv.adversarial"},
+        "noisy_check": {"cmcv.noise"},
         "other_loss": {"train.loss"},
         "pgd_at": MBAT | {"lora.targets"},
         "fare": MBAT | {"lora.targets", "mbat.goal", "arm.lambda_.maximum"},

@@ -13,6 +13,12 @@ from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray, Shaped
 PIXELS = "pixels"
 """The name, among a batch's inputs, of pictures [B, ...] in [0, 1]; the rest is left alone."""
 
+ATTACKED = "attacked"
+"""The same under attack, where a batch has them."""
+
+_SEEN = ("h_v", "attacked_h_v")  # of pictures, as `Answering.pairs` finds it in a batch
+_APART = 7  # the attack draws by the step's key itself
+
 Inputs = dict[str, Array]
 """Arrays [B, ...] by name, one of them `PIXELS`."""
 
@@ -42,6 +48,28 @@ def row_keys(key: PRNGKeyArray, ids: Sequence[str]) -> Shaped[Array, " B"]:
     digests = b"".join(hashlib.sha256(name.encode("utf-8", "replace")).digest() for name in ids)
     words = np.frombuffer(digests, "<u4").reshape(len(ids), -1)[:, :2].astype(np.uint32)
     return jax.vmap(lambda w: jax.random.fold_in(jax.random.fold_in(key, w[0]), w[1]))(words)
+
+
+def with_noise(batch: Inputs, key: PRNGKeyArray, most: float) -> Inputs:
+    """A batch to learn from with noise on its pictures; what was seen of them before is dropped.
+
+    Each row's noise is Gaussian, of a standard deviation between 0 and ``most``, so that clean
+    pictures stay among them; a row's clean and ``attacked`` pictures get the same.
+
+    Args:
+        batch: with pictures, and perhaps ``attacked`` ones.
+        key: of the step.
+        most: in units of the pictures; 0 leaves the batch as it is.
+    """
+    if not most:
+        return batch
+    scale_key, noise_key = jax.random.split(jax.random.fold_in(key, _APART))
+    pixels = batch[PIXELS]
+    shape = (len(pixels), *(1,) * (pixels.ndim - 1))
+    scale = jax.random.uniform(scale_key, shape, pixels.dtype, 0, most)
+    noise = scale * jax.random.normal(noise_key, pixels.shape, pixels.dtype)
+    moved = {name: batch[name] + noise for name in (PIXELS, ATTACKED) if name in batch}
+    return {name: x for name, x in batch.items() if name not in _SEEN} | moved
 
 
 def noisy(

@@ -26,6 +26,7 @@ from crossguard_jax.cmai.edits import edited_rows, read_edited
 from crossguard_jax.cmai.immunize_step import CmaiState, make_immunize_step
 from crossguard_jax.cmai.kinds import kind_of, start
 from crossguard_jax.cmai.mbat import MbatSettings
+from crossguard_jax.cmai.noise import with_noise
 from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.threshold import choose_threshold
 from crossguard_jax.core.config import check_positive
@@ -141,6 +142,8 @@ def immunize(
     for stage in ("train", "cmcv.train"):
         check_positive(config, *(f"{stage}.{k}" for k in ("steps", "batch_size", "save_every")))
     check_positive(config, "cmcv.shared_width", "cmcv.hidden_width")
+    if not 0.0 <= config.cmcv.noise < float("inf"):
+        raise UserError(f"cmcv.noise {config.cmcv.noise!r}: 0 or a positive number")
     check_positive(config, "lora.rank", "data.max_length")
     check_positive(config, "optim.accumulate", "cmcv.optim.accumulate")
     if config.model.dtype in DTYPES:
@@ -199,10 +202,12 @@ def immunize(
     return kind_of(config).result(task, trainable, run.frozen, policy, threshold)
 
 
-def check_loss(task: Checked, joint: bool, adversarial: bool = False) -> Loss:
-    """The check's loss on a batch that `Task.read` has been through; see `Task.pairs`."""
+def check_loss(task: Checked, joint: bool, adversarial: bool = False, noise: float = 0.0) -> Loss:
+    """The check's loss on a batch that `Task.read` has been through; see `Task.pairs` and
+    `noise.with_noise`."""
 
     def loss(trainable: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        batch = with_noise(batch, key, noise)
         pairs = task.pairs(trainable, frozen, batch, joint, adversarial)
         return pair_loss(task.check(trainable), pairs)
 
@@ -217,6 +222,7 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     def loss(check: Any, fixed: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         adapters, frozen = fixed
         everything = {"adapters": adapters, "check": check}
+        batch = with_noise(batch, key, config.cmcv.noise)
 
         def seen(rows: Any) -> dict[str, Array]:
             h_v = task.see(everything, frozen, rows["pixels"])[1]
@@ -253,7 +259,7 @@ def mbat_step(
     if config.cmcv.on and config.cmcv.weight:
         # Pictures stay clean where only the text is attacked.
         adversarial = config.cmcv.adversarial and config.mbat.perturb in ("picture", "both")
-        of_pairs = check_loss(task, config.cmcv.joint, adversarial)
+        of_pairs = check_loss(task, config.cmcv.joint, adversarial, config.cmcv.noise)
 
         def beside(*args: Any) -> tuple[Array, Any]:
             value, metrics = of_pairs(*args)

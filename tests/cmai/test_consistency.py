@@ -1,5 +1,7 @@
 """The consistency check: its scores, its loss, what it learns."""
 
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
+from crossguard_jax.cmai.answering import Answering
 from crossguard_jax.cmai.consistency import (
     ConsistencyConfig,
     Heads,
@@ -15,6 +18,8 @@ from crossguard_jax.cmai.consistency import (
     make_check,
     pair_loss,
 )
+from crossguard_jax.cmai.noise import with_noise
+from crossguard_jax.cmai.recipe import check_loss
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.train.step import init_state, make_step
 
@@ -230,3 +235,39 @@ def test_a_bad_config_is_named(field, value):
 
 def test_the_kind_is_chosen_by_its_name():
     assert isinstance(check_of("heads"), Heads) and isinstance(check_of("verifier"), Verifier)
+
+
+def watched(batches):
+    """A task that keeps the batches it was asked about; h_v are its pictures' first numbers."""
+
+    def pairs(trainable, frozen, batch, joint, adversarial):
+        batches.append(batch)
+        h_v = batch["pixels"].reshape(len(batch["pixels"]), -1)[:, :10]
+        return {"h_v": h_v, "h_t": batch["h_t"]}
+
+    return Mock(Answering, pairs=pairs, check=lambda trainable: check_of("heads"))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_a_check_learns_through_the_noise_that_is_asked_for(noise):
+    pictures, key = jnp.full((400, 3, 4, 4), 0.5), jax.random.key(0)
+    batch = {
+        **{"pixels": pictures, "attacked": pictures + 0.25},
+        **{"h_v": jnp.ones((400, 10)), "attacked_h_v": jnp.ones((400, 10))},
+        "h_t": features(400)["h_t"],
+    }
+    batches = []
+    check_loss(watched(batches), joint=False, adversarial=True, noise=noise)(None, None, batch, key)
+    (given,) = batches
+    if not noise:
+        assert given is batch
+        return
+    assert set(given) == {"pixels", "attacked", "h_t"}, "what was seen was seen without noise"
+    added = np.asarray(given["pixels"] - pictures)
+    np.testing.assert_allclose(given["attacked"] - given["pixels"], 0.25, atol=1e-6)
+    deviations = added.reshape(400, -1).std(axis=1)
+    assert deviations.min() < 0.02 and 0.15 < deviations.max() < 0.3
+    assert abs(deviations.mean() - noise / 2) < 0.01
+    again = with_noise(batch, key, noise)["pixels"]
+    np.testing.assert_array_equal(again, given["pixels"])
+    assert not np.array_equal(with_noise(batch, jax.random.key(1), noise)["pixels"], again)
