@@ -360,10 +360,12 @@ def toy(parser: argparse.ArgumentParser) -> None:
 
 def bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "what", choices=("guard", "forge", "attacks", "gpu"), help="what to measure"
+        "what", choices=("guard", "forge", "attacks", "cmai", "gpu"), help="what to measure"
     )
     parser.add_argument("--runs", type=int, default=9, help="counted rounds (default: 9)")
-    parser.add_argument("--batch", type=int, help="rows (default: 4), or texts (default: 64)")
+    parser.add_argument(
+        "--batch", type=int, help="rows (default: 4; cmai: 16), or texts (default: 64)"
+    )
     parser.add_argument(
         "--threads", type=int, default=2, help="torch's and faiss's threads (default: 2)"
     )

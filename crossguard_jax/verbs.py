@@ -361,6 +361,7 @@ def toy(args: argparse.Namespace) -> int | None:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measures the guard's work, the forge's, the attacks', or all of it at 7B on a GPU."""
-    args.batch = args.batch or {"guard": 4, "forge": 64, "attacks": 4, "gpu": 0}[args.what]
+    """Measures the guard's work, the forge's, the attacks', CMAI's parts, or all at 7B on a GPU."""
+    rows = {"guard": 4, "forge": 64, "attacks": 4, "cmai": 16, "gpu": 0}
+    args.batch = args.batch or rows[args.what]
     importlib.import_module(f"crossguard_jax.bench.{args.what}").main(args)
