@@ -139,13 +139,20 @@ def _differences(summaries: Sequence[RowSummary], page: SweepPage) -> Table:
 
 
 def _plot(summaries: Sequence[RowSummary], page: SweepPage) -> Plot:
+    def drawn(estimate: Estimate, unit: Unit) -> Estimate:
+        by = 100 if unit == "percent" else 1
+        return Estimate(by * estimate.value, by * estimate.low, by * estimate.high, estimate.n)
+
     panels = {
         heading: {
-            page.row(s): (s.means[name], [e.value for e in s.values[name].values()])
+            page.row(s): (
+                drawn(s.means[name], unit),
+                [drawn(each, unit).value for each in s.values[name].values()],
+            )
             for s in summaries
             if name in s.means
         }
-        for name, (heading, _) in page.figures.items()
+        for name, (heading, unit) in page.figures.items()
     }
     caption = "Means over seeds with 95% t intervals; small dots are seeds, the line is the base."
     return Plot.of("rows", dot_rows(panels), caption)

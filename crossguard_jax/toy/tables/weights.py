@@ -23,12 +23,11 @@ SHORTER = ("--config.ppo.iterations=10",)
 TARGET = "toy://guard_explicit_only"
 """Refuses by what the words or the picture show alone."""
 SHOWN: Mapping[str, tuple[str, Unit]] = {
-    **{name: (rewriters.COLUMNS[name], "percent") for name in rewriters.SHARES},
+    **{
+        name: (rewriters.COLUMNS[name], "percent")
+        for name in ("implicit", "unsafe_alone", "same_intent", "gibberish", "asr")
+    },
     "kl": ("KL, nats", "fraction"),
-    "safety": ("safety", "fraction"),
-    "semantic": ("semantic", "fraction"),
-    "overlap": ("overlap", "fraction"),
-    "vendi": ("Vendi", "fraction"),
 }
 
 
