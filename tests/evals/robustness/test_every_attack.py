@@ -111,6 +111,53 @@ def test_the_budget_is_every_attacks_passes_at_every_radius() -> None:
     assert more.forward - cost.forward == 5 * 4 * each[0]
 
 
+def test_the_budget_has_every_cut_and_the_clean_rows_that_choose_them() -> None:
+    config = config_of("pgd").attack
+    pgd = REGISTRY["pgd"].changed("", steps=1)
+    one, three = (budget.passes(config, [pgd], 10, cuts, 7) for cuts in (1, 3))
+    each = 2 + pgd.cost.forward + 1
+    assert three.forward - one.forward == 2 * 10 * each
+    assert one.forward - budget.passes(config, [pgd], 10).forward == 7
+    line = budget.line(config, [pgd], cut_at(0.9), ROWS_OF_DATA, 2, 0, 50)
+    assert ", 4 cuts by 50 clean rows, 2 systems: " in line, "1%, 5%, even odds and its own"
+
+
+def cut_at(threshold: float) -> Immunized:
+    """A guard of no numbers with a threshold of its own."""
+    words = SimpleNamespace(negative="safe", positive="unsafe")
+    settings = SimpleNamespace(prompt=words, threshold=threshold, max_length=64)
+    encoder = SimpleNamespace(windows=lambda texts, n: [ValueError()], settings=settings)
+    task = SimpleNamespace(labels=("safe", "unsafe"), guard=SimpleNamespace(encoder=encoder))
+    return Mock(Immunized, task=task, settings=settings, params={})
+
+
+@pytest.mark.parametrize("route", ["half", "none", "no guard", "texts alone", "file"])
+def test_cuts_are_chosen_by_what_is_given_or_by_half_of_the_data(
+    route: str, tmp_path: Path
+) -> None:
+    config, first = config_of("edits" if route == "texts alone" else "pgd").attack, cut_at(0.5)
+    if route == "none":
+        config.fpr = ()
+    if route == "no guard":
+        first.task.labels = ("red", "blue")
+    given = None
+    if route == "file":
+        write_jsonl(records("implicit", "val", 4), tmp_path, "val")
+        given = [str(tmp_path / "val.jsonl")]
+    args = argparse.Namespace(validation=given)
+    with LeftOut(tmp_path / "rejected.jsonl") as left_out:
+        chosen, rest = attack.validating(args, config, first, ROWS_OF_DATA, left_out)
+        if route == "half":
+            assert len(chosen.records) == len(rest) == 5 and "5 of the 10 rows" in chosen.how
+            assert not {r.id for r in rest} & {r.id for r in chosen.records}
+            return
+        assert rest == ROWS_OF_DATA and len(chosen.records) == (4 if route == "file" else 0)
+        args.validation = ["some.jsonl"]
+        if route != "file":
+            with pytest.raises(UserError, match="--validation: nothing is chosen by it"):
+                attack.validating(args, config, first, ROWS_OF_DATA, left_out)
+
+
 def test_the_budget_line_says_rows_attacks_and_what_is_there(plain: Immunized) -> None:
     config = config_of("pgd").attack
     line = budget.line(config, [REGISTRY["pgd"]], plain, ROWS_OF_DATA, 2, 3)
