@@ -41,7 +41,7 @@ class VettedRows:
     def respond(self, levels: UInt8[np.ndarray, "M 3 X X"], over: Rows) -> list[Ruled]:
         """The inner responses, each with its ruling."""
         responses = self._inner.respond(levels, over)
-        texts = [self._inner.held(r, row) for r, row in zip(responses, over, strict=True)]
+        texts = [self._inner.held(r, row) for r, row in zip(responses, over.tolist(), strict=True)]
         rejected = self._vetting.rejects(levels, texts)
         return [Ruled(r, bool(no)) for r, no in zip(responses, rejected, strict=True)]
 
