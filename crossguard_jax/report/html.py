@@ -139,7 +139,7 @@ def _thumbnail(picture: bytes) -> Thumbnail | str:
     # Pixels only, encoded anew: what else the file carried (EXIF, trailing bytes) stays behind.
     if max(decoded.size) <= SMALL:
         return Thumbnail(images.encode_png(decoded), "png", small=True)
-    decoded.thumbnail((THUMBNAIL, THUMBNAIL))
+    decoded.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=1.0)  # a page has many
     buffer = io.BytesIO()
     decoded.save(buffer, "JPEG", quality=85)
     return Thumbnail(buffer.getvalue(), "jpeg", small=False)
