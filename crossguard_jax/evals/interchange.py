@@ -17,6 +17,7 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.evals.benchmarks import ScoredRows, slug
 from crossguard_jax.io import images, jsonl
 from crossguard_jax.io.jsonl import write_atomic
+from crossguard_jax.runtime import remote
 
 
 def write_inspect(
@@ -100,9 +101,9 @@ def _by_key(scores: ScoredRows) -> dict[tuple[str, str], Any]:
 
 
 def _picture(image: bytes, record: Record, folder: Path) -> str:
-    """Where a picture was written, as inspect_ai takes it: an absolute path."""
+    """Where a picture was written, as inspect_ai takes it: an absolute path, or an address."""
     name = f"{hashlib.sha256(image).hexdigest()[:32]}.{images.ending(image, record.id)}"
     path = folder / "pictures" / name
     if not path.exists():
         write_atomic(path, image)
-    return str(path.resolve())
+    return remote.shown(str(path.resolve()))

@@ -240,8 +240,8 @@ def _begin() -> None:
     processes.by_first(first)
     for mirror in () if processes.is_first() else _mirrors:
         mirror.fetch()
-    names = {str(mirror.folder): mirror.address for mirror in _mirrors}
-    _shown.update(*processes.exchange(names))
+    for names in processes.exchange({str(mirror.folder): mirror.address for mirror in _mirrors}):
+        _shown.update(names)
 
 
 @contextlib.contextmanager

@@ -138,6 +138,13 @@ def test_the_address_stands_wherever_the_folder_would(shelf, capsys):
     assert capsys.readouterr() == (f"adapter: {BUCKET}/adapter\n", "beside it\n")
 
 
+def test_another_processes_error_names_the_bucket_too(shelf, monkeypatch):
+    other = {"/another/machines/guard": BUCKET}
+    monkeypatch.setattr(processes, "exchange", lambda names: [names, other])
+    with pytest.raises(UserError, match=f"^process 0: {BUCKET}/a is gone$"), work()[1]:
+        raise UserError("process 0: /another/machines/guard/a is gone")
+
+
 def test_of_several_processes_the_first_writes_and_the_others_have_it(shelf, monkeypatch):
     args, staged = work()
     with staged:
@@ -201,6 +208,32 @@ def test_a_run_goes_on_from_the_bucket_where_nothing_of_it_is(
     assert {"final.npy", "metrics.jsonl", "run.json", "latest/12/_CHECKPOINT_METADATA"} <= names(
         shelf
     )
+
+
+def test_a_killed_run_goes_on_from_what_the_bucket_had(shelf, tmp_path):
+    left = {}
+
+    class Kill(Wait):
+        def __call__(self, phase, step):
+            if (phase, step) == self.at:
+                left.update(shelf.store)
+
+    run(tmp_path / "whole", Wait())
+    args, staged = work()
+    with staged:
+        run(Path(args.out), Kill("save", 8))
+    shelf.store.clear()
+    shelf.store.update(left)
+    log = shelf.store["/bucket/runs/guard/metrics.jsonl"].getvalue().splitlines()
+    assert json.loads(log[-1])["step"] == 8, "no checkpoint is ahead of its log"
+    args, staged = work()
+    with staged:
+        run(Path(args.out), Wait())
+    for name in ("final.npy", "metrics.jsonl"):
+        assert (
+            shelf.store[f"/bucket/runs/guard/{name}"].getvalue()
+            == (tmp_path / "whole" / name).read_bytes()
+        )
 
 
 def test_a_failure_leaves_what_led_to_it_in_the_bucket(shelf):
