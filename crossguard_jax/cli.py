@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         watchdog.rest()
         return code
     except preemption.Stopped as stop:
+        preemption.heard()
         print(f"crossguard: {stop.reason}; start it again", file=sys.stderr)
         watchdog.rest()
         return AGAIN

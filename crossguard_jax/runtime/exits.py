@@ -5,8 +5,11 @@ alone. Only what is listed here starts it again; a run that failed, ran out of m
 would do so anew, and a memory that the kernel took back (137) looks like any other SIGKILL.
 """
 
+import math
 import os
 from typing import NoReturn
+
+from crossguard_jax.core.errors import UserError
 
 AGAIN = 75
 """The run saved its state because it was told to stop, or lost another process: start it again.
@@ -16,6 +19,22 @@ It is ``EX_TEMPFAIL`` of ``sysexits.h``."""
 STARTS_AGAIN = (AGAIN, 134, 140, 143)
 """`AGAIN`, and a process ended by SIGABRT (JAX's end where it loses another process), SIGUSR2 or
 SIGTERM (told to stop before it could listen)."""
+
+
+def seconds(variable: str, default: float, least: float) -> float:
+    """A time that an environment variable may set.
+
+    Raises:
+        UserError: it is no number, or less than ``least``.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = math.nan
+    if not value >= least:
+        raise UserError(f"{variable}={text}: give seconds, {least:g} or more")
+    return value
 
 
 def leave(code: int, line: str) -> NoReturn:

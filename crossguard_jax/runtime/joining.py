@@ -20,6 +20,8 @@ from crossguard_jax.core.errors import UserError
 
 RENDEZVOUS = 1800
 """Seconds that processes wait for one another: machines and their installations come late."""
+OWN_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+"""What every host calls itself."""
 TPU_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 
 
@@ -105,11 +107,14 @@ def _from_jax_variables(environ: Mapping[str, str]) -> LaunchArguments | None:
     count = _integer(environ, "JAX_NUM_PROCESSES")
     if count == 1:
         return None
+    if count < 1:
+        raise UserError(f"JAX_NUM_PROCESSES={count}: give how many processes the run has")
     index = _integer(environ, "JAX_PROCESS_ID")
     if not 0 <= index < count:
         raise UserError(f"JAX_PROCESS_ID={index} is not in 0..{count - 1} (JAX_NUM_PROCESSES - 1)")
     address = environ.get("JAX_COORDINATOR_ADDRESS", "")
-    if not address.rpartition(":")[0]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
         raise UserError(f"JAX_COORDINATOR_ADDRESS={address!r}: needs HOST:PORT of process 0")
     return LaunchArguments(num_processes=count, process_id=index)
 
@@ -136,9 +141,10 @@ def refuse_loopback(
         return
     own = here().partition(".")[0] == host.partition(".")[0]
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        loopback = address.is_loopback or address.is_unspecified
     except ValueError:
-        loopback = host == "localhost" or (not own and _resolves_to_loopback(host, resolve))
+        loopback = host in OWN_NAMES or (not own and _resolves_to_loopback(host, resolve))
     if loopback:
         raise UserError(
             f"JAX_COORDINATOR_ADDRESS={environ['JAX_COORDINATOR_ADDRESS']}: {host} is this host "

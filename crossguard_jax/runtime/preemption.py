@@ -20,7 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from crossguard_jax.runtime.board import Board
-from crossguard_jax.runtime.exits import AGAIN, leave
+from crossguard_jax.runtime.exits import AGAIN, leave, seconds
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 GRACE = 100.0
@@ -31,6 +31,9 @@ REPEATED = 1.0
 processes and the script at its head are often both told."""
 GLANCE = 0.5
 """Seconds between looks at the board."""
+UNHEARD = 3.0
+"""Seconds after which what the handler raised is taken for lost: a finalizer of a library's, or
+code that catches everything, may have been where it was raised."""
 
 
 class Stopped(SystemExit):
@@ -55,6 +58,7 @@ class Listener:
         count: how many there are.
         grace: seconds to a `check`.
         end: called with an exit code and a line; does not return.
+        interrupt: has the main thread's next step into Python be into `handle`.
     """
 
     def __init__(
@@ -64,13 +68,14 @@ class Listener:
         count: int = 1,
         grace: float = GRACE,
         end: Callable[[int, str], object] = leave,
+        interrupt: Callable[[signal.Signals], object] = _thread.interrupt_main,
     ):
         self._board, self._index, self._n = board, index, count
-        self._grace, self._end = grace, end
+        self._grace, self._end, self._interrupt = grace, end, interrupt
         self._lock = threading.Lock()
         self._why, self._since = "", 0.0
         self._checks, self._last = 0, None if board else 0
-        self._saving, self._reached = 0, False
+        self._saving, self._reached, self._raised = 0, False, 0.0
 
     def notice(self, why: str) -> None:
         """Begins to stop; again after a while, it ends the process."""
@@ -86,10 +91,12 @@ class Listener:
             if not self._why and (why := self._board.get("stop")):
                 self.notice(why)
                 if not self._saving:
-                    # The main thread's next step into Python is its last.
-                    _thread.interrupt_main(signal.SIGTERM)
+                    self._interrupt(signal.SIGTERM)
             if self._why and self._last is None:
                 self._agree(self._board)
+        lost = self._raised and time.monotonic() - self._raised > UNHEARD
+        if lost and not self._saving and not self._reached:
+            self._interrupt(signal.SIGTERM)
         if self._why and not self._reached and time.monotonic() - self._since > self._grace:
             self._end(
                 AGAIN,
@@ -143,7 +150,12 @@ class Listener:
         finally:
             self._saving -= 1
         if self._why and not self._saving:
+            self._reached = True
             raise Stopped(f"{self._why}: all is saved")
+
+    def heard(self) -> None:
+        """What was raised has come to where the process ends."""
+        self._reached = True
 
     def handle(self, number: int, frame: FrameType | None = None) -> None:
         """The signal's handler, which Python calls in the main thread.
@@ -153,7 +165,8 @@ class Listener:
         """
         self._why = self._why or told_by(number)
         self._since = self._since or time.monotonic()
-        if not self._saving:
+        if not self._saving and not self._reached:
+            self._raised = time.monotonic()
             raise Stopped(self._why)
 
 
@@ -180,6 +193,11 @@ def check(step: int | None = None, alone: bool = False) -> None:
     _current.check(step, alone)
 
 
+def heard() -> None:
+    """See `Listener.heard`."""
+    _current.heard()
+
+
 def saving() -> contextlib.AbstractContextManager[None]:
     """See `Listener.saving`."""
     return _current.saving()
@@ -195,7 +213,7 @@ def listen(board: Board | None = None, index: int = 0, count: int = 1) -> None:
         count: how many there are.
     """
     global _current
-    grace = float(os.environ.get("CROSSGUARD_GRACE_SECONDS", GRACE))
+    grace = seconds("CROSSGUARD_GRACE_SECONDS", GRACE, 1.0)
     _current = listener = Listener(board, index, count, grace)
     out, into = os.pipe()
     os.set_blocking(into, False)

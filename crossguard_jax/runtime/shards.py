@@ -8,7 +8,9 @@ Who works on which shard is for `executors` to say.
 """
 
 import importlib
+import itertools
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -119,7 +121,7 @@ def read_manifest(manifest: str | Path) -> list[Shard]:
     file are meant, ``rows: [FIRST, LAST]``. Paths are relative to the manifest's folder.
 
     Raises:
-        UserError: there are none, a line is neither, or two are alike.
+        UserError: there are none, a line is neither, or two have rows in common.
     """
     place = Path(manifest)
     if any(character in place.name for character in "*?["):
@@ -134,10 +136,17 @@ def read_manifest(manifest: str | Path) -> list[Shard]:
     ]
     if not shards:
         raise UserError(f"{place}: no shard in it")
-    places: dict[tuple[str, tuple[int, int] | None], int] = {}
+    spans: dict[str, list[tuple[int, int | float, int]]] = {}
     for shard, (line, _) in zip(shards, lines, strict=True):
-        if (before := places.setdefault((shard.path, shard.rows), line)) != line:
-            raise UserError(f"{place}, line {line}: the shard of line {before} again; take one out")
+        first, last = shard.rows or (1, math.inf)
+        spans.setdefault(shard.path, []).append((first, last, line))
+    for same in spans.values():
+        for (_, last, before), (first, _, line) in itertools.pairwise(sorted(same)):
+            if first <= last:
+                lines_of = " and ".join(map(str, sorted((before, line))))
+                raise UserError(
+                    f"{place}, lines {lines_of}: rows in common; each row belongs to one shard"
+                )
     return shards
 
 
@@ -161,6 +170,11 @@ def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(
                 f"{manifest}, line {line}: {short(written)} names no shard; write a path, or "
                 '{"path": PATH, "rows": [FIRST, LAST]}'
+            )
+        if unknown := value.keys() - {"path", "rows"}:
+            raise UserError(
+                f"{manifest}, line {line}: unknown field {sorted(unknown)[0]!r}; there are path "
+                "and rows"
             )
         yield line, value
 

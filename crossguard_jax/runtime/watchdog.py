@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crossguard_jax.runtime.board import Board
-from crossguard_jax.runtime.exits import AGAIN, leave
+from crossguard_jax.runtime.exits import AGAIN, leave, seconds
 
 LOST = 60.0
 """Seconds without a beat after which a process is gone, or its machine stands still: beats come
@@ -192,8 +192,8 @@ def at(place: str) -> None:
 def watch(board: Board, index: int, count: int) -> None:
     """Watches the run's processes from now on."""
     global _current
-    lost = float(os.environ.get("CROSSGUARD_LOST_SECONDS", LOST))
-    stuck = float(os.environ.get("CROSSGUARD_STUCK_SECONDS", STUCK))
+    lost = seconds("CROSSGUARD_LOST_SECONDS", LOST, 2 * INTERVAL)
+    stuck = seconds("CROSSGUARD_STUCK_SECONDS", STUCK, 2 * INTERVAL)
     stuck = math.inf if index else stuck  # who waits for whom, the first sees alone
     _current = dog = Watchdog(board, index, count, lost, stuck)
     for name, work in {"beat": dog.beat, "look": dog.look}.items():

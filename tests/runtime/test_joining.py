@@ -107,7 +107,12 @@ def resolve(host: str) -> str:
     ],
 )
 @pytest.mark.parametrize(
-    "host", ["localhost", "127.0.0.1", "127.0.1.1", "[::1]", "lies"], ids=lambda host: host
+    "host",
+    [
+        *("localhost", "localhost.localdomain", "ip6-localhost", "lies"),
+        *("127.0.0.1", "127.0.1.1", "0.0.0.0", "[::1]", "[::]"),
+    ],
+    ids=lambda host: host,
 )
 def test_a_coordinator_that_each_host_takes_for_itself_is_refused(
     nodes: dict[str, str], host: str
@@ -170,6 +175,8 @@ def test_jax_variables_come_first() -> None:
         (JAX | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
         (JAX | {"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 is not in 0..1"),
         (JAX | {"JAX_COORDINATOR_ADDRESS": "n1"}, "HOST:PORT"),
+        (JAX | {"JAX_COORDINATOR_ADDRESS": "n1:"}, "HOST:PORT"),
+        (JAX | {"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES=0: give how many"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "HOST:PORT"),
     ],
 )

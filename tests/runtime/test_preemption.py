@@ -1,12 +1,15 @@
 """Where a run stops: at a place that saves, at the same one in all processes, or at once."""
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 import pytest
 
-from crossguard_jax.runtime import preemption
+from crossguard_jax.core.errors import UserError
+from crossguard_jax.runtime import preemption, watchdog
 from crossguard_jax.runtime.exits import AGAIN
 from crossguard_jax.runtime.preemption import Listener, Stopped
 from tests.runtime.boards import Left, Memory, left
@@ -110,6 +113,46 @@ def test_a_second_notice_ends_the_process_and_the_same_one_twice_does_not(
     clock[0] += preemption.REPEATED
     with pytest.raises(Left, match=f"^{AGAIN} {WHY} once more: left at once"):
         listener.notice(WHY)
+
+
+def test_what_was_raised_and_lost_is_raised_again_until_it_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A library's finalizer was where the handler raised, say."""
+    clock, interrupted = [100.0], []
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: clock[0])
+    listener = Listener(end=left, interrupt=interrupted.append)
+    with contextlib.suppress(Stopped):
+        listener.handle(signal.SIGTERM)
+    listener.glance()
+    assert interrupted == []
+    clock[0] += 2 * preemption.UNHEARD
+    listener.glance()
+    assert interrupted == [signal.SIGTERM]
+    with pytest.raises(Stopped, match=WHY):
+        listener.handle(signal.SIGTERM)
+    listener.heard()
+    clock[0] += 2 * preemption.UNHEARD
+    listener.glance()
+    listener.handle(signal.SIGTERM)
+    assert len(interrupted) == 1
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "0", "nan"])
+@pytest.mark.parametrize(
+    ("name", "listen"),
+    [
+        ("GRACE", preemption.listen),
+        ("LOST", lambda: watchdog.watch(Memory(), 0, 2)),
+        ("STUCK", lambda: watchdog.watch(Memory(), 0, 2)),
+    ],
+)
+def test_a_time_that_is_none_is_refused_by_its_name(
+    name: str, listen: Callable[[], None], value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"CROSSGUARD_{name}_SECONDS", value)
+    with pytest.raises(UserError, match=f"CROSSGUARD_{name}_SECONDS={value}: give seconds, "):
+        listen()
 
 
 def test_the_clock_stops_where_saving_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,13 @@ def test_a_pattern_is_a_manifest_of_the_files_that_it_names_in_order(tmp_path) -
         ('{"file": "a"}', "line 1: .* names no shard"),
         ('a\n{"path": "b", "rows": [5, 2]}', r"line 2: rows \[5, 2\]; give the first and the last"),
         ('{"path": "b", "rows": [true, 2]}', "give the first and the last"),
-        ("a\nb\na", "line 3: the shard of line 1 again"),
+        ("a\nb\na", "lines 1 and 3: rows in common"),
+        ('a\n{"path": "a", "rows": [2, 3]}', "lines 1 and 2: rows in common"),
+        (
+            '{"path": "a", "rows": [4, 6]}\n{"path": "a", "rows": [1, 4]}',
+            "lines 1 and 2: rows in common",
+        ),
+        ('{"path": "a", "row": [2, 3]}', "line 1: unknown field 'row'"),
         ('{"path": "a"', "names no shard"),
     ],
 )

@@ -10,6 +10,7 @@ from crossguard_jax.io.progress import Progress
 from crossguard_jax.runtime.executors.array import part_of
 from crossguard_jax.runtime.executors.here import work_here
 from crossguard_jax.runtime.executors.local import work_beside
+from crossguard_jax.runtime.joining import launch_arguments
 from crossguard_jax.runtime.shards import (
     Counts,
     Shard,
@@ -99,6 +100,11 @@ def run_shards(
         UserError: the job cannot be done, or its folder holds what is of other shards.
     """
     check_where(on)
+    if on != "array" and launch_arguments(os.environ) is not None:
+        raise UserError(
+            "several processes of one run, and each would do all of it: start one (--on local or "
+            "ray finds it workers), or tasks of an array that each do their part (--on array)"
+        )
     if not others:
         refuse_others(job, shards)
     part = part_of(os.environ, shards) if on == "array" else shards

@@ -201,3 +201,14 @@ def test_workers_end_when_whoever_started_them_is_killed(tmp_path, shards) -> No
     # The worker has our end of stderr, too: this returns once it is gone.
     command = [sys.executable, "-c", textwrap.dedent(code)]
     assert subprocess.run(command, capture_output=True, timeout=300).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("on", [None, "local"])
+def test_processes_of_one_run_do_not_each_do_all_of_it(
+    on: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="several processes of one run"):
+        run_shards(job_in(tmp_path / "out"), [], on)
