@@ -48,7 +48,7 @@ def gradients(system: Immunized, x: np.ndarray, rows: Any, size: int) -> Gradien
         lengths = np.asarray(_lengths(system, system.params, some, x[here]))
         zero += int((lengths[: len(x) - start] == 0).sum())
     if len(system.policy.branches) > 1:
-        some = jax.tree.map(lambda leaf: leaf[:size], rows)
+        some = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[:size]), rows)  # not under jit
         objective = functools.partial(system.accepted, system.params, some)
         try:
             check_differentiable(objective, jax.numpy.asarray(x[:size]), jax.random.key(0))
