@@ -160,9 +160,9 @@ def common() -> ConfigDict:
 def tiny() -> ConfigDict:
     """All of CMAI on the small world's guard: minutes on two cores, through the code of the 7B."""
     config = common()
-    # What `toy immunizing` says is worth its cost. The tower's MLPs were worth 14 points of robust
-    # accuracy; from the first step on, a lambda of 0.7 cost 40 points of clean accuracy, and half
-    # of the rows implicit, with a 14th of lettering, cost all that it knew of lettering.
+    # What `toy immunizing` says is worth its cost. The tower's MLPs, the projector and the rank
+    # were worth 13 points of robust accuracy; a lambda of 0.7 from the first step on left 70% of
+    # clean rows right; and where a 14th of the rows was lettering, a guard forgot to read it.
     config.lora.update({"rank": 32, "alpha": 64.0})
     config.lora.targets = f"{WHOLE_VISION}|{PROJECTOR}|{LANGUAGE}"
     config.mbat.steps = 2
@@ -182,7 +182,7 @@ def tiny() -> ConfigDict:
 
 
 def tiny_long() -> ConfigDict:
-    """`tiny` to the end: 1,400 steps of 32 rows, twenty minutes on a core."""
+    """`tiny` to the end: 1,400 steps of 32 rows, eighteen minutes of a core."""
     config = tiny()
     config.train.update({"steps": 1_400, "batch_size": 32, "save_every": 200})
     return config

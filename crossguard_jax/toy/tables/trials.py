@@ -82,6 +82,10 @@ TRIALS: Mapping[str, Trial] = {
 """Those without the check, ``mbat``, have their last epsilon and lambda from the first step on."""
 
 
+RECIPE = ("none", "tiny", "long")
+"""One recipe, for more and more passes."""
+
+
 def passes(config: Any) -> int:
     """Forward and backward passes of a row that a training takes: the inner attack's, and the
     clean and the adversarial row's."""
@@ -90,32 +94,37 @@ def passes(config: Any) -> int:
 
 @drawing.styled
 def cost_curve(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Robust accuracy, and AUROC under attack, against passes; the guard that nobody trained is a
-    line, and so is what one answer to all rows would get.
+    """Robust accuracy, and AUROC under attack, against passes, with intervals; a line joins those
+    of one recipe, and a dotted one is what one answer to all rows would get.
 
     Args:
         figures: of ``immunizing.json``, by ``ROW.FIGURE``.
     """
     names = [name for name in TRIALS if f"{name}.robust" in figures]
-    figure, panels = drawing.panels(1, 2, (6.9, 3.6))
+    figure, panels = drawing.panels(1, 2, (5.4, 4.0))
     for axes, what, label in zip(panels, ("robust", "auroc"), _SHOWN, strict=True):
         axes.axhline(50, color=drawing.GREY, linewidth=0.8, linestyle=":")
-        for i, name in enumerate(names):
-            colour, share = drawing.COLOURS[i % len(drawing.COLOURS)], figures[f"{name}.{what}"]
-            value, cost = 100 * share["value"], figures[f"{name}.passes"]["value"]
-            if not cost:
-                axes.axhline(value, color=drawing.BLACK, linewidth=0.8, label=TRIALS[name].title)
-                continue
-            ends = [
-                [100 * (share["value"] - share["low"])],
-                [100 * (share["high"] - share["value"])],
-            ]
-            look: dict[str, Any] = {"marker": _MARKERS[i // len(drawing.COLOURS)], "color": colour}
+        points = {
+            name: (
+                figures[f"{name}.passes"]["value"] / 1_000,
+                100 * figures[f"{name}.{what}"]["value"],
+            )
+            for name in names
+        }
+        joined = [points[name] for name in RECIPE if name in points]
+        axes.plot(*zip(*joined, strict=True), color=drawing.GREY, linewidth=0.8)
+        for i, (name, (cost, value)) in enumerate(points.items()):
+            share = figures[f"{name}.{what}"]
+            ends = [[value - 100 * share["low"]], [100 * share["high"] - value]]
+            look: dict[str, Any] = {
+                "marker": _MARKERS[i // len(drawing.COLOURS)],
+                "color": drawing.COLOURS[i % len(drawing.COLOURS)],
+            }
             title = drawing.plain(TRIALS[name].title)
-            axes.errorbar([cost / 1_000], [value], ends, label=title, linestyle="", **look)
-        axes.set(xscale="log", xlabel="Passes of a row, thousands", ylabel=label, ylim=(0, 100))
+            axes.errorbar([cost], [value], ends, label=title, linestyle="", **look)
+        axes.set(xlabel="Passes of a row, thousands", ylabel=label, ylim=(0, 100))
         axes.grid(True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center")
     return figure
 
 
