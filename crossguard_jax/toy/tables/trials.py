@@ -101,7 +101,7 @@ def cost_curve(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
         figures: of ``immunizing.json``, by ``ROW.FIGURE``.
     """
     names = [name for name in TRIALS if f"{name}.robust" in figures]
-    figure, panels = drawing.panels(1, 2, (5.4, 4.0))
+    figure, panels = drawing.panels(1, 2, (5.4, 3.1))
     for axes, what, label in zip(panels, ("robust", "auroc"), _SHOWN, strict=True):
         axes.axhline(50, color=drawing.GREY, linewidth=0.8, linestyle=":")
         points = {
@@ -120,11 +120,10 @@ def cost_curve(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
                 "marker": _MARKERS[i // len(drawing.COLOURS)],
                 "color": drawing.COLOURS[i % len(drawing.COLOURS)],
             }
-            title = drawing.plain(TRIALS[name].title)
-            axes.errorbar([cost], [value], ends, label=title, linestyle="", **look)
+            axes.errorbar([cost], [value], ends, label=name, linestyle="", **look)
         axes.set(xlabel="Passes of a row, thousands", ylabel=label, ylim=(0, 100))
         axes.grid(True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
