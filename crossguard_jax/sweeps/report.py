@@ -15,7 +15,8 @@ from crossguard_jax.sweeps.summary import RowSummary, headlines, summarized
 
 MEANS = (
     "Mean over seeds, with a 95% t interval over them: how far other seeds may lead, not other "
-    "test rows. Of one seed, its own interval, if it has one."
+    "test rows. It knows no bounds of a figure, and has no width where seeds happen to agree. Of "
+    "one seed, its own interval, if it has one."
 )
 DIFFERENCES = (
     "The row less the base, seed by seed: the mean, with a 95% t interval over seeds. An interval "
