@@ -228,7 +228,7 @@ class MixturePart:
 def parts(
     data: Any,
     opened: Mapping[str, RecordSource],
-    encoder: Encoder,
+    encoder: Encoder | None,
     folder: Path,
     readers: Readers,
     seed: int,
@@ -242,7 +242,7 @@ def parts(
             rows are ``long`` and ``injected``, how many tokens those have, and where the ``talk``
             comes from.
         opened: by name.
-        encoder: of the guard.
+        encoder: of the guard; None is of a model that takes no made rows.
         folder: of the datasets.
         readers: as for `guard.mixture.open_sources`.
         seed: of what is drawn.
@@ -260,7 +260,8 @@ def parts(
     own = (1 - sum(shares.values())) / sum(weights.values())
     short = {name: source for name, source in opened.items() if not _has_several(source)}
     longer = {name: source for name, source in opened.items() if name not in short}
-    longer |= _made(data, opened, weights, shares, encoder, folder, readers, seed)
+    if encoder is not None:
+        longer |= _made(data, opened, weights, shares, encoder, folder, readers, seed)
     weights = {name: own * weight for name, weight in weights.items()} | shares
 
     def part(sources: Mapping[str, RecordSource], length: int) -> MixturePart:

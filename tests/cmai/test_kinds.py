@@ -193,6 +193,7 @@ def short(variant: str, steps: int):
     config.lora.update({"rank": 4, "alpha": 8.0})
     config.cmcv.update({"pass_rate": 0.8, "confidence": 0.9, "shared_width": 16})
     config.cmcv.train.update({"steps": 10, "batch_size": 8, "save_every": 10})
+    config.arm.branches = ({"pass_rate": 0.8, "do": "reject"},)
     config.mbat.steps = 1
     config.train.update({"steps": steps, "batch_size": 8, "save_every": steps})
     for optim in (config.optim, config.cmcv.optim):
