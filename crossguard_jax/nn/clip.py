@@ -250,7 +250,7 @@ class Clip(nnx.Module):
         (states,) = self.vision_model.hidden_states(pixel_values, (-1,), lora_scale)
         return states
 
-    def picture_vectors(self, states: Float[Array, "M S D"]) -> Float[Array, "M D"]:
+    def picture_vectors(self, states: Float[Array, "M S W"]) -> Float[Array, "M D"]:
         """Unit vectors, float32, of what `see` gives."""
         pooled = self.vision_model.post_layernorm(states[:, 0])
         return _unit(self.visual_projection(pooled))

@@ -21,10 +21,12 @@ from transformers import (
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest
+from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.export import save_model
-from crossguard_jax.hf.load import load_model
+from crossguard_jax.hf.load import load_model, make_model
 from crossguard_jax.hf.towers import tower_hash, with_tower
-from tests.hf.clip_sources import agree, draw_model, write_open_clip
+from crossguard_jax.nn import llama, llava
+from tests.hf.clip_sources import FIXTURES, agree, draw_model, vectors_of_pictures, write_open_clip
 from tests.hf.hub_models import randomized
 
 TOLERANCE = 1e-4
@@ -97,8 +99,8 @@ def tower(request, published, tmp_path):
     return tmp_path
 
 
-def features(llava, pixels):
-    return np.asarray(jax.jit(type(llava).see)(llava, pixels))
+def features(model, pixels):
+    return np.asarray(jax.jit(type(model).see)(model, pixels))
 
 
 def test_features_are_the_librarys_and_the_rest_is_as_it_was(published, tower, tmp_path_factory):
@@ -120,6 +122,15 @@ def test_features_are_the_librarys_and_the_rest_is_as_it_was(published, tower, t
     with torch.no_grad():
         exported = theirs.model.vision_tower(torch.tensor(pixels), output_hidden_states=True)
     agree(exported.hidden_states[LAYER].numpy(), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("folder", sorted(FIXTURES.iterdir()), ids=lambda folder: folder.name)
+def test_a_tower_that_open_clip_wrote_gives_open_clips_own_vectors(folder):
+    expected, encoder = load_file(folder / "expected.st"), load_clip(folder)
+    config = llava.LlavaConfig(encoder.model.config.vision, llama.LlamaConfig(32, 8, 8, 1, 2, 2, 4))
+    encoder.model.vision_model = with_tower(make_model("llava", config), folder).vision_tower
+    vectors = vectors_of_pictures(encoder, expected["pixels"])
+    agree(vectors, expected["picture_vectors"], TOLERANCE)
 
 
 def test_a_llavas_own_tower_may_be_taken_too(published):
