@@ -63,10 +63,10 @@ def rows(n: int, seed: int = 0) -> list[Record]:
     records = []
     for example in examples("captions", "test", n, seed):
         assert example.scene is not None
-        said = [caption(rng, example.scene) for _ in range(CAPTIONS)]
+        captions = [caption(rng, example.scene) for _ in range(CAPTIONS)]
         record = to_record(example)
-        provenance = {**record.provenance, "captions": "\n".join(said)}
-        records.append(Record(record.id, record.images, said[0], provenance=provenance))
+        provenance = {**record.provenance, "captions": "\n".join(captions)}
+        records.append(Record(record.id, record.images, captions[0], provenance=provenance))
     return records
 
 
