@@ -86,19 +86,26 @@ class Mirror:
             UserError: the bucket does not take it.
         """
         with self._lock, self._working("written to"):
-            every = (path for path in self.folder.rglob("*") if path.is_file())
-            paths = {path.relative_to(self.folder).as_posix(): path for path in every}
-            here = {name: _stamp(path) for name, path in paths.items() if self._takes(name)}
-            for names in _apart([n for n in here if self._copied.get(n) != here[n]]):
-                self._files.put(
-                    [str(paths[n]) for n in names], [f"{self._root}/{n}" for n in names]
-                )
-                self._copied |= {name: here[name] for name in names}
-            for names in reversed(_apart([n for n in self._copied if n not in here])):
-                for name in names:
-                    with contextlib.suppress(FileNotFoundError):
-                        self._files.rm_file(f"{self._root}/{name}")
-                    del self._copied[name]
+            while True:
+                try:
+                    return self._copy()
+                except FileNotFoundError as error:
+                    # Orbax's threads remove an old checkpoint while it is copied: look anew.
+                    if not str(error.filename).startswith(str(self.folder)):
+                        raise
+
+    def _copy(self) -> None:
+        every = (path for path in self.folder.rglob("*") if path.is_file())
+        paths = {path.relative_to(self.folder).as_posix(): path for path in every}
+        here = {name: _stamp(path) for name, path in paths.items() if self._takes(name)}
+        for names in _apart([n for n in here if self._copied.get(n) != here[n]]):
+            self._files.put([str(paths[n]) for n in names], [f"{self._root}/{n}" for n in names])
+            self._copied |= {name: here[name] for name in names}
+        for names in reversed(_apart([n for n in self._copied if n not in here])):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.rm_file(f"{self._root}/{name}")
+                del self._copied[name]
 
     def straight(self, folder: Path) -> str | None:
         """Where Orbax writes a folder in this one; None: here, and it is copied.

@@ -117,6 +117,21 @@ def test_scratch_files_stay_here_and_what_closes_a_folder_comes_last(shelf):
     assert [path for what, path in shelf.done if what == "rm"][:2] == [".crossguard", step]
 
 
+def test_a_file_that_is_removed_as_it_is_copied_is_no_failure(shelf, monkeypatch):
+    args, staged = work()
+    with staged:
+        write(Path(args.out) / "old")
+        write(Path(args.out) / "new")
+        put = Shelf.put_file
+
+        def put_file(self, lpath, rpath, **options):
+            (Path(args.out) / "old").unlink(missing_ok=True)
+            return put(self, lpath, rpath, **options)
+
+        monkeypatch.setattr(Shelf, "put_file", put_file)
+    assert names(shelf) == {"new"}
+
+
 def test_what_runs_for_long_is_copied_now_and_then_and_no_more_when_it_ends(shelf, monkeypatch):
     monkeypatch.setattr(remote, "PERIOD", 0.01)
     args, staged = work()
