@@ -151,6 +151,12 @@ class Registered:
         return CLIMBS[self.climb].aware or SEARCHES[self.search].aware or self.climb == "policy"
 
     @property
+    def relative_step(self) -> float:
+        """As of a `Budget`. Plain PGD takes a quarter of the radius and more: on an immunized guard
+        20 steps of an eighth left 54% standing where 20 of a quarter left 45%."""
+        return max(2.5 / self.steps, 0.25) if self.search == "pgd" else 0.0
+
+    @property
     def gradient(self) -> bool:
         """Whether it takes the model's gradient."""
         return self.cost.gradient > 0

@@ -156,3 +156,9 @@ def test_another_search_or_climb_brings_its_options() -> None:
         name, values = registry.parse(text)
         attack = REGISTRY[name].changed("", **values)
         assert attack.options == options and attack.cost.forward > 0
+
+
+@pytest.mark.parametrize(("steps", "step"), [(2, 1.25), (10, 0.25), (20, 0.25), (80, 0.25)])
+def test_plain_pgds_steps_do_not_shrink_below_a_quarter_of_the_radius(steps, step) -> None:
+    assert REGISTRY["pgd"].changed("pgd", steps=steps).relative_step == step
+    assert REGISTRY["apgd"].changed("apgd", steps=steps).relative_step == 0.0

@@ -323,7 +323,8 @@ def _as_watched(attack: Registered, system: Immunized) -> tuple[Registered, str]
 def _budget(attack: Registered, norm: str) -> Budget:
     # What is shared begins at nothing, which a plain loop does and random points did not beat.
     start = attack.route == ROWS or attack.restarts > 1
-    return Budget(0.0, norm, attack.steps, restarts=attack.restarts, random_start=start)
+    step, restarts = attack.relative_step, attack.restarts
+    return Budget(0.0, norm, attack.steps, step, restarts, random_start=start)
 
 
 def _universal(

@@ -141,8 +141,8 @@ class Attack:
 
     def budget(self, epsilon: float) -> Budget:
         """The budget at a radius."""
-        steps, restarts = self.registered.steps, self.registered.restarts
-        return Budget(np.float32(epsilon), self.norm, steps, restarts=restarts)
+        attack, radius = self.registered, np.float32(epsilon)
+        return Budget(radius, self.norm, attack.steps, attack.relative_step, attack.restarts)
 
 
 @dataclass(frozen=True)
