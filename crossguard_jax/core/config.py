@@ -12,8 +12,9 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -104,13 +105,23 @@ def describe_variants(path: str) -> dict[str, str]:
     }
 
 
+class _FromSource(SourceFileLoader):
+    """Reads the file itself: bytecode that is kept is told by its second and size, which an edit
+    may leave as they were."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"crossguard_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise UserError(f"{path}: a configuration is a Python file, its name ends in .py")
+    loader = _FromSource(f"crossguard_config_{path.stem}", str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None  # of a loader that is there
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
     if not callable(getattr(module, "get_config", None)):

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 GOES_ON = (
-    *("*.path", "*.text_path", "*.remat", "mesh.*", "axis_rules*"),
+    *("*.path", "*.text_path", "*.vision_tower", "*.remat", "mesh.*", "axis_rules*"),
     # Of the rows, the weight alone is not in their hash; a source without weight is not read.
     *("data.validation*", "data.augment.talk.*"),
     *(

@@ -1,5 +1,6 @@
 """Configurations: overrides are typed, and what is mistyped is told the nearest right name."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,15 @@ def spec(tmp_path: Path) -> str:
 def test_a_variant_is_chosen_by_its_name(spec: str) -> None:
     assert load_config(spec).width == 8
     assert load_config(spec.replace("small", "large")).width == 64
+
+
+def test_an_edit_of_the_same_second_and_size_is_read(spec: str) -> None:
+    file = Path(spec.removesuffix(":small"))
+    assert load_config(spec).width == 8
+    stamp = file.stat().st_mtime_ns
+    file.write_text(FILE.replace('"small": 8', '"small": 9'))
+    os.utime(file, ns=(stamp, stamp))
+    assert load_config(spec).width == 9
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ and a run is refused by the name of the field."""
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,12 +31,13 @@ DECIDES = {
     },
     "cmai": {
         "model.dtype",
-        *("task.labels", "task.most_common"),
+        *(f"task.{name}" for name in ("kind", "form", "labels", "most_common", "max_new_tokens")),
         *(f"lora.{name}" for name in ("rank", "alpha", "targets", "layers")),
         *(f"cmcv.{name}" for name in ("on", "kind", "shared_width", "hidden_width", "text_source")),
         *(f"cmcv.{name}" for name in ("weight", "joint", "adversarial", "pass_rate", "confidence")),
-        *("cmcv.train.steps", "cmcv.train.batch_size"),
-        *(f"mbat.{name}" for name in ("on", "goal", "inner", "perturb", "alpha", "evasion")),
+        *("cmcv.noise", "cmcv.train.steps", "cmcv.train.batch_size"),
+        *(f"mbat.{name}" for name in ("on", "goal", "inner", "outer", "perturb", "alpha")),
+        "mbat.evasion",
         *(f"mbat.{name}" for name in ("norm", "steps", "text_epsilon", "edits")),
         *("arm.alarm_rate", "arm.max_variance", "arm.follow"),
         *(
@@ -158,11 +160,10 @@ def identity_of(recipe: str, config: ConfigDict, base: Path, tmp_path: Path) -> 
     data.mkdir(exist_ok=True)
     for name in (*config.data.sources, guard_recipe.TALK):
         (data / f"{name}.settings.json").write_text(json.dumps({"contents": "c"}))
-    guard = bare(guard_recipe.Guard, folder=base)
     opened: dict[str, Any] = {name: [] for name in config.data.sources}
     if recipe == "guard":
-        return guard_recipe.run_identity(config, guard, opened, data)
-    task = bare(cmai_recipe.Task, guard=guard, reader=None)
+        return guard_recipe.run_identity(config, base, opened, data)
+    task = SimpleNamespace(folder=base, reader=None)
     return bare(cmai_recipe._Run, config=config, task=task, sources=opened, data=data).identity()
 
 
