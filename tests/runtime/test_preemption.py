@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -136,6 +138,31 @@ def test_what_was_raised_and_lost_is_raised_again_until_it_is_heard(
     listener.glance()
     listener.handle(signal.SIGTERM)
     assert len(interrupted) == 1
+
+
+SWALLOWED = """
+import os, signal, sys, time
+from crossguard_jax.runtime import preemption
+
+preemption.UNHEARD = 0.2
+sys.unraisablehook = lambda _: print("swallowed", flush=True)
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+
+preemption.listen()
+one = Finalized()
+del one
+time.sleep(60)
+"""
+
+
+def test_a_process_whose_library_swallowed_the_signal_ends_all_the_same() -> None:
+    command = [sys.executable, "-c", SWALLOWED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("swallowed\n", AGAIN), done.stderr
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "0", "nan"])
