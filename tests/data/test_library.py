@@ -349,7 +349,7 @@ def test_any_parquet_of_pictures_reads_and_bad_files_and_rows_are_rejected(tmp_p
     where = [(Path(each.file).name, each.row) for each in rejected]
     assert where == [("a.parquet", 2), ("a.parquet", 3), ("b.parquet", 1), ("c.parquet", 1)]
     assert "no column of pictures" in rejected[2].reason
-    assert "cannot be read on" in rejected[3].reason
+    assert "cut short or damaged" in rejected[3].reason
     with pytest.raises(UserError, match="have their own captions"):
         list(pictures(tmp_path, captions=tmp_path / "a.parquet"))
 

@@ -108,7 +108,7 @@ def test_rows_of_one_file_are_shards_too(tmp_path, manifest, score) -> None:
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     code, text = score("--shards", manifest, "--output", tmp_path / "out")
     assert [row["id"] for row in rows_of(tmp_path / "out")] == [f"1-{r}" for r in range(6)]
-    assert code == 1 and "has no row 70" in text
+    assert code == 1 and "rows [70, 80]: the file ends at row 6" in text
 
 
 def test_a_shard_does_not_depend_on_what_others_have_stored(

@@ -9,6 +9,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.library.picture import Picture, below, captioned
 from crossguard_jax.data.library.wit import caption_of
 from crossguard_jax.data.records import Rejected
+from crossguard_jax.io.lines import CUT
 
 IMAGE_COLUMNS = ("image", "jpg")
 ID_COLUMNS = ("image_url", "url", "id", "key")
@@ -50,8 +51,10 @@ def _pictures(file: Path, root: Path, language: str) -> Iterator[Picture | Rejec
                 for value in batch.to_pylist():
                     row += 1
                     yield _picture(value, image, f"{below(file, root)}-{row}", file, row, language)
-    except (OSError, pyarrow.ArrowException, UserError) as error:
-        yield Rejected(str(file), row + 1, f"the file cannot be read on ({_line(error)})")
+    except UserError as error:
+        yield Rejected(str(file), 1, str(error))
+    except (OSError, pyarrow.ArrowException) as error:
+        yield Rejected(str(file), row + 1, f"{CUT} ({_line(error)}); download it again")
 
 
 def _columns(names: list[str]) -> tuple[str, list[str]]:

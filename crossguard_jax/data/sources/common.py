@@ -52,6 +52,25 @@ def records_of(
             yield from made
 
 
+def check_range(path: Path, rows: tuple[int, int], end: int) -> None:
+    """Refuses rows of a file that end behind its last one, which part of a file cut short or
+    changed does.
+
+    Args:
+        path: the file.
+        rows: the first and the last of them.
+        end: the number of the file's last row; 0 where none was seen from the first one on.
+
+    Raises:
+        UserError: the last of them is behind the end.
+    """
+    if rows[1] > end:
+        where = f"at row {end:,}" if end else f"before row {rows[0]:,}"
+        raise UserError(
+            f'{path}: rows {[*rows]}: the file ends {where}; correct "rows" in the manifest'
+        )
+
+
 def text_field(row: Mapping[str, Any], name: str, blank: bool = False) -> str:
     """The row's text called ``name``, fit for a tokenizer; empty or null only if ``blank``."""
     text = required(row, name)

@@ -19,13 +19,14 @@ ROWS_AT_ONCE = 64
 PICTURES = frozenset("jpg jpeg png gif webp bmp tif tiff ppm".split())
 TEXTS = frozenset(("txt", "text", "caption"))
 _TAR = re.compile(r"\.(tar|tar\.(gz|xz|bz2)|tgz)$", re.IGNORECASE)
+_ARRAY_RECORD = re.compile(r"\.array_?record", re.IGNORECASE)
 
 
 def reader_of(path: Path) -> Callable[[Path, int], Iterator[Row]] | None:
     """What reads a file from a row on, by the file's name; None for one of text."""
     if path.suffix.lower() == ".parquet":
         return read_parquet
-    if ".array_record" in path.name:
+    if _ARRAY_RECORD.search(path.name):
         return read_array_record
     return read_tar if _TAR.search(path.name) else None
 
@@ -81,7 +82,13 @@ def _decoder(folder: Path) -> Callable[[bytes], dict[str, Any] | RowError]:
         return jsonl.parse_line
     import tensorflow_datasets as tfds
 
-    features = tfds.features.FeaturesDict.from_config(str(folder))
+    try:
+        features = tfds.features.FeaturesDict.from_config(str(folder))
+    except Exception as error:  # whatever reading it as JSON, or as one of TFDS's features, says
+        raise UserError(
+            f"{folder / 'features.json'}: not TFDS's features ({short(reason(error))}); write the "
+            "data set again, or remove the file where the records are JSON objects"
+        ) from error
     skip = {"image": tfds.decode.SkipDecoding()} if "image" in features else {}
 
     def decode(record: bytes) -> dict[str, Any] | RowError:
@@ -166,7 +173,8 @@ def _damage(path: Path, row: int, error: Exception) -> tuple[int, RowError]:
     Raises:
         UserError: that is all of the file.
     """
-    why = short(getattr(error, "strerror", None) or reason(error))
+    # ArrayRecord's library says nothing at all of a file that lacks its end.
+    why = short(getattr(error, "strerror", None) or str(error) or "cut short or damaged")
     if row == 0:
         raise UserError(
             f"{short(path)}: cannot be read ({why}); correct the path or write it again"

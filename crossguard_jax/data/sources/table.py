@@ -1,7 +1,6 @@
 """A folder of pictures with a JSON-lines, JSON, CSV or TSV table of rows that name them; or a file
 of rows with their pictures in it, Parquet, ArrayRecord or tar."""
 
-import itertools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.data.records import Record, Rejected, listed
-from crossguard_jax.data.sources.common import named_picture, records_of, text_field
+from crossguard_jax.data.sources.common import check_range, named_picture, records_of, text_field
 from crossguard_jax.data.sources.packed import reader_of
 from crossguard_jax.io.jsonl import read_rows
-from crossguard_jax.io.lines import Row
+from crossguard_jax.io.lines import CUT, Row, RowError, lines
 
 TABLE_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
 
@@ -57,7 +56,8 @@ def table(
       rows: the first and the last row to be read, by their numbers; None reads all.
 
     Raises:
-      UserError: the table cannot be opened, or a folder holds none or several.
+      UserError: the table cannot be opened, a folder holds none or several, or ``rows`` end behind
+        its last one.
     """
     path = _the_table(Path(path))
     root = Path(pictures) if pictures is not None else path.parent
@@ -84,11 +84,24 @@ def table(
 
 
 def _rows(path: Path, limits: tuple[int, int] | None) -> Iterator[Row]:
+    """The rows within limits, which must lie in the file."""
     first, last = limits or (1, sys.maxsize)
     read = reader_of(path)
-    rows = read_rows(path) if read is None else read(path, first)
-    from_first = itertools.dropwhile(lambda row: row[0] < first, rows)
-    return itertools.takewhile(lambda row: row[0] <= last, from_first)
+    end = 0
+    for row, value in read_rows(path) if read is None else read(path, first):
+        if row > last:
+            return
+        end = row
+        # What cannot be read on is said to whoever wants what lies behind, too.
+        cut = isinstance(value, RowError) and value.reason.startswith(CUT)
+        if row >= first or cut:
+            yield row, value
+        if cut or row == last:
+            return
+    if limits is not None:
+        # A row's number is its first line's: the last one may have more, and blank ones behind it.
+        lined = read is None and path.suffix.lower() != ".json"
+        check_range(path, limits, max(end, sum(1 for _ in lines(path))) if lined else end)
 
 
 def _the_table(path: Path) -> Path:

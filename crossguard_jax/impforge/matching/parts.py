@@ -21,6 +21,7 @@ from crossguard_jax.core.typing import Array
 from crossguard_jax.data import library
 from crossguard_jax.data.library import Picture
 from crossguard_jax.data.records import Rejected, kind
+from crossguard_jax.data.sources.common import check_range
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.impforge.matching.index import embed_all
 from crossguard_jax.impforge.matching.index_files import (
@@ -30,6 +31,7 @@ from crossguard_jax.impforge.matching.index_files import (
     IndexWriter,
 )
 from crossguard_jax.impforge.matching.towers import Towers
+from crossguard_jax.io.lines import CUT
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.runtime.shards import (
     Beat,
@@ -91,12 +93,31 @@ def embed_work(spec: Mapping[str, Any], folder: str) -> Work:
 
 
 def pictures_of(shard: Shard, captions: str | Path | None) -> Iterator[Picture | Rejected]:
-    """A shard's part of the library."""
-    first, last = shard.rows or (0, 0)
-    for each in library.pictures(shard.path, captions=captions):
-        row = each.row if isinstance(each, Rejected) else int(each.provenance.get("row", 0))
-        if not shard.rows or first <= row <= last:
+    """A shard's part of the library.
+
+    Raises:
+        UserError: see `library.pictures`; or its rows end behind the last picture.
+    """
+    pictures = library.pictures(shard.path, captions=captions)
+    if shard.rows is None:
+        yield from pictures
+        return
+    first, last = shard.rows
+    ends: dict[str, int] = {}
+    numbered: set[str] = set()  # files of pictures: a table of captions has rows of its own
+    cut = False
+    for each in pictures:
+        if isinstance(each, Rejected):
+            file, row, lost = each.file, each.row, each.reason.startswith(CUT)
+        else:
+            file, row, lost = each.provenance["file"], int(each.provenance.get("row", 0)), False
+            numbered.add(file)
+        ends[file], cut = max(row, ends.get(file, 0)), cut or lost
+        # What cannot be read on is said to whoever wants what lies behind, too.
+        if first <= row <= last or lost and row < first:
             yield each
+    if not cut:
+        check_range(Path(shard.path), shard.rows, max((ends[file] for file in numbered), default=0))
 
 
 def pictures_of_all(

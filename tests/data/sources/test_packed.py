@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +124,41 @@ def test_rows_from_one_to_another_are_the_same_as_of_all(tmp_path, write) -> Non
     numbers = [int(record.provenance["row"]) for record in every]
     some = [*sources.read("table", path, rows=(numbers[2], numbers[4]))]
     assert some == every[2:5]
-    assert [*sources.read("table", path, rows=(100, 200))] == []
+    # The last one alone, as a report reads it again.
+    assert [*sources.read("table", path, rows=(numbers[-1],) * 2)] == every[-1:]
+
+
+@pytest.mark.parametrize("write", KINDS)
+@pytest.mark.parametrize("where", ["across", "behind"])
+def test_rows_that_end_behind_the_last_one_are_refused(tmp_path, write, where) -> None:
+    path = write(tmp_path)
+    n = int([*sources.read("table", path)][-1].provenance["row"])
+    rows = (n - 1 if where == "across" else n + 3, n + 4)
+    mend = r'ends (at|before) row \d+; correct "rows" in the manifest'
+    with pytest.raises(UserError, match=rf"{path.name}: rows \[\d+, {n + 4}\]: the file {mend}"):
+        [*sources.read("table", path, rows=rows)]
+
+
+@pytest.mark.parametrize("first", [2, 100])
+def test_rows_that_were_lost_with_the_end_of_a_file_are_no_fault_of_the_manifests(
+    tmp_path, first
+) -> None:
+    path = as_tar(tmp_path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    *_, last = sources.read("table", path, rows=(first, 200))
+    assert isinstance(last, Rejected) and "cut short or damaged" in last.reason
+
+
+@pytest.mark.parametrize(
+    "text", ['text,image\nwhat,\n"is\nthis",\n', '{"text": "a", "image": null}\n\n']
+)
+def test_the_last_line_is_the_last_row_of_a_file_of_lines(tmp_path, text) -> None:
+    path = tmp_path / ("rows.jsonl" if text[0] == "{" else "rows.csv")
+    path.write_text(text)
+    n = text.count("\n")
+    assert [*sources.read("table", path, rows=(1, n))] == [*sources.read("table", path)]
+    with pytest.raises(UserError, match=f"ends at row {n};"):
+        [*sources.read("table", path, rows=(1, n + 1))]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.6])
@@ -141,10 +176,41 @@ def test_a_file_that_was_cut_short_says_so(tmp_path, write, share) -> None:
         assert [*map(facts, rows)] == [*map(facts, records())][: len(rows)]
 
 
-@pytest.mark.parametrize("name", ["none.parquet", "none.tar", "none.array_record"])
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "its first half": lambda path: path.write_bytes(path.read_bytes()[: 2**16]),
+    "all but its end": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "a text": lambda path: path.write_text('{"text": "a"}\n' * 9_000),
+}
+
+
+@pytest.mark.parametrize("name", ["r.array_record", "r.arrayrecord"])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_array_record_is_refused_in_a_line_with_its_name_and_why(
+    tmp_path, name, broken
+) -> None:
+    path = as_array_record(tmp_path).rename(tmp_path / name)
+    BROKEN[broken](path)
+    with pytest.raises(UserError) as error:
+        [*sources.read("table", path)]
+    why = re.fullmatch(
+        rf"\S*{name}: cannot be read \((.+)\); correct the path or write it again", str(error.value)
+    )
+    assert why and why[1] != "RuntimeError"
+
+
+@pytest.mark.parametrize("name", ["none.parquet", "none.tar", "none.tar.gz"])
 def test_a_file_that_is_not_there_is_refused(tmp_path, name) -> None:
     with pytest.raises(UserError, match=f"{name}: cannot be read"):
         [*sources.read("table", tmp_path / name)]
+
+
+def test_features_that_are_none_are_refused_by_their_file(tmp_path) -> None:
+    path = as_array_record(tmp_path)
+    (path.parent / "features.json").write_text("{")
+    with pytest.raises(UserError, match=r"features\.json: not TFDS's .*; write the data set again"):
+        [*sources.read("table", path)]
 
 
 def test_a_bad_sample_of_a_tar_is_one_bad_row(tmp_path) -> None:

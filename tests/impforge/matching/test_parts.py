@@ -1,6 +1,7 @@
 """A library embedded shard by shard is the index that one process makes of all of it."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,16 @@ from pyarrow import parquet
 
 from crossguard_jax import cli
 from crossguard_jax.core.config import load_config
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import library
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.impforge.matching.index import PictureIndex, build_index
-from crossguard_jax.impforge.matching.parts import embed_job, join_parts, pictures_of_all
+from crossguard_jax.impforge.matching.parts import (
+    embed_job,
+    join_parts,
+    pictures_of,
+    pictures_of_all,
+)
 from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.io.jsonl import read_jsonl
 from crossguard_jax.runtime.executors.run import run_shards
@@ -84,6 +91,16 @@ def test_a_shard_that_cannot_be_read_is_left_out_and_said(tmp_path, pictures) ->
     assert row["reason"] == failed.reason
     read = [*pictures_of_all(summary.reports, None)]
     assert len(read) == 8
+
+
+def test_rows_of_a_library_that_end_behind_its_last_picture_are_refused(tmp_path, pictures) -> None:
+    manifest = tmp_path / "library/manifest"
+    rows = ([1, 3], [4, 5])
+    manifest.write_text("".join(json.dumps({"path": "0.parquet", "rows": r}) + "\n" for r in rows))
+    first, behind = read_manifest(manifest)
+    assert [each.id for each in pictures_of(first, None)] == ["p0", "p1", "p2"]
+    with pytest.raises(UserError, match=r"0\.parquet: rows \[4, 5\]: the file ends at row 4"):
+        [*pictures_of(behind, None)]
 
 
 def test_matching_with_shards_gives_the_triplets_of_matching_with_all(
