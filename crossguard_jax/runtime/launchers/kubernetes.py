@@ -14,7 +14,7 @@ from crossguard_jax.runtime.launchers.scripts import (
     Submission,
     add_array,
     add_shared_arguments,
-    check_array,
+    check_shards,
     command,
     exports,
     label,
@@ -110,10 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def submission(args: argparse.Namespace) -> Submission:
     """The set's YAML, its queue's where that is to be made, and the commands that apply them."""
-    check_array(args)
     connect = _connect(args)
     image = need(args, "image", "a container image with this repository")
     pods = _pods(args)
+    check_shards(args, 1 if args.array else pods.slices * pods.hosts)
     args.accelerator = args.accelerator or ("tpu" if args.slice is not None else "cuda")
     volume, _, path = (args.volume or "").partition(":")
     if args.volume and not path.startswith("/"):

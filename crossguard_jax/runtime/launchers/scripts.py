@@ -150,13 +150,26 @@ def add_array(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_array(args: argparse.Namespace) -> None:
-    """Ends with a usage error where tasks of an array and the verb do not fit together."""
+def check_shards(args: argparse.Namespace, processes: int) -> None:
+    """Ends with a usage error where a verb over shards and the processes do not fit together.
+
+    Args:
+      args: the launcher's arguments.
+      processes: how many the job has, or each task of an array.
+    """
+    ways = "--on slurm|k8s --array N before the verb and --on array after it"
     is_part = "--on=array" in args.rest or ("--on", "array") in zip(
         args.rest, args.rest[1:], strict=False
     )
-    if bool(args.array) != is_part:
-        usage(args, "--array N before the verb and --on array after it go together")
+    if bool(getattr(args, "array", None)) != is_part:
+        usage(args, f"{ways} go together")
+    over_shards = any(word.partition("=")[0] == "--shards" for word in args.rest)
+    if processes > 1 and (over_shards or args.verb == "sweep"):
+        usage(
+            args,
+            f"{args.verb}: each of {processes} processes would do all shards: ask for one process "
+            f"(--on local or ray after the verb finds it workers), or for tasks: {ways}",
+        )
 
 
 def need(args: argparse.Namespace, option: str, mend: str) -> str:

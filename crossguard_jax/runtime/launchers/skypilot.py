@@ -7,6 +7,7 @@ from crossguard_jax.runtime.launchers.scripts import (
     FORGET_SLICES,
     Submission,
     add_shared_arguments,
+    check_shards,
     command,
     exports,
     need,
@@ -49,6 +50,7 @@ def submission(args: argparse.Namespace) -> Submission:
         if args.nodes != 1:
             usage(args, f"--nodes {args.nodes} --slice {slice_.name}: of slices it starts one")
         hosts, accelerators = slice_.hosts, f"tpu-{slice_.name}"
+    check_shards(args, hosts)
     args.accelerator = args.accelerator or (
         "tpu" if args.slice is not None else "cuda" if accelerators else "cpu"
     )

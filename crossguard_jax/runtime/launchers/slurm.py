@@ -12,7 +12,7 @@ from crossguard_jax.runtime.launchers.scripts import (
     Submission,
     add_array,
     add_shared_arguments,
-    check_array,
+    check_shards,
     command,
     exports,
     natural,
@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def submission(args: argparse.Namespace) -> Submission:
     """The job's files and the command that submits it."""
-    check_array(args)
     if args.array and args.nodes > 1:
         usage(args, "--nodes goes without --array: each of its tasks has one")
+    check_shards(args, args.nodes * _processes_per_node(args))
     args.accelerator = args.accelerator or ("cuda" if args.gpus_per_node else "cpu")
     args.cache = args.cache or str(args.repository / ".jax_cache")
     job, process = args.folder / "job.sbatch", args.folder / "process.sh"
@@ -68,7 +68,7 @@ def _directives(args: argparse.Namespace) -> list[str]:
         "job-name": args.name,
         "nodes": args.nodes,
         "array": f"0-{args.array - 1}" if args.array else None,
-        "ntasks-per-node": 1 if args.array else max(1, args.gpus_per_node),
+        "ntasks-per-node": _processes_per_node(args),
         "gpus-per-node": args.gpus_per_node or None,
         "cpus-per-task": args.cpus_per_task,
         "time": args.time,
@@ -83,6 +83,10 @@ def _directives(args: argparse.Namespace) -> list[str]:
     }
     given = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
     return [*given, "#SBATCH --requeue"]
+
+
+def _processes_per_node(args: argparse.Namespace) -> int:
+    return 1 if args.array else max(1, args.gpus_per_node)
 
 
 def _job(args: argparse.Namespace, process: str) -> str:

@@ -10,6 +10,7 @@ from crossguard_jax.runtime.launchers.scripts import (
     FORGET_SLICES,
     Submission,
     add_shared_arguments,
+    check_shards,
     command,
     exports,
     natural,
@@ -50,6 +51,7 @@ def submission(args: argparse.Namespace) -> Submission:
     slice_ = find_slice(args.slice)
     if slice_.generation == "tpu7x":
         usage(args, f"--slice {slice_.name}: this way ends at v6e; use --on k8s")
+    check_shards(args, slice_.hosts)
     if slice_.hosts > 1:
         need(args, "cache", f"{slice_.hosts} hosts share what they compile: gs://BUCKET/FOLDER")
     args.accelerator = args.accelerator or "tpu"

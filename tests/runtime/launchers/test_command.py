@@ -207,6 +207,20 @@ SLICE = "k8s --context c --image i --cache gs://b/c --slice"
         ("skypilot --accelerators H100:8 --nodes 2 train", "needs --cache: 2 hosts share"),
         ("slurm --array 4 score --shards m", "go together"),
         ("slurm score --shards m --on array", "go together"),
+        ("tpu --tpu t --zone z --slice v6e-8 score --shards m --on array", "go together"),
+        ("skypilot --slice v6e-8 score --shards m --on=array", "go together"),
+        ("slurm --nodes 2 score --shards m", "score: each of 2 processes would do all shards"),
+        ("slurm --nodes 2 --gpus-per-node 8 match --shards=m", "each of 16 processes would do"),
+        ("slurm --gpus-per-node 8 evaluate --shards m --on local", "ask for one process"),
+        ("slurm --nodes 2 sweep train --seeds 0 1", "sweep: each of 2 processes"),
+        (f"{SLICE} v6e-16 forge --shards m", "each of 4 processes would do all shards"),
+        (f"{SLICE} v6e-8 --chips-per-host 8 --slices 2 score --shards m", "each of 2 processes"),
+        (
+            "k8s --context c --image i --gpus-per-node 8 --nodes 2 --cache gs://b/c score --shards m",
+            "or for tasks: --on slurm|k8s --array N before the verb and --on array after it",
+        ),
+        ("tpu --tpu t --zone z --slice v6e-16 --cache gs://b/c score --shards m", "of 4 processes"),
+        ("skypilot --accelerators H100:8 --nodes 2 score --shards m", "each of 2 processes"),
         ("slurm --array 4 --nodes 2 score --on array", "--nodes goes without --array"),
         (f"{SLICE} v5litepod-16 --array 4 score --on=array", "tasks of one host each"),
         # Those of values rather than of the command line:
@@ -226,6 +240,20 @@ def test_what_cannot_be_launched_is_one_line(
     printed = capsys.readouterr()
     assert complaint in printed.err
     assert printed.err.count("\n") == 1 and printed.out == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "slurm --gpus-per-node 1 score --shards m --on local",
+        "slurm --gpus-per-node 8 score --input i --output o",
+        "k8s --context c --image i --gpus-per-node 8 score --shards m --on local",
+        "tpu --tpu t --zone z --slice v6e-8 score --shards m",
+        "skypilot --accelerators H100:8 score --shards m --on local",
+    ],
+)
+def test_one_process_is_launched_over_shards(command: str, dry_run: Callable[[str], str]) -> None:
+    assert " score " in dry_run(command)
 
 
 def test_a_missing_tool_is_one_line_and_nothing_is_written(
