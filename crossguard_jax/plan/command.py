@@ -9,10 +9,13 @@ from crossguard_jax.plan.chips import devices_of, find_target
 from crossguard_jax.plan.planning import Forecast, make_plan
 from crossguard_jax.plan.programs import kinds_of
 from crossguard_jax.plan.search import search
+from crossguard_jax.runtime import preemption
 from crossguard_jax.runtime.flags import parse_mesh
 
 RANKED = 5
 """Plans of a search that are listed."""
+GRACE = 1.0
+"""Seconds to the end of a plan that is told to stop: what was compiled is kept as it comes."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -23,7 +26,9 @@ def main(args: argparse.Namespace) -> int:
 
     Raises:
         UserError: names, sizes or models that there are not, or no compiler.
+        Stopped: told to stop; a compilation, which may take minutes, is not waited for.
     """
+    preemption.listen(grace=GRACE)
     if args.table:
         from crossguard_jax.plan.tables import make_tables
 

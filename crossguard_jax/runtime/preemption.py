@@ -56,7 +56,7 @@ class Listener:
         board: of a run of several processes.
         index: this process's number.
         count: how many there are.
-        grace: seconds to a `check`.
+        grace: seconds to a `check`, or to the main thread's return from C++.
         end: called with an exit code and a line; does not return.
         interrupt: has the main thread's next step into Python be into `handle`.
     """
@@ -98,11 +98,11 @@ class Listener:
         if lost and not self._saving and not self._reached:
             self._interrupt(signal.SIGTERM)
         if self._why and not self._reached and time.monotonic() - self._since > self._grace:
-            self._end(
-                AGAIN,
-                f"{self._why}: nothing could be saved within {self._grace:g} s, so what came after "
-                "the last save is lost; start it again",
+            unsaved = (
+                f": nothing could be saved within {self._grace:g} s, so what came after the last "
+                "save is lost"
             )
+            self._end(AGAIN, f"{self._why}{unsaved if self._saving else ''}; start it again")
 
     def _agree(self, board: Board) -> None:
         """Settles after how many checks all stop: one more than any has passed.
@@ -203,17 +203,22 @@ def saving() -> contextlib.AbstractContextManager[None]:
     return _current.saving()
 
 
-def listen(board: Board | None = None, index: int = 0, count: int = 1) -> None:
+def listen(
+    board: Board | None = None, index: int = 0, count: int = 1, grace: float | None = None
+) -> None:
     """Hears signals from now on; call it in the main thread, after ``jax.distributed`` is
-    initialized, which takes SIGTERM for itself.
+    initialized, which takes SIGTERM for itself, and before libtpu is loaded, which takes what
+    nobody has and prints its stack.
 
     Args:
         board: of a run of several processes.
         index: this process's number.
         count: how many there are.
+        grace: see `Listener`; what the environment says by default.
     """
     global _current
-    grace = seconds("CROSSGUARD_GRACE_SECONDS", GRACE, 1.0)
+    if grace is None:
+        grace = seconds("CROSSGUARD_GRACE_SECONDS", GRACE, 1.0)
     _current = listener = Listener(board, index, count, grace)
     out, into = os.pipe()
     os.set_blocking(into, False)

@@ -71,7 +71,9 @@ def test_guardbenchs_rows_are_texts_with_a_place_for_each_picture(folder):
 
 
 def test_inspect_ai_reads_the_samples(folder):
-    dataset = pytest.importorskip("inspect_ai.dataset", reason="inspect_ai is not installed")
+    dataset = pytest.importorskip(
+        "inspect_ai.dataset", reason="no inspect_ai: pip install -e '.[inspect]'"
+    )
     samples = [*dataset.json_dataset(str(folder / "inspect" / "mine_all.jsonl"))]
     assert [sample.id for sample in samples] == list("abcd")
     assert [sample.target for sample in samples] == ["unsafe", "safe", "unsafe", "safe"]
@@ -84,7 +86,7 @@ def test_inspect_ai_reads_the_samples(folder):
 
 def inspect_tasks():
     """The module of the tasks, which needs inspect_ai."""
-    pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
+    pytest.importorskip("inspect_ai", reason="no inspect_ai: pip install -e '.[inspect]'")
     from crossguard_jax.evals import inspect_tasks
 
     return inspect_tasks
@@ -103,7 +105,9 @@ def answered(messages, *_):
 
 
 def run_inspect(task, tmp_path):
-    inspect_ai = pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
+    inspect_ai = pytest.importorskip(
+        "inspect_ai", reason="no inspect_ai: pip install -e '.[inspect]'"
+    )
     model = inspect_ai.model.get_model("mockllm/model", custom_outputs=answered)
     (log,) = inspect_ai.eval(task, model=model, log_dir=str(tmp_path / "logs"), display="none")
     assert log.status == "success", log.error

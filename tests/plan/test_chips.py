@@ -26,7 +26,7 @@ def test_hosts_lie_as_the_clouds_pages_say() -> None:
     assert {name: chips.host_bounds(find_slice(name)) for name in expected} == expected
 
 
-@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="the TPU compiler (libtpu) is not installed")
+@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="no TPU compiler: pip install -e '.[plan]'")
 @pytest.mark.parametrize("name", SLICES)
 def test_the_compiler_sees_the_slice_of_a_name(name: str) -> None:
     target, tpus = chips.find_target(name), SLICES[name]

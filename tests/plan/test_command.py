@@ -1,6 +1,12 @@
 """The verb: what it wants, what it says, and that nothing is compiled twice."""
 
+import importlib.util
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -12,6 +18,8 @@ from crossguard_jax.plan import measure
 from crossguard_jax.plan.chips import CHIPS, Machine
 from crossguard_jax.plan.planning import make_plan
 from crossguard_jax.plan.tables import scaling_figure, scaling_table, table
+from crossguard_jax.runtime import preemption
+from crossguard_jax.runtime.exits import AGAIN
 
 HERE = Machine("here", CHIPS["v5e"], 1)
 CONFIG = "configs/guard.py:tiny"
@@ -20,6 +28,8 @@ CONFIG = "configs/guard.py:tiny"
 @pytest.fixture(autouse=True)
 def _plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROSSGUARD_PLANS", str(tmp_path))
+    # The signals of the process that runs the tests stay its own.
+    monkeypatch.setattr(preemption, "listen", lambda **_: None)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +72,62 @@ def test_a_plan_of_this_machine_is_compiled_once(monkeypatch: pytest.MonkeyPatch
     assert f"scoring | here, fsdp=1 | 2 x 32 | {program.memory / 2**30:.2f} of 15.75" in table(rows)
     assert scaling_table(rows).count("100%") == 4
     assert scaling_figure(rows).axes[0].lines
+
+
+COMPILES = """
+import hashlib
+from crossguard_jax import cli
+from crossguard_jax.plan import command
+
+def compiles(*_):
+    print("compiling", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in C, which no signal ends
+
+command.devices_of, command.make_plan = lambda _: [], compiles
+raise SystemExit(cli.main())
+"""
+ARGUMENTS = ["plan", "--config", CONFIG, "--topology", "v5litepod-4", "--kind", "score"]
+
+
+STOPPED = "crossguard: told to stop by SIGTERM; start it again"
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Exit code and lines of stderr after a signal."""
+    process.terminate()
+    err = process.communicate(timeout=60)[1]
+    return process.returncode, err.splitlines()
+
+
+def test_a_signal_ends_a_compilation_at_once_and_in_a_line() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILES, *ARGUMENTS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "compiling\n" in process.stdout
+    assert ended(process) == (AGAIN, [STOPPED])
+
+
+def handles(process: subprocess.Popen[str], number: int) -> bool:
+    """Whether a process has a handler of a signal."""
+    mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="no TPU compiler: pip install -e '.[plan]'"
+)
+def test_libtpu_prints_no_stack_where_a_plan_is_told_to_stop() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crossguard_jax", *ARGUMENTS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # As it is loaded it takes the signals that nobody has.
+    while process.poll() is None and not handles(process, signal.SIGILL):
+        time.sleep(0.05)
+    assert ended(process) == (AGAIN, [STOPPED])

@@ -96,6 +96,13 @@ def test_until_all_agree_none_stops() -> None:
     assert one._last is None
 
 
+def test_where_nothing_is_saved_nothing_is_said_to_be_lost() -> None:
+    listener = Listener(grace=0.0, end=left)
+    listener.notice(WHY)
+    with pytest.raises(Left, match=f"^{AGAIN} {WHY}; start it again$"):
+        listener.glance()
+
+
 def test_work_of_ones_own_stops_without_the_others() -> None:
     one, _ = several(2)
     one.notice(WHY)

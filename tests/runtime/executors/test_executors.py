@@ -17,7 +17,7 @@ from crossguard_jax.runtime.executors.run import run_shards
 from crossguard_jax.runtime.shards import Shard, ShardJob, read_manifest
 
 FACTORY = "tests.runtime.executors.fake_work:make"
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="no Ray: pip install -e '.[ray]'")
 EXECUTORS = [None, "local", pytest.param("ray", marks=needs_ray)]
 OTHERS = EXECUTORS[1:]
 SHARDS = 7

@@ -216,7 +216,7 @@ SLICE = "k8s --context c --image i --cache gs://b/c --slice"
         (f"{SLICE} v6e-16 forge --shards m", "each of 4 processes would do all shards"),
         (f"{SLICE} v6e-8 --chips-per-host 8 --slices 2 score --shards m", "each of 2 processes"),
         (
-            "k8s --context c --image i --gpus-per-node 8 --nodes 2 --cache gs://b/c score --shards m",
+            "k8s --context c --image i --cache c --gpus-per-node 8 --nodes 2 score --shards m",
             "or for tasks: --on slurm|k8s --array N before the verb and --on array after it",
         ),
         ("tpu --tpu t --zone z --slice v6e-16 --cache gs://b/c score --shards m", "of 4 processes"),
