@@ -126,9 +126,7 @@ def submission(args: argparse.Namespace) -> Submission:
         return Submission(
             files={},
             commands=[_gcluster(args, pods, image)],
-            notes=[
-                "gcluster starts again after any failure; --by kubectl asks the exit code first"
-            ],
+            notes=["its flags are those of gcluster v1.90 (May 2026) and later"],
         )
     jobset = args.folder / "jobset.yaml"
     files = {jobset: dump(_jobset(args, pods, image, volume, path))}
@@ -340,12 +338,26 @@ def _gcluster(args: argparse.Namespace, pods: Pods, image: str) -> list[str]:
         usage(args, "--by gcluster needs --gpu-type or --slice")
     if args.slice is None and pods.hosts > 1:
         usage(args, f"--by gcluster --nodes {pods.hosts}: it names the pods; use --by kubectl")
+    kubectls = {
+        "make-queue": False,
+        "context": None,
+        "chips-per-host": None,
+        "namespace": "default",
+    }
+    for option, default in kubectls.items():
+        if getattr(args, option.replace("-", "_")) != default:
+            usage(args, f"--{option} goes with --by kubectl: gcluster has its own")
     size = f"--num-slices={pods.slices}" if args.slice is not None else "--num-nodes=1"
     return [
         *("gcluster", "job", "submit", f"--name={args.name}", f"--cluster={args.cluster}"),
         *(f"--location={args.location}", f"--image={image}", f"--compute-type={pods.compute_type}"),
-        *(size, f"--restarts={args.restarts}"),
+        *(size, f"--restarts={args.restarts}", f"--grace-period={GRACE}s"),
+        # After any other it would start again, too.
+        f"--restart-on-exit-codes={','.join(map(str, STARTS_AGAIN))}",
         *([f"--project={args.project}"] if args.project else []),
         *([f"--queue={args.queue}"] if args.queue else []),
+        *([f"--service-account={args.service_account}"] if args.service_account else []),
+        *([f"--mount={args.volume}:rw"] if args.volume else []),
+        *(f"--node-constraint={key}={value}" for key, value in args.node_selector),
         f"--command=bash -c {quote('; '.join(_script(args, pods)))}",
     ]

@@ -42,7 +42,8 @@ RUNS = {
     ),
     "k8s_gcluster": (
         "k8s --by gcluster --cluster c1 --location us-east5 --image registry/image:1 --slices 2 "
-        f"--slice v6e-16 --cache gs://bucket/cache {TRAIN} --out gs://bucket/guard"
+        "--slice v6e-16 --cache gs://bucket/cache --service-account writer --volume d:/data "
+        f"--node-selector cloud.google.com/gke-spot=true {TRAIN} --out gs://bucket/guard"
     ),
     "tpu": (
         "tpu --tpu slice1 --zone us-east5-b --project p1 --slice v6e-16 --cache gs://bucket/cache "
@@ -169,6 +170,7 @@ def test_users_values_reach_the_verb_as_they_are(
 
 
 SLICE = "k8s --context c --image i --cache gs://b/c --slice"
+GCLUSTER = "k8s --by gcluster --cluster c --location l --image i --cache c --slice v6e-8"
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,10 @@ SLICE = "k8s --context c --image i --cache gs://b/c --slice"
         (f"{SLICE} v6e-16 --chips-per-host 3 train", "does not divide the 16 chips"),
         (f"{SLICE} v6e-16 --gpus-per-node 8 train", "not allowed with"),
         (f"{SLICE} v6e-16 --make-queue train", "--on k8s needs --queue"),
+        (f"{GCLUSTER} --make-queue train", "--make-queue goes with --by kubectl"),
+        (f"{GCLUSTER} --context c train", "--context goes with --by kubectl"),
+        (f"{GCLUSTER} --namespace lab train", "--namespace goes with --by kubectl"),
+        (f"{GCLUSTER} --chips-per-host 4 train", "--chips-per-host goes with --by kubectl"),
         ("k8s --context c --image i --gpus-per-node 8 --slices 2 train", "--slices counts TPU"),
         ("tpu --zone z --slice v6e-8 train", "--on tpu needs --tpu"),
         ("tpu --tpu t --slice v6e-8 train", "--on tpu needs --zone"),

@@ -3,8 +3,14 @@
 `KNOWN` holds what this project uses of the custom resource definitions of JobSet (v1alpha2, August
 2026), Kueue (v1beta2) and of SkyPilot's task schema: a field's kind, its choices, and by a star
 that it has to be there. A field that is not listed is one that a server would drop or refuse.
+
+The published ones themselves are not ours to ship. ``CROSSGUARD_CRDS`` names a folder of them:
+``config/components/crd/bases/*.yaml`` of github.com/kubernetes-sigs/jobset, in which Kubernetes'
+own Job and Pod are, and of github.com/kubernetes-sigs/kueue; SkyPilot's come with its package. Last
+tried with those of August 2026 and SkyPilot 0.14.1.
 """
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -15,6 +21,7 @@ import yaml
 
 from crossguard_jax.runtime.exits import STARTS_AGAIN
 from crossguard_jax.runtime.launchers.command import parse
+from tests.runtime.launchers.test_command import RUNS as GOLDEN
 
 LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 POD_SPEC = {
@@ -175,11 +182,63 @@ def test_what_is_applied_is_of_the_published_schemas(run: str) -> None:
         assert misfits(schema, document, kind) == []
 
 
-@pytest.mark.parametrize("what", ["--slice v6e-8", "--accelerators H100:8 --nodes 2", ""])
+def closed(schema: Any) -> Any:
+    """A schema of Kubernetes as JSON Schema that refuses what a server would drop."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shut = {name: closed(each) for name, each in schema.items()}
+    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
+        shut.setdefault("additionalProperties", False)
+    return shut
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[tuple[str, str], Any]:
+    """The published schemas by version and kind."""
+    folder = os.environ.get("CROSSGUARD_CRDS")
+    if not folder:
+        pytest.skip("CROSSGUARD_CRDS names no folder of published CRDs")
+    schemas = {}
+    for path in sorted(Path(folder).glob("*.yaml")):
+        (definition,) = (each["spec"] for each in yaml.safe_load_all(path.read_text()) if each)
+        for version in definition["versions"]:
+            schema = closed(version["schema"]["openAPIV3Schema"])
+            schema["properties"]["metadata"] = {"type": "object"}
+            name = f"{definition['group']}/{version['name']}"
+            schemas[name, definition["names"]["kind"]] = schema
+    return schemas
+
+
+@pytest.mark.parametrize("command", [*RUNS.values(), *(GOLDEN[n] for n in GOLDEN if "k8s" in n)])
+def test_what_is_applied_is_of_the_published_files(command: str, published: Any) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="pip install jsonschema")
+    for kind, document in rendered(command).items():
+        check = jsonschema.Draft202012Validator(published[document["apiVersion"], kind])
+        assert [error.message for error in check.iter_errors(document)] == []
+        document["spec"]["nobodys"] = 1
+        assert not check.is_valid(document)
+
+
+TASKS = ["--slice v6e-8", "--slice v5litepod-16", "--accelerators H100:8 --nodes 2", ""]
+
+
+@pytest.mark.parametrize("what", TASKS)
 def test_skypilots_task_is_of_its_schema(what: str) -> None:
     task = rendered(f"skypilot {what} --cache gs://b/c --infra gcp --spot train")["task"]
     assert misfits(SKYPILOT, task, "task") == []
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [*STARTS_AGAIN]
+
+
+@pytest.mark.parametrize("what", TASKS)
+def test_skypilot_takes_its_task(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    sky = pytest.importorskip("sky", reason="no SkyPilot: pip install skypilot")
+    written = rendered(f"skypilot {what} --cache gs://b/c --infra gcp --spot train")["task"]
+    task = sky.Task.from_yaml_config(written)
+    (resources,) = task.resources
+    assert resources.use_spot and resources.job_recovery["recover_on_exit_codes"] == [*STARTS_AGAIN]
 
 
 @pytest.mark.parametrize(
