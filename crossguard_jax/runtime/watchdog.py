@@ -117,19 +117,16 @@ class Watchdog:
             self.end(AGAIN, f"process 0 has given no sign for {self.lost:g} s; start the run again")
 
     def hold(self) -> None:
-        """Ends the process the moment that the first is gone: it waits on the board that the first
-        serves. JAX ends it in that moment too, and names nobody; mostly this is sooner."""
-        try:
-            self.board.wait(f"rested/{self.index}")
-        except RuntimeError:
-            if not self._resting:
-                self.end(AGAIN, "process 0 is gone; start the run again")
+        """Ends the process the moment that the first is gone. JAX aborts it then, too, and names
+        nobody; but it looks up the names on its stack first, and this is sooner."""
+        self.board.until_gone()
+        if not self._resting:
+            self.end(AGAIN, "process 0 is gone; start the run again")
 
     def rest(self) -> None:
         """This process is done, and has only to wait until the others are."""
         self._resting = True
         self.board.put(f"beat/{self.index}", RESTS)
-        self.board.put(f"rested/{self.index}", "")
 
     def fail(self, code: int, line: str) -> None:
         """Ends the run with this process's own failure; does not return.

@@ -1,8 +1,12 @@
 """Who is gone, stuck or has failed is named, and ends the others."""
 
+import socket
+import threading
+
 import pytest
 
 from crossguard_jax.runtime import watchdog
+from crossguard_jax.runtime.board import until_refused
 from crossguard_jax.runtime.exits import AGAIN
 from crossguard_jax.runtime.watchdog import LOST, STUCK, Seen, Watchdog, judge
 from tests.runtime.boards import Left, Memory, left
@@ -90,7 +94,23 @@ def test_the_first_one_gone_is_seen_without_the_board_it_serves(clock: list[floa
         other.look()
 
 
-def test_the_first_one_killed_is_named_by_whoever_waits_on_its_board() -> None:
+@pytest.mark.parametrize("closed", [0, 3])
+def test_only_one_who_refuses_a_connection_is_gone(closed: int) -> None:
+    """Not one who ends connections in which nothing is said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        holds = threading.Thread(target=until_refused, args=(address,), daemon=True)
+        holds.start()
+        for _ in range(closed):
+            server.accept()[0].close()
+        line, _ = server.accept()
+        assert holds.is_alive()
+    line.close()
+    holds.join(60)
+    assert not holds.is_alive()
+
+
+def test_the_first_one_killed_is_named_by_whoever_holds_its_board() -> None:
     _, other = dogs(2)
     with pytest.raises(Left, match=f"^{AGAIN} process 0 is gone; start the run again"):
         other.hold()
