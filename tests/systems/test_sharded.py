@@ -98,6 +98,7 @@ def test_a_corrupt_shard_is_counted_with_its_reason_and_the_others_go_on(
     code, text = score("--shards", manifest, "--output", tmp_path / "out")
     assert code == 1
     assert "4 shards: 3 done, 1 rejected" in text and "part-1.jsonl: cannot be read" in text
+    assert text.count("part-1.jsonl") == 1
     assert len(outputs(tmp_path / "out")) == 3
 
 

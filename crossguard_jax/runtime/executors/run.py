@@ -65,7 +65,8 @@ class ShardSummary:
         yield f"{len(self.reports):,} shards: {done:,} done{before}, {len(self.failed):,} rejected"
         reasons = Counter(report.reason for report in self.failed)
         for report in self.failed[:shown]:
-            yield f"  {report.shard.path}: {report.reason}"
+            path = f"{report.shard.path}: "
+            yield f"  {path}{report.reason.removeprefix(path)}"
         if len(self.failed) > shown:
             yield f"  ... and {len(self.failed) - shown:,} others, {len(reasons):,} reasons in all"
 
