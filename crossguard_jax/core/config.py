@@ -15,6 +15,7 @@ from difflib import SequenceMatcher
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from crossguard_jax.core.errors import UserError
 
 OVERRIDE = re.compile(r"^--(?:no)?config\.(?P<key>[^=]+)(?P<value>=.*)?$", re.DOTALL)
+FRACTION = re.compile(r"(?<![\w./'\"])(\d+(?:\.\d*)?)/(\d+(?:\.\d*)?)(?![\w./])")
 INSTALLED = Path(__file__).resolve().parents[1] / "configs"
 """Those that come with the package: in a clone, a link to the repository's own folder."""
 
@@ -33,7 +35,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       spec: ``FILE:VARIANT``, or ``FILE`` where the file's ``get_config`` has a default; see
         `find_config`.
       overrides: ``--config.a.b=value`` each, in the order given; the last one wins. ``--config.a``
-        and ``--noconfig.a`` set a boolean; a tuple is written as ``--config.a="(1, 2)"``.
+        and ``--noconfig.a`` set a boolean; a tuple is written as ``--config.a="(1, 2)"``, and where
+        floats go, a fraction such as ``8/255`` may.
 
     Returns:
       The configuration, locked: reading or writing a field that does not exist raises.
@@ -43,7 +46,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     path, _, variant = spec.partition(":")
     config = _get_config(_load_module(find_config(path)), path, variant)
-    keys = list(_keys(config))
+    keys, written, read = list(_keys(config)), {}, []
     for override in overrides:
         match = OVERRIDE.match(override)
         if match is None:
@@ -52,7 +55,12 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         if key not in keys:
             raise UserError(f"{spec} has no field {key!r}: did you mean {_nearest(key, keys)!r}?")
         _check_settable(config, key, match["value"])
-    return _apply(config, spec, overrides)
+        written[key] = _field(config, key)
+        read.append(_with_fractions(override, written[key]))
+    changed = _apply(config, spec, read)
+    for key, before in written.items():
+        _check_elements(key, before, _field(changed, key))
+    return changed
 
 
 def find_config(path: str) -> Path:
@@ -166,6 +174,38 @@ def _check_settable(config: ConfigDict, key: str, value: str | None) -> None:
         raise UserError(f"--config.{key}: a {kind.__name__} is set in the file, not on the line")
     if value is None and kind is not bool:
         raise UserError(f"--config.{key}: needs a value, write --config.{key}=VALUE")
+
+
+def _field(config: ConfigDict, key: str) -> Any:
+    for step in key.split("."):
+        config = config[step]
+    return config
+
+
+def _with_fractions(override: str, before: Any) -> str:
+    """An override with its fractions divided, where the field has floats."""
+    name, equals, value = override.partition("=")
+    elements = before if isinstance(before, tuple) else (before,)
+    if not any(isinstance(element, float) for element in elements):
+        return override
+    try:
+        divided = FRACTION.sub(lambda part: repr(float(part[1]) / float(part[2])), value)
+    except ZeroDivisionError:
+        raise UserError(f"{override}: divides by 0") from None
+    return f"{name}{equals}{divided}"
+
+
+def _check_elements(key: str, before: Any, after: Any) -> None:
+    """Refuses a tuple with an element that is of no kind that the configuration's own has."""
+    if not isinstance(before, tuple) or not before:
+        return
+    kinds = {type(element) for element in before} | ({int} if float in map(type, before) else set())
+    for element in after:
+        if type(element) not in kinds:
+            raise UserError(
+                f"--config.{key}: {element!r} is a {type(element).__name__}; write it as "
+                f"in {before}"
+            )
 
 
 def _nearest(mistyped: str, names: Iterable[str]) -> str:

@@ -48,6 +48,11 @@ _NARROW = (
     "--config.lora.alpha=32.0",
     f"--config.lora.targets={_ATTENTION}",
 )
+_LONG = (
+    "--config.train.steps=1400",
+    "--config.train.batch_size=32",
+    "--config.train.save_every=200",
+)
 _FEW = ("--config.train.steps=400", "--config.mbat.steps=3")
 _FIRST = _weights(
     implicit=0.25, explicit_text=0.15, explicit_picture=0.22, typographic=0.1, benign_vqa=0.18
@@ -78,12 +83,42 @@ TRIALS: Mapping[str, Trial] = {
     ),
     "tiny": Trial("tiny: 45% implicit rows and more lettering, ramps of 100 to 0.6", "tiny"),
     "long": Trial("tiny_long", "tiny_long"),
+    "longer": Trial("tiny_long, four times as long", "tiny_long", ("--config.train.steps=5600",)),
+    "ceiling": Trial(
+        "Ceiling: full rank in every kernel, PGD-10 inside, 4,000 steps of 32",
+        "tiny_long",
+        (
+            "--config.train.steps=4000",
+            "--config.mbat.steps=10",
+            "--config.lora.rank=128",
+            "--config.lora.alpha=256.0",
+            "--config.optim.learning_rate=1e-3",
+        ),
+    ),
+    **{
+        f"{variant}{end}": Trial(f"{title}{of_length}", variant, changes)
+        for variant, title in {
+            "mbat": "(ii) MBAT alone",
+            "cmcv_mbat": "(iii) CMCV + MBAT",
+            "seed": "(iv), the seed's adversary alone",
+            "evasive": "(iv), the evasive adversary alone",
+            "pgd_at": "PGD-AT, picture tower",
+            "fare": "FARE, picture tower",
+            "e2at": "E2AT-style joint training",
+        }.items()
+        for end, of_length, changes in (("", "", ()), ("_long", ", as long as tiny_long", _LONG))
+    },
+    "trades_long": Trial("tiny_long, TRADES", "tiny", (*_LONG, "--config.mbat.outer=trades")),
 }
-"""Those without the check, ``mbat``, have their last epsilon and lambda from the first step on."""
+"""Those without the check or without ARM have their last epsilon and lambda from the first step
+on."""
 
 
-RECIPE = ("none", "tiny", "long")
-"""One recipe, for more and more passes."""
+RECIPES: Mapping[str, tuple[str, ...]] = {
+    "(iv) tiny": ("none", "tiny", "long", "longer"),
+    **{name: ("none", name, f"{name}_long") for name in ("mbat", "pgd_at", "fare", "e2at")},
+}
+"""One recipe each, for more and more passes."""
 
 
 def passes(config: Any) -> int:
@@ -111,8 +146,10 @@ def cost_curve(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
             )
             for name in names
         }
-        joined = [points[name] for name in RECIPE if name in points]
-        axes.plot(*zip(*joined, strict=True), color=drawing.GREY, linewidth=0.8)
+        for recipe in RECIPES.values():
+            joined = [points[name] for name in recipe if name in points]
+            if joined:
+                axes.plot(*zip(*joined, strict=True), color=drawing.GREY, linewidth=0.8)
         for i, (name, (cost, value)) in enumerate(points.items()):
             share = figures[f"{name}.{what}"]
             ends = [[value - 100 * share["low"]], [100 * share["high"] - value]]
