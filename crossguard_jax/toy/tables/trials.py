@@ -115,10 +115,13 @@ on."""
 
 
 RECIPES: Mapping[str, tuple[str, ...]] = {
-    "(iv) tiny": ("none", "tiny", "long", "longer"),
-    **{name: ("none", name, f"{name}_long") for name in ("mbat", "pgd_at", "fare", "e2at")},
+    "all of CMAI": ("none", "tiny", "long", "longer"),
+    "MBAT alone": ("none", "mbat", "mbat_long"),
+    "PGD-AT": ("none", "pgd_at", "pgd_at_long"),
+    "FARE": ("none", "fare", "fare_long"),
+    "E2AT-style": ("none", "e2at", "e2at_long"),
 }
-"""One recipe each, for more and more passes."""
+"""One defence each, for more and more passes."""
 
 
 def passes(config: Any) -> int:
@@ -129,40 +132,40 @@ def passes(config: Any) -> int:
 
 @drawing.styled
 def cost_curve(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Robust accuracy, and AUROC under attack, against passes, with intervals; a line joins those
-    of one recipe, and a dotted one is what one answer to all rows would get.
+    """Robust accuracy, and AUROC under attack, against passes, with intervals. A line is a recipe
+    of `RECIPES`, grey points are the other rows, and the dotted line is what one answer to all rows
+    would get.
 
     Args:
         figures: of ``immunizing.json``, by ``ROW.FIGURE``.
     """
     names = [name for name in TRIALS if f"{name}.robust" in figures]
     figure, panels = drawing.panels(1, 2, (5.4, 3.1))
+    joined = {name for recipe in RECIPES.values() for name in recipe}
+    lines = [*RECIPES.items(), ("other rows", tuple(n for n in names if n not in joined))]
     for axes, what, label in zip(panels, ("robust", "auroc"), _SHOWN, strict=True):
         axes.axhline(50, color=drawing.GREY, linewidth=0.8, linestyle=":")
-        points = {
-            name: (
-                figures[f"{name}.passes"]["value"] / 1_000,
-                100 * figures[f"{name}.{what}"]["value"],
-            )
-            for name in names
-        }
-        for recipe in RECIPES.values():
-            joined = [points[name] for name in recipe if name in points]
-            if joined:
-                axes.plot(*zip(*joined, strict=True), color=drawing.GREY, linewidth=0.8)
-        for i, (name, (cost, value)) in enumerate(points.items()):
-            share = figures[f"{name}.{what}"]
-            ends = [[value - 100 * share["low"]], [100 * share["high"] - value]]
+        for i, (title, recipe) in enumerate(lines):
+            measured = [name for name in recipe if name in names]
+            if len(measured) < 2:  # a beginning that all recipes share is no line
+                continue
+            costs = [figures[f"{name}.passes"]["value"] / 1_000 for name in measured]
+            shares = [figures[f"{name}.{what}"] for name in measured]
+            values = [100 * share["value"] for share in shares]
+            ends = [
+                [value - 100 * share["low"] for value, share in zip(values, shares, strict=True)],
+                [100 * share["high"] - value for value, share in zip(values, shares, strict=True)],
+            ]
+            other = title not in RECIPES
             look: dict[str, Any] = {
-                "marker": _MARKERS[i // len(drawing.COLOURS)],
-                "color": drawing.COLOURS[i % len(drawing.COLOURS)],
+                "color": drawing.GREY if other else drawing.COLOURS[i],
+                "linestyle": "" if other else "-",
             }
-            axes.errorbar([cost], [value], ends, label=name, linestyle="", **look)
+            axes.errorbar(costs, values, ends, label=title, marker="o", **look)
         axes.set(xlabel="Passes of a row, thousands", ylabel=label, ylim=(0, 100))
         axes.grid(True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
 _SHOWN = ("Robust accuracy (%)", "AUROC under attack (%)")
-_MARKERS = ("o", "s", "^")
