@@ -67,7 +67,7 @@ class Matching(Checked):
         return self.clip.folder
 
     def learnable(
-        self, sources: Mapping[str, RecordSource], folder: Path, length: int = 0
+        self, sources: Mapping[str, RecordSource], length: int = 0
     ) -> dict[str, RecordSource]:
         """A row for each pair; a text that is too long for the tower is cut, as it always is."""
         return expanded(sources, self._expand)

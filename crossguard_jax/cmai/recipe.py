@@ -180,10 +180,10 @@ def immunize(
     sources = open_sources(config.data.sources, data, readers, seed)
     held = open_sources(config.data.validation, data / "validation", readers, seed)
     task, trainable = start(config, sources, mesh, rules)
-    opened, sources = sources, task.learnable(sources, data, config.data.max_length)
+    opened, sources = sources, task.learnable(sources, config.data.max_length)
     task.note(sources, opened)
     mixed = parts(config.data, sources, task.encoder, data, readers, seed)
-    held = task.learnable(held, data / "validation")
+    held = task.learnable(held)
     run = _Run(config, folder, task, task.frozen_parts, sources, mixed, held, data, mesh, rules)
     tau, tau_c, recent = 0.0, 0.0, None
     if config.cmcv.on:

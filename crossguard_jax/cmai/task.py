@@ -92,17 +92,16 @@ class Task(Answering):
         return Guard(model, base.folder, base.settings, base.mesh, trained_on=base.trained_on)
 
     def learnable(
-        self, sources: Mapping[str, RecordSource], folder: Path, length: int = 0
+        self, sources: Mapping[str, RecordSource], length: int = 0
     ) -> dict[str, RecordSource]:
         """The rows that can be learned from, or held out: those that have an answer.
 
         Args:
-            sources: of `open_sources`, in ``folder``.
-            folder: their place.
+            sources: of `open_sources`.
             length: tokens of a training row with one picture, into which a row must fit whole
                 unless a part of it says the same; 0: however long.
         """
-        sources = answered(sources, folder, self.labels)
+        sources = answered(sources, self.labels)
         if not length:
             return sources
         words = self.guard.settings.prompt

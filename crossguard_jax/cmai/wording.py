@@ -49,7 +49,7 @@ class Wording(Task):
         self.kind, self._expand, self._most = kind, expand, most
 
     def learnable(
-        self, sources: Mapping[str, RecordSource], folder: Path, length: int = 0
+        self, sources: Mapping[str, RecordSource], length: int = 0
     ) -> dict[str, RecordSource]:
         """A row for each thing that is to be said; see `Task.learnable`."""
         rows = expanded(sources, self._expand)

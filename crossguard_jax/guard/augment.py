@@ -20,6 +20,7 @@ from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.encoding import Encoder
 from crossguard_jax.guard.mixture import Readers, open_sources
+from crossguard_jax.guard.outlines import outlines
 
 Change = Callable[[np.random.Generator, Record], Record]
 
@@ -289,7 +290,7 @@ def longest_row(data: Any) -> int:
 
 
 def _has_several(source: RecordSource) -> bool:
-    return any(len(source[i].images) > 1 for i in range(len(source)))
+    return any(outline.pictures > 1 for outline in outlines(source))
 
 
 def _made(
@@ -324,7 +325,7 @@ def _made(
 
 def _talk(spec: Any, encoder: Encoder, folder: Path, readers: Readers, seed: int) -> Talk:
     source = open_sources(ConfigDict({TALK: spec}), folder, readers, seed)[TALK]
-    records = [source[i] for i in range(len(source))]
+    records = outlines(source)
     negative = encoder.settings.prompt.negative
     other = next((r for r in records if r.label != negative or not r.text.strip()), None)
     if other is not None:

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,7 +15,8 @@ from crossguard_jax.data import sources
 from crossguard_jax.data.builders import RecordSource, open_dataset, write_dataset
 from crossguard_jax.data.records import LeftOut, Record, Rejected
 from crossguard_jax.data.sources.catalogue import refuse_training
-from crossguard_jax.hf.trained import TrainedRow, content_hash
+from crossguard_jax.guard.outlines import Outline, Outlined, Selected, outlines, read_outlines
+from crossguard_jax.hf.trained import TrainedRow
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.files import noting, unchanged
 from crossguard_jax.io.jsonl import read_json
@@ -62,20 +62,24 @@ def open_sources(
 
     processes.by_first(write)
     remote.share(folder)
-    return {name: open_dataset(folder, name, spec.split) for name, spec in weighted.items()}
+    opened = {name: open_dataset(folder, name, spec.split) for name, spec in weighted.items()}
+    return {
+        name: Outlined(source, read_outlines(folder / f"{name}.rows.jsonl", len(source)))
+        for name, source in opened.items()
+    }
 
 
 def answered(
-    opened: Mapping[str, RecordSource], folder: str | Path, answers: Collection[str]
+    opened: Mapping[str, RecordSource], answers: Collection[str]
 ) -> dict[str, RecordSource]:
-    """What `open_sources` opened in ``folder``, without rows whose label is none of ``answers``.
+    """What `open_sources` opened, without rows whose label is none of ``answers``.
 
     How many those are is said.
 
     Raises:
         UserError: a source that has no other.
     """
-    return {name: _answered(name, opened[name], Path(folder), answers) for name in opened}
+    return {name: _answered(name, source, answers) for name, source in opened.items()}
 
 
 def fitting(
@@ -95,8 +99,7 @@ def fitting(
     """
     kept: dict[str, RecordSource] = {}
     for name, source in opened.items():
-        records = (source[i] for i in range(len(source)))
-        rows = [i for i, r in enumerate(records) if r.label == harmless or fits(r.text)]
+        rows = [i for i, r in enumerate(outlines(source)) if r.label == harmless or fits(r.text)]
         what = f"{len(source) - len(rows):,} rows are too long to be learned from whole"
         if not rows:
             raise UserError(f"{name}: all {what}; raise data.max_length")
@@ -106,25 +109,8 @@ def fitting(
     return kept
 
 
-class Selected:
-    """Some records of a source, in its order."""
-
-    def __init__(self, source: RecordSource, rows: Sequence[int]):
-        """``rows``: positions in ``source``."""
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: SupportsIndex) -> Record:
-        """The record at ``index`` of those selected."""
-        return self._source[self._rows[operator.index(index)]]
-
-
-def _answered(
-    name: str, source: RecordSource, folder: Path, answers: Collection[str]
-) -> RecordSource:
-    labels = json.loads((folder / f"{name}.settings.json").read_text())["labels"]
+def _answered(name: str, source: RecordSource, answers: Collection[str]) -> RecordSource:
+    labels = [outline.label for outline in outlines(source)]
     rows = [i for i, label in enumerate(labels) if label in answers]
     if len(rows) == len(source):
         return source
@@ -144,14 +130,16 @@ def _settings(spec: ConfigDict, readers: Readers, seed: int) -> dict[str, Any]:
     return settings | ({"seed": seed} if spec.limit and spec.reader not in readers else {})
 
 
-def _current(note: Path, settings: Mapping[str, Any]) -> bool:
+def _current(note: Path, rows: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a dataset is what its settings and its files would give now."""
     try:
         made = read_json(note) if note.exists() else {}
     except UserError:  # a failing disk's; it is written anew
         return False
-    whole = isinstance(made, dict) and made.keys() >= {"settings", "files", "labels", "contents"}
-    return whole and made["settings"] == settings and unchanged(made["files"])
+    whole = isinstance(made, dict) and made.keys() >= {"settings", "files", "contents"}
+    if not whole or not rows.exists():
+        return False
+    return made["settings"] == settings and unchanged(made["files"])
 
 
 def _write(
@@ -159,7 +147,8 @@ def _write(
 ) -> None:
     note = folder / f"{name}.settings.json"
     folder.mkdir(parents=True, exist_ok=True)
-    current = _current(note, settings)
+    listed = folder / f"{name}.rows.jsonl"
+    current = _current(note, listed, settings)
     with LeftOut(folder / f"{name}.rejected.jsonl", keep=current) as left_out:
         if not current:
             note.unlink(missing_ok=True)
@@ -167,11 +156,11 @@ def _write(
                 rows = left_out.accepted(_rows(spec, readers, settings.get("seed")))
                 kept = (row for row in rows if _asked_for(name, spec, row))
                 limited = islice(kept, spec.limit) if spec.limit else kept
-                labels: list[str] = []
+                lines: list[str] = []
                 contents = hashlib.sha256()
-                write_dataset({spec.split: _listing(limited, labels, contents)}, folder, name)
-            made = {"settings": settings, "files": files, "labels": labels}
-            made["contents"] = contents.hexdigest()
+                write_dataset({spec.split: _listing(limited, lines, contents)}, folder, name)
+            jsonl.write_atomic(listed, "".join(lines))
+            made = {"settings": settings, "files": files, "contents": contents.hexdigest()}
             jsonl.write_atomic(note, json.dumps(made, indent=1))
     for line in left_out.lines():
         print(line if line.startswith(" ") else f"{name}: {line}")
@@ -198,12 +187,12 @@ def in_tenth(record: Record) -> bool:
     return digest[0] * 10 < 256
 
 
-def _listing(records: Iterable[Record], labels: list[str], contents: Any) -> Iterator[Record]:
-    """Passes records on; their labels go into ``labels``, all that is learned from into a hash."""
+def _listing(records: Iterable[Record], lines: list[str], contents: Any) -> Iterator[Record]:
+    """Passes records on; their outlines go into ``lines``, all that is learned from into a hash."""
     for record in records:
-        labels.append(record.label)
-        content = content_hash(record.text, record.images)
-        contents.update(json.dumps([record.id, content, record.label]).encode())
+        outline = Outline.of(record)
+        lines.append(outline.line())
+        contents.update(json.dumps([outline.id, outline.content, outline.label]).encode())
         yield record
 
 
@@ -215,9 +204,9 @@ def contents_hash(folder: str | Path, name: str) -> str:
 def listed_rows(opened: Mapping[str, RecordSource]) -> list[TrainedRow]:
     """The rows of sources, as the card of a model has them that learned from all."""
     return [
-        TrainedRow(record.id, name, content_hash(record.text, record.images))
+        TrainedRow(outline.id, name, outline.content)
         for name, source in opened.items()
-        for record in (source[i] for i in range(len(source)))
+        for outline in outlines(source)
     ]
 
 

@@ -97,9 +97,9 @@ def train_guard(
     words = guard.settings.prompt
     answers = (words.negative, words.positive)
     readers, seed = readers or {}, config.train.seed
-    opened = answered(open_sources(config.data.sources, data, readers, seed), data, answers)
+    opened = answered(open_sources(config.data.sources, data, readers, seed), answers)
     held = open_sources(config.data.validation, data / "validation", readers, seed)
-    held = answered(held, data / "validation", answers)
+    held = answered(held, answers)
     fits = functools.partial(guard.encoder.fits, length=config.data.max_length)
     opened, held = (fitting(some, words.negative, fits) for some in (opened, held))
     mixed = parts(config.data, opened, guard.encoder, data, readers, seed)

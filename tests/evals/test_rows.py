@@ -504,11 +504,11 @@ def test_training_leaves_out_rows_whose_label_is_no_answer(tmp_path, capsys):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps(row | {"image": None}) + "\n" for row in rows))
     opened = open_sources(source_of(path, "table", "train"), tmp_path / "data", {})
-    source = answered(opened, tmp_path / "data", ("safe", "unsafe"))["s"]
+    source = answered(opened, ("safe", "unsafe"))["s"]
     assert [source[i].id for i in range(len(source))] == ["r0", "r2", "r4"]
     assert "2 rows have a label that is no answer (1 'maybe', 1 '')" in capsys.readouterr().out
     with pytest.raises(UserError, match="all 5 rows .*; the answers are true, false"):
-        answered(opened, tmp_path / "data", ("true", "false"))
+        answered(opened, ("true", "false"))
 
 
 @pytest.mark.parametrize("verb", ["score", "evaluate", "train"])

@@ -9,8 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.data.builders import ArrayRecordSource
 from crossguard_jax.data.records import Record
-from crossguard_jax.guard.mixture import answered, in_tenth, listed_rows, open_sources
+from crossguard_jax.guard.augment import parts
+from crossguard_jax.guard.mixture import answered, fitting, in_tenth, listed_rows, open_sources
 from crossguard_jax.hf.trained import content_hash
 
 
@@ -90,10 +92,36 @@ def test_what_belongs_together_is_held_out_together():
 def test_the_rows_that_are_learned_from_are_listed_by_their_content(path, tmp_path):
     rows = opened(path, tmp_path, limit=40)
     specs = ConfigDict({"rows": spec_of(path, limit=40)})
-    listed = listed_rows(answered(open_sources(specs, tmp_path, {}), tmp_path, ("unsafe",)))
+    listed = listed_rows(answered(open_sources(specs, tmp_path, {}), ("unsafe",)))
     assert [(row.id, row.source, row.content) for row in listed] == [
         (row.id, "rows", content_hash(row.text, row.images))
         for row in rows
         if row.label == "unsafe"
     ]
     assert len({row.content for row in listed}) == len(listed) > 8
+
+
+def test_no_picture_is_read_before_the_first_batch(path, tmp_path, monkeypatch):
+    specs = ConfigDict({"rows": spec_of(path)})
+    rows = opened(path, tmp_path)
+    monkeypatch.setattr(ArrayRecordSource, "__getitem__", lambda *_: pytest.fail("read a row"))
+    some = answered(open_sources(specs, tmp_path, {}), ("unsafe", "safe"))
+    some = fitting(some, "safe", lambda text: not text.endswith("9"))
+    kept = [row for row in rows if row.label == "safe" or not row.text.endswith("9")]
+    assert len(kept) < len(rows)
+    assert [row.id for row in listed_rows(some)] == [row.id for row in kept]
+    augment = {"long": 0.0, "injected": 0.0}
+    given = ConfigDict({"sources": {"rows": spec_of(path)}, "augment": augment, "max_length": 48})
+    (part,) = parts(given, some, None, tmp_path, {}, 0)
+    assert part.sources == some
+
+
+@pytest.mark.parametrize("damage", ["", "{}\n", "not json\n", "[1]\n"])
+def test_a_damaged_list_of_rows_is_named_with_the_mend(path, tmp_path, damage):
+    opened(path, tmp_path)
+    listed = tmp_path / "rows.rows.jsonl"
+    listed.write_text(damage)
+    with pytest.raises(UserError, match="rows.rows.jsonl: does not list 200 rows; remove it"):
+        opened(path, tmp_path)
+    listed.unlink()
+    assert len(opened(path, tmp_path)) == 200
