@@ -7,7 +7,6 @@ report shows are read again.
 import argparse
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,10 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
         args.usage_error("--on array does parts: score --shards first, then evaluate without it")
     if comparison.exports or comparison.speed_rows:
         args.usage_error("--export and --speed-rows go with --data, whose rows are at hand")
-    # Of rows that are not here a report does not know the pictures, and draws none.
-    comparison = replace(comparison, samples=0)
     shards, folder = read_manifest(args.shards), Path(args.out)
     judgements: dict[str, JudgedSystem] = {}
     contents: dict[tuple[str, str], str] = {}
+    pictures: dict[tuple[str, str], str] = {}
     with rows_apart(folder) as (left_out, unanswered):
         for spec in comparison.systems:
             job = _job(args, spec, folder / "shards" / spec.name)
@@ -54,14 +52,14 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
             identity, notes = read_claim(job.folder)
             negative, positive = notes["words"]
             verdicts: dict[tuple[str, str], Verdict | UserError] = {}
-            rows = _rows(job, summary.reports, (negative, positive), verdicts, contents)
+            rows = _rows(job, summary.reports, (negative, positive), verdicts, contents, pictures)
             scored: Scored = []
             for record in left_out.accepted(rows, functools.partial(_group, spec.name)):
                 verdict = verdicts[record.source, record.id]
                 if isinstance(verdict, UserError):
                     unanswered.add_record(record, spec.name, verdict)
                 scored.append((record.source, record, verdict))
-            scores = scored_rows(scored, positive)
+            scores = scored_rows(scored, positive, lambda name, row: pictures[name, row.id])
             if not scores.answered.any():
                 raise UserError(f"--model {spec.path}: it can score no row; see {left_out.path}")
             write_verdicts(scored, folder / f"{spec.name}.verdicts.jsonl")
@@ -121,10 +119,11 @@ def _rows(
     words: tuple[str, str],
     verdicts: dict[tuple[str, str], Verdict | UserError],
     contents: dict[tuple[str, str], str],
+    pictures: dict[tuple[str, str], str],
 ) -> Iterator[Record | Rejected]:
     """The rows of all outputs as records without text and pictures; those that are of no use as
-    `LeftOut` takes them. Of an id's first row it keeps verdict, or why there is none, and content
-    by benchmark and id."""
+    `LeftOut` takes them. Of an id's first row it keeps verdict, or why there is none, content and
+    pictures by benchmark and id."""
     for outcome in outcomes:
         path = outcome.shard.path
         if outcome.bytes < 0:
@@ -147,6 +146,7 @@ def _rows(
             verdict = UserError(row["reason"]) if "reason" in row else _verdict(row)
             verdicts.setdefault((benchmark, record.id), verdict)
             contents.setdefault((benchmark, record.id), row["content"])
+            pictures.setdefault((benchmark, record.id), row["picture"])
             yield record
 
 

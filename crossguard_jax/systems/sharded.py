@@ -6,6 +6,7 @@ was killed before, or on how fast the machine is.
 """
 
 import argparse
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,7 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
             "reader": {"format": spec["format"], **spec["options"]},
             "blank": spec["blank"],
         }
+        | ({"described": ["content", "picture"]} if spec["described"] else {})
         | ({"why": why_identity(spec["why"])} if spec.get("why") else {}),
         words=[words.negative, words.positive],
         base=str(system.folder),
@@ -79,9 +81,10 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
         tally, before = Tally((words.negative, words.positive)), store.computed
         with jsonl.JsonlWriter(output) as writer:
             for window in _windows(_read(spec, shard)):
-                rows = score_window(store, window, queue, spec["batch_size"], explained)
-                for item, row in zip(window, rows, strict=True):
-                    writer.append(row | (_described(item) if spec["described"] else {}))
+                shown = [_blanked(item, spec["blank"]) for item in window]
+                rows = score_window(store, shown, queue, spec["batch_size"], explained)
+                for row, *items in zip(rows, shown, window, strict=True):
+                    writer.append(row | (_described(*items) if spec["described"] else {}))
                     tally.add(row)
                 beat()
         if not tally.rows and shard.rows is not None:
@@ -97,17 +100,23 @@ def _read(spec: Mapping[str, Any], shard: Shard) -> Iterator[Item]:
         options["check_pictures"] = False  # the guard decodes them anyway
     if shard.rows is not None:
         options["rows"] = shard.rows
-    for item in sources.read(name, shard.path, **options):
-        yield item if isinstance(item, Rejected) else blanked(item, spec["blank"])
+    return iter(sources.read(name, shard.path, **options))
 
 
-def _described(item: Item) -> dict[str, Any]:
-    if isinstance(item, Rejected):
+def _blanked(item: Item, blank: str) -> Item:
+    return item if isinstance(item, Rejected) else blanked(item, blank)
+
+
+def _described(shown: Item, own: Item) -> dict[str, Any]:
+    """What figures need of a row: ``content`` of what the system was shown, ``picture`` of what the
+    row has, since a blanked picture tells no rows apart."""
+    if isinstance(shown, Rejected) or isinstance(own, Rejected):
         return {}
-    content = content_hash(item.text, item.images)
-    label = {"true_label": item.label} if item.label else {}
-    pair = {"pair": item.provenance["pair"]} if "pair" in item.provenance else {}
-    return {"benchmark": item.source, "category": item.category, "content": content} | label | pair
+    described = {"benchmark": shown.source, "category": shown.category}
+    described["content"] = content_hash(shown.text, shown.images)
+    described["picture"] = "".join(hashlib.sha256(image).hexdigest() for image in own.images)
+    described |= {"true_label": shown.label} if shown.label else {}
+    return described | ({"pair": shown.provenance["pair"]} if "pair" in shown.provenance else {})
 
 
 def _windows(items: Iterator[Item]) -> Iterator[list[Item]]:

@@ -74,13 +74,8 @@ def test_the_figures_are_those_of_the_same_rows_in_one_file(
     assert "can i touch the red one" in (tmp_path / "shards/report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("flag", "claims"),
-    [("--data", "(2 of the 4 rows share"), ("--shards", "")],
-)
-def test_which_rows_share_pictures_is_of_the_pictures_as_they_came_or_left_unsaid(
-    tmp_path, flag, claims
-) -> None:
+@pytest.mark.parametrize("flag", ["--data", "--shards"])
+def test_which_rows_share_pictures_is_of_the_pictures_as_they_came(tmp_path, flag) -> None:
     for i in range(2):
         Image.new("RGB", (8, 8), (100 * i, 0, 0)).save(tmp_path / f"{i}.png")
     lines = [json.dumps({**json.loads(r), "image": f"{i % 2}.png"}) for i, r in enumerate(rows(4))]
@@ -90,7 +85,7 @@ def test_which_rows_share_pictures_is_of_the_pictures_as_they_came_or_left_unsai
     words = ["evaluate", "--model", "always_unsafe", "--blank", "picture", "--store", ""]
     assert cli.main([*words, flag, str(file), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert claims in page and ("rows share" in page) == bool(claims)
+    assert "(2 of the 4 rows share" in page
     assert "a control: it looks at nothing" in page
 
 
