@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,11 @@ def tries(folder: Path) -> dict[str, list[str]]:
 RATES = ("--set", "optim.learning_rate=0.2,0.4", "--seeds", "0", "2", "--then", THEN)
 
 
-@pytest.mark.parametrize("where", [(), ("--on", "local", "--workers", "2")])
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="no Ray: pip install -e '.[ray]'")
+ON_RAY = pytest.param(("--on", "ray", "--workers", "2"), marks=needs_ray)
+
+
+@pytest.mark.parametrize("where", [(), ("--on", "local", "--workers", "2"), ON_RAY])
 def test_a_sweep_is_a_table_of_means_and_paired_differences(configs, tmp_path, where) -> None:
     folder = tmp_path / "out"
     assert sweep(configs, folder, *RATES, *where) == 0
