@@ -349,7 +349,8 @@ def toy(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="rewriter, weights, cmai: runs side by side, a share of the cores each (default: 1)",
+        help="table, reach, rewriter, weights, cmai, immunizing: runs side by side, a share of "
+        "the cores each (default: 1)",
     )
     table.add_argument(
         "--guard",

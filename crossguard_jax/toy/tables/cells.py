@@ -20,6 +20,11 @@ from crossguard_jax.sweeps.cells import CellOutcome
 Cell = dict[str, Estimate]
 
 
+def workers(jobs: int) -> tuple[str | None, int | None]:
+    """``--jobs`` as `Sweep.run` takes it."""
+    return ("local", jobs) if jobs > 1 else (None, None)
+
+
 def cell(path: Path, make: Callable[[], Mapping[str, Estimate]]) -> Cell:
     """The figures that ``make`` gives, or that an earlier run left at ``path``."""
     if not path.exists():

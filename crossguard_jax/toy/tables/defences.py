@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ml_collections import ConfigDict
+
 from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.kinds import answers_of
 from crossguard_jax.cmai.recipe import immunize
@@ -16,6 +18,7 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.probe import Probe, probe
 from crossguard_jax.evals.robustness.systems import attack_records
+from crossguard_jax.guard.augment import TALK
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import train_guard
@@ -231,9 +234,16 @@ def write_sources(folder: Path, task: str) -> None:
     if task == "guard":
         variants["base"] = BASE
     for name, variant in variants.items():
-        rows, data = load_config(variant).data, folder / "data" / name
-        open_sources(rows.sources, data, {SOURCE: read})
-        open_sources(rows.validation, data / "validation", {SOURCE: read})
+        write_rows(load_config(variant).data, folder / "data" / name)
+
+
+def write_rows(rows: Any, data: Path) -> None:
+    """All that a configuration's ``data`` reads, as datasets in a folder that its runs share."""
+    readers = {SOURCE: read}
+    open_sources(rows.sources, data, readers)
+    open_sources(rows.validation, data / "validation", readers)
+    if rows.augment.long:
+        open_sources(ConfigDict({TALK: rows.augment.talk}), data, readers)
 
 
 def base_guard(folder: Path, seed: int) -> Path:

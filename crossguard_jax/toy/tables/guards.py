@@ -20,6 +20,7 @@ from crossguard_jax.runtime.shards import Beat, Work
 from crossguard_jax.sweeps.cells import Figures, Sweep, SweepCell, work_of
 from crossguard_jax.toy.study import BENCHMARKS, SHAPES, SOURCE, benchmarks, read
 from crossguard_jax.toy.tables import cells as tables
+from crossguard_jax.toy.tables.defences import write_rows
 
 THRESHOLD = 0.5
 FACTORY = "crossguard_jax.toy.tables.guards:guard_work"
@@ -85,7 +86,10 @@ def main(args: argparse.Namespace) -> None:
     work = {"rows": args.rows}
     cells = [SweepCell(name, s, work) for name in args.only or ROWS for s in args.seeds]
     spec = {"folder": str(folder), "rows": args.rows}
-    results = tables.of_rows(Sweep(folder, cells, FACTORY, spec).run())
+    if args.jobs > 1:
+        for data, variant in (("all", "tiny"), ("no_benign", "no_benign")):
+            write_rows(load_config(f"configs/guard.py:{variant}").data, folder / "data" / data)
+    results = tables.of_rows(Sweep(folder, cells, FACTORY, spec).run(*tables.workers(args.jobs)))
     for name, records in benchmarks(args.rows, args.seeds[0], TESTS).items():
         write_jsonl(records, folder / "tests", name)
     command = f"crossguard toy table --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"

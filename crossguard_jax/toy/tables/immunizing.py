@@ -29,11 +29,16 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.report import drawing
+from crossguard_jax.runtime.shards import Beat, Work
+from crossguard_jax.sweeps.cells import Figures, Sweep, SweepCell, work_of
 from crossguard_jax.toy.study import BENCHMARKS, SOURCE, benchmarks, read
 from crossguard_jax.toy.tables import cells
-from crossguard_jax.toy.tables.defences import COMPARED, TESTED, base_guard
+from crossguard_jax.toy.tables.defences import COMPARED, TESTED, base_guard, write_sources
 from crossguard_jax.toy.tables.trials import TRIALS, cost_curve, passes
+from crossguard_jax.toy.tables.workers import spread
 from crossguard_jax.toy.world.sources import records
+
+FACTORY = "crossguard_jax.toy.tables.immunizing:trial_work"
 
 STEPS, RESTARTS, STEP = 20, 2, 0.25
 """Of the attack that judges; a step in radii. Steps of 2.5 radii / 20 get stuck: with those, guards
@@ -80,10 +85,13 @@ def main(args: argparse.Namespace) -> None:
     folder, names = Path(args.out), args.only or list(TRIALS)
     if unknown := sorted(set(names) - set(TRIALS)):
         raise UserError(f"--only {', '.join(unknown)}: rows are {', '.join(TRIALS)}")
-    results = {
-        name: [run_cell(folder, name, seed, args.rows, args.guard) for seed in args.seeds]
-        for name in names
-    }
+    if args.jobs > 1:
+        write_sources(folder, "guard")
+        if not args.guard:
+            spread(base_guard, [(folder, seed) for seed in args.seeds], args.jobs)
+    todo = [SweepCell(n, s, _work(n, args.rows, args.guard)) for s in args.seeds for n in names]
+    sweep = Sweep(folder, todo, FACTORY, {"folder": str(folder)})
+    results = cells.of_rows(sweep.run(*cells.workers(args.jobs)))
     command = f"crossguard toy immunizing --seeds {' '.join(map(str, args.seeds))}"
     command += f" --rows {args.rows}" + (" --guard FOLDER" if args.guard else "")
     command += "".join(f" --only {name}" for name in args.only or ())
@@ -102,36 +110,41 @@ def main(args: argparse.Namespace) -> None:
     write_atomic(folder / "immunizing.png", drawing.png(cost_curve(figures)))
 
 
-def run_cell(folder: Path, name: str, seed: int, rows: int, guard: str | None) -> cells.Cell:
-    """Trains and judges one guard, or reads what an earlier run found.
+def trial_work(spec: Mapping[str, Any], folder: str) -> Work:
+    """Trains and judges one guard; see `ShardJob`. A cell's row is a key of `TRIALS`, its seed that
+    of the adapter's start and of the order of the data.
 
     Args:
-        folder: the table's.
-        name: a key of `TRIALS`.
-        seed: of the adapter's start and the order of the data.
-        rows: to attack.
-        guard: the guard that is immunized; None trains one with that seed.
+        spec: ``folder``, the table's.
+        folder: of the figures.
     """
-    own = folder / "cells" / f"{name}-{seed}"
+    place = Path(spec["folder"])
 
-    def make() -> Mapping[str, Estimate]:
-        base = Path(guard or base_guard(folder, seed))
+    def measure(cell: SweepCell, own: Path, beat: Beat) -> Figures:
+        base = Path(cell.work["guard"] or base_guard(place, cell.seed))
         cost = dict.fromkeys(("passes", "cpu_seconds"), Estimate.exact(0))
-        model = base if TRIALS[name].variant is None else own / "model"
+        model = base if cell.work["variant"] is None else own / "model"
         if model != base:
-            cost = _train(folder, name, seed, base)
-        return cost | judge(Guard.from_pretrained(model), rows, seed)
+            cost = _train(cell, own, base, place / "data" / "guard")
+        return cost | judge(Guard.from_pretrained(model), cell.work["rows"], cell.seed)
 
-    return cells.cell(own / f"figures-{rows}.json", make)
+    return work_of(measure, folder)
 
 
-def _train(folder: Path, name: str, seed: int, base: Path) -> dict[str, Estimate]:
+def _work(name: str, rows: int, guard: str | None) -> dict[str, Any]:
+    """What decides a cell's figures beside its seed."""
+    trial = TRIALS[name]
+    what = {"variant": trial.variant, "changes": list(trial.changes)}
+    return what | {"rows": rows, "guard": guard}
+
+
+def _train(cell: SweepCell, own: Path, base: Path, data: Path) -> dict[str, Estimate]:
     """Immunizes, and leaves the model as a plain folder; what it cost."""
-    trial, own = TRIALS[name], folder / "cells" / f"{name}-{seed}"
-    override = [f"--config.train.seed={seed}", f"--config.model.path={base}"]
-    config = load_config(f"configs/cmai.py:{trial.variant}", [*override, *trial.changes])
+    override = [f"--config.train.seed={cell.seed}", f"--config.model.path={base}"]
+    variant, changes = cell.work["variant"], cell.work["changes"]
+    config = load_config(f"configs/cmai.py:{variant}", [*override, *changes])
     resumed, start = (own / "mbat").exists(), time.process_time()
-    immunized = cast(Immunized, immunize(config, own, {SOURCE: read}, folder / "data" / "guard"))
+    immunized = cast(Immunized, immunize(config, own, {SOURCE: read}, data))
     immunized.guard.save_pretrained(own / "model")
     cost = {"passes": Estimate.exact(passes(config))}
     seconds = time.process_time() - start

@@ -10,6 +10,7 @@ import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,11 @@ from crossguard_jax.evals.scoring import score_benchmarks
 from crossguard_jax.guard.augment import inject
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.recipe import train_guard
+from crossguard_jax.runtime.shards import Beat, Work
+from crossguard_jax.sweeps.cells import Figures, Sweep, SweepCell, work_of
 from crossguard_jax.toy.study import SOURCE, read
 from crossguard_jax.toy.tables import cells
+from crossguard_jax.toy.tables.defences import write_rows
 from crossguard_jax.toy.world.explicit import mix_apart
 from crossguard_jax.toy.world.injections import INJECTIONS, NEUTRAL
 from crossguard_jax.toy.world.long_texts import apart_text, long_text, straddling_text
@@ -35,6 +39,8 @@ ROWS: Mapping[str, tuple[str, str]] = {
     "no_augment": ("No long rows, no forged turns", "no_augment"),
 }
 """Row -> its title and its variant of ``configs/guard.py``."""
+
+FACTORY = "crossguard_jax.toy.tables.reach:reach_work"
 
 TOKENS = 4_000
 """Of a long text."""
@@ -76,9 +82,15 @@ TABLES: Mapping[str, Mapping[str, str]] = {"Pictures": PICTURES, "Texts": TEXTS,
 def main(args: argparse.Namespace) -> None:
     """The verb's work: prints the tables, and leaves ``reach.json`` and ``reach.md``."""
     folder, names = Path(args.out), args.only or list(ROWS)
-    results = {
-        name: [run_cell(folder, name, seed, args.rows) for seed in args.seeds] for name in names
-    }
+    if args.jobs > 1:
+        write_rows(load_config("configs/guard.py:tiny").data, folder / "data" / "all")
+    todo = [
+        SweepCell(name, seed, {"variant": ROWS[name][1], "rows": args.rows})
+        for seed in args.seeds
+        for name in names
+    ]
+    sweep = Sweep(folder / "reach", todo, FACTORY, {"folder": str(folder)})
+    results = cells.of_rows(sweep.run(*cells.workers(args.jobs)))
     titles = {name: title for name, (title, _) in ROWS.items()}
     command = f"crossguard toy reach --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     caption = f"Percent at threshold 0.5; long texts have about {TOKENS:,} tokens"
@@ -91,24 +103,24 @@ def main(args: argparse.Namespace) -> None:
     cells.leave(folder, "reach", command, args.seeds, figures, *pages)
 
 
-def run_cell(folder: Path, name: str, seed: int, rows: int) -> cells.Cell:
-    """Trains and measures one guard, or reads what an earlier run found.
+def reach_work(spec: Mapping[str, Any], folder: str) -> Work:
+    """Trains and measures one guard; see `ShardJob`. A cell's row is a key of `ROWS`, its seed that
+    of the adapter's start, the order of the data and the test sets.
 
     Args:
-        folder: the table's; that of ``toy table`` has the full guards already.
-        name: a key of `ROWS`.
-        seed: of the adapter's start, the order of the data and the test sets.
-        rows: rows of a test set.
+        spec: ``folder``, the table's; that of ``toy table`` has the full guards already.
+        folder: of the figures.
     """
-    own = folder / "runs" / f"{name}-{seed}"
+    place = Path(spec["folder"])
 
-    def make() -> Mapping[str, Estimate]:
-        override = [f"--config.train.seed={seed}", "--config.data.blank="]
-        config = load_config(f"configs/guard.py:{ROWS[name][1]}", override)
-        guard = train_guard(config, own, {SOURCE: read}, folder / "data" / "all").guard
-        return measure(guard, rows, seed, f"{name}, seed {seed}")
+    def measured(cell: SweepCell, own: Path, beat: Beat) -> Figures:
+        override = [f"--config.train.seed={cell.seed}", "--config.data.blank="]
+        config = load_config(f"configs/guard.py:{cell.work['variant']}", override)
+        run, data = place / "runs" / cell.name, place / "data" / "all"
+        guard = train_guard(config, run, {SOURCE: read}, data).guard
+        return measure(guard, cell.work["rows"], cell.seed, f"{cell.row}, seed {cell.seed}")
 
-    return cells.cell(own / f"reach-{rows}.json", make)
+    return work_of(measured, folder)
 
 
 def measure(guard: Guard, rows: int, seed: int, name: str, tokens: int = TOKENS) -> cells.Cell:

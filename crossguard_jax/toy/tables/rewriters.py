@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
         for seed in args.seeds
     ]
     spec = {"folder": str(folder), "rows": args.rows, "target": ""}
-    outcomes = Sweep(folder, cells, FACTORY, spec).run(*workers(args.jobs))
+    outcomes = Sweep(folder, cells, FACTORY, spec).run(*tables.workers(args.jobs))
     results = tables.of_rows(outcomes)
     command = f"crossguard toy rewriter --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     figures = {"before.asr": before.as_dict()} | {
@@ -110,11 +110,6 @@ def main(args: argparse.Namespace) -> None:
     }
     pages = _as_tables(results, before, args.seeds)
     tables.leave(folder, "rewriter", command, args.seeds, figures, *pages)
-
-
-def workers(jobs: int) -> tuple[str | None, int | None]:
-    """``--jobs`` as `Sweep.run` takes it."""
-    return ("local", jobs) if jobs > 1 else (None, None)
 
 
 def split_of(folder: Path, split: str, rows: int) -> Matched:

@@ -13,6 +13,7 @@ from crossguard_jax.sweeps.cells import Sweep, SweepCell
 from crossguard_jax.sweeps.grid import BASE, rows_of
 from crossguard_jax.sweeps.report import SweepPage, leave_report
 from crossguard_jax.toy.tables import rewriters
+from crossguard_jax.toy.tables.cells import workers
 
 GRID = (
     *(f"rewards.weights.{name}=0.5,1,2" for name in ("safety", "semantic", "overlap")),
@@ -46,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
         if not args.only or row.name in (BASE, *args.only)
     ]
     spec = {"folder": str(folder), "rows": args.rows, "target": TARGET}
-    outcomes = Sweep(folder, cells, rewriters.FACTORY, spec).run(*rewriters.workers(args.jobs))
+    outcomes = Sweep(folder, cells, rewriters.FACTORY, spec).run(*workers(args.jobs))
     titles = {BASE: "equal weights of 1, tau 0.18"} | {
         row.name: ", ".join(f"{f.rpartition('.')[2]} {v}" for f, v in row.settings.items())
         for row in rows[1:]

@@ -32,7 +32,7 @@ def test_finished_cells_are_read_and_written_into_the_table(tmp_path, monkeypatc
     monkeypatch.setattr(table, "score_benchmarks", lambda guard, tests, name: name)
     monkeypatch.setattr(table, "evaluate", measured)
     only = ["full", "explicit_only", "no_benign"]
-    args = argparse.Namespace(out=tmp_path, only=only, seeds=[0, 1], rows=8)
+    args = argparse.Namespace(out=tmp_path, only=only, seeds=[0, 1], rows=8, jobs=1)
     table.main(args)
     monkeypatch.setattr(table, "train_guard", lambda *_: pytest.fail("trained a finished cell"))
     table.main(args)

@@ -54,15 +54,20 @@ def test_an_attacked_score_is_no_better_than_the_clean_one():
 
 
 def test_finished_cells_are_read_written_into_the_tables_and_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "immunize", lambda *_: pytest.fail("trained a finished cell"))
     columns = {**table.COLUMNS, **table.CLEAN}
-    for i, name in enumerate(TRIALS):
-        own = tmp_path / "cells" / f"{name}-0"
-        own.mkdir(parents=True)
-        figures = {column: Estimate(0.5, 0.4, 0.6, 320).as_dict() for column in columns}
-        cost = {key: Estimate.exact(1_000 * i).as_dict() for key in ("passes", "cpu_seconds")}
-        (own / "figures-320.json").write_text(json.dumps({"seconds": 1.0, **figures, **cost}))
-    args = argparse.Namespace(out=tmp_path, only=None, seeds=[0], rows=320, guard=None)
+    figures = {column: Estimate(0.5, 0.4, 0.6, 320) for column in columns}
+
+    def judged(guard, rows, seed):
+        assert (rows, seed) == (320, 0)
+        return figures
+
+    monkeypatch.setattr(table, "judge", judged)
+    monkeypatch.setattr(table.Guard, "from_pretrained", lambda model: model)
+    cost = {key: Estimate.exact(1_000) for key in ("passes", "cpu_seconds")}
+    monkeypatch.setattr(table, "_train", lambda *_: cost)
+    args = argparse.Namespace(out=tmp_path, only=None, seeds=[0], rows=320, guard="g", jobs=1)
+    table.main(args)
+    monkeypatch.setattr(table, "judge", lambda *_: pytest.fail("judged a finished cell"))
     table.main(args)
     written = json.loads((tmp_path / "immunizing.json").read_text())["figures"]
     assert written["none.passes"]["value"] == 0 and written[f"{TRAINED[0]}.robust"]["n"] == 320

@@ -56,13 +56,13 @@ def test_only_rows_that_were_flagged_can_flip():
 
 @pytest.mark.tables
 def test_the_page_has_every_figure_of_a_guard(monkeypatch, tmp_path):
-    guard = Guard.from_pretrained("toy://llava", prompt="short")
+    class Trained:
+        guard = Guard.from_pretrained("toy://llava", prompt="short")
 
-    def measured(folder, name, seed, rows):
-        return reach.measure(guard, rows, seed, name, tokens=200)
-
-    monkeypatch.setattr(reach, "run_cell", measured)
-    reach.main(argparse.Namespace(out=tmp_path, only=["full"], seeds=[0], rows=40))
+    measure = reach.measure
+    monkeypatch.setattr(reach, "train_guard", lambda *_: Trained)
+    monkeypatch.setattr(reach, "measure", lambda *args: measure(*args, tokens=200))
+    reach.main(argparse.Namespace(out=tmp_path, only=["full"], seeds=[0], rows=40, jobs=1))
     figures = json.loads((tmp_path / "reach.json").read_text())["figures"]
     columns = {column for table in reach.TABLES.values() for column in table}
     assert set(figures) == {f"full.{column}" for column in columns}
