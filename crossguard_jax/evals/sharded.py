@@ -28,7 +28,7 @@ from crossguard_jax.runtime.shards import (
     read_claim,
     read_manifest,
 )
-from crossguard_jax.systems.sharded import FACTORY
+from crossguard_jax.systems.sharded import FACTORY, kept_costs
 from crossguard_jax.systems.store import store_folder
 
 _VERDICT = tuple(Verdict.__dataclass_fields__)
@@ -50,6 +50,7 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
             job = _job(args, spec, folder / "shards" / spec.name)
             summary = run_shards(job, shards, args.on, args.workers)
             identity, notes = read_claim(job.folder)
+            print("".join(f"{spec.name}: {line}\n" for line in kept_costs(job)), end="")
             negative, positive = notes["words"]
             verdicts: dict[tuple[str, str], Verdict | UserError] = {}
             rows = _rows(job, summary.reports, (negative, positive), verdicts, contents, pictures)

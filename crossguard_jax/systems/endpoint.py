@@ -24,7 +24,7 @@ from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.folder import read_object
 from crossguard_jax.io import images as pictures_io
 from crossguard_jax.io.chat import Answer, Endpoint, Failure, Message, Request
-from crossguard_jax.io.http import Client, content_key
+from crossguard_jax.io.http import Client, Usage, content_key
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.systems.system import BaseSystem
 
@@ -170,9 +170,11 @@ class Requester:
         return outcomes
 
     def lines(self) -> Iterator[str]:
-        """What this run did, and what every answer of the system that is kept has cost."""
+        """What this run did, if anything, and what every answer of the system that is kept has
+        cost."""
         endpoint = self.client.endpoint
-        yield f"{endpoint.model}: {self.client.usage}"
+        if self.client.usage != Usage():
+            yield f"{endpoint.model}: {self.client.usage}"
         kept = [*self.client.cache.answers()]
         tokens = [sum(k.get(f"{of}_tokens") or 0 for k in kept) for of in ("prompt", "completion")]
         dollars = endpoint.dollars(*tokens)

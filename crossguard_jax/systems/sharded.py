@@ -36,6 +36,7 @@ from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.results import Item
 from crossguard_jax.systems.scoring import WINDOW_BYTES, explained_by, score_window, why_identity
 from crossguard_jax.systems.store import WINDOW, VerdictStore, store_name
+from crossguard_jax.systems.system import costs_of
 from crossguard_jax.systems.tally import Tally
 
 FACTORY = "crossguard_jax.systems.sharded:score_work"
@@ -72,6 +73,7 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
         words=[words.negative, words.positive],
         base=str(system.folder),
         remarks=list(getattr(system, "remarks", ())),
+        remote=getattr(system, "remote", False),
         store_name=store_name(facts),
     )
     store = VerdictStore(spec["store"], system, together=True)
@@ -161,6 +163,13 @@ def score_shards(job: ShardJob, manifest: str, on: str | None, workers: int | No
     return run_shards(job, read_manifest(manifest), on, workers)
 
 
+def kept_costs(job: ShardJob) -> list[str]:
+    """What the answers of an endpoint have cost, whoever asked; nothing of a model that workers
+    hold."""
+    remote = read_claim(job.folder)[1].get("remote")
+    return costs_of(load(**job.spec["load"])) if remote else []
+
+
 def main(args: argparse.Namespace, spec: Mapping[str, Any]) -> int:
     """The verb's work; returns 1 if a row or a shard was rejected."""
     deadline = args.deadline or DEADLINE
@@ -170,7 +179,7 @@ def main(args: argparse.Namespace, spec: Mapping[str, Any]) -> int:
     seconds = time.monotonic() - began
     negative, positive = read_claim(args.output)[1]["words"]
     tally = tally_of(summary.counts, (negative, positive))
-    print("\n".join((*summary.lines(), *tally.lines())))
+    print("\n".join((*summary.lines(), *tally.lines(), *kept_costs(job))))
     computed, verdicts = (summary.counts_now.get(k, 0) for k in ("computed", "verdicts"))
     if computed < verdicts:
         print(f"{verdicts - computed:,} of the new verdicts had been made before")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from crossguard_jax import cli
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io.chat import Answer
@@ -319,3 +320,20 @@ def test_verdicts_of_the_store_ask_nothing_again(tmp_path):
         again = VerdictStore(tmp_path / "store", load(spec)).score(RECORDS)
         assert again == first and len(server.asked) == n
     assert all(isinstance(v, Verdict) and v.unsafe for v in first)
+
+
+@pytest.mark.parametrize("verb", ["score", "evaluate"])
+def test_shards_say_what_all_answers_have_cost(tmp_path, verb, capsys):
+    texts = [{"id": f"{i}", "text": f"row {i} ?", "image": None} for i in range(4)]
+    lines = [
+        json.dumps(row | {"label": WORDS[i % 2], "source": "s"}) for i, row in enumerate(texts)
+    ]
+    for i in range(2):
+        (tmp_path / f"{i}.jsonl").write_text("\n".join(lines[2 * i : 2 * i + 2]) + "\n")
+    (tmp_path / "manifest").write_text("0.jsonl\n1.jsonl\n")
+    with ChatServer(judged) as server:
+        words = [verb, "--model", describe(tmp_path, server.url), "--store", ""]
+        words += ["--shards", str(tmp_path / "manifest")]
+        words += ["--output" if verb == "score" else "--out", str(tmp_path / "out")]
+        assert cli.main(words) == 0
+    assert "4 answers, 40 prompt and 8 completion tokens, $0.4000" in capsys.readouterr().out
