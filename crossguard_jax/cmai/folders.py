@@ -82,8 +82,22 @@ def _blends(immunized: Immunized) -> bool:
 
 
 def is_immunized(path: str | Path) -> bool:
-    """Whether a folder is what `save_immunized` wrote."""
-    return (Path(path) / FILE).is_file()
+    """Whether a folder is what `save_immunized` wrote.
+
+    Raises:
+        UserError: it has a part of that, but not what says how the parts work: as a plain model it
+            would answer what its policy rejects.
+    """
+    folder = Path(path)
+    if (folder / FILE).is_file():
+        return True
+    for part in (CHECK, SECRET):
+        if (folder / part).exists():
+            raise UserError(
+                f"{folder}: has {part} and no {FILE}, so that its policy is not known; copy the "
+                "whole folder again"
+            )
+    return False
 
 
 def load_immunized(path: str | Path, *, noise_seed: int | None = None, **options: Any) -> Immunized:

@@ -171,6 +171,7 @@ def immunize(
             f"mbat.outer {config.mbat.outer!r}: mbat.goal 'features' gives no answers to keep to; "
             "set it to 'task'"
         )
+    _check_branches(config)
     kind_of(config)
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
@@ -351,6 +352,17 @@ def _pair_scores(
 def _s_c(task: Checked, trainable: Any, frozen: Any, batch: Any) -> Array:
     batch = task.read(trainable, frozen, batch)
     return task.s_c(trainable, batch, task.see(trainable, frozen, batch["pixels"])[1])
+
+
+def _check_branches(config: Any) -> None:
+    """Refuses before anything is trained what a policy would refuse at the end."""
+    for branch in config.arm.branches:
+        rate = branch.get("pass_rate", 0.5)
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
+            raise UserError(f"arm.branches: pass_rate {rate!r}: a share between 0 and 1")
+    cut = _cut(config, np.linspace(0.0, 1.0, 100_000))
+    # Where a branch is in full depends on the scores, which nobody has yet.
+    Policy.from_config({"branches": [{k: b[k] for k in b if k != "full"} for b in cut]})
 
 
 def _cut(config: Any, scores: Float[np.ndarray, " B"]) -> list[dict[str, Any]]:

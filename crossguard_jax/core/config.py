@@ -23,7 +23,9 @@ from ml_collections import ConfigDict, config_flags
 from crossguard_jax.core.errors import UserError
 
 OVERRIDE = re.compile(r"^--(?:no)?config\.(?P<key>[^=]+)(?P<value>=.*)?$", re.DOTALL)
-FRACTION = re.compile(r"(?<![\w./'\"])(\d+(?:\.\d*)?)/(\d+(?:\.\d*)?)(?![\w./])")
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+FRACTION = re.compile(rf"({_NUMBER})\s*/\s*({_NUMBER})")
+ELEMENT = re.compile(rf"(?<=[(,\s]){FRACTION.pattern}(?=\s*[,)])")
 INSTALLED = Path(__file__).resolve().parents[1] / "configs"
 """Those that come with the package: in a clone, a link to the repository's own folder."""
 
@@ -56,7 +58,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise UserError(f"{spec} has no field {key!r}: did you mean {_nearest(key, keys)!r}?")
         _check_settable(config, key, match["value"])
         written[key] = _field(config, key)
-        read.append(_with_fractions(override, written[key]))
+        read.append(_with_fractions(config, key, override))
     changed = _apply(config, spec, read)
     for key, before in written.items():
         _check_elements(key, before, _field(changed, key))
@@ -182,25 +184,34 @@ def _field(config: ConfigDict, key: str) -> Any:
     return config
 
 
-def _with_fractions(override: str, before: Any) -> str:
-    """An override with its fractions divided, where the field has floats."""
-    name, equals, value = override.partition("=")
-    elements = before if isinstance(before, tuple) else (before,)
-    if not any(isinstance(element, float) for element in elements):
+def _with_fractions(config: ConfigDict, key: str, override: str) -> str:
+    """An override with its fractions divided, where floats go."""
+    name, _, value = override.partition("=")
+    before, (parent, _, field) = _field(config, key), key.rpartition(".")
+    if isinstance(before, tuple) and float in map(type, before):
+        pattern = ELEMENT
+    elif (_field(config, parent) if parent else config).get_type(field) is float:
+        if not FRACTION.fullmatch(value.strip()):
+            return override
+        pattern = FRACTION
+    else:
         return override
     try:
-        divided = FRACTION.sub(lambda part: repr(float(part[1]) / float(part[2])), value)
+        return f"{name}={pattern.sub(lambda part: repr(float(part[1]) / float(part[2])), value)}"
     except ZeroDivisionError:
         raise UserError(f"{override}: divides by 0") from None
-    return f"{name}{equals}{divided}"
 
 
 def _check_elements(key: str, before: Any, after: Any) -> None:
-    """Refuses a tuple with an element that is of no kind that the configuration's own has."""
-    if not isinstance(before, tuple) or not before:
+    """Refuses a tuple that was not written as one, or has an element of no kind that the
+    configuration's own has."""
+    if not isinstance(before, tuple):
         return
+    if len(after) == 1 and isinstance(after[0], str) and re.search("[(),]", after[0]):
+        shown = before or ("a", "b")
+        raise UserError(f"--config.{key}: {after[0]!r} is one string; write it as in {shown}")
     kinds = {type(element) for element in before} | ({int} if float in map(type, before) else set())
-    for element in after:
+    for element in after if before else ():
         if type(element) not in kinds:
             raise UserError(
                 f"--config.{key}: {element!r} is a {type(element).__name__}; write it as "

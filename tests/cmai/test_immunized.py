@@ -18,6 +18,7 @@ from crossguard_jax.cmai.review import ReviewQueue, read_queue
 from crossguard_jax.cmai.threshold import Threshold
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.guard.guard import Guard
+from crossguard_jax.systems.load import load
 from tests.cmai.small_systems import RECORDS, base, on_device, system_of, with_adapter
 
 KEY = jax.random.key(3)
@@ -413,6 +414,17 @@ def test_a_folder_without_its_check_does_not_answer_as_if_nothing_were_missing(s
     shutil.rmtree(tmp_path / "m" / "consistency")
     with pytest.raises(UserError, match="the check is gone"):
         load_immunized(tmp_path / "m")
+
+
+@pytest.mark.parametrize("left", ["consistency", "noise_secret"])
+def test_a_folder_without_its_policy_is_no_plain_model(saved, tmp_path, left):
+    shutil.copytree(saved, tmp_path / "m")
+    for name in {"cmai.json", "consistency", "noise_secret"} - {left}:
+        path = tmp_path / "m" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for opened in (load_immunized, load):
+        with pytest.raises(UserError, match=f"has {left} and no cmai.json"):
+            opened(tmp_path / "m")
 
 
 def test_systems_that_differ_in_their_cuts_alone_are_one_program(trained, noisy):

@@ -295,6 +295,27 @@ def test_what_cannot_be_is_refused_by_its_field(data, tmp_path):
         answers_of(config, rows)
 
 
+@pytest.mark.parametrize(
+    ("branch", "message"),
+    [
+        ({"pass_rat": 0.9, "do": "reject"}, "pass_rat"),
+        ({"pass_rate": 90, "do": "reject"}, "pass_rate 90: a share"),
+        ({"pass_rate": "x", "do": "reject"}, "pass_rate 'x': a share"),
+        ({"pass_rate": 0.9}, "do None"),
+        ({"do": "reject"}, "below"),
+        ({"pass_rate": 0.9, "do": "smooth", "n": 0}, "smooth: n from 1"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_before_anything_is_trained(
+    branch, message, tmp_path, monkeypatch
+):
+    config = short(steps=1)
+    config.arm.branches = (branch,)
+    monkeypatch.setattr(recipe, "open_sources", lambda *_: pytest.fail("began"))
+    with pytest.raises(UserError, match=message):
+        immunize(config, tmp_path, READERS, tmp_path)
+
+
 def test_the_answers_are_the_most_common_labels_of_the_training_rows():
     rows = {"vqa": records("vqa_closed", "train", 60), "text": records("text_safety", "val", 2)}
     config = short()

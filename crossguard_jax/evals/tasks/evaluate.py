@@ -174,7 +174,8 @@ def task_of(path: str) -> str:
     if kind == ANSWERS:
         raise UserError(
             f"--model {path}: is immunized, and tasks asks a model in words, without its check and "
-            "policy; measure it with crossguard attack, or ask a copy of it without cmai.json"
+            "policy; measure it with crossguard attack, or ask a copy of it without cmai.json, "
+            "consistency and noise_secret"
         )
     return kind
 
