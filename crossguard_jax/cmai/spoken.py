@@ -9,6 +9,7 @@ from typing import SupportsIndex
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard.outlines import Outline
 from crossguard_jax.runtime import processes
 
 Expand = Callable[[Record], list[Record]]
@@ -20,13 +21,17 @@ class Spoken:
 
     Attributes:
         origin: the source.
+        outlines: one a row.
     """
 
     def __init__(self, origin: RecordSource, expand: Expand):
         self.origin, self._expand = origin, expand
-        self._places = [
-            (row, part) for row in range(len(origin)) for part in range(len(expand(origin[row])))
-        ]
+        self._places: list[tuple[int, int]] = []
+        self.outlines: list[Outline] = []
+        for row in range(len(origin)):
+            made = expand(origin[row])
+            self._places += [(row, part) for part in range(len(made))]
+            self.outlines += map(Outline.of, made)
 
     def __len__(self) -> int:
         return len(self._places)

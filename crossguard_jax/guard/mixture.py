@@ -15,7 +15,14 @@ from crossguard_jax.data import sources
 from crossguard_jax.data.builders import RecordSource, open_dataset, write_dataset
 from crossguard_jax.data.records import LeftOut, Record, Rejected
 from crossguard_jax.data.sources.catalogue import refuse_training
-from crossguard_jax.guard.outlines import Outline, Outlined, Selected, outlines, read_outlines
+from crossguard_jax.guard.outlines import (
+    Outline,
+    Outlined,
+    Selected,
+    contents_of,
+    outlines,
+    read_outlines,
+)
 from crossguard_jax.hf.trained import TrainedRow
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.files import noting, unchanged
@@ -64,7 +71,9 @@ def open_sources(
     remote.share(folder)
     opened = {name: open_dataset(folder, name, spec.split) for name, spec in weighted.items()}
     return {
-        name: Outlined(source, read_outlines(folder / f"{name}.rows.jsonl", len(source)))
+        name: Outlined(
+            source, read_outlines(folder / f"{name}.rows.jsonl", contents_hash(folder, name))
+        )
         for name, source in opened.items()
     }
 
@@ -137,7 +146,7 @@ def _current(note: Path, rows: Path, settings: Mapping[str, Any]) -> bool:
     except UserError:  # a failing disk's; it is written anew
         return False
     whole = isinstance(made, dict) and made.keys() >= {"settings", "files", "contents"}
-    if not whole or not rows.exists():
+    if not whole or not isinstance(made["files"], dict) or not rows.exists():
         return False
     return made["settings"] == settings and unchanged(made["files"])
 
@@ -156,11 +165,10 @@ def _write(
                 rows = left_out.accepted(_rows(spec, readers, settings.get("seed")))
                 kept = (row for row in rows if _asked_for(name, spec, row))
                 limited = islice(kept, spec.limit) if spec.limit else kept
-                lines: list[str] = []
-                contents = hashlib.sha256()
-                write_dataset({spec.split: _listing(limited, lines, contents)}, folder, name)
-            jsonl.write_atomic(listed, "".join(lines))
-            made = {"settings": settings, "files": files, "contents": contents.hexdigest()}
+                rows_listed: list[Outline] = []
+                write_dataset({spec.split: _listing(limited, rows_listed)}, folder, name)
+            jsonl.write_atomic(listed, b"".join(outline.line() for outline in rows_listed))
+            made = {"settings": settings, "files": files, "contents": contents_of(rows_listed)}
             jsonl.write_atomic(note, json.dumps(made, indent=1))
     for line in left_out.lines():
         print(line if line.startswith(" ") else f"{name}: {line}")
@@ -187,12 +195,10 @@ def in_tenth(record: Record) -> bool:
     return digest[0] * 10 < 256
 
 
-def _listing(records: Iterable[Record], lines: list[str], contents: Any) -> Iterator[Record]:
-    """Passes records on; their outlines go into ``lines``, all that is learned from into a hash."""
+def _listing(records: Iterable[Record], listed: list[Outline]) -> Iterator[Record]:
+    """Passes records on, and lists their outlines."""
     for record in records:
-        outline = Outline.of(record)
-        lines.append(outline.line())
-        contents.update(json.dumps([outline.id, outline.content, outline.label]).encode())
+        listed.append(Outline.of(record))
         yield record
 
 

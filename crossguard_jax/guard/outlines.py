@@ -3,18 +3,19 @@
 At the sizes of a real mixture pictures are gigabytes, and may lie on another machine.
 """
 
+import hashlib
 import json
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record
 from crossguard_jax.hf.trained import content_hash
-from crossguard_jax.io.jsonl import read_jsonl
+from crossguard_jax.io.jsonl import dumps, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -39,28 +40,52 @@ class Outline:
         content = content_hash(record.text, record.images)
         return cls(record.id, record.label, record.text, len(record.images), content)
 
-    def line(self) -> str:
+    def line(self) -> bytes:
         """As a line of the file that `read_outlines` reads."""
-        return json.dumps(asdict(self)) + "\n"
+        return dumps(asdict(self))
 
 
-def read_outlines(path: Path, n: int) -> list[Outline]:
-    """The outlines of a source's ``n`` rows, in their order.
+def contents_of(outlines: Iterable[Outline]) -> str:
+    """SHA-256 over all that is learned from rows, in their order."""
+    contents = hashlib.sha256()
+    for row in outlines:
+        contents.update(json.dumps([row.id, row.content, row.label]).encode())
+    return contents.hexdigest()
+
+
+def read_outlines(path: Path, contents: str) -> list[Outline]:
+    """The outlines of a source's rows, in their order.
+
+    Args:
+        path: their file.
+        contents: their `contents_of`, by which another source's are told.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        read = [Outline(**row) for _, row in read_jsonl(path) if isinstance(row, dict)]
+        # A row was read from a line that may be as long as any; this one is its text again.
+        rows = read_jsonl(path, max_line_bytes=1 << 40)
+        read = [Outline(**row) for _, row in rows if isinstance(row, dict)]
     except (TypeError, UserError):
         read = []
-    if len(read) != n:
-        raise UserError(f"{path}: does not list {n:,} rows; remove it, and all is written anew")
+    if contents_of(read) != contents:
+        raise UserError(f"{path}: does not list the rows there; remove it, and all is written anew")
     return read
 
 
-class Outlined:
+@runtime_checkable
+class Listed(Protocol):
     """A source whose rows' outlines are known."""
+
+    @property
+    def outlines(self) -> Sequence[Outline]:
+        """One a row."""
+        ...
+
+
+class Outlined:
+    """A source, and the outlines of its rows."""
 
     def __init__(self, source: RecordSource, outlines: Sequence[Outline]):
         """``outlines``: one a row of ``source``."""
@@ -97,7 +122,7 @@ class Selected:
 
 def outlines(source: RecordSource) -> Sequence[Outline]:
     """A source's rows without their pictures; they are read only where nobody wrote them down."""
-    if isinstance(source, Outlined | Selected):
+    if isinstance(source, Listed):
         return source.outlines
     return [Outline.of(record) for record in _records(source)]
 

@@ -13,7 +13,9 @@ from crossguard_jax.data.builders import ArrayRecordSource
 from crossguard_jax.data.records import Record
 from crossguard_jax.guard.augment import parts
 from crossguard_jax.guard.mixture import answered, fitting, in_tenth, listed_rows, open_sources
+from crossguard_jax.guard.outlines import outlines
 from crossguard_jax.hf.trained import content_hash
+from crossguard_jax.io.jsonl import dumps
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +118,31 @@ def test_no_picture_is_read_before_the_first_batch(path, tmp_path, monkeypatch):
     assert part.sources == some
 
 
-@pytest.mark.parametrize("damage", ["", "{}\n", "not json\n", "[1]\n"])
+@pytest.mark.parametrize("damage", ["empty", "{}\n", "not json\n", "[1]\n", "another's"])
 def test_a_damaged_list_of_rows_is_named_with_the_mend(path, tmp_path, damage):
-    opened(path, tmp_path)
+    rows = opened(path, tmp_path)
     listed = tmp_path / "rows.rows.jsonl"
-    listed.write_text(damage)
-    with pytest.raises(UserError, match="rows.rows.jsonl: does not list 200 rows; remove it"):
+    lines = listed.read_text().splitlines(keepends=True)
+    texts = {"empty": "", "another's": "".join(reversed(lines))}
+    listed.write_text(texts.get(damage, damage))
+    with pytest.raises(UserError, match="rows.rows.jsonl: does not list the rows there; remove it"):
         opened(path, tmp_path)
     listed.unlink()
-    assert len(opened(path, tmp_path)) == 200
+    assert opened(path, tmp_path) == rows
+
+
+def test_a_long_text_and_one_with_a_line_separator_are_listed_as_they_are(tmp_path):
+    texts = ["a\u2028b", "щ" * 3_000_000]
+    path = tmp_path / "rows.jsonl"
+    rows = ({"id": str(i), "image": None, "text": t, "label": "safe"} for i, t in enumerate(texts))
+    path.write_bytes(b"".join(map(dumps, rows)))
+    specs = ConfigDict({"rows": spec_of(path)})
+    source = open_sources(specs, tmp_path, {})["rows"]
+    assert [row.text for row in outlines(source)] == [source[i].text for i in range(2)] == texts
+
+
+def test_a_note_that_is_none_is_written_anew(path, tmp_path):
+    rows = opened(path, tmp_path)
+    note = tmp_path / "rows.settings.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"files": []}))
+    assert opened(path, tmp_path) == rows
