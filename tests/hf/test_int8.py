@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tree import digest, n_bytes, named_leaves
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.hf.load import load_model
+from crossguard_jax.io.images import decode, encode_png
 from crossguard_jax.nn import lora
 from crossguard_jax.nn.int8 import in_int8
 from crossguard_jax.toy.world import sources
@@ -54,6 +56,7 @@ ON_A_MESH = """
     from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh, partition_spec
     from crossguard_jax.core.tree import named_leaves
     from crossguard_jax.hf.load import load_model
+from crossguard_jax.io.images import decode, encode_png
 
     one = dict(named_leaves(load_model("toy://llava", "int8")))
     for sizes, more in (((2, 2, 2), {}), ((1, 8, 1), {}), ((2, 2, 2), {"layers": "data"})):
@@ -71,25 +74,51 @@ def test_int8_on_a_mesh_is_bit_for_bit_that_of_one_device(run_with_devices):
     assert int(run_with_devices(8, ON_A_MESH)) > 40
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("dtype", ["int8-float32", "int8"])
-def test_verdicts_in_int8_are_those_of_float32(dtype):
-    """99 of 100 rows within 0.02; a few scores between the two answers move by up to 0.04."""
+@pytest.fixture(scope="module")
+def moved():
+    """``moved(dtype, images)``: how far p_unsafe of 600 rows is from float32's, the share of equal
+    verdicts, and the loss of AUROC."""
     names = ("explicit_text", "implicit")
     rows = [row for name in names for row in sources.records(name, "test", 300)]
-    images, texts = [row.image for row in rows], [row.text for row in rows]
-    unsafe = np.array([row.label == "unsafe" for row in rows])
-    scores, verdicts = {}, {}
-    for each in ("float32", dtype):
-        out = Guard.from_pretrained("toy://guard_explicit_only", dtype=each).score(images, texts)
-        scores[each] = np.array([v.p_unsafe for v in out])
-        verdicts[each] = np.array([v.unsafe for v in out])
-    apart = np.abs(scores["float32"] - scores[dtype])
-    equal = (verdicts["float32"] == verdicts[dtype]).mean()
-    lost = roc_auc_score(unsafe, scores["float32"]) - roc_auc_score(unsafe, scores[dtype])
-    usual, most = np.quantile(apart, 0.99), apart.max()
-    print(
-        f"{dtype}: 99% within {usual:.4f}, all within {most:.4f}, verdicts {equal:.4f}, "
-        f"AUROC loss {lost:.5f}"
-    )
-    assert usual <= 0.02 and most <= 0.06 and equal >= 0.99 and lost <= 0.002
+    own, texts = [row.image for row in rows], [row.text for row in rows]
+    labels = np.array([row.label == "unsafe" for row in rows])
+
+    def scored(dtype, images):
+        out = Guard.from_pretrained("toy://guard_explicit_only", dtype=dtype).score(images, texts)
+        return np.array([v.p_unsafe for v in out]), np.array([v.unsafe for v in out])
+
+    exact, verdicts = scored("float32", own)
+
+    def moved(dtype, change=lambda image: image):
+        scores, others = scored(dtype, [image and change(image) for image in own])
+        lost = roc_auc_score(labels, exact) - roc_auc_score(labels, scores)
+        return np.abs(scores - exact), (others == verdicts).mean(), lost
+
+    return moved
+
+
+def one_grey_level_off(image):
+    pixels = np.asarray(decode(image, "a picture"), int)
+    noise = np.random.default_rng(len(image)).integers(-1, 2, pixels.shape)
+    return encode_png(Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)))
+
+
+@pytest.mark.parity
+def test_verdicts_in_int8_are_those_of_float32(moved):
+    """99 of 100 rows within 0.02. A few rows move further, with the weights' last bits as with
+    anything: what bfloat16 does to the worst, and a grey level of noise in the pictures, is more.
+    """
+    worst = {}
+    for name, each in {
+        "int8-float32": moved("int8-float32"),
+        "int8": moved("int8"),
+        "bfloat16": moved("bfloat16"),
+        "noise": moved("float32", one_grey_level_off),
+    }.items():
+        apart, equal, lost = each
+        usual, worst[name] = np.quantile(apart, 0.99), apart.max()
+        print(f"{name}: 99% within {usual:.4f}, all within {worst[name]:.4f}, ", end="")
+        print(f"verdicts {equal:.4f}, AUROC loss {lost:.5f}")
+        assert usual <= 0.02 and equal >= 0.99 and lost <= 0.002, name
+    most = 1.25 * max(worst["bfloat16"], worst["noise"])
+    assert worst["int8-float32"] <= most and worst["int8"] <= most
