@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder, adapter = make_folder(Path(scratch)), Path(scratch) / "adapter"
-        base = load_model(folder)
+        base = load_model(folder, remat="names")  # as `configs/guard.py` trains
         assert isinstance(base, Llava)
         model = lora.attach(base, TARGETS, RANK, ALPHA, jax.random.key(0))
         save_adapter(model, adapter, str(folder))
