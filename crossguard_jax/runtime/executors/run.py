@@ -111,10 +111,11 @@ def run_shards(
     part = part_of(os.environ, shards) if on == "array" else shards
     reports = {shard: report for shard in part if (report := finished(job, shard))}
     waiting = [shard for shard in part if shard not in reports]
+    failed = 0
     with Progress(f"{unit}s", len(part), unit=unit, start=len(reports)) as progress:
         for report in _reports(job, waiting, on, workers) if waiting else ():
             reports[report.shard] = report
-            failed = sum(report.bytes < 0 for report in reports.values())
+            failed += report.bytes < 0
             progress.update(note=f"{failed:,} rejected" if failed else "")
     if on != "array":
         sweep(job)
