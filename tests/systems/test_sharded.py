@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -241,7 +240,7 @@ def test_two_workers_on_a_core_each_do_what_two_processes_that_share_nothing_do(
             ]
             assert [run.end()[0] for run in runs] == [0] * len(runs)
             rates[kind].append(rate(outs, 60))
-    one, two, apart = (statistics.median(each) for each in rates.values())
+    one, two, apart = map(max, rates.values())  # what else runs makes each of them slower alone
     print(
         f"shards a second: one worker {one:.2f}, two {two:.2f} ({two / one / 2:.0%} of twice), two "
         f"processes {apart:.2f} ({apart / one / 2:.0%}): two workers have {two / apart:.0%} of that"
