@@ -11,6 +11,7 @@ from crossguard_jax.evals.guard_report import Judged
 from crossguard_jax.evals.published import PAPER_MEAN, printed_results
 from crossguard_jax.report import system_tables
 from crossguard_jax.report.blocks import Bullets, Section, Text
+from crossguard_jax.report.text import quoted
 
 OVER_REFUSAL = ("xstest", "mossbench", "mm_vet")
 """Sets whose benign rows look like harm, or are what a model is used for."""
@@ -200,6 +201,8 @@ def speed(figures: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, st
 def remarks(judged: Judged, notes: Mapping[str, Sequence[str]]) -> Section | None:
     """What systems say of themselves; None where none says anything."""
     lines = tuple(
-        f"**{judged.title(name)}**: {line}" for name, each in notes.items() for line in each
+        f"**{quoted(judged.title(name))}**: {quoted(line)}"
+        for name, each in notes.items()
+        for line in each
     )
     return Section("What is to be known of these systems", (Bullets(lines),)) if lines else None

@@ -33,6 +33,7 @@ from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.exports import write_tables
 from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Table
+from crossguard_jax.report.text import quoted
 from crossguard_jax.systems.tally import BRANCHES
 
 
@@ -210,7 +211,7 @@ def _speed(shown: Findings) -> Section | None:
 def _failed_section(failed: Mapping[str, str]) -> Section | None:
     if not failed:
         return None
-    lines = tuple(f"**{name}**: {reason}" for name, reason in failed.items())
+    lines = tuple(f"**{quoted(name)}**: {quoted(reason)}" for name, reason in failed.items())
     return Section("Systems that failed", (Bullets(lines),))
 
 
@@ -252,7 +253,7 @@ def policy_sections(judgements: Mapping[str, Scored]) -> list[Section]:
 
 def data_sections(readings: Sequence[SourceRows]) -> list[Section]:
     """What was read of published sets, and their licences; nothing where there are none."""
-    lines = tuple(line for reading in readings for line in reading.lines())
+    lines = tuple(quoted(line) for reading in readings for line in reading.lines())
     return [Section("The data sets", (Bullets(lines),))] if lines else []
 
 

@@ -14,6 +14,7 @@ from crossguard_jax.report import system_tables, tables
 from crossguard_jax.report.blocks import Bullets, Listing, Section
 from crossguard_jax.report.report import SubPage
 from crossguard_jax.report.tables import Table
+from crossguard_jax.report.text import quoted
 
 LISTED = 120
 """Rows that a page lists; the others are in the file of verdicts. Of many systems' pages most of
@@ -42,7 +43,8 @@ def system_pages(
                 _figures(judged, name),
                 _rows(judged, name, lookup, seed),
                 Section(
-                    "What this is", (Bullets(tuple(f"{k}: `{v}`" for k, v in facts[name].items())),)
+                    "What this is",
+                    (Bullets(tuple(f"{k}: {quoted(v)}" for k, v in facts[name].items())),),
                 ),
             ],
         )

@@ -36,6 +36,7 @@ from crossguard_jax.io.progress import Progress
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Table
+from crossguard_jax.report.text import quoted
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import inference_mesh
 from crossguard_jax.systems.answers import AnsweringSystem, ComplianceJudge, WordJudge
@@ -373,7 +374,9 @@ def validity_section(systems: Mapping[str, Compared], notes: Sequence[str] = ())
     head = ("Target", "Got through is", *COLUMNS.values(), "No answer")
     table = Table(head, tuple(rows), caption)
     return Section(
-        "Before and after rewriting", (table, *([Bullets(tuple(notes))] if notes else [])), figures
+        "Before and after rewriting",
+        (table, *([Bullets(tuple(map(quoted, notes)))] if notes else [])),
+        figures,
     )
 
 

@@ -23,7 +23,7 @@ from crossguard_jax.report import drawing
 from crossguard_jax.report.blocks import Listing, Section, resolve
 from crossguard_jax.report.pages import environment, script
 from crossguard_jax.report.tables import ABSENT, Table
-from crossguard_jax.report.text import first_sentence, printable, shortened
+from crossguard_jax.report.text import first_sentence, printable, shortened, unquoted
 
 THUMBNAIL = 240  # pixels along the longer side of an example's picture
 SMALL = 128  # up to here a picture's pixels keep their edges
@@ -80,7 +80,8 @@ def _marked(text: str, figures: Mapping[str, Estimate]) -> Markup:
     """Figures put in, then escaped, then ``code`` and **bold**."""
     escaped = str(escape(printable(resolve(text, figures))))
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped))
+    marked = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped)
+    return Markup(unquoted(marked, lambda mark: str(escape(mark))))
 
 
 def _breakable(text: str) -> Markup:

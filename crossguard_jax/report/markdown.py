@@ -18,7 +18,7 @@ from crossguard_jax.report.blocks import (
     resolve,
 )
 from crossguard_jax.report.tables import ABSENT, Table
-from crossguard_jax.report.text import escape_markdown, printable
+from crossguard_jax.report.text import escape_markdown, printable, unquoted
 
 
 def render(
@@ -35,11 +35,11 @@ def render(
 def _block(block: Block, figures: Mapping[str, Estimate], plot_folder: str) -> str:
     match block:
         case Text(text):
-            return resolve(text, figures)
+            return _marked(text, figures)
         case Bullets(items):
-            return "\n".join(f"- {resolve(item, figures)}" for item in items)
+            return "\n".join(f"- {_marked(item, figures)}" for item in items)
         case Definitions(items):
-            return "\n".join(f"- **{term}**: {resolve(text, figures)}" for term, text in items)
+            return "\n".join(f"- **{term}**: {_marked(text, figures)}" for term, text in items)
         case Code(text):
             # A fence longer than any in the text, so that the text cannot end it.
             text = printable(text)
@@ -54,7 +54,11 @@ def _block(block: Block, figures: Mapping[str, Estimate], plot_folder: str) -> s
             link = f"[The pictures of these rows]({plot_folder}/{name}.png)"
             return f"{link}\n\n*{escape_markdown(caption)}*\n\n{_example_table(items)}"
         case Listing(items=items, caption=caption):
-            return f"{resolve(caption, figures)}\n\n{_example_table(items)}"
+            return f"{_marked(caption, figures)}\n\n{_example_table(items)}"
+
+
+def _marked(text: str, figures: Mapping[str, Estimate]) -> str:
+    return unquoted(resolve(text, figures), escape_markdown)
 
 
 def _picture(name: str, caption: str, plot_folder: str) -> str:

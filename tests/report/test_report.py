@@ -15,6 +15,7 @@ from crossguard_jax.report.blocks import Bullets, Code, Definitions, Examples, P
 from crossguard_jax.report.examples import Example
 from crossguard_jax.report.report import Report
 from crossguard_jax.report.tables import Metric, Table
+from crossguard_jax.report.text import escape_markdown, quoted
 from tests.evals import scored
 
 SHARE = Estimate(0.0359, 0.0166, 0.0762, 167)
@@ -213,3 +214,20 @@ def test_writing_twice_gives_the_same_files(report, folder, tmp_path):
     report.write(tmp_path)
     for name in ("report.md", "report.html", "report.json", "plots/roc.pdf"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ["/tmp/{a.b}", "{guard.share:%}", "**bold** `code` <b>", "[link](http://a) | _x_ \\", "a\nb"],
+)
+@pytest.mark.parametrize("kind", [Text, lambda text: Bullets((text,)), None])
+def test_foreign_words_are_shown_as_they_are_cite_nothing_and_mark_nothing(tmp_path, foreign, kind):
+    words = f"It said **so**: {quoted(foreign)} at {{guard.share:%}}"
+    block = kind(words) if kind else Definitions((("term", words),))
+    section = Section("What", (block,), {"guard.share": SHARE})
+    Report("Title", [section], {}).write(tmp_path)
+    html, markdown = ((tmp_path / f"report.{end}").read_text() for end in ("html", "md"))
+    shown = f"It said so: {' '.join(foreign.split())} at 3.6%"
+    assert shown in Page(html).text
+    assert "<b>" not in html and html.count("<strong>so</strong>") == 1
+    assert escape_markdown(foreign) in markdown and markdown.count("3.6%") == 1

@@ -31,6 +31,7 @@ from crossguard_jax.evals.scoring import judged_rows, write_verdicts
 from crossguard_jax.evals.summary import left_out_sections, print_summary
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
+from crossguard_jax.report.text import quoted
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import default_dtype, own_mesh
 from crossguard_jax.systems.store import VerdictStore, store_folder
@@ -312,7 +313,7 @@ def _facts(
     facts = [
         f"{len(records):,} of {len(rows):,} rows: those that can be attacked, drawn at random "
         "where there were more than asked for.",
-        f"The answers: {', '.join(labels[:5])}{more}.",
+        f"The answers: {quoted(', '.join(labels[:5]))}{more}.",
     ]
     if without:
         facts.append(
