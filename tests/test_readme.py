@@ -127,7 +127,8 @@ def test_a_page_says_what_its_data_says(
     page: str, data: str, shape: tuple[list[str], list[str]]
 ) -> None:
     figures = json.loads((RESULTS[0] / f"tables/{data}.json").read_text())["figures"]
-    lines = re.findall(r"^\|(.*)\|$", (RESULTS[0] / f"{page}.md").read_text(), re.M)[2:]
+    (first, *_) = re.findall(r"(?:^\|.*\|\n)+", (RESULTS[0] / f"{page}.md").read_text(), re.M)
+    lines = [line.strip("|") for line in first.splitlines()[2:]]
     rows, columns = shape
     assert len(lines) == len(rows)
     for line, row in zip(lines, rows, strict=True):
