@@ -3,6 +3,7 @@
 So a cell has the memory and the devices to itself, and ends with its own error alone.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -23,6 +24,12 @@ from crossguard_jax.sweeps.results import REPORT, figures_of
 FACTORY = "crossguard_jax.sweeps.steps:verb_work"
 STEP = "crossguard_jax.sweeps.step"
 LOOK_SECONDS = 0.2
+ANOTHER_RUNS = "of another run"
+"""What verbs say of checkpoints, candidates, outputs and verdicts with which they do not go on."""
+
+
+class AnotherRuns(UserError):
+    """A verb's folder has what an earlier configuration left."""
 
 
 def verb_work(spec: Mapping[str, Any], folder: str) -> Work:
@@ -38,7 +45,14 @@ def verb_work(spec: Mapping[str, Any], folder: str) -> Work:
         figures: dict[str, Any] = {}
         for i, step in enumerate(steps):
             out = step_folder(place, steps, i)
-            run_step([*step, "--out", str(out)], out, spec["program"], beat)
+            argv = [*step, "--out", str(out)]
+            try:
+                run_step(argv, out, spec["program"], beat)
+            except AnotherRuns:
+                # What followed has measured that run.
+                for each in range(i, len(steps)):
+                    put_aside(step_folder(place, steps, each))
+                run_step(argv, out, spec["program"], beat)
             figures |= figures_of(out)
         if not figures:
             raise UserError(f"{place}: the verbs left no figures; let one of them evaluate")
@@ -53,11 +67,18 @@ def step_folder(place: Path, steps: Sequence[Sequence[str]], i: int) -> Path:
     return place / f"{steps[i][0]}{before + 1 if before else ''}"
 
 
+def put_aside(folder: Path) -> None:
+    """Keeps what a verb has left, if it has, as ``train.1``, or the first such that is free."""
+    if folder.exists():
+        names = (folder.with_name(f"{folder.name}.{n}") for n in itertools.count(1))
+        folder.rename(next(name for name in names if not name.exists()))
+
+
 def run_step(argv: Sequence[str], out: Path, program: str, beat: Beat) -> None:
     """Runs a verb to its end; what it prints goes to ``log.txt`` in its folder.
 
     Raises:
-        UserError: it failed, and would do so again.
+        UserError: it failed, and would do so again; `AnotherRuns` for what lies in its folder.
         Stopped: this process was told to stop, and the verb has ended, too.
         RuntimeError: it was killed, or stopped by itself; another try goes on from there.
     """
@@ -66,6 +87,7 @@ def run_step(argv: Sequence[str], out: Path, program: str, beat: Beat) -> None:
     report.unlink(missing_ok=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with log.open("ab") as file, preemption.saving():
+        before = file.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", STEP, program, *argv],
             stdin=subprocess.PIPE,  # its end is ours
@@ -83,10 +105,11 @@ def run_step(argv: Sequence[str], out: Path, program: str, beat: Beat) -> None:
     # A report with rows that had to be left out is a report; the verb says so by its exit code.
     if code == 0 or (code == 1 and report.exists()):
         return
-    why = f"{argv[0]}: {_last_line(log)} (exit code {code}, {log})"
+    line = _last_line(log, before)
+    why = f"{argv[0]}: {line} (exit code {code}, {log})"
     if code < 0 or code in STARTS_AGAIN:
         raise RuntimeError(why)
-    raise UserError(why)
+    raise AnotherRuns(why) if ANOTHER_RUNS in line else UserError(why)
 
 
 def _ended(process: "subprocess.Popen[bytes]", beat: Beat) -> int:
@@ -104,8 +127,9 @@ def _ended(process: "subprocess.Popen[bytes]", beat: Beat) -> int:
             raise
 
 
-def _last_line(log: Path) -> str:
-    """The error that a verb told, or the last that it said."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _last_line(log: Path, start: int) -> str:
+    """The error that a verb told, or the last that it said, from that byte of its log on."""
+    text = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("crossguard")]
     return re.sub(r"^crossguard( \w+)?: ", "", (errors or lines or ["said nothing"])[-1])

@@ -99,12 +99,18 @@ def test_a_second_start_does_nothing_and_a_larger_one_what_is_new(configs, tmp_p
     }
 
 
-def test_an_edited_configuration_is_run_anew(configs, tmp_path) -> None:
+def test_an_edited_configuration_is_run_anew_beside_what_the_old_one_left(
+    configs, tmp_path
+) -> None:
     folder, file = tmp_path / "out", tmp_path / "mine.py"
-    assert sweep(configs, folder) == 0
-    file.write_text(CONFIG.replace('"learning_rate": 0.1', '"learning_rate": 0.3'))
-    assert sweep(configs, folder) == 0
-    assert len(tries(folder)["base-0"]) == 2
+    for n, rate in enumerate(("0.1", "0.3", "0.5")):
+        file.write_text(CONFIG.replace('"learning_rate": 0.1', f'"learning_rate": {rate}'))
+        assert sweep(configs, folder, "--then", THEN) == 0
+        assert report(folder)["base.eval.auroc"]["value"] == float(rate)
+        assert report(folder)["base.adapter.all.asr"]["value"] == 1 - float(rate)
+        assert len(tries(folder)["base-0"]) == 1
+        put_aside = sorted(folder.glob("runs/base-0/*.*/adapter"))
+        assert [path.read_text() for path in put_aside] == ["0.1", "0.3"][:n]
 
 
 def test_a_failed_run_is_a_row_that_says_so_and_the_others_go_on(configs, tmp_path, capsys) -> None:
