@@ -37,7 +37,8 @@ def main(
         args.usage_error("--seeds: one of them twice")
     overrides = [word for word in args.rest if word.startswith(("--config.", "--noconfig."))]
     own = [word for word in args.rest if word not in overrides]
-    rows = rows_of(args.base, overrides, args.variants, args.set, args.one_at_a_time)
+    seeds = SEEDS[args.what]
+    rows = rows_of(args.base, overrides, args.variants, args.set, args.one_at_a_time, seeds)
     then = [shlex.split(line) for line in args.then]
     folder = Path(args.out)
     # A first seed of every row comes before any second one.

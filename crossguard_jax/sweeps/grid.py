@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crossguard_jax.core.config import describe_variants, load_config
+from crossguard_jax.core.config import OVERRIDE, describe_variants, load_config
 from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.train.identity import flattened
 
@@ -48,6 +48,7 @@ def rows_of(
     variants: Sequence[str] = (),
     grid: Sequence[str] = (),
     one_at_a_time: bool = False,
+    seeds: Sequence[str] = (),
 ) -> list[GridRow]:
     """The rows, the base first; of rows that are the same configuration the first alone.
 
@@ -58,14 +59,21 @@ def rows_of(
         grid: ``FIELD=VALUE,VALUE``, a field each; in brackets a comma parts no values.
         one_at_a_time: each variant and each value alone, not every variant with every combination
             of values.
+        seeds: fields that each run sets for itself, so that in them no row is another one.
 
     Raises:
-        UserError: no such variant or field, or a value of the wrong type.
+        UserError: no such variant or field, a value of the wrong type, or one of a seed.
     """
     specs = {BASE: spec} | {name: variant_of(spec, name) for name in variants}
     values = dict(map(parse_values, grid))
     if len(values) < len(grid):
         raise UserError(f"--set: a field twice ({', '.join(grid)}); give all its values at once")
+    given = {match["key"] for each in overrides if (match := OVERRIDE.match(each))}
+    if fixed := [field for field in seeds if field in given or field in values]:
+        raise UserError(
+            f"{fixed[0]}: the seeds of a sweep's runs are --seeds N N ...; say it there"
+        )
+    unseeded = [f"--config.{field}=0" for field in seeds]
     if one_at_a_time:
         single = [{field: value} for field, given in values.items() for value in given]
         chosen = [*((name, {}) for name in specs), *((BASE, each) for each in single)]
@@ -76,7 +84,7 @@ def rows_of(
         chosen = [(BASE, {}), *itertools.product(specs, combined)]
     rows: list[GridRow] = []
     for name, settings in chosen:
-        config = load_config(specs[name], [*overrides, *_overrides(settings)])
+        config = load_config(specs[name], [*overrides, *_overrides(settings), *unseeded])
         fields = dict(flattened(json.loads(config.to_json())))
         if all(fields != row.fields for row in rows):
             rows.append(GridRow(_row_name(name, settings), specs[name], settings, fields))

@@ -78,3 +78,15 @@ def test_fields_with_one_last_name_are_told_apart() -> None:
     grid = ["data.augment.long=0.1", "rewards.safety.path=a", "rewards.semantic.path=b"]
     row = rows_of(f"{FORGE}:tiny", grid=grid[1:])[1]
     assert row.name == "rewards_safety_path=a,rewards_semantic_path=b"
+
+
+def test_a_variant_with_a_seed_of_its_own_alone_is_no_row(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "VARIANTS = ['one', 'two', 'three']\n"
+        "def get_config(name):\n"
+        "    return ConfigDict({'seed': len(name), 'rate': 1.0 if name == 'three' else 2.0})\n"
+    )
+    base, *others = rows_of(f"{tmp_path}/mine.py:one", variants=["two", "three"], seeds=["seed"])
+    assert [row.name for row in others] == ["three"]
+    assert others[0].differences(base) == {"rate": (2.0, 1.0)}

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 
 from crossguard_jax import cli, sweeps
+from crossguard_jax.sweeps.arguments import SEEDS
 
 PAGE = Path(sweeps.__file__).parent / "README.md"
 COMMANDS = [
     shlex.split(block.replace("\\\n", " "))[1:]
     for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S)
 ]
+CONFIGS = {
+    "train": "configs/guard.py:tiny",
+    "immunize": "configs/cmai.py:tiny",
+    "forge": "configs/impforge.py:tiny",
+}
 GUARD = ("sweep", "train", "--config", "configs/guard.py:tiny", "--out")
 
 
@@ -42,3 +48,13 @@ def test_what_a_verb_would_not_take_is_refused_before_any_run(
     shown = capsys.readouterr()
     assert message in shown.err and shown.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("verb", "fields"), SEEDS.items())
+@pytest.mark.parametrize("words", [("--set", "{}=1,2"), ("--config.{}=7",)])
+def test_no_row_has_seeds_of_its_own(verb, fields, words, capsys) -> None:
+    for field in fields:
+        given = [word.format(field) for word in words]
+        config = CONFIGS[verb]
+        assert cli.main(["sweep", verb, "--config", config, "--dry-run", *given]) == 1
+        assert f"{field}: the seeds of a sweep's runs" in capsys.readouterr().err
