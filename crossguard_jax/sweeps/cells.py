@@ -1,9 +1,10 @@
 """A cell is one run, a row of the table and a seed; what a sweep does with cells that are not done.
 
 In the sweep's folder a cell is ``cells/ROW-SEED.json``, what it is to do; ``runs/ROW-SEED``, where
-it works; and, once it is done, a file in ``figures``. Cells are shards to the executors of
-`runtime`: who works on which, and how often one is tried, is theirs to say. A sweep that is started
-again makes what is not there, what failed, and what is to do something else than before.
+it works, in one process at a time; and, once it is done, a file in ``figures``. Cells are shards to
+the executors of `runtime`: who works on which, and how often one is tried, is theirs to say. A
+sweep that is started again makes what is not there, what failed, and what is to do something else
+than before.
 """
 
 import json
@@ -26,8 +27,10 @@ from crossguard_jax.runtime.shards import (
     finished,
     read_report,
 )
+from crossguard_jax.sweeps.held import held
 
 Figures = Mapping[str, Estimate]
+LEFT = "figures.json"
 PATIENCE = 7 * 86_400.0
 """Seconds that a cell's work may go on without a sign of life: it has a watchdog of its own."""
 
@@ -148,12 +151,25 @@ def work_of(measure: Measure, folder: str) -> Work:
             raise UserError(f"{shard.path}: is no cell; remove it, and start the sweep again")
         cell = SweepCell(value["row"], value["seed"], value["work"])
         place = Path(folder).parent / "runs" / cell.name
-        figures = measure(cell, place, beat)
-        entries = {name: estimate.as_dict() for name, estimate in figures.items()}
+        with held(place, beat) as waited:
+            # Whoever had the folder first may have measured just this.
+            entries = _left(place, cell) if waited else None
+            if entries is None:
+                (place / LEFT).unlink(missing_ok=True)
+                figures = measure(cell, place, beat)
+                entries = {name: estimate.as_dict() for name, estimate in figures.items()}
+                content = {"work": cell.work, "figures": entries}
+                jsonl.write_atomic(place / LEFT, json.dumps(content) + "\n")
         jsonl.write_atomic(output, json.dumps(entries) + "\n")
         return {"figures": len(entries)}
 
     return work
+
+
+def _left(place: Path, cell: SweepCell) -> dict[str, Any] | None:
+    """The figures that lie in a cell's folder; None where they are not of the same work."""
+    content = jsonl.read_json(place / LEFT) if (place / LEFT).exists() else {}
+    return content["figures"] if content.get("work") == cell.work else None
 
 
 def read_figures(path: Path) -> Figures:
