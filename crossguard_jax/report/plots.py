@@ -244,17 +244,20 @@ def loss_curves(
 
 @drawing.styled
 def dot_rows(
-    panels: Mapping[str, Mapping[str, tuple[Estimate, Sequence[float]]]], columns: int = 3
+    panels: Mapping[str, Mapping[str, tuple[Estimate, Sequence[float]]]],
+    names: Sequence[str],
+    columns: int = 3,
 ) -> Figure:
     """Rows from the top down, a panel per figure: a mean with its interval, and single values.
 
-    A dotted line through the first row's mean is what others are compared with by eye.
+    A dotted line through the first row's mean, where it has one, is what others are compared with
+    by eye.
 
     Args:
-        panels: By figure, then by row, the estimate and what it is the mean of.
+        panels: By figure, then by row, the estimate and what it is the mean of; a row may lack any.
+        names: Of all rows.
         columns: Panels side by side, at most.
     """
-    names = list(dict.fromkeys(row for rows in panels.values() for row in rows))
     columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
     size = (2.0 + 2.3 * columns, lines * (0.75 + 0.24 * len(names)))
@@ -276,9 +279,8 @@ def _draw_dots(
     for y, name in enumerate(names):
         estimate, values = rows.get(name, (Estimate.empty(), []))
         axes.plot(values, [y] * len(values), ".", color=drawing.SKY, markersize=4, zorder=1)
-        whiskers = np.nan_to_num(
-            [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-        )
+        ends = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        whiskers = np.nan_to_num(ends).clip(0)
         colour = drawing.BLACK if y == 0 else drawing.BLUE
         axes.errorbar(estimate.value, y, xerr=whiskers, fmt="o", color=colour, markersize=4)
     if names and math.isfinite(first := rows.get(names[0], (Estimate.empty(),))[0].value):

@@ -156,7 +156,9 @@ def _plot(summaries: Sequence[RowSummary], page: SweepPage) -> Plot:
         for name, (heading, unit) in page.figures.items()
     }
     caption = "Means over seeds with 95% t intervals; small dots are seeds, the line is the base."
-    return Plot.of("rows", dot_rows(panels), caption)
+    # The base comes first, also where nothing of it is there.
+    names = dict.fromkeys((page.rows.get(page.base, page.base), *map(page.row, summaries)))
+    return Plot.of("rows", dot_rows(panels, list(names)), caption)
 
 
 def _count(outcomes: Sequence[CellOutcome]) -> str:

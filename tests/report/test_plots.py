@@ -124,3 +124,24 @@ def test_picked_examples_are_of_every_outcome_and_the_same_for_the_same_seed():
     for row in chosen:
         assert row.unsafe == truth[row.id] and row.id in row.text
         assert row.right == (row.flagged == row.unsafe)
+
+
+def test_dots_of_rows_are_measured_against_the_first_one_or_against_none():
+    wide, exact = Estimate(0.4, 0.2, 0.6, 9), Estimate(1.0, 0.1, 1 - 2**-53, 9)
+    panels = {"here": {"base": (wide, [0.4]), "b": (exact, [])}, "gone": {"b": (exact, [1.0])}}
+    here, gone = plots.dot_rows(panels, ["base", "b"]).axes
+    assert [label.get_text() for label in here.get_yticklabels()] == ["base", "b"]
+    assert dots(here) == {0: (0.4, drawing.BLACK), 1: (1.0, drawing.BLUE)}
+    assert dots(gone) == {1: (1.0, drawing.BLUE)}
+    assert [compared_with(axes) for axes in (here, gone)] == [[0.4], []]
+
+
+def dots(axes) -> dict[float, tuple[float, str]]:
+    """Value and colour of each row's mean, by its height."""
+    means = [line for line in axes.lines if line.get_marker() == "o"]
+    points = {line.get_ydata()[0]: (line.get_xdata()[0], line.get_color()) for line in means}
+    return {y: point for y, point in points.items() if np.isfinite(point[0])}
+
+
+def compared_with(axes) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
