@@ -146,15 +146,12 @@ def _run(argv: list[str], ours: bool) -> int:
         nearest = get_close_matches(named, VERBS, n=1, cutoff=0.0)[0]
         parser.error(f"no verb {named!r}, did you mean {nearest!r}?")
     verb = VERBS[named]
-    overrides: list[str] = []
-    if not verb.passes_through:
-        # They leave before argparse sees them, which takes one with a space in its value for a
-        # positional argument.
-        overrides = [word for word in argv if OVERRIDE.match(word)]
-        argv = [word for word in argv if not OVERRIDE.match(word)]
-    args, rest = parser.parse_known_args(argv)
+    # They leave before argparse sees them, which takes one with a space in its value for a
+    # positional argument.
+    overrides = [word for word in argv if OVERRIDE.match(word)]
+    args, rest = parser.parse_known_args([word for word in argv if not OVERRIDE.match(word)])
     if verb.passes_through:
-        args.rest = rest
+        args.rest, overrides = [*rest, *overrides], []
     elif rest:
         args.usage_error(f"unknown argument {rest[0]!r}")
     one_of = getattr(args, "one_of", ())

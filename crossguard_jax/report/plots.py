@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
 
 from crossguard_jax.core import metrics
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Bool, Float, Shaped
 from crossguard_jax.io import images
@@ -286,7 +286,8 @@ def _draw_dots(
     if names and math.isfinite(first := rows.get(names[0], (Estimate.empty(),))[0].value):
         axes.axvline(first, color=drawing.GREY, linewidth=0.8, linestyle=":", zorder=0)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), [drawing.plain(n) for n in names] if labelled else [])
+    labels = [drawing.plain(short(name, 48)) for name in names] if labelled else []
+    axes.set_yticks(range(len(names)), labels)
     axes.set_title(title, loc="left", fontsize=8.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.grid(True)

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.runtime import preemption
 from crossguard_jax.runtime.executors.run import check_where
 from crossguard_jax.sweeps.arguments import SEEDS
@@ -39,7 +40,7 @@ def main(
     own = [word for word in args.rest if word not in overrides]
     seeds = SEEDS[args.what]
     rows = rows_of(args.base, overrides, args.variants, args.set, args.one_at_a_time, seeds)
-    then = [shlex.split(line) for line in args.then]
+    then = [_words(line) for line in args.then]
     folder = Path(args.out)
     # A first seed of every row comes before any second one.
     cells = [_cell(folder, args.what, r, s, overrides, own, then) for s in args.seeds for r in rows]
@@ -63,6 +64,16 @@ def main(
         )
         leave_report(outcomes, page, folder)
     return _ended(outcomes)
+
+
+def _words(line: str) -> list[str]:
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UserError(f"--then {line}: {error}; close it") from error
+    if not words:
+        raise UserError("--then: names no verb; write --then 'VERB ...', or leave it out")
+    return words
 
 
 def command_of(args: argparse.Namespace) -> str:

@@ -1,5 +1,6 @@
 """Which configurations a sweep is made of: variants, values of fields, and seeds."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -12,6 +13,9 @@ from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.train.identity import flattened
 
 BASE = "base"
+MOST, DIGITS = 100, 10
+"""Bytes of a row's name, and of the hash at the end of one that would be longer: names of files
+that are made of it have at most 255."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,17 @@ def _overrides(settings: Mapping[str, str]) -> Iterator[str]:
 
 
 def _row_name(variant: str, settings: Mapping[str, str]) -> str:
-    """``no_benign,learning_rate=1e-4``, in a file's characters."""
+    """``no_benign,learning_rate=1e-4``, in a file's characters and of a length that it may have."""
     lasts = [field.rpartition(".")[2] for field in settings]
     words = [] if variant == BASE and settings else [variant]
     for (field, value), last in zip(settings.items(), lasts, strict=True):
         words.append(f"{last if lasts.count(last) == 1 else field}={value}")
-    return re.sub(r"[^\w=+,-]", "_", ",".join(words))
+    whole = ",".join(words)
+    name = re.sub(r"[^\w=+,-]", "_", whole)
+    if len(name.encode()) <= MOST:
+        return name
+    start = name.encode()[: MOST - DIGITS - 1].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(whole.encode()).hexdigest()[:DIGITS]}"
 
 
 def _twice(names: Sequence[str]) -> str:

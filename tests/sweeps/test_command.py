@@ -199,6 +199,13 @@ def test_a_dry_run_lists_runs_and_fields_and_runs_nothing(configs, tmp_path, cap
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("letter", ["a", "\N{CJK UNIFIED IDEOGRAPH-4E2D}"])
+def test_rows_with_long_values_have_names_that_files_may_have(configs, tmp_path, letter) -> None:
+    values = ",".join(300 * letter + end for end in "bc")
+    assert sweep(configs, tmp_path / "out", "--set", f"train.trouble={values}") == 0
+    assert len(tries(tmp_path / "out")) == 3
+
+
 def test_of_a_run_that_leaves_no_figures_the_row_says_so(configs, tmp_path, monkeypatch) -> None:
     from crossguard_jax.sweeps import steps
 

@@ -32,6 +32,10 @@ def test_every_command_of_the_page_lists_its_runs(words, runs, capsys) -> None:
     ("words", "message"),
     [
         (("--then", "evaluat --model {run}"), "no verb of that name"),
+        (("--then", ""), "--then: names no verb"),
+        (("--then", " "), "--then: names no verb"),
+        (("--then", "evaluate --model '{run}"), "--then evaluate --model '{run}: No closing"),
+        (("--then", "evaluate \\"), "--then evaluate \\: No escaped"),
         (("--then", "score --model {run}"), "leaves no folder"),
         (("--then", "evaluate --modle {run}"), "--modle"),
         (("--steps", "3"), "--steps"),
@@ -58,3 +62,11 @@ def test_no_row_has_seeds_of_its_own(verb, fields, words, capsys) -> None:
         config = CONFIGS[verb]
         assert cli.main(["sweep", verb, "--config", config, "--dry-run", *given]) == 1
         assert f"{field}: the seeds of a sweep's runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [2, 4, 7])
+def test_an_override_with_a_space_may_stand_anywhere(place, capsys) -> None:
+    words = ["sweep", "train", "--config", CONFIGS["train"], "--seeds", "0", "1", "--dry-run"]
+    words.insert(place, "--config.model.path=my guard")
+    assert cli.main(words) == 0
+    assert "seed 0: to do, seed 1: to do" in capsys.readouterr().out
