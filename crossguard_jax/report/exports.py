@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from crossguard_jax.core.metrics import Estimate
@@ -18,6 +18,7 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "–": "--",
+    "→": r"$\to$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
@@ -54,7 +55,7 @@ def to_csv(table: Table) -> str:
     ]
     head: list[str] = []
     for title, has_figures in zip(table.columns, kinds, strict=True):
-        name = re.sub(r", n = [\d,]+$", "", title)
+        name = _guarded(re.sub(r", n = [\d,]+$", "", title))
         head += [
             f"{name} {part}".strip() for part in ("", "low", "high", "n")[: 4 if has_figures else 1]
         ]
@@ -86,9 +87,9 @@ def to_latex(table: Table, label: str) -> str:
         f"\\label{{tab:{label}}}",
         f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
-        " & ".join(map(latex, table.columns)) + " \\\\",
+        _latex_row(map(latex, table.columns)),
         "\\midrule",
-        *(" & ".join(map(_latex_cell, row)) + " \\\\" for row in table.rows),
+        *(_latex_row(map(_latex_cell, row)) for row in table.rows),
         "\\bottomrule",
         "\\end{tabular}",
         "\\end{table}",
@@ -100,6 +101,12 @@ def latex(text: str) -> str:
     """Text that LaTeX sets as it is."""
     flat = " ".join(printable(text).split())
     return "".join(_LATEX.get(character, character) for character in flat)
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    row = " & ".join(cells) + " \\\\"
+    # After a line's end these would be its arguments.
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -41,11 +41,21 @@ def test_figures_csv_has_every_figure_by_its_dotted_name_and_nothing_where_there
     assert two == ["a.all.fpr", "", "", "", "0"]
 
 
-@pytest.mark.parametrize("character", list("&%$#_{}~^\\<>"))
+@pytest.mark.parametrize("character", list("&%$#_{}~^\\<>→"))
 def test_latex_sets_every_character_of_its_own_as_text(character):
     text = latex(f"a{character}b")
     assert text not in (f"a{character}b", "ab") and text.startswith("a") and text.endswith("b")
-    assert not re.search(r"(?<!\\)[&%$#_]", text)
+    assert not re.search(r"(?<!\\)[&%$#_]", text.replace(r"$\to$", ""))
+
+
+@pytest.mark.parametrize("start", ["[", "*"])
+def test_no_row_is_an_argument_of_the_line_before_it_and_no_heading_a_formula(start):
+    table = Table((f"{start}a", "=b"), ((f"{start}c", "d"),), "")
+    assert [line[:3] for line in to_latex(table, "t").splitlines() if line.endswith(r"\\")] == [
+        f"{{}}{start}",
+        f"{{}}{start}",
+    ]
+    assert rows(to_csv(table))[0] == [f"{start}a", "'=b"]
 
 
 def test_a_latex_table_has_a_line_a_row_and_as_many_cells_as_columns():
