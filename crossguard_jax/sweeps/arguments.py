@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE,VALUE",
-        help="a field of the configuration; of several, every combination of values",
+        help="a field of the configuration; of several, every combination of values; commas in "
+        "brackets or quotes part none",
     )
     add(
         "--one-at-a-time",

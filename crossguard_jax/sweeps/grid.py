@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from crossguard_jax.core.errors import UserError, short
 from crossguard_jax.train.identity import flattened
 
 BASE = "base"
+OPENING, CLOSING = tuple("([{"), tuple(")]}")
+QUOTED = re.compile(r"""(['"])(?:\\.|(?!\1).)*\1""", re.DOTALL)
 MOST, DIGITS = 100, 10
 """Bytes of a row's name, and of the hash at the end of one that would be longer: names of files
 that are made of it have at most 255."""
@@ -60,7 +62,7 @@ def rows_of(
         spec: the base's ``FILE:VARIANT``.
         overrides: ``--config.FIELD=VALUE`` of all rows.
         variants: of the base's scale: ``no_benign`` of ``llava_7b`` is ``llava_7b_no_benign``.
-        grid: ``FIELD=VALUE,VALUE``, a field each; in brackets a comma parts no values.
+        grid: ``FIELD=VALUE,VALUE``, a field each; see `parse_values`.
         one_at_a_time: each variant and each value alone, not every variant with every combination
             of values.
         seeds: fields that each run sets for itself, so that in them no row is another one.
@@ -68,6 +70,11 @@ def rows_of(
     Raises:
         UserError: no such variant or field, a value of the wrong type, or one of a seed.
     """
+    if BASE in variants:
+        raise UserError(
+            f"--variants {BASE}: that is what --config's own row is called; give the variant's "
+            "function another name, or compare with it: --config FILE:VARIANT"
+        )
     specs = {BASE: spec} | {name: variant_of(spec, name) for name in variants}
     values = dict(map(parse_values, grid))
     if len(values) < len(grid):
@@ -91,7 +98,7 @@ def rows_of(
         config = load_config(specs[name], [*overrides, *_overrides(settings), *unseeded])
         fields = dict(flattened(json.loads(config.to_json())))
         if all(fields != row.fields for row in rows):
-            rows.append(GridRow(_row_name(name, settings), specs[name], settings, fields))
+            rows.append(GridRow(_row_name(name, settings, values), specs[name], settings, fields))
     if twice := _twice([row.name for row in rows]):
         raise UserError(f"two rows would be called {twice!r}; take one of them out")
     return rows
@@ -116,14 +123,40 @@ def variant_of(spec: str, name: str) -> str:
 def parse_values(text: str) -> tuple[str, list[str]]:
     """The field of ``FIELD=VALUE,VALUE``, and its values.
 
+    In brackets and in quotes a comma parts no values; quotes around all of a value are no part of
+    it.
+
     Raises:
         UserError: it is not written so.
     """
     name, equals, given = text.partition("=")
-    values = [value.strip() for value in re.split(r",(?![^(\[{]*[)\]}])", given)]
-    if not name or not equals or not all(values) or len(set(values)) < len(values):
-        raise UserError(f"--set {text}: write FIELD=VALUE,VALUE with values that differ")
+    parts = [part.strip() for part in _parted(given)]
+    values = [part[1:-1] if QUOTED.fullmatch(part) else part for part in parts]
+    if not name or not equals or not all(parts) or len(set(values)) < len(values):
+        raise UserError(
+            f"--set {text}: write FIELD=VALUE,VALUE with values that differ, and in quotes a "
+            "bracket that stands alone"
+        )
     return name.removeprefix("--config."), values
+
+
+def _parted(text: str) -> list[str]:
+    """The parts between commas; "" for one whose brackets are not closed."""
+    parts, depth, at = [""], 0, 0
+    while at < len(text):
+        # An apostrophe inside of a word opens nothing.
+        begins = parts[-1].rstrip()[-1:] in ("", *",([{:")
+        quoted = QUOTED.match(text, at) if begins else None
+        piece = quoted[0] if quoted else text[at]
+        at += len(piece)
+        depth += (piece in OPENING) - (piece in CLOSING)
+        if depth < 0:
+            return [""]
+        if piece == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return [""] if depth else parts
 
 
 def shown(value: Any) -> str:
@@ -139,11 +172,13 @@ def _overrides(settings: Mapping[str, str]) -> Iterator[str]:
     return (f"--config.{field}={value}" for field, value in settings.items())
 
 
-def _row_name(variant: str, settings: Mapping[str, str]) -> str:
-    """``no_benign,learning_rate=1e-4``, in a file's characters and of a length that it may have."""
-    lasts = [field.rpartition(".")[2] for field in settings]
+def _row_name(variant: str, settings: Mapping[str, str], fields: Iterable[str]) -> str:
+    """``no_benign,learning_rate=1e-4``, in a file's characters and of a length that it may have;
+    a field by its last part, where of all the sweep's ``fields`` no other has the same."""
+    lasts = [field.rpartition(".")[2] for field in fields]
     words = [] if variant == BASE and settings else [variant]
-    for (field, value), last in zip(settings.items(), lasts, strict=True):
+    for field, value in settings.items():
+        last = field.rpartition(".")[2]
         words.append(f"{last if lasts.count(last) == 1 else field}={value}")
     whole = ",".join(words)
     name = re.sub(r"[^\w=+,-]", "_", whole)

@@ -60,6 +60,8 @@ def test_a_variant_of_another_scale_alone_is_refused() -> None:
         (["optim.learning_rate"], "FIELD=VALUE"),
         (["optim.learning_rate=1,,2"], "FIELD=VALUE"),
         (["train.steps=1,1"], "values that differ"),
+        (["train.steps=(1,2"], "a bracket that stands alone"),
+        (["train.steps=1),2"], "a bracket that stands alone"),
         (["train.steps=1", "train.steps=2"], "a field twice"),
     ],
 )
@@ -68,10 +70,54 @@ def test_what_cannot_be_set_is_refused_before_any_run(grid: list[str], message: 
         rows_of(f"{GUARD}:tiny", grid=grid)
 
 
-def test_a_comma_in_brackets_parts_no_values() -> None:
-    assert parse_values("lora.layers=(0, 1),(2, 3)") == ("lora.layers", ["(0, 1)", "(2, 3)"])
-    names = [row.name for row in rows_of(f"{GUARD}:tiny", grid=["lora.layers=(0, 1),(2,)"])]
-    assert len(names) == 3 and not any("." in name or "/" in name for name in names)
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ("(0, 1),(2, 3)", ["(0, 1)", "(2, 3)"]),
+        ("((0, 1), (2, 3)),((4,),)", ["((0, 1), (2, 3))", "((4,),)"]),
+        ("({'a': (1, 2)}, {'b': 3}),()", ["({'a': (1, 2)}, {'b': 3})", "()"]),
+        ("('a, (b', 'it\\'s, c'),('d',)", ["('a, (b', 'it\\'s, c')", "('d',)"]),
+        ("'May I, please?',\"Don't :(, now\",''", ["May I, please?", "Don't :(, now", ""]),
+        ("Don't,Can't", ["Don't", "Can't"]),
+        ("a 'b, c'", ["a 'b", "c'"]),
+        ("1e-4, 8/255", ["1e-4", "8/255"]),
+    ],
+)
+def test_a_comma_in_brackets_or_quotes_parts_no_values(given, values) -> None:
+    assert parse_values(f"a.field={given}") == ("a.field", values)
+
+
+def test_values_reach_the_configuration_as_they_are_written(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict({'text': 'x', 'pairs': ((0, 1), (2, 3))})\n"
+    )
+    grid = ["text='May I, please?',No", "pairs=((4, 5), (6, 7)),((8, 9),)"]
+    rows = rows_of(f"{tmp_path}/mine.py", grid=grid)[1:]
+    assert {row.fields["text"] for row in rows} == {"May I, please?", "No"}
+    assert [row.fields["pairs"] for row in rows[:2]] == [[[4, 5], [6, 7]], [[8, 9]]]
+    assert not any("." in row.name or "/" in row.name for row in rows)
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_fields_of_one_last_name_may_have_the_same_values(one_at_a_time) -> None:
+    grid = ["rewards.safety.path=a,b", "rewards.semantic.path=a,b", "ppo.seed=1"]
+    rows = rows_of(f"{FORGE}:tiny", grid=grid, one_at_a_time=one_at_a_time)
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names) == (6 if one_at_a_time else 5)
+    assert all("rewards_" in name or name in ("base", "seed=1") for name in names)
+
+
+def test_the_name_of_the_row_that_others_are_compared_with_is_no_variants(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "VARIANTS = ['one', 'one_base']\n"
+        "def get_config(name):\n"
+        "    return ConfigDict({'name': name})\n"
+    )
+    with pytest.raises(UserError, match="--variants base: that is what"):
+        rows_of(f"{tmp_path}/mine.py:one", variants=["base"])
 
 
 def test_fields_with_one_last_name_are_told_apart() -> None:
