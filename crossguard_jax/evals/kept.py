@@ -7,9 +7,8 @@ to print a table of what it said before.
 """
 
 import hashlib
-import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,6 @@ from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.runtime import processes
 from crossguard_jax.systems.load import identity
 from crossguard_jax.systems.system import System
-
-CODE = Path(__file__).resolve().parents[1]
-LIBRARIES = ("jax", "jaxlib", "transformers", "torch")
 
 
 @dataclass(frozen=True)
@@ -130,9 +126,9 @@ def deferred(
         facts = SystemFacts.of(system)
     # A system may be named by its kind and a file or folder: "text_only:runs/guard".
     roots = {*str(spec["path"]).split(":"), str(spec["path"]), spec["adapter"] or "", facts.folder}
-    stamps |= {p: s for root in roots - {"", "."} for p, s in _stamps(Path(root))}
+    stamps |= {p: s for root in roots - {"", "."} for p, s in files.stamps_under(Path(root))}
     if path is not None and stamps:
-        content = {"spec": spec, "facts": asdict(facts), "files": stamps, "code": _code()}
+        content = {"spec": spec, "facts": asdict(facts), "files": stamps, "code": files.code()}
         text = json.dumps(content, indent=1, sort_keys=True)
         processes.by_first(lambda: write_atomic(path, text + "\n"))
     return system, facts
@@ -145,30 +141,8 @@ def _kept(path: Path) -> SystemFacts | None:
         facts = SystemFacts(**fields | {"remarks": tuple(fields["remarks"])})
         stamps = content["files"]
         # A file that has come changes a folder, too.
-        come = any(p not in stamps for p, _ in _stamps(Path(facts.folder)))
-        same = not come and files.unchanged(stamps) and content["code"] == _code()
+        come = any(p not in stamps for p, _ in files.stamps_under(Path(facts.folder)))
+        same = not come and files.unchanged(stamps) and content["code"] == files.code()
     except (OSError, ValueError, TypeError, KeyError):
         return None  # there is none, or it is damaged: it is made anew
     return facts if same else None
-
-
-def _stamps(root: Path, pattern: str = "*") -> Iterator[tuple[str, str]]:
-    """Of a file, or of the files in a folder; of nothing that is not there."""
-    for path in sorted(root.rglob(pattern)) if root.is_dir() else [root]:
-        if path.is_file():
-            yield str(path), files.stamp(path)
-
-
-def _code() -> str:
-    """Another one when any file of the package has changed, or a library that computes has."""
-    stamps = [" ".join(stamp) for stamp in _stamps(CODE, "*.py")]
-    stamps += [f"{name} {_version(name)}" for name in LIBRARIES]
-    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
-
-
-def _version(library: str) -> str:
-    """Of what is installed, without its import; "" of what is not."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

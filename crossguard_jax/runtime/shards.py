@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError, reason, short
-from crossguard_jax.io import jsonl
+from crossguard_jax.io import files, jsonl
 from crossguard_jax.io.files import stamp
 
 RUN, REPORTS = "run.json", "reports"
@@ -256,7 +256,10 @@ def claim(folder: str | Path, identity: Mapping[str, Any], **notes: Any) -> None
             )
             raise UserError(f"{path.parent}: outputs of another run ({what}); give another folder")
         return
-    content = {"identity": identity, "notes": notes}
+    _write_run(path, {"identity": identity, "notes": notes})
+
+
+def _write_run(path: Path, content: Mapping[str, Any]) -> None:
     jsonl.write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -266,20 +269,58 @@ def read_claim(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: there is nothing of it.
     """
-    content = jsonl.read_json(path := Path(folder) / RUN)
-    if not isinstance(content, dict) or not {"identity", "notes"} <= content.keys():
-        raise UserError(f"{path}: says not what the outputs are made from; give another folder")
+    content = _read_run(Path(folder) / RUN)
     return content["identity"], content["notes"]
 
 
+def _read_run(path: Path) -> dict[str, Any]:
+    content = jsonl.read_json(path)
+    if not isinstance(content, dict) or not {"identity", "notes"} <= content.keys():
+        raise UserError(f"{path}: says not what the outputs are made from; give another folder")
+    return content
+
+
 def make_work(job: ShardJob) -> Work:
-    """What a worker holds: it is made once, and has the model.
+    """What a worker holds: it is made once, and has the model. Beside what the factory claims is
+    written down what it was told and which files it noted, for `check_made`.
 
     Raises:
         UserError: no shard could be done.
     """
     module, _, name = job.factory.partition(":")
-    return getattr(importlib.import_module(module), name)(job.spec, job.folder)
+    with files.noting() as stamps:
+        work = getattr(importlib.import_module(module), name)(job.spec, job.folder)
+    path = Path(job.folder) / RUN
+    if path.exists():
+        others = {p: s for p, s in stamps.items() if not Path(p).is_relative_to(path.parent)}
+        content, made = _read_run(path), {**_terms(job), "files": others}
+        if content.get("made") != made:
+            _write_run(path, content | {"made": made})
+    return work
+
+
+def check_made(job: ShardJob) -> None:
+    """Sees that outputs which are all there are this job's, though nobody has to work.
+
+    A factory that was told the same, and whose files and code are as they were, would claim the
+    same. Any other is called, and compares: that is when a model is loaded that nobody uses.
+
+    Raises:
+        UserError: they are made from something else, or the factory says so.
+    """
+    path = Path(job.folder) / RUN
+    if not path.exists():  # a factory that claims nothing
+        return
+    made = _read_run(path).get("made")
+    stamps = made.pop("files", {}) if isinstance(made, dict) else {}
+    if made != _terms(job) or not any(stamps.values()) or not files.unchanged(stamps):
+        make_work(job)
+
+
+def _terms(job: ShardJob) -> dict[str, Any]:
+    """What a factory is told, as JSON has it, and by which code it is read."""
+    spec = json.loads(json.dumps(job.spec))
+    return {"factory": job.factory, "spec": spec, "code": files.code()}
 
 
 def do_shard(job: ShardJob, work: Work, shard: Shard, beat: Beat = lambda: None) -> ShardReport:

@@ -18,7 +18,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Rejected, blanked
 from crossguard_jax.hf.trained import content_hash
-from crossguard_jax.io import jsonl
+from crossguard_jax.io import files, jsonl
 from crossguard_jax.runtime.executors.run import ShardSummary, run_shards
 from crossguard_jax.runtime.mesh import inference_mesh
 from crossguard_jax.runtime.shards import (
@@ -56,7 +56,10 @@ def score_work(spec: Mapping[str, Any], folder: str) -> Work:
     Raises:
         UserError: the model cannot be loaded, or the outputs there are another one's.
     """
+    path = str(spec["load"]["path"])  # a folder, or "text_only:" and a folder
+    files.note_under(path, *path.split(":"), spec["load"]["adapter"] or "")
     system = load(**spec["load"], mesh=inference_mesh(spec["mesh"]))
+    files.note_under(system.folder)
     words = system.settings.prompt
     explained = explained_by(spec.get("why"), system, spec["batch_size"])
     facts = identity(system)

@@ -15,7 +15,7 @@ from crossguard_jax.data.prompts import get_template
 from crossguard_jax.evals import evaluate, kept
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.guard.verdict import Verdict
-from crossguard_jax.io import images
+from crossguard_jax.io import files, images
 from crossguard_jax.report import drawing
 from crossguard_jax.systems import store
 
@@ -271,7 +271,7 @@ def test_a_relative_folder_and_a_touched_one_are_not_mistaken(log):
 
 @pytest.mark.parametrize("library", ["jax", "transformers", "torch"])
 def test_what_is_known_of_a_system_is_of_the_libraries_that_computed(library, monkeypatch):
-    before, version = kept._code(), kept._version
-    assert kept._code() == before and kept._version("no-such-library") == ""
-    monkeypatch.setattr(kept, "_version", lambda name: "0" if name == library else version(name))
-    assert kept._code() != before
+    before, version = files.code(), files._version
+    assert files.code() == before and files._version("no-such-library") == ""
+    monkeypatch.setattr(files, "_version", lambda name: "0" if name == library else version(name))
+    assert files.code() != before

@@ -1,12 +1,14 @@
 """``evaluate --shards``: the figures are those of the same rows in one file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from crossguard_jax import cli
+from crossguard_jax.systems import sharded
 from tests.random_llava import llava_folder
 
 __all__ = ["llava_folder"]
@@ -87,6 +89,70 @@ def test_which_rows_share_pictures_is_of_the_pictures_as_they_came(tmp_path, fla
     page = (tmp_path / "out" / "report.html").read_text()
     assert "(2 of the 4 rows share" in page
     assert "a control: it looks at nothing" in page
+
+
+@pytest.fixture
+def verb(tmp_path, capsys):
+    """``verb(name, *words)``: ``score`` or ``evaluate`` on one shard; exit code and stderr."""
+    (tmp_path / "all.jsonl").write_text("\n".join(rows(4)) + "\n")
+    (tmp_path / "manifest").write_text("all.jsonl\n")
+
+    def run(name: str, model: str, *more: str) -> tuple[int, str]:
+        where = {"score": ["--output"], "evaluate": ["--out"]}[name] + [str(tmp_path / "out")]
+        named = model if name == "score" else f"g={model}"
+        words = [name, "--model", named, "--shards", str(tmp_path / "manifest"), "--store", ""]
+        capsys.readouterr()
+        return cli.main([*words, *where, *more]), capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "more"),
+    [
+        ("score", "always_unsafe", []),
+        ("evaluate", "always_unsafe", []),
+        ("evaluate", "always_safe", ["--blank", "picture"]),
+        ("score", "always_safe", ["--threshold", "0.2"]),
+        ("score", "always_safe", ["--text-only"]),
+    ],
+)
+def test_verdicts_that_are_all_there_are_not_reported_as_others(verb, name, model, more) -> None:
+    assert verb(name, "always_safe")[0] == 0
+    code, error = verb(name, model, *more)
+    assert code == 1 and "outputs of another run" in error and "give another folder" in error
+    assert verb(name, "always_safe")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["score", "evaluate"])
+def test_nor_are_those_of_a_model_that_was_trained_anew_where_it_is(
+    verb, name, tmp_path, llava_folder, monkeypatch
+) -> None:
+    model, load = tmp_path / "model", sharded.load
+    shutil.copytree(llava_folder, model)
+    assert verb(name, str(model), "--prompt", "short")[0] == 0
+    monkeypatch.setattr(sharded, "load", None)  # nothing is loaded to see that nothing is left
+    assert verb(name, str(model), "--prompt", "short")[0] == 0
+    monkeypatch.setattr(sharded, "load", load)
+    code, error = verb(name, str(model))
+    assert code == 1 and "another run (prompt: short" in error
+    weights = model / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    code, error = verb(name, str(model), "--prompt", "short")
+    assert code == 1 and "another run (weights: " in error
+
+
+def test_outputs_of_a_version_that_described_less_are_refused(verb, tmp_path) -> None:
+    assert verb("evaluate", "always_safe")[0] == 0
+    run = tmp_path / "out/shards/g/run.json"
+    content = json.loads(run.read_text())
+    content["identity"]["described"] = ["content"]
+    del content["made"]
+    run.write_text(json.dumps(content))
+    code, error = verb("evaluate", "always_safe")
+    assert code == 1 and 'described: ["content"], now' in error.replace("'", '"')
 
 
 @pytest.mark.parametrize("more", [[], ["--data", "a", "--shards", "b"]])

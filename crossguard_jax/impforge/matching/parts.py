@@ -31,6 +31,7 @@ from crossguard_jax.impforge.matching.index_files import (
     IndexWriter,
 )
 from crossguard_jax.impforge.matching.towers import Towers
+from crossguard_jax.io.files import digest, note, note_under
 from crossguard_jax.io.lines import CUT
 from crossguard_jax.io.progress import Progress
 from crossguard_jax.runtime.shards import (
@@ -46,6 +47,8 @@ from crossguard_jax.runtime.shards import (
 
 FACTORY = "crossguard_jax.impforge.matching.parts:embed_work"
 ENDING = ".npz"
+META = ("model", "dimension", "dtype")
+"""What an index says of its vectors."""
 
 
 def embed_job(config: Any, captions: str | Path | None, folder: Path, **settings: Any) -> ShardJob:
@@ -74,8 +77,12 @@ def embed_work(spec: Mapping[str, Any], folder: str) -> Work:
     """What a worker does with a shard of pictures; it holds CLIP. See `embed_job`."""
     mesh, rules = make_mesh(**spec["mesh"]), {**DEFAULT_RULES, **spec["axis_rules"]}
     clip = load_clip(spec["clip"], spec["dtype"], mesh, rules)
+    note_under(clip.folder)
     towers = Towers(clip.model, clip, clip.digest, mesh, rules)
     meta = {"model": towers.digest, "dimension": towers.dimension, "dtype": spec["stored"]}
+    if spec["captions"] is not None:
+        note(Path(spec["captions"]))
+        meta["captions"] = digest(spec["captions"])
     claim(folder, meta)
     size = towers.full_batch(spec["batch_size"])
 
@@ -183,7 +190,8 @@ def join_parts(
     Raises:
         UserError: another process builds there, or the index was made with another model.
     """
-    meta = read_claim(job.folder)[0] | {"format": FORMAT, "count": 0}
+    claimed = read_claim(job.folder)[0]
+    meta = {name: claimed[name] for name in META} | {"format": FORMAT, "count": 0}
     seen: set[str] = set()
     with IndexWriter(place, meta, rebuild) as writer:
         for report in reports:

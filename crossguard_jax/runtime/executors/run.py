@@ -17,6 +17,7 @@ from crossguard_jax.runtime.shards import (
     ShardJob,
     ShardReport,
     added,
+    check_made,
     finished,
     refuse_others,
     sweep,
@@ -98,7 +99,8 @@ def run_shards(
         unit: what progress calls a shard.
 
     Raises:
-        UserError: the job cannot be done, or its folder holds what is of other shards.
+        UserError: the job cannot be done, or its folder holds what is of other shards, or was made
+            from something else.
     """
     check_where(on)
     if on != "array" and launch_arguments(os.environ) is not None:
@@ -111,6 +113,8 @@ def run_shards(
     part = part_of(os.environ, shards) if on == "array" else shards
     reports = {shard: report for shard in part if (report := finished(job, shard))}
     waiting = [shard for shard in part if shard not in reports]
+    if not waiting:  # else whoever works compares
+        check_made(job)
     failed = 0
     with Progress(f"{unit}s", len(part), unit=unit, start=len(reports)) as progress:
         for report in _reports(job, waiting, on, workers) if waiting else ():

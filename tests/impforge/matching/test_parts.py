@@ -93,6 +93,21 @@ def test_a_shard_that_cannot_be_read_is_left_out_and_said(tmp_path, pictures) ->
     assert len(read) == 8
 
 
+def test_parts_with_other_captions_are_refused_though_all_are_there(tmp_path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/1.jpg").write_bytes(world_pictures(1)[0].read())
+    (tmp_path / "manifest").write_text("folder\n")
+    table = tmp_path / "captions.csv"
+    table.write_text("file_name,text\n1.jpg,a pan\n")
+    job = embed_job(load_config(*CONFIG), table, tmp_path / "parts")
+    summary = run_shards(job, read_manifest(tmp_path / "manifest"))
+    assert summary.counts["pictures"] == 1
+    assert join_parts(tmp_path / "joined", job, summary.reports).added == 1
+    table.write_text("file_name,text\n1.jpg,a cup\n")
+    with pytest.raises(UserError, match="outputs of another run .captions: "):
+        run_shards(job, read_manifest(tmp_path / "manifest"))
+
+
 def test_rows_of_a_library_that_end_behind_its_last_picture_are_refused(tmp_path, pictures) -> None:
     manifest = tmp_path / "library/manifest"
     rows = ([1, 3], [4, 5])

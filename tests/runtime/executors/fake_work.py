@@ -13,14 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.io import files
 from crossguard_jax.runtime.shards import Beat, Counts, Shard, Work, claim
+
+made: list[str] = []
+"""The models of this process, as they were read."""
 
 
 def make(spec: Mapping[str, Any], folder: str) -> Work:
-    """The work; ``spec`` may say why there is none."""
+    """The work; ``spec`` may say why there is none, and a ``model``, a file."""
     if refused := spec.get("refused"):
         raise UserError(refused)
-    claim(folder, {"made of": spec.get("made of", "capitals")})
+    identity = {"made of": spec.get("made of", "capitals")}
+    if model := spec.get("model"):
+        files.note(Path(model))
+        identity["model"] = Path(model).read_text()
+        made.append(model)
+    claim(folder, identity)
 
     def work(shard: Shard, output: Path, beat: Beat) -> Counts:
         path = Path(shard.path)

@@ -1,20 +1,25 @@
 """Whoever works on which shard, the outputs are the same, and what is done is not done again."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.io import files
 from crossguard_jax.runtime.executors.array import part_of
 from crossguard_jax.runtime.executors.run import run_shards
 from crossguard_jax.runtime.shards import Shard, ShardJob, read_manifest
+from tests.runtime.executors import fake_work
 
 FACTORY = "tests.runtime.executors.fake_work:make"
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="no Ray: pip install -e '.[ray]'")
@@ -126,12 +131,51 @@ def test_a_job_that_cannot_be_done_ends_with_its_one_reason(tmp_path, shards, on
         run_shards(job, shards, on, workers=2)
 
 
+@pytest.mark.parametrize("left", [SHARDS - 1, 0])
 @pytest.mark.parametrize("on", EXECUTORS)
-def test_outputs_of_another_job_are_refused(tmp_path, shards, on) -> None:
-    run_shards(job_in(tmp_path / "out"), shards[:1], on, workers=1)
+def test_outputs_of_another_job_are_refused(tmp_path, shards, on, left) -> None:
+    run_shards(job_in(tmp_path / "out"), shards[: SHARDS - left], on, workers=1)
     job = job_in(tmp_path / "out", spec={"made of": "small letters"})
     with pytest.raises(UserError, match="made of: capitals, now small letters"):
         run_shards(job, shards, on, workers=1)
+
+
+@pytest.fixture
+def modelled(tmp_path, shards) -> Callable[..., int]:
+    """``modelled()`` does the shards by a model, and says how often it was read."""
+    (tmp_path / "model").write_text("one")
+
+    def run(**settings: Any) -> int:
+        before = len(fake_work.made)
+        spec = {"model": str(tmp_path / "model")} | settings
+        assert not run_shards(job_in(tmp_path / "out", spec=spec), shards).failed
+        return len(fake_work.made) - before
+
+    assert run() == 1
+    return run
+
+
+def test_where_all_is_done_a_model_is_read_only_if_something_has_changed(
+    tmp_path, modelled, monkeypatch
+) -> None:
+    assert modelled() == 0
+    assert (modelled(batch=8), modelled(batch=8)) == (1, 0)
+    os.utime(tmp_path / "model", ns=(1, 1))
+    assert (modelled(batch=8), modelled(batch=8)) == (1, 0)
+    monkeypatch.setattr(files, "code", lambda: "a later version's")
+    assert (modelled(batch=8), modelled(batch=8)) == (1, 0)
+    run = tmp_path / "out/run.json"  # of a version that wrote down the identity alone
+    run.write_text(
+        json.dumps({k: v for k, v in json.loads(run.read_text()).items() if k != "made"})
+    )
+    assert (modelled(batch=8), modelled(batch=8)) == (1, 0)
+
+
+def test_where_all_is_done_a_model_that_was_trained_anew_is_another(tmp_path, modelled) -> None:
+    (tmp_path / "model").write_text("two")
+    for _ in range(2):
+        with pytest.raises(UserError, match="model: one, now two.*give another folder"):
+            modelled()
 
 
 def slurm(index: int, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
