@@ -53,6 +53,8 @@ class Mirror:
         self._copied: dict[str, tuple[int, int]] = {}  # by name, as it was here
         self._fetched: dict[str, Any] = {}  # by name, as it was there
         self._lock = threading.Lock()
+        # As old as anything here: who removes by age what lies around removes it, too.
+        self._mark = folder.with_name(f".{folder.name}.mark")
 
     def begin(self) -> None:
         """Fetches what there is, and sees that more may be written.
@@ -60,6 +62,9 @@ class Mirror:
         Raises:
             UserError: there is no such bucket, or no permission to list, write and delete in it.
         """
+        with self._working("read"):
+            self._mark.parent.mkdir(parents=True, exist_ok=True)
+            self._mark.touch()
         self.fetch()
         with self._working("written to"):
             probe = f"{self._root}/.crossguard"
@@ -83,7 +88,8 @@ class Mirror:
         """Copies what has changed here to the bucket; what was removed here is removed there.
 
         Raises:
-            UserError: the bucket does not take it.
+            UserError: the bucket does not take it; or somebody else has removed what was here, and
+                nothing is removed there.
         """
         with self._lock, self._working("written to"):
             while True:
@@ -101,6 +107,12 @@ class Mirror:
         for names in _apart([n for n in here if self._copied.get(n) != here[n]]):
             self._files.put([str(paths[n]) for n in names], [f"{self._root}/{n}" for n in names])
             self._copied |= {name: here[name] for name in names}
+        if not self._mark.exists() or (self._copied and not self.folder.is_dir()):
+            raise UserError(
+                f"{self.address}: its copy in {self.folder.parent} was removed by somebody else; "
+                "set TMPDIR to a folder that nobody cleans, and start again: it goes on from what "
+                "the bucket has"
+            )
         for names in reversed(_apart([n for n in self._copied if n not in here])):
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
@@ -134,6 +146,8 @@ class Mirror:
     def _working(self, what: str) -> Iterator[None]:
         try:
             yield
+        except UserError:
+            raise
         except Exception as error:  # the clients have no error in common
             raise UserError(f"{self.address}: cannot be {what} ({_mend(error)})") from error
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -130,6 +131,26 @@ def test_a_file_that_is_removed_as_it_is_copied_is_no_failure(shelf, monkeypatch
 
         monkeypatch.setattr(Shelf, "put_file", put_file)
     assert names(shelf) == {"new"}
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+@pytest.mark.parametrize("removed", ["the folder", "what is old"])
+def test_what_a_cleaner_removes_here_stays_in_the_bucket(shelf, tmp_path, removed, emptied):
+    args, staged = work()
+    with pytest.raises(UserError, match=f"^{BUCKET}: its copy .*; set TMPDIR to a folder"), staged:
+        write(Path(args.out) / "report.json", "r")
+        write(Path(args.out) / "sub" / "b.txt", "b")
+        remote.copy()
+        if removed == "the folder":
+            shutil.rmtree(tmp_path if emptied else args.out, ignore_errors=True)
+            tmp_path.mkdir(exist_ok=True)
+        else:
+            for path in tmp_path.rglob("*"):
+                if path.is_file() and (emptied or path.name != "b.txt"):
+                    path.unlink()
+            write(Path(args.out) / "late.txt", "l")
+    late = {"late.txt"} if removed == "what is old" else set()
+    assert names(shelf) == {"report.json", "sub/b.txt"} | late
 
 
 def test_what_runs_for_long_is_copied_now_and_then_and_no_more_when_it_ends(shelf, monkeypatch):
