@@ -25,9 +25,11 @@ from crossguard_jax.core.errors import UserError, reason
 from crossguard_jax.runtime import preemption, processes
 
 CHECKPOINTS = ("latest", "best")
-"""Folders of checkpoints, wherever they lie in a run's."""
+"""Folders of checkpoints in a run's."""
 STRAIGHT = "gs://"
 """What Orbax writes checkpoints to as it is."""
+NOTE = ".straight"
+"""In a bucket's folder whose checkpoints were never here."""
 CLOSING = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files that say that a checkpoint is whole: copied after all others, removed before them."""
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -52,6 +54,7 @@ class Mirror:
         self.folder, self.address = folder, address.rstrip("/")
         self._copied: dict[str, tuple[int, int]] = {}  # by name, as it was here
         self._fetched: dict[str, Any] = {}  # by name, as it was there
+        self._straight: set[PurePosixPath] = set()  # folders that are not written here
         self._lock = threading.Lock()
         # As old as anything here: who removes by age what lies around removes it, too.
         self._mark = folder.with_name(f".{folder.name}.mark")
@@ -77,6 +80,7 @@ class Mirror:
             start = f"{self._root}/"
             listed = self._files.find(f"{start}{under}".rstrip("/"), detail=True)
             there = {p.removeprefix(start): listed[p] for p in listed if p.startswith(start)}
+            self._leave(*(p.parent for p in map(PurePosixPath, there) if p.name == NOTE))
             names = [n for n in there if self._takes(n) and self._fetched.get(n) != there[n]]
             if names:
                 self._files.get([start + n for n in names], [str(self.folder / n) for n in names])
@@ -120,13 +124,19 @@ class Mirror:
                 del self._copied[name]
 
     def straight(self, folder: Path) -> str | None:
-        """Where Orbax writes a folder in this one; None: here, and it is copied.
+        """Where Orbax writes the checkpoints of a folder in this one; None: here, and they are
+        copied, as are all that others write.
 
         Raises:
             UserError: it is of several processes, whose shards are not in one folder here.
         """
         if self.address.startswith(STRAIGHT):
-            return f"{self.address}/{folder.relative_to(self.folder).as_posix()}"
+            name = PurePosixPath(folder.relative_to(self.folder).as_posix())
+            with self._lock, self._working("written to"):
+                self._leave(name)
+                if processes.is_first():
+                    self._files.pipe_file(f"{self._root}/{name / NOTE}", b"")
+            return f"{self.address}/{name}"
         if processes.count() > 1:
             raise UserError(
                 f"{self.address}: several processes write checkpoints to {STRAIGHT} or to a file "
@@ -134,13 +144,16 @@ class Mirror:
             )
         return None
 
+    def _leave(self, *folders: PurePosixPath) -> None:
+        """Leaves checkpoints to Orbax; what was fetched of them is not kept up."""
+        self._straight |= {folder / name for folder in folders for name in CHECKPOINTS}
+        self._copied = {name: s for name, s in self._copied.items() if self._takes(name)}
+
     def _takes(self, name: str) -> bool:
         """Whether a file is copied: no scratch file is, and nothing that Orbax writes straight."""
-        straight = self.address.startswith(STRAIGHT)
-        return not any(
-            part.startswith(".") or UNFINISHED in part or (straight and part in CHECKPOINTS)
-            for part in PurePosixPath(name).parts
-        )
+        path = PurePosixPath(name)
+        scratch = any(part.startswith(".") or UNFINISHED in part for part in path.parts)
+        return not scratch and self._straight.isdisjoint(path.parents)
 
     @contextlib.contextmanager
     def _working(self, what: str) -> Iterator[None]:

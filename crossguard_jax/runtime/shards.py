@@ -25,6 +25,8 @@ from crossguard_jax.io.files import stamp
 RUN, REPORTS = "run.json", "reports"
 DEADLINE = 1800.0
 ATTEMPTS = 3
+DIGESTED = 2**28
+"""Bytes of a file, at most, that is known by its content, too: it may come anew from a bucket."""
 
 Counts = Mapping[str, Any]
 """Whole numbers by name, and such mappings inside; those of shards add up."""
@@ -105,6 +107,7 @@ class ShardReport:
         bytes: of the output; -1 where there is none.
         counts: what the worker counted.
         reason: why there is no output, on one line.
+        digest: of its file, if that is one and no more than `DIGESTED`.
     """
 
     shard: Shard
@@ -112,6 +115,7 @@ class ShardReport:
     bytes: int
     counts: Counts
     reason: str = ""
+    digest: str = ""
 
 
 def read_manifest(manifest: str | Path) -> list[Shard]:
@@ -194,16 +198,26 @@ def _rows(manifest: Path, line: int, value: Mapping[str, Any]) -> tuple[int, int
 def finished(job: ShardJob, shard: Shard) -> ShardReport | None:
     """The report of a shard whose output is there and whole; None where it is to be made.
 
-    It is to be made anew, too, where its file has changed since; not where that has moved.
+    It is to be made anew, too, where its file has changed since; not where that has moved, or has
+    another time alone.
     """
     report = read_report(job.report(shard))
-    if report is None or report.shard.name != shard.name or report.stamp != stamp(shard.path):
+    if report is None or report.shard.name != shard.name or not _is_of(report, shard):
         return None
     try:
         whole = job.output(shard).stat().st_size == report.bytes
         return replace(report, shard=shard) if whole else None
     except OSError:
         return None
+
+
+def _is_of(report: ShardReport, shard: Shard) -> bool:
+    """Whether a shard's file is as it was when its report was written."""
+    now = stamp(shard.path)
+    same_size = report.stamp.split()[:1] == now.split()[:1]
+    return report.stamp == now or bool(
+        same_size and report.digest and report.digest == files.digest(shard.path)
+    )
 
 
 def read_report(path: Path) -> ShardReport | None:
@@ -332,13 +346,15 @@ def do_shard(job: ShardJob, work: Work, shard: Shard, beat: Beat = lambda: None)
     output = job.output(shard)
     output.parent.mkdir(parents=True, exist_ok=True)
     before = stamp(shard.path)
+    small = shard.rows is None and 0 < int((before or "0").split()[0]) <= DIGESTED
+    digest = files.digest(shard.path) if small else ""
     # A name of its own: one that was taken for stuck may be at the same shard still.
     scratch = output.with_name(f".{output.name}.{uuid.uuid4().hex}.tmp")
     try:
         counts = work(shard, scratch, beat)
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
-        report = ShardReport(shard, before, scratch.stat().st_size, counts)
+        report = ShardReport(shard, before, scratch.stat().st_size, counts, digest=digest)
         # First what is counted: an output is never without.
         _write_report(job, report)
         os.replace(scratch, output)

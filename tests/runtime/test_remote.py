@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import threading
@@ -15,6 +16,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from crossguard_jax import cli
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.runtime import flags, preemption, processes, remote
+from crossguard_jax.runtime.executors.run import run_shards
+from crossguard_jax.runtime.shards import Shard, ShardJob
 from crossguard_jax.train.checkpoint import Checkpoints
 from crossguard_jax.verbs import VERBS, Verb
 from tests.train.stopped_run import Wait, run
@@ -213,6 +216,57 @@ def test_orbax_writes_to_gs_as_it_is_and_elsewhere_one_process_does(shelf, tmp_p
         here.straight(tmp_path / "x" / "mbat")
     here.address = "gs://bucket/runs/guard"
     assert here.straight(tmp_path / "x" / "mbat") == "gs://bucket/runs/guard/mbat"
+
+
+NAMED = ("shards/best/0.jsonl", "data/latest/rows", "runs/a-0/train/latest/4/state/d")
+"""What has a checkpoint's name, and was written here: a system's, a source's, a child's."""
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_orbaxs_own_folders_alone_are_not_copied(shelf, tmp_path, monkeypatch, noted):
+    """As if the bucket were Google's; it may be of a version that left no note there."""
+    monkeypatch.setattr(remote, "STRAIGHT", "shelf://")
+    straight = ("mbat/latest/4/_CHECKPOINT_METADATA", "mbat/latest/4/state/d", "mbat/latest/8/d")
+
+    def begun(name: str) -> remote.Mirror:
+        mirror = remote.Mirror(tmp_path / name / "run", BUCKET)
+        mirror.begin()
+        return mirror
+
+    first = begun("first")
+    if noted:
+        first.straight(first.folder / "mbat")
+    for name in straight:
+        first._files.pipe_file(f"{first._root}/{name}", b"")
+    for name in NAMED:
+        write(first.folder / name)
+    first.copy()
+    note = {"mbat/.straight"} if noted else set()
+    assert names(shelf) == {*straight, *NAMED} | note
+    again = begun("again")
+    files = [path for path in again.folder.rglob("*") if path.is_file()]
+    here = {path.relative_to(again.folder).as_posix() for path in files}
+    assert here == ({*NAMED} if noted else {*NAMED, *straight})
+    assert again.straight(again.folder / "mbat") == f"{BUCKET}/mbat"
+    write(again.folder / "mbat/best/1/d")
+    shutil.rmtree(again.folder / "mbat")
+    (again.folder / NAMED[0]).unlink()
+    again.copy()
+    assert names(shelf) == {*straight, *NAMED[1:], "mbat/.straight"}
+
+
+def test_shards_that_a_run_has_written_are_done_when_they_come_from_the_bucket(shelf):
+    before = []
+    for _ in range(2):
+        args, staged = work()
+        with staged:
+            cell = Path(args.out) / "cells" / "a.json"
+            if not cell.exists():
+                write(cell, "a cell\n")
+            os.utime(cell, ns=(1, len(before)))
+            job = ShardJob("tests.runtime.executors.fake_work:make", {}, f"{args.out}/figures")
+            before.append(run_shards(job, [Shard(0, str(cell))]).before)
+    assert before == [0, 1]
 
 
 @pytest.mark.parametrize("phase, step, saved", [("step", 6, 6), ("save", 8, 8)])

@@ -112,6 +112,14 @@ def test_a_shard_whose_files_do_not_fit_together_is_made_anew(job, shard, spoil)
     assert finished(job, shard) is None
 
 
+def test_an_input_that_has_another_time_alone_is_the_same_one(job, shard) -> None:
+    do_shard(job, copy, shard)
+    os.utime(shard.path, ns=(1, 1))
+    assert finished(job, shard)
+    Path(shard.path).write_text("two\n")  # of the same size
+    assert finished(job, shard) is None
+
+
 def test_an_input_that_was_moved_is_the_same_one(job, shard, tmp_path) -> None:
     do_shard(job, copy, shard)
     moved = tmp_path / "elsewhere"
