@@ -332,8 +332,11 @@ def check_made(job: ShardJob) -> None:
 
 
 def _terms(job: ShardJob) -> dict[str, Any]:
-    """What a factory is told, as JSON has it, and by which code it is read."""
+    """What a factory is told, as JSON has it, and by which code it is read; but for where the
+    outputs are, which is elsewhere each time that they come from a bucket."""
     spec = json.loads(json.dumps(job.spec))
+    for name, value in spec.items():
+        spec[name] = value.removeprefix(job.folder) if isinstance(value, str) else value
     return {"factory": job.factory, "spec": spec, "code": files.code()}
 
 

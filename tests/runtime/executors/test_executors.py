@@ -171,6 +171,20 @@ def test_where_all_is_done_a_model_is_read_only_if_something_has_changed(
     assert (modelled(batch=8), modelled(batch=8)) == (1, 0)
 
 
+def test_outputs_that_were_moved_are_compared_without_a_model_too(tmp_path, shards) -> None:
+    (tmp_path / "model").write_text("one")
+    read = []
+    for place in ("here", "there"):
+        before, out = len(fake_work.made), tmp_path / place / "out"
+        spec = {"model": str(tmp_path / "model"), "queue": f"{out}.queue"}
+        run_shards(job_in(out, spec=spec), shards)
+        read.append(len(fake_work.made) - before)
+        assert str(tmp_path / "here") not in (out / "run.json").read_text()
+        if place == "here":
+            (tmp_path / "here").rename(tmp_path / "there")
+    assert read == [1, 0]
+
+
 def test_where_all_is_done_a_model_that_was_trained_anew_is_another(tmp_path, modelled) -> None:
     (tmp_path / "model").write_text("two")
     for _ in range(2):
