@@ -113,7 +113,7 @@ def run_shards(
     part = part_of(os.environ, shards) if on == "array" else shards
     reports = {shard: report for shard in part if (report := finished(job, shard))}
     waiting = [shard for shard in part if shard not in reports]
-    if not waiting:  # else whoever works compares
+    if part and not waiting:  # else whoever works compares
         check_made(job)
     failed = 0
     with Progress(f"{unit}s", len(part), unit=unit, start=len(reports)) as progress:
