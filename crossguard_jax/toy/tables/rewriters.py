@@ -95,7 +95,11 @@ def main(args: argparse.Namespace) -> None:
     before = _before(test, target)
     rows = {name: ROWS[name] for name in args.only or ROWS}
     cells = [
-        SweepCell(name, seed, {"spec": f"{CONFIG}:{row.variant}", "trained": row.trained})
+        SweepCell(
+            name,
+            seed,
+            {"spec": f"{CONFIG}:{row.variant}", "trained": row.trained, "rows": args.rows},
+        )
         for name, row in rows.items()
         for seed in args.seeds
     ]

@@ -40,7 +40,12 @@ def main(args: argparse.Namespace) -> int:
         SweepCell(
             row.name,
             seed,
-            {"spec": row.spec, "overrides": [*SHORTER, *row.overrides()], "trained": True},
+            {
+                "spec": row.spec,
+                "overrides": [*SHORTER, *row.overrides()],
+                "trained": True,
+                "rows": args.rows,
+            },
         )
         for seed in args.seeds
         for row in rows
