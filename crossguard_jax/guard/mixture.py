@@ -17,11 +17,11 @@ from crossguard_jax.data.records import LeftOut, Record, Rejected
 from crossguard_jax.data.sources.catalogue import refuse_training
 from crossguard_jax.guard.outlines import (
     Outline,
-    Outlined,
     Selected,
     contents_of,
     outlines,
     read_outlines,
+    selected,
 )
 from crossguard_jax.hf.trained import TrainedRow
 from crossguard_jax.io import jsonl
@@ -71,8 +71,10 @@ def open_sources(
     remote.share(folder)
     opened = {name: open_dataset(folder, name, spec.split) for name, spec in weighted.items()}
     return {
-        name: Outlined(
-            source, read_outlines(folder / f"{name}.rows.jsonl", contents_hash(folder, name))
+        name: Selected(
+            source,
+            range(len(source)),
+            read_outlines(folder / f"{name}.rows.jsonl", contents_hash(folder, name)),
         )
         for name, source in opened.items()
     }
@@ -114,7 +116,7 @@ def fitting(
             raise UserError(f"{name}: all {what}; raise data.max_length")
         if len(rows) < len(source) and processes.is_first():
             print(f"{name}: {what}; they are left out (data.max_length)")
-        kept[name] = source if len(rows) == len(source) else Selected(source, rows)
+        kept[name] = source if len(rows) == len(source) else selected(source, rows)
     return kept
 
 
@@ -130,7 +132,7 @@ def _answered(name: str, source: RecordSource, answers: Collection[str]) -> Reco
         raise UserError(f"{name}: all {what}; the answers are {', '.join(answers)}")
     if processes.is_first():
         print(f"{name}: {what}; they are left out")
-    return Selected(source, rows)
+    return selected(source, rows)
 
 
 def _settings(spec: ConfigDict, readers: Readers, seed: int) -> dict[str, Any]:

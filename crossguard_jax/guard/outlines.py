@@ -84,27 +84,16 @@ class Listed(Protocol):
         ...
 
 
-class Outlined:
-    """A source, and the outlines of its rows."""
-
-    def __init__(self, source: RecordSource, outlines: Sequence[Outline]):
-        """``outlines``: one a row of ``source``."""
-        self._source, self.outlines = source, outlines
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: SupportsIndex) -> Record:
-        """The record at ``index``."""
-        return self._source[index]
-
-
 class Selected:
-    """Some records of a source, in its order."""
+    """Some records of a source, in its order.
 
-    def __init__(self, source: RecordSource, rows: Sequence[int]):
-        """``rows``: positions in ``source``."""
-        self._source, self._rows = source, rows
+    Attributes:
+        outlines: one a record.
+    """
+
+    def __init__(self, source: RecordSource, rows: Sequence[int], outlines: Sequence[Outline]):
+        """``rows``: positions in ``source``; ``outlines``: one for each of them."""
+        self._source, self._rows, self.outlines = source, rows, outlines
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -113,11 +102,11 @@ class Selected:
         """The record at ``index`` of those selected."""
         return self._source[self._rows[operator.index(index)]]
 
-    @property
-    def outlines(self) -> Sequence[Outline]:
-        """Those of the source."""
-        every = outlines(self._source)
-        return [every[i] for i in self._rows]
+
+def selected(source: RecordSource, rows: Sequence[int]) -> Selected:
+    """The records at some positions of a source."""
+    every = outlines(source)
+    return Selected(source, rows, [every[i] for i in rows])
 
 
 def outlines(source: RecordSource) -> Sequence[Outline]:

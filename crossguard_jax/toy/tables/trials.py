@@ -147,7 +147,7 @@ def cost_curve(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.axhline(50, color=drawing.GREY, linewidth=0.8, linestyle=":")
         for i, (title, recipe) in enumerate(lines):
             measured = [name for name in recipe if name in names]
-            if len(measured) < 2:  # a beginning that all recipes share is no line
+            if measured in ([], ["none"]):  # where all recipes begin is no line
                 continue
             costs = [figures[f"{name}.passes"]["value"] / 1_000 for name in measured]
             shares = [figures[f"{name}.{what}"] for name in measured]
