@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -141,14 +142,28 @@ def test_flags_that_do_not_go_together_are_usage_errors(arguments, complaint, ca
 
 
 class Run:
-    """The verb in a process of its own, its XLA on one thread."""
+    """The verb in a process of its own, its XLA on one thread; on one core if ``pinned``, since it
+    reads rows and writes verdicts while XLA is at work."""
 
-    def __init__(self, model: Path, manifest: Path, out: Path, *arguments: str, **environ: str):
+    def __init__(
+        self,
+        model: Path,
+        manifest: Path,
+        out: Path,
+        *arguments: str,
+        pinned: bool = False,
+        **environ: str,
+    ):
         words = ["score", "--model", model, "--prompt", "short", "--shards", manifest]
         words += ["--output", out, "--store", f"{out}.store", "--threads", "1", *arguments]
         self.out = out
+        words = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] * pinned + [
+            sys.executable,
+            *("-m", "crossguard_jax"),
+            *map(str, words),
+        ]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "crossguard_jax", *map(str, words)],
+            words,
             env=os.environ | {"JAX_PLATFORMS": "cpu"} | environ,
             stdout=subprocess.PIPE,
             text=True,
@@ -215,10 +230,10 @@ def rate(outs: list[Path], skipped: int) -> float:
 
 
 @pytest.mark.benches
-def test_two_workers_on_a_core_each_do_what_two_processes_that_share_nothing_do(
+def test_two_workers_on_a_core_each_do_nearly_twice_what_one_does_on_one(
     tmp_path, llava_folder
 ) -> None:
-    """And these, on cores that share memory and a disk, not quite twice what one does. In turns."""
+    """In turns, beside two processes that share nothing: what this machine's cores can do."""
     manifest = write_shards(tmp_path / "in", 160, 400, {})
     lines = manifest.read_text().splitlines(keepends=True)
     halves = [manifest.with_name(f"half-{i}") for i in range(2)]
@@ -235,14 +250,14 @@ def test_two_workers_on_a_core_each_do_what_two_processes_that_share_nothing_do(
         for kind, parts in kinds.items():
             outs = [tmp_path / f"{kind}-{turn}-{i}" for i in range(len(parts))]
             runs = [
-                Run(llava_folder, m, out, *words)
+                Run(llava_folder, m, out, *words, pinned=kind == "one worker")
                 for (m, words), out in zip(parts, outs, strict=True)
             ]
             assert [run.end()[0] for run in runs] == [0] * len(runs)
             rates[kind].append(rate(outs, 60))
-    one, two, apart = map(max, rates.values())  # what else runs makes each of them slower alone
+    one, two, apart = map(median, rates.values())
     print(
         f"shards a second: one worker {one:.2f}, two {two:.2f} ({two / one / 2:.0%} of twice), two "
         f"processes {apart:.2f} ({apart / one / 2:.0%}): two workers have {two / apart:.0%} of that"
     )
-    assert two >= 0.9 * apart
+    assert two >= 0.9 * 2 * one
