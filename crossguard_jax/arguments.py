@@ -272,6 +272,13 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         help="write rows and verdicts as inspect_ai or GuardBench read them, beside the tables' "
         "CSV and LaTeX",
     )
+    parser.add_argument(
+        "--why",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="on the main system's page, say what its unsafe verdicts rest on; FOLDER as in score",
+    )
     verdict_arguments(parser)
     add_places(parser)
     kinds_argument(parser)
@@ -293,6 +300,7 @@ def toy(parser: argparse.ArgumentParser) -> None:
         choices=(
             "build",
             "table",
+            "rivals",
             "reach",
             "rewriter",
             "weights",
@@ -303,9 +311,10 @@ def toy(parser: argparse.ArgumentParser) -> None:
             "tasks",
             "why",
         ),
-        help="make the small models; tables: the guard's parts, what it sees and reads, "
-        "the rewriter's, its rewards' weights, forged data's, what the gate buys, what immunizes, "
-        "how to immunize to the end, captions and retrieval, whether reasons hold",
+        help="make the small models; tables: the guard's parts, the paper's main table with its "
+        "rivals, what a guard sees and reads, the rewriter's parts, its rewards' weights, forged "
+        "data's, what the gate buys, what immunizes, how to immunize to the end, captions and "
+        "retrieval, whether reasons hold",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
@@ -320,16 +329,17 @@ def toy(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="FACTOR",
-        help="on every lesson's length; of tasks, on each training's",
+        help="on every lesson's length; of rivals and tasks, on each training's",
     )
     table = parser.add_argument_group(
-        "table, reach, rewriter, weights, forged, gate, cmai, immunizing, tasks"
+        "table, rivals, reach, rewriter, weights, forged, gate, cmai, immunizing, tasks"
     )
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(
         "--rows",
         type=int,
-        help="rows of each implicit test set (default: 2000), of every test set (default: 500), "
+        help="rows of each implicit test set (default: 2000; of rivals: 1000), of every test set "
+        "(default: 500), "
         "held-out queries (default: 512), queries to forge from (default: 1500), "
         "or rows to attack (default: 128)",
     )
@@ -349,8 +359,8 @@ def toy(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="table, reach, rewriter, weights, cmai, immunizing: runs side by side, a share of "
-        "the cores each (default: 1)",
+        help="table, rivals, reach, rewriter, weights, cmai, immunizing: runs side by side, a "
+        "share of the cores each (default: 1)",
     )
     table.add_argument(
         "--guard",

@@ -346,6 +346,7 @@ def toy(args: argparse.Namespace) -> int | None:
     module, out, rows = {
         "build": ("crossguard_jax.toy.models.build", "runs/toy", None),
         "table": ("crossguard_jax.toy.tables.guards", "runs/table", 2_000),
+        "rivals": ("crossguard_jax.toy.tables.rivals", "runs/rivals", 1_000),
         "reach": ("crossguard_jax.toy.tables.reach", "runs/table", 500),
         "rewriter": ("crossguard_jax.toy.tables.rewriters", "runs/rewriter", 512),
         "forged": ("crossguard_jax.toy.tables.forged", "runs/forged", 2_000),

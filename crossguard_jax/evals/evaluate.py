@@ -39,12 +39,13 @@ from crossguard_jax.evals.summary import (
     print_report,
     report,
 )
+from crossguard_jax.evals.system_pages import Explained
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import default_dtype, inference_mesh
 from crossguard_jax.systems.load import load
 from crossguard_jax.systems.store import VerdictStore, store_folder, store_name
-from crossguard_jax.systems.system import System, notes_of
+from crossguard_jax.systems.system import notes_of
 
 
 def main(args: argparse.Namespace) -> int:
@@ -84,6 +85,7 @@ def main(args: argparse.Namespace) -> int:
             failed,
             lambda benchmark, id: texts[benchmark, id],
             contents,
+            _explained(args, comparison, judgements),
         )
         page = report(shown, folder, (left_out, unanswered), sections)
         _export(comparison, tests, judgements, folder)
@@ -97,6 +99,8 @@ def _check(args: argparse.Namespace) -> None:
         args.usage_error(f"--threshold {args.threshold} is no probability; give 0 to 1")
     if args.config is None and (args.data is None) == (args.shards is None):
         args.usage_error("give --data or --shards")
+    if args.why is not None and (args.shards is not None or processes.count() > 1):
+        args.usage_error("--why goes without --shards, and with one process")
     if args.config is not None and args.shards is not None:
         args.usage_error("--shards goes without --config; give --model")
 
@@ -179,15 +183,8 @@ def _judged(
     left_out: LeftOut,
     unanswered: Unanswered,
 ) -> JudgedSystem:
-    folder = store_folder(args.store)
-    dtype = default_dtype() if args.dtype == "auto" else args.dtype
-    options = {"prompt": spec.prompt or args.prompt, "noise_seed": args.noise_seed}
-    what = {"path": spec.path, "adapter": spec.adapter, "dtype": dtype, **options}
-
-    def loaded() -> System:
-        return load(spec.path, spec.adapter, dtype, mesh=inference_mesh(args.mesh), **options)
-
-    system, facts = deferred(folder, what, loaded)
+    folder, what = store_folder(args.store), _loading(args, spec)
+    system, facts = deferred(folder, what, lambda: load(**what, mesh=inference_mesh(args.mesh)))
     store = VerdictStore(folder, system, key=digests.request, facts=facts.identity)
     scored = judged_rows(store, tests, spec.name, args.batch_size, left_out, unanswered)
     if processes.is_first():
@@ -213,6 +210,26 @@ def _judged(
     some = ComparedData("", limit=comparison.speed_rows).drawn(records, comparison.seed)
     path = store.path.with_suffix(".speed.json") if store.path else None
     return replace(judgement, speed=measured(system, some, args.batch_size, path))
+
+
+def _loading(args: argparse.Namespace, spec: ComparedSystem) -> dict[str, Any]:
+    """What a system is loaded by; JSON values."""
+    dtype = default_dtype() if args.dtype == "auto" else args.dtype
+    options = {"prompt": spec.prompt or args.prompt, "noise_seed": args.noise_seed}
+    return {"path": spec.path, "adapter": spec.adapter, "dtype": dtype, **options}
+
+
+def _explained(
+    args: argparse.Namespace, comparison: Evaluation, judgements: Mapping[str, JudgedSystem]
+) -> Explained | None:
+    """What explains the rows that the named system's page lists; None without ``--why``."""
+    if args.why is None:
+        return None
+    from crossguard_jax.evals.listed_why import Listed
+
+    (spec,) = (each for each in comparison.systems if each.name == comparison.named)
+    system = load(**_loading(args, spec), mesh=inference_mesh(args.mesh))
+    return Listed(system, judgements[spec.name].scored, args.why, args.batch_size)
 
 
 def _export(

@@ -23,6 +23,7 @@ from crossguard_jax.evals.scoring import Scored, Unanswered, branch_counts
 from crossguard_jax.evals.seen import Keys, apart
 from crossguard_jax.evals.speed import Speed
 from crossguard_jax.evals.system_pages import (
+    Explained,
     library_versions,
     rows_hashes,
     run_section,
@@ -79,6 +80,7 @@ class Findings:
         failed: why systems have no row in the table, by name.
         lookup: gives a row's picture and text, by its benchmark as it was read, and its id.
         contents: the content of each row (`hf.trained.content_hash`), by the same.
+        explained: see `system_pages`.
     """
 
     comparison: Evaluation
@@ -89,6 +91,7 @@ class Findings:
     failed: Mapping[str, str]
     lookup: Lookup
     contents: Mapping[tuple[str, str], str]
+    explained: Explained | None = None
 
     @cached_property
     def judged(self) -> Judged:
@@ -187,7 +190,7 @@ def report(
     meta = {**comparison.meta, "threshold": judged.threshold, "thresholds": dict(judged.thresholds)}
     meta |= {"systems": facts, "rows": rows_hashes(judged.systems[judged.main], shown.contents)}
     meta |= {"versions": library_versions()}
-    pages = system_pages(judged, lookup, facts, comparison.seed)
+    pages = system_pages(judged, lookup, facts, comparison.seed, shown.explained)
     made = Report("Guards compared", sections, meta, pages)
     page = made.write(folder)
     write_tables(sections, made.figures(), folder)

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from crossguard_jax.core import metrics
@@ -12,6 +12,7 @@ from crossguard_jax.evals.examples import Lookup, listed
 from crossguard_jax.evals.guard_report import Judged
 from crossguard_jax.report import system_tables, tables
 from crossguard_jax.report.blocks import Bullets, Listing, Section
+from crossguard_jax.report.examples import Example
 from crossguard_jax.report.report import SubPage
 from crossguard_jax.report.tables import Table
 from crossguard_jax.report.text import quoted
@@ -23,10 +24,16 @@ LIBRARIES = ("crossguard-jax", "jax", "jaxlib", "flax", "transformers", "numpy")
 
 Facts = Mapping[str, str]
 """What is known of a system or of a benchmark, by what it is called."""
+Explained = Callable[[Sequence[Example]], Sequence[Example]]
+"""Gives rows back with what their verdicts rest on."""
 
 
 def system_pages(
-    judged: Judged, lookup: Lookup, facts: Mapping[str, Facts], seed: int = 0
+    judged: Judged,
+    lookup: Lookup,
+    facts: Mapping[str, Facts],
+    seed: int = 0,
+    explained: Explained | None = None,
 ) -> dict[str, SubPage]:
     """The pages by the systems' dotted names.
 
@@ -35,13 +42,14 @@ def system_pages(
         lookup: gives a row's picture and text.
         facts: of each system.
         seed: of which rows are listed where not all are.
+        explained: explains the rows that the main system's page lists.
     """
     return {
         name: SubPage(
             judged.title(name),
             [
                 _figures(judged, name),
-                _rows(judged, name, lookup, seed),
+                _rows(judged, name, lookup, seed, explained if name == judged.main else None),
                 Section(
                     "What this is",
                     (Bullets(tuple(f"{k}: {quoted(v)}" for k, v in facts[name].items())),),
@@ -59,9 +67,13 @@ def _figures(judged: Judged, name: str) -> Section:
     return Section("Figures", (*blocks, *[by_category] * bool(by_category.rows)))
 
 
-def _rows(judged: Judged, name: str, lookup: Lookup, seed: int) -> Section:
+def _rows(
+    judged: Judged, name: str, lookup: Lookup, seed: int, explained: Explained | None
+) -> Section:
     rows, cut = judged.systems[name], judged.cut(name)
     shown = listed(rows, cut, lookup, LISTED, seed)
+    if explained is not None:
+        shown = list(explained(shown))
     wrong = int((metrics.flagged(rows.counted, cut) != rows.unsafe).sum())
     wrong_shown = sum(not each.right for each in shown)
     caption = (
@@ -75,6 +87,12 @@ def _rows(judged: Judged, name: str, lookup: Lookup, seed: int) -> Section:
         f". The verdict on every row is in `{name}.verdicts.jsonl` beside the report. A row is "
         f"flagged at p(unsafe) {cut:g} or more. Pictures are blurred until they are asked for."
     )
+    if explained is not None:
+        caption += (
+            " Below an unsafe verdict stands what it rests on; its map is vermillion where the "
+            "picture speaks for unsafe and blue where against, with a frame around the strongest "
+            "patch."
+        )
     return Section("Rows", (Listing(tuple(shown), caption),))
 
 

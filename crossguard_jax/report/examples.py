@@ -20,6 +20,8 @@ class Example:
         p_unsafe: The system's probability, in [0, 1]; NaN where it gave no answer.
         threshold: At or above it the verdict is "unsafe".
         category: Within the benchmark; may be empty.
+        why: What the verdict rests on, in a few words; may be empty.
+        map: The picture as PNG with what of it counts laid over it, if there is one.
     """
 
     id: str
@@ -30,6 +32,8 @@ class Example:
     p_unsafe: float
     threshold: float
     category: str = ""
+    why: str = ""
+    map: bytes | None = None
 
     @property
     def answered(self) -> bool:
