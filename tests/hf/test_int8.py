@@ -56,7 +56,6 @@ ON_A_MESH = """
     from crossguard_jax.core.sharding import DEFAULT_RULES, make_mesh, partition_spec
     from crossguard_jax.core.tree import named_leaves
     from crossguard_jax.hf.load import load_model
-from crossguard_jax.io.images import decode, encode_png
 
     one = dict(named_leaves(load_model("toy://llava", "int8")))
     for sizes, more in (((2, 2, 2), {}), ((1, 8, 1), {}), ((2, 2, 2), {"layers": "data"})):
