@@ -100,6 +100,9 @@ TABLES: Mapping[str, tuple[Mapping[str, str], str]] = {
     "Ranking": (RANKED, "In percent; ranks, whatever the threshold"),
 }
 
+BESIDE = {"implicit_wide", "two_pictures"}
+"""Sources whose share plain implicit rows have here."""
+
 REFUSALS = ("unsafe",)
 """What the base was taught to refuse with."""
 
@@ -201,6 +204,11 @@ def _guard_config(variant: str, seed: int, steps: float) -> Any:
     _shorten(config, steps)
     # The last step is kept of all alike: what is held out of one variant, another learns from.
     config.train.update({"eval_every": 0, "keep_best": ""})
+    # No set here has rows of these shapes, which cost a short training most.
+    sources = config.data.sources
+    for name in BESIDE & set(sources):
+        sources.implicit.weight += sources[name].weight
+        del sources[name]
     return config
 
 

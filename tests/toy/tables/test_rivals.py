@@ -63,6 +63,10 @@ def test_steps_are_a_factor_and_all_guards_keep_their_last(tmp_path):
             train = config.train
             assert (train.steps, train.seed, train.keep_best) == (600, 3, "")
             assert train.eval_every == 0
+            sources = config.data.sources
+            assert not rivals.BESIDE & set(sources)
+            if "implicit" in sources:
+                assert sources.implicit.weight == pytest.approx(0.36)
             assert rivals._guard_config(row.variant, 0, 0.0).train.steps == 31
 
 
