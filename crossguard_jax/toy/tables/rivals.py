@@ -206,9 +206,10 @@ def _guard_config(variant: str, seed: int, steps: float) -> Any:
     config.train.update({"eval_every": 0, "keep_best": ""})
     # No set here has rows of these shapes, which cost a short training most.
     sources = config.data.sources
-    for name in BESIDE & set(sources):
-        sources.implicit.weight += sources[name].weight
-        del sources[name]
+    with config.unlocked():
+        for name in BESIDE & set(sources):
+            sources.implicit.weight += sources[name].weight
+            del sources[name]
     return config
 
 
