@@ -23,6 +23,7 @@ from crossguard_jax import cli, verbs
 from crossguard_jax.data.records import write_jsonl
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.io import jsonl
+from crossguard_jax.toy.tables import rivals
 from crossguard_jax.toy.tables.guards import picture
 from crossguard_jax.toy.world.queries import write_library, write_queries
 from crossguard_jax.toy.world.sources import records
@@ -119,9 +120,12 @@ FORGED = (
     + [f"{name}.fpr" for name in (*SEEN, "rewritten", "benign_vqa")],
 )
 
+RIVALS = ([*rivals.ROWS], [*rivals.MISSED])
+
 
 @pytest.mark.parametrize(
-    ("page", "data", "shape"), [("guard", "table", GUARDS), ("forged", "forged", FORGED)]
+    ("page", "data", "shape"),
+    [("guard", "table", GUARDS), ("forged", "forged", FORGED), ("rivals", "rivals", RIVALS)],
 )
 def test_a_page_says_what_its_data_says(
     page: str, data: str, shape: tuple[list[str], list[str]]

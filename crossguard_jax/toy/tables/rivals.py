@@ -9,10 +9,12 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from crossguard_jax.cmai.folders import FILE, save_immunized
+from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
@@ -233,11 +235,12 @@ def _trained(place: Path, own: Path, variant: str, seed: int, steps: float) -> G
 
 def _immunized(place: Path, own: Path, guard: Guard, seed: int, steps: float) -> System:
     model = own / "model"
-    if not (model / "cmai.json").exists():
+    if not (model / FILE).exists():
         config = load_config("configs/cmai.py:tiny", [f"--config.train.seed={seed}"])
         _shorten(config, steps)
         config.model.path = str(guard.folder)
-        immunize(config, own / "run", {SOURCE: read}, place / "data" / "cmai").save(model)
+        done = immunize(config, own / "run", {SOURCE: read}, place / "data" / "cmai")
+        save_immunized(cast(Immunized, done), model)
     return load(model)
 
 
