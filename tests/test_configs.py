@@ -7,16 +7,21 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
+from crossguard_jax.cmai import recipe as cmai_recipe
 from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import config_files, describe_variants, load_config
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import MESH_AXES, even_parts, make_mesh
 from crossguard_jax.data.prompts import get_template
 from crossguard_jax.data.records import Record
+from crossguard_jax.guard import recipe as guard_recipe
 from crossguard_jax.guard.mixture import open_sources
 from crossguard_jax.guard.recipe import train_guard
 from crossguard_jax.impforge.commands import forge_files, match_files
+from crossguard_jax.impforge.ppo import recipe as ppo_recipe
 from crossguard_jax.impforge.ppo.recipe import train_rewriter
 from crossguard_jax.nn.clip import Clip, ClipConfig, TextConfig, VisionConfig
 from crossguard_jax.nn.llama import LlamaConfig
@@ -444,6 +449,32 @@ def test_every_variant_takes_microbatches_that_divide(recipe: str) -> None:
         assert rows["optim"] % config.optim.accumulate == 0, variant
         if "7b" in variant:  # where a step in one piece does not fit one chip
             assert config.optim.accumulate > 1, variant
+            for chips in (1, 8, 16):  # the slices that pages and launchers' examples name
+                mesh = AbstractMesh((1, chips, 1), MESH_AXES)
+                assert even_parts(variant, rows["optim"], config.optim.accumulate, mesh) >= 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "run", "complaint"),
+    [
+        ("guard", lambda config, out: train_guard(config, out), "train.batch_size: 40 rows"),
+        ("cmai", lambda config, out: immunize(config, out), "train.batch_size: 16 rows"),
+        ("impforge", lambda config, out: train_rewriter(config, [], out), "the minibatch: 16 rows"),
+    ],
+)
+def test_rows_that_every_device_would_compute_are_refused_before_anything_is_made(
+    recipe: str,
+    run: Callable[[ConfigDict, Path], object],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mesh = make_mesh(1, 24, 1, jax.devices()[:1] * 24)
+    for module in (guard_recipe, cmai_recipe, ppo_recipe):
+        monkeypatch.setattr(module, "make_mesh", lambda **_: mesh)
+    with pytest.raises(UserError, match=f"^{complaint} do not divide over the 24 devices"):
+        run(load_config(f"configs/{recipe}.py:tiny"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_variants_do_not_share_state() -> None:

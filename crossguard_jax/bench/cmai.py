@@ -187,7 +187,7 @@ def step_of(records: Sequence[Record], name: str) -> Callable[[], None]:
         recent = np.zeros(RECENT, np.float32) if config.cmcv.on and config.arm.follow else None
         plain = init_state(trainable, adam, 0)
         state = CmaiState(**vars(plain), arm=controller.start(0.0, recent))
-        step = mbat_step(config, task, controller, adam)
+        step = mbat_step(config, task, controller, adam, config.optim.accumulate)
     now = [jax.tree.map(jnp.copy, state)]  # a step donates what it is given
 
     def run() -> None:

@@ -31,7 +31,13 @@ from crossguard_jax.cmai.policy import Policy
 from crossguard_jax.cmai.threshold import choose_threshold
 from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import UserError, check_divides
-from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
+from crossguard_jax.core.sharding import (
+    DEFAULT_RULES,
+    Rules,
+    batch_sharding,
+    even_parts,
+    make_mesh,
+)
 from crossguard_jax.core.tree import digest
 from crossguard_jax.core.typing import Array, Float, PRNGKeyArray
 from crossguard_jax.data import pipeline
@@ -151,7 +157,7 @@ def immunize(
             f"model.dtype {config.model.dtype!r}: what comes of this is merged weights, and none "
             "are rounded to 8 bits; give float32 or bfloat16"
         )
-    for name, stage in (("", config), ("cmcv.", config.cmcv)):
+    for name, stage in _stages(config):
         rows, micro = stage.train.batch_size, stage.optim.accumulate
         check_divides(f"{name}optim.accumulate", micro, f"{name}train.batch_size", rows)
     for field, value, choices in (
@@ -176,6 +182,9 @@ def immunize(
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
+    for name, stage in _stages(config):
+        _parts_of(name, stage, mesh, rules)
+    folder.mkdir(parents=True, exist_ok=True)  # before minutes of loading
     data = Path(data or folder / "data")
     readers, seed = readers or {}, config.train.seed
     sources = open_sources(config.data.sources, data, readers, seed)
@@ -219,6 +228,7 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     """The check alone: the model stays as it is."""
     config, task = run.config, run.task
     of_pairs = check_loss(task, joint=False)
+    n_parts = _parts_of("cmcv.", config.cmcv, run.mesh, run.rules)
 
     def loss(check: Any, fixed: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         adapters, frozen = fixed
@@ -230,7 +240,7 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
             return {"h_t": task.read(everything, frozen, rows)["h_t"], "h_v": h_v}
 
         # The model's part, a microbatch at a time; each text is then compared with all pictures.
-        features = jax.lax.map(seen, strided(batch, config.cmcv.optim.accumulate))
+        features = jax.lax.map(seen, strided(batch, n_parts))
         return of_pairs(everything, frozen, batch | joined(features), key)
 
     adam = optimizer(config.cmcv.optim, config.cmcv.train.steps, "cmcv.optim", "cmcv.train.steps")
@@ -238,6 +248,17 @@ def _learn_to_check(run: _Run, trainable: Any) -> Any:
     fixed, step = (trainable["adapters"], run.frozen), make_step(loss, adam, rules=run.rules)
     learned = run.train(state, step, fixed, config.cmcv.train, "check")
     return trainable | {"check": learned}
+
+
+def _stages(config: Any) -> list[tuple[str, Any]]:
+    """Sections with a training of their own, by how their fields' names begin."""
+    return [("", config), ("cmcv.", config.cmcv)] if config.cmcv.on else [("", config)]
+
+
+def _parts_of(name: str, stage: Any, mesh: Any, rules: Rules) -> int:
+    """Microbatches of a stage where its batch is spread; see `even_parts`."""
+    rows, most = stage.train.batch_size, stage.optim.accumulate
+    return even_parts(f"{name}train.batch_size", rows, most, mesh, rules)
 
 
 def controller_of(config: Any, tau_c: float) -> Controller:
@@ -251,9 +272,11 @@ def mbat_step(
     task: Any,
     controller: Controller,
     adam: optax.GradientTransformation,
+    accumulate: int,
     rules: Rules = DEFAULT_RULES,
 ) -> Step:
-    """The step of MBAT that a configuration says, the check learning beside it."""
+    """The step of MBAT that a configuration says, in so many microbatches, the check learning
+    beside it."""
     mbat = dict(config.mbat)
     of_task, _ = mbat.pop("goal") == "answers", mbat.pop("on")
     beside = None
@@ -279,7 +302,7 @@ def mbat_step(
         read if of_task else task.add_clean_states,
         beside,
         learned if of_task else None,
-        config.optim.accumulate,
+        accumulate,
         rules,
     )
 
@@ -303,7 +326,8 @@ def _learn_to_stand(
     config = run.config
     adam = optimizer(config.optim, config.train.steps)
     controller = controller_of(config, tau_c)
-    step = mbat_step(config, run.task, controller, adam, run.rules)
+    accumulate = _parts_of("", config, run.mesh, run.rules)
+    step = mbat_step(config, run.task, controller, adam, accumulate, run.rules)
     state = init_state(trainable, adam, config.train.seed, run.mesh, run.rules)
     # Where a step leaves it: elsewhere, the second step would compile anew.
     arm = jax.device_put(controller.start(tau, recent), NamedSharding(run.mesh, PartitionSpec()))

@@ -142,6 +142,40 @@ def batch_sharding(
     return NamedSharding(mesh, PartitionSpec(names or None))
 
 
+def even_parts(
+    field: str,
+    rows: int,
+    most: int,
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = DEFAULT_RULES,
+) -> int:
+    """Into how many microbatches a batch is split where it is spread over devices.
+
+    A microbatch that does not divide over them would be computed whole by each.
+
+    Args:
+        field: what says how many rows there are, for the error.
+        rows: of a step's batch.
+        most: microbatches that were asked for.
+        mesh, rules: where the batch lies.
+
+    Returns:
+        As many of them as divide over the devices, ``most`` if it does.
+
+    Raises:
+        UserError: not even the whole batch does.
+    """
+    devices = _parts(_mesh_axes("batch", mesh, rules), mesh)
+    for parts in range(most, 0, -1):
+        if rows % (parts * devices) == 0:
+            return parts
+    more = -(-rows // devices) * devices
+    raise UserError(
+        f"{field}: {rows} rows do not divide over the {devices} devices that a batch is spread "
+        f"over, and each of them would compute all; give {more}, or another mesh"
+    )
+
+
 def mesh_of(x: Any) -> AbstractMesh | None:
     """The mesh whose devices the partitioner spreads an array over, taken from what the array was
     computed from; None on one device, inside `jax.shard_map`, or where nothing says."""

@@ -17,7 +17,13 @@ import numpy as np
 from crossguard_jax.core import metrics
 from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
+from crossguard_jax.core.sharding import (
+    DEFAULT_RULES,
+    Rules,
+    batch_sharding,
+    even_parts,
+    make_mesh,
+)
 from crossguard_jax.data import pipeline
 from crossguard_jax.data.builders import RecordSource
 from crossguard_jax.data.records import Record, blanked
@@ -89,6 +95,9 @@ def train_guard(
     folder = Path(folder)
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
+    rows_a_step, most = config.train.batch_size, config.optim.accumulate
+    accumulate = even_parts("train.batch_size", rows_a_step, most, mesh, rules)
+    folder.mkdir(parents=True, exist_ok=True)  # before minutes of loading
     guard = load_base(config, mesh, rules)
     key = jax.random.key(config.train.seed)
     model = lora.attach(guard.model, **config.lora, key=key)
@@ -131,7 +140,7 @@ def train_guard(
         make_step(
             guard_loss(graphdef, guard.label_ids, config.train.loss),
             adam,
-            config.optim.accumulate,
+            accumulate,
             microbatches,
             functools.partial(mass_weight, labels_first * config.train.steps),
             rules,

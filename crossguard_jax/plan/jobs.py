@@ -1,13 +1,13 @@
 """What is planned: a configuration on a mesh, and a step as it is compiled for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding
+from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, even_parts
 from crossguard_jax.nn import lora
 from crossguard_jax.plan.models import by_rows, placed, read_model
 
@@ -21,6 +21,7 @@ class Program:
         run: the jitted function.
         arguments: its arguments; what is static as it is, the rest as placed shapes.
         kinds: what of the arguments is what, by name.
+        beside: what lies on the devices meanwhile and is no argument, by name.
         rows, length: of its batch, over all devices.
         trips: how often a loop runs whose length the data decide.
     """
@@ -32,6 +33,7 @@ class Program:
     rows: int
     length: int
     trips: int = 1
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Job:
             )
             for name, (shape, dtype) in arrays.items()
         }
+
+    def parts(self, rows: int) -> int:
+        """Microbatches of so many rows, as the recipes split them; see `even_parts`."""
+        return even_parts("--rows", rows, self.config.optim.accumulate, self.mesh, self.rules)
 
     def key(self) -> jax.ShapeDtypeStruct:
         """A random key, whole on every device."""

@@ -61,6 +61,7 @@ class Compiled:
         name: the program's.
         rows: of its batch, over all devices.
         kinds: bytes of its arguments, by what they are.
+        beside: bytes of what lies there meanwhile and is no argument of it.
         arguments, outputs, temporaries, aliased: bytes, by the compiler.
         flops: that it computes, over all devices.
         needed: that it would compute if it repeated nothing.
@@ -83,16 +84,19 @@ class Compiled:
     sent: tuple[Sent, ...] = field(default_factory=tuple)
     seconds: float = 0.0
     refused: str = ""
+    beside: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def memory(self) -> float:
         """Bytes that a device must have: of a program that was refused, as far as was said."""
+        beside = sum(self.beside.values())
         if not self.refused:
-            return float(self.arguments + self.outputs + self.temporaries - self.aliased)
+            own = self.arguments + self.outputs + self.temporaries - self.aliased
+            return float(own + beside)
         sizes = re.findall(r"([\d.]+)([KMG])\b", self.refused)
         units = {"K": 2**10, "M": 2**20, "G": GIB}
         temporaries = max((float(n) * units[unit] for n, unit in sizes[:1]), default=0.0)
-        return temporaries if "Used" in self.refused else temporaries + sum(self.kinds.values())
+        return beside + temporaries + sum(self.kinds.values()) * ("Used" not in self.refused)
 
     @property
     def wire(self) -> float:
@@ -119,13 +123,18 @@ def measure(program: Program, bare: Program, target: Machine) -> Compiled:
     return Compiled(
         program.name,
         program.rows,
-        {name: bytes_a_device(tree) for name, tree in program.kinds.items() if tree is not None},
+        _bytes(program.kinds),
         flops(traced.jaxpr, program.trips),
         flops(needed, program.trips),
         **stats,
         moved=traffic(text, program.trips),
         sent=_sent(text, program.trips),
+        beside=_bytes(program.beside),
     )
+
+
+def _bytes(trees: Mapping[str, Any]) -> dict[str, int]:
+    return {name: bytes_a_device(tree) for name, tree in trees.items() if tree is not None}
 
 
 def _compile(lowered: Any, place: Path) -> None:

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.sharding import make_mesh
+from crossguard_jax.core.sharding import even_parts, make_mesh
 from crossguard_jax.plan.chips import GIB, Machine
 from crossguard_jax.plan.jobs import Job
 from crossguard_jax.plan.measure import Compiled, measure
@@ -131,13 +130,11 @@ def make_plan(
     """
     mesh = make_mesh(**(sizes or dict(config.mesh)), devices=[*devices])
     attention = "xla" if target.slice is None else "auto"
-    programs, bare = (
-        programs_of(kind, Job(config, mesh, rows, length, policy, attention))
-        for policy in (remat, "none")
-    )
+    jobs = [Job(config, mesh, rows, length, policy, attention) for policy in (remat, "none")]
+    programs, bare = (programs_of(kind, job) for job in jobs)
     n = programs[0].rows
     accumulate, minibatches = microbatches_of(config, kind)
-    _check_rows(n, accumulate * minibatches, mesh.shape["data"] * mesh.shape["fsdp"])
+    accumulate = even_parts("--rows", n // minibatches, accumulate, mesh, jobs[0].rules)
     measured = [measure(each, plain, target) for each, plain in zip(programs, bare, strict=True)]
     section = config.rewriter if kind == "ppo" else config.model
     return Forecast(
@@ -163,17 +160,6 @@ def microbatches_of(config: Any, kind: str) -> tuple[int, int]:
     if kind in ("score", "attack"):
         return 1, 1
     return config.optim.accumulate, config.ppo.settings.minibatches if kind == "ppo" else 1
-
-
-def _check_rows(rows: int, micro: int, parts: int) -> None:
-    """Refuses what would leave every row to every chip."""
-    if rows % (micro * parts):
-        raise UserError(
-            f"{rows} rows in {micro} part(s), one after the other, do not divide over the {parts} "
-            f"that data x fsdp make: every chip would compute all of them; give --rows "
-            f"{-(-rows // (micro * parts)) * micro * parts}, another --mesh, or another "
-            "--config.optim.accumulate"
-        )
 
 
 def _program_lines(program: Compiled, target: Machine) -> Iterator[str]:
@@ -210,7 +196,8 @@ def _program_lines(program: Compiled, target: Machine) -> Iterator[str]:
 
 
 def _kinds(program: Compiled) -> str:
-    return ", ".join(f"{name} {size / GIB:.2f}" for name, size in program.kinds.items())
+    kinds = [f"{name} {size / GIB:.2f}" for name, size in program.kinds.items()]
+    return ", ".join(kinds + [f"{k} (meanwhile) {v / GIB:.2f}" for k, v in program.beside.items()])
 
 
 def _time_lines(plan: Forecast) -> Iterator[str]:

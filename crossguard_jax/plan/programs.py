@@ -56,15 +56,15 @@ def sft(job: Job) -> list[Program]:
     model_config, model = job.model(config.model, LlavaConfig, config.lora)
     graphdef, adapters, frozen = lora.split(model)
     adam = optimizer(config.optim, config.train.steps)
+    rows, length = job.rows or config.train.batch_size, job.length or longest_row(config.data)
     step = make_step(
         guard_loss(graphdef, LABELS, config.train.loss),
         adam,
-        config.optim.accumulate,
+        job.parts(rows),
         microbatches,
         functools.partial(mass_weight, config.train.labels_first * config.train.steps),
     )
     state = job.place(jax.eval_shape(lambda t: fresh_state(t, adam, 0), adapters))
-    rows, length = job.rows or config.train.batch_size, job.length or longest_row(config.data)
     batch = _guard_batch(job, model_config, rows, length)
     batch |= job.batch(labels=((rows,), jnp.int32))
     frozen = job.place(frozen)
@@ -158,7 +158,7 @@ def mbat(job: Job) -> list[Program]:
     model_config, task, trainable, frozen = _answering(job, length)
     adam = optimizer(config.optim, config.train.steps)
     controller = cmai.controller_of(config, 0.0)
-    step = cmai.mbat_step(config, task, controller, adam)
+    step = cmai.mbat_step(config, task, controller, adam, job.parts(rows))
     recent = np.zeros(cmai.RECENT, np.float32) if config.arm.follow else None
 
     def start(trainable: Any) -> CmaiState:
@@ -247,7 +247,7 @@ def ppo(job: Job) -> list[Program]:
     )
     improve = make_improve(
         *(policy, judges, adam, settings, dict(config.rewards.weights), breadth, 16),
-        config.optim.accumulate,
+        job.parts(rows // settings.minibatches),
     )
     rollout = make_rollout(policy, evaluated=True)
 
@@ -289,7 +289,10 @@ def ppo(job: Job) -> list[Program]:
     given = (state, frozen, models, trajectory, context, encoded)
     n_new = config.rewriter.max_new_tokens
     return [
-        Program("rollout", rollout, written, own | {"batch": batch}, rows, length, n_new - 1),
+        Program(
+            *("rollout", rollout, written, own | {"batch": batch}, rows, length, n_new - 1),
+            beside={name: improved[name] for name in ("reward models", "optimizer")},
+        ),
         Program("improve", improve, given, improved, rows, length),
     ]
 

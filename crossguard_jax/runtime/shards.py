@@ -127,6 +127,8 @@ def read_manifest(manifest: str | Path) -> list[Shard]:
     Raises:
         UserError: there are none, a line is neither, or two have rows in common.
     """
+    if "://" in str(manifest):
+        raise UserError(_remote(str(manifest)))
     place = Path(manifest)
     if any(character in place.name for character in "*?["):
         lines = [(i, {"path": path.name}) for i, path in enumerate(sorted(_matching(place)), 1)]
@@ -154,6 +156,10 @@ def read_manifest(manifest: str | Path) -> list[Shard]:
     return shards
 
 
+def _remote(path: str) -> str:
+    return f"{path}: shards are read through the file system; mount the bucket, and give its folder"
+
+
 def _matching(pattern: Path) -> Iterator[Path]:
     return (path for path in pattern.parent.glob(pattern.name) if path.is_file())
 
@@ -175,6 +181,8 @@ def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"{manifest}, line {line}: {short(written)} names no shard; write a path, or "
                 '{"path": PATH, "rows": [FIRST, LAST]}'
             )
+        if "://" in path:
+            raise UserError(f"{manifest}, line {line}: {_remote(path)}")
         if unknown := value.keys() - {"path", "rows"}:
             raise UserError(
                 f"{manifest}, line {line}: unknown field {sorted(unknown)[0]!r}; there are path "

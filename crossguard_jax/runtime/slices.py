@@ -101,6 +101,7 @@ def find_slice(name: str) -> Slice:
         return SLICES[name]
     family, _, _ = name.partition("-")
     same = [each for each, slice_ in SLICES.items() if slice_.family == family]
-    nearest = get_close_matches(name, SLICES, n=3, cutoff=0.4)
+    # Cloud TPU writes v5e as v5litepod.
+    nearest = get_close_matches(name.replace("v5e", "v5litepod"), SLICES, n=3, cutoff=0.4)
     there_are = ", ".join(same or nearest or ("v5litepod-16", "v5p-16", "v6e-8"))
     raise UserError(f"no TPU slice {name!r}: there is {there_are}")

@@ -4,9 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.sharding import MESH_AXES, even_parts
 from crossguard_jax.nn.llama import LlamaConfig
 from crossguard_jax.plan import planning, search
 from crossguard_jax.plan.chips import GIB, find_target
@@ -74,6 +76,7 @@ def test_what_fits_has_nothing_to_change_and_what_does_not_has() -> None:
             STEP,
             ["192 x all-gather bf16[4096,11008] among 16, in layers", "300 ms", "MFU 36% to 67%"],
         ),
+        (replace(STEP, beside={"judges": 2 * GIB}), ["fits, 5.12 of", "judges (meanwhile) 2.00"]),
         (LARGE, ["does not fit, 21.12 of 15.75 GiB", "change"]),
         (REFUSED, ["does not fit; the compiler says", "21.81G", "change"]),
     ],
@@ -84,9 +87,11 @@ def test_what_is_printed(program: Compiled, words: list[str]) -> None:
 
 
 def test_rows_that_do_not_divide_over_the_chips_are_refused() -> None:
-    with pytest.raises(UserError, match="40 rows in 4 part.* every chip .* give --rows 64"):
-        planning._check_rows(40, 4, 16)
-    planning._check_rows(64, 4, 16)
+    mesh = AbstractMesh((1, 16, 1), MESH_AXES)
+    with pytest.raises(UserError, match="--rows: 40 rows .* 16 devices .* all; give 48"):
+        even_parts("--rows", 40, 4, mesh)
+    assert [even_parts("", n, 8, mesh) for n in (16, 48, 64, 128, 256)] == [1, 3, 4, 8, 8]
+    assert even_parts("", 40, 4, AbstractMesh((1, 1, 1), MESH_AXES)) == 4
     forge = load_config("configs/impforge.py:llama_7b")
     assert planning.microbatches_of(forge, "ppo") == (forge.optim.accumulate, 4)
     assert planning.microbatches_of(load_config("configs/cmai.py:llava_7b"), "attack") == (1, 1)

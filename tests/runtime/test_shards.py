@@ -54,6 +54,7 @@ def test_a_pattern_is_a_manifest_of_the_files_that_it_names_in_order(tmp_path) -
         ),
         ('{"path": "a", "row": [2, 3]}', "line 1: unknown field 'row'"),
         ('{"path": "a"', "names no shard"),
+        ("a\ngs://bucket/b", "line 2: gs://bucket/b: .*; mount the bucket"),
     ],
 )
 def test_a_line_that_is_no_shard_is_refused_with_its_number(tmp_path, text, complaint) -> None:
@@ -65,6 +66,8 @@ def test_a_folder_and_a_missing_file_are_no_manifests(tmp_path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="manifest"):
             read_manifest(path)
+    with pytest.raises(UserError, match="^gs://bucket/manifest: .* mount the bucket"):
+        read_manifest("gs://bucket/manifest")
 
 
 @pytest.fixture

@@ -21,7 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import check_divides
-from crossguard_jax.core.sharding import DEFAULT_RULES, Rules, batch_sharding, make_mesh
+from crossguard_jax.core.sharding import (
+    DEFAULT_RULES,
+    Rules,
+    batch_sharding,
+    even_parts,
+    make_mesh,
+)
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.hf import tokens
 from crossguard_jax.hf.load import encoding_hash, folder_hash
@@ -283,6 +289,7 @@ def train_rewriter(
     )
     check_positive(config, "breadth.archive_size")
     mesh, rules = make_mesh(**config.mesh), {**DEFAULT_RULES, **config.axis_rules}
+    accumulate = even_parts("the minibatch", rows, config.optim.accumulate, mesh, rules)
     rewriter = load_rewriter(config, mesh, rules)
     breadth = Breadth(**config.breadth)
     settings = PpoSettings(
@@ -295,7 +302,7 @@ def train_rewriter(
     adam = optimizer(config.optim, updates, "optim", _UPDATES)
     improve = make_improve(
         *(rewriter.policy, rewriter.rewards, adam, settings, weights, breadth, len(names)),
-        config.optim.accumulate,
+        accumulate,
         rules,
     )
     sharding = batch_sharding(mesh, rules, config.ppo.batch_size)

@@ -77,6 +77,9 @@ def parse(argv: Sequence[str], verbs: Collection[str]) -> argparse.Namespace:
     parser.add_argument("verb", metavar="VERB", help="and its arguments, as without --on")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args(rest)
+    # Behind a verb that has none it would start what was to be looked at.
+    if "--dry-run" in args.rest and args.verb != "sweep":
+        parser.error(f"--dry-run is of --on {name}: give it before the verb {args.verb}")
     if args.verb not in verbs:
         nearest = get_close_matches(args.verb, verbs, n=1, cutoff=0.0)[0]
         parser.error(f"no verb {args.verb!r}, did you mean {nearest!r}?")

@@ -5,8 +5,10 @@ a JobSet gives them, so that they need no right to read the cluster; those of a 
 """
 
 import argparse
+import itertools
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from crossguard_jax.runtime.exits import STARTS_AGAIN
 from crossguard_jax.runtime.launchers.scripts import (
@@ -38,6 +40,7 @@ EXAMPLE = (
 PORT = 8476
 WORKERS = "workers"
 """The one replicated job of the set."""
+_SHARED = "gs://BUCKET/FOLDER, or a folder of a --volume"
 GRACE = 120
 """Seconds that a pod has to save, once it is told to stop."""
 
@@ -121,7 +124,9 @@ def submission(args: argparse.Namespace) -> Submission:
     if path and not args.cache:
         args.cache = f"{path}/.jax_cache"
     if pods.slices * pods.hosts > 1:
-        need(args, "cache", "the pods share what they compile: gs://BUCKET/FOLDER, or a --volume")
+        cache = need(args, "cache", f"the pods share what they compile: {_SHARED}")
+        if not _shared(cache, path):
+            usage(args, f"--cache {cache}: is a folder of each pod's own; {_SHARED}")
     if args.by == "gcluster":
         return Submission(
             files={},
@@ -138,11 +143,29 @@ def submission(args: argparse.Namespace) -> Submission:
         # The queue first.
         commands=[*connect, *([*kubectl, "apply", "-f", str(f)] for f in reversed(files))],
         notes=[
+            *_lost(args, path),
             f"{pods.slices * pods.hosts} pod(s), each with {pods.devices} {pods.resource}",
             f"follow it with kubectl -n {args.namespace} get jobset {args.name}; delete that before"
             " another of its name",
         ],
     )
+
+
+def _shared(folder: str, volume: str) -> bool:
+    """Whether all pods see a folder, and those that come after them."""
+    return "://" in folder or bool(volume) and PurePosixPath(folder).is_relative_to(volume)
+
+
+def _lost(args: argparse.Namespace, volume: str) -> list[str]:
+    """A note where what the run writes would end with its pod."""
+    words = [*args.rest, ""]
+    for word, after in itertools.pairwise(words):
+        out = after if word == "--out" else word[6:] if word.startswith("--out=") else ""
+        if out and not _shared(
+            out if "://" in out else f"{PurePosixPath(args.workdir, out)}", volume
+        ):
+            return [f"--out {out} is in a pod and ends with it: {_SHARED}"]
+    return []
 
 
 def _connect(args: argparse.Namespace) -> list[list[str]]:
@@ -159,6 +182,9 @@ def _connect(args: argparse.Namespace) -> list[list[str]]:
 
 def _pods(args: argparse.Namespace) -> Pods:
     if args.slice is not None:
+        for option, value, usual in (("nodes", args.nodes, 1), ("gpu-type", args.gpu_type, None)):
+            if value != usual:
+                usage(args, f"--{option} goes with --gpus-per-node")
         slice_ = find_slice(args.slice)
         each = args.chips_per_host or slice_.chips_per_host
         if slice_.chips % each:
@@ -172,6 +198,8 @@ def _pods(args: argparse.Namespace) -> Pods:
     elif args.gpus_per_node:
         if args.slices != 1:
             usage(args, "--slices counts TPU slices: give --nodes for GPUs")
+        if args.chips_per_host:
+            usage(args, "--chips-per-host goes with --slice")
         nodes = {"cloud.google.com/gke-accelerator": args.gpu_type} if args.gpu_type else {}
         each, resource, kind = args.gpus_per_node, "nvidia.com/gpu", args.gpu_type or ""
         groups, hosts = 1, args.nodes

@@ -170,7 +170,7 @@ def test_users_values_reach_the_verb_as_they_are(
 
 
 SLICE = "k8s --context c --image i --cache gs://b/c --slice"
-GCLUSTER = "k8s --by gcluster --cluster c --location l --image i --cache c --slice v6e-8"
+GCLUSTER = "k8s --by gcluster --cluster c --location l --image i --cache gs://b/c --slice v6e-8"
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,11 @@ GCLUSTER = "k8s --by gcluster --cluster c --location l --image i --cache c --sli
         ("k8s --context c --image i --gpus-per-node 8 --volume claim train", "needs CLAIM:/PATH"),
         (f"{SLICE} v6e-16 --chips-per-host 3 train", "does not divide the 16 chips"),
         (f"{SLICE} v6e-16 --gpus-per-node 8 train", "not allowed with"),
+        ("slurm train --config c --dry-run", "--dry-run is of --on slurm: give it before the verb"),
+        ("k8s --context c --image i --slice v6e-16 --cache /c train", "a folder of each pod's own"),
+        (f"{SLICE} v6e-16 --nodes 2 train", "--nodes goes with --gpus-per-node"),
+        (f"{SLICE} v6e-16 --gpu-type a train", "--gpu-type goes with --gpus-per-node"),
+        ("k8s --context c --image i --gpus-per-node 8 --chips-per-host 4 train", "with --slice"),
         (f"{SLICE} v6e-16 --make-queue train", "--on k8s needs --queue"),
         (f"{GCLUSTER} --make-queue train", "--make-queue goes with --by kubectl"),
         (f"{GCLUSTER} --context c train", "--context goes with --by kubectl"),
@@ -222,7 +227,7 @@ GCLUSTER = "k8s --by gcluster --cluster c --location l --image i --cache c --sli
         (f"{SLICE} v6e-16 forge --shards m", "each of 4 processes would do all shards"),
         (f"{SLICE} v6e-8 --chips-per-host 8 --slices 2 score --shards m", "each of 2 processes"),
         (
-            "k8s --context c --image i --cache c --gpus-per-node 8 --nodes 2 score --shards m",
+            "k8s --context c --image i --cache gs://b --gpus-per-node 8 --nodes 2 score --shards m",
             "or for tasks: --on slurm|k8s --array N before the verb and --on array after it",
         ),
         ("tpu --tpu t --zone z --slice v6e-16 --cache gs://b/c score --shards m", "of 4 processes"),
@@ -289,7 +294,8 @@ def test_without_dry_run_the_files_are_written_and_submitted(
 
 
 def test_the_verbs_own_options_are_left_to_it() -> None:
-    args = parse(["--on", "slurm", "--name", "a", "train", "--name", "b", "--dry-run"], VERBS)
+    words = ["--on", "slurm", "--name", "a", "sweep", "--name", "b", "--dry-run"]
+    args = parse(words, [*VERBS, "sweep"])
     assert (args.name, args.dry_run, args.rest) == ("a", False, ["--name", "b", "--dry-run"])
 
 

@@ -302,6 +302,22 @@ def pod_outcome(jobset: Any, code: int, disrupted: bool = False) -> str:
     return "Count"
 
 
+@pytest.mark.parametrize(
+    ("run", "lost"),
+    [
+        (f"{TPU} --slice v6e-8 train --out runs/a", True),
+        (f"{TPU} --slice v6e-8 train --out=gs://b/a", False),
+        (f"{TPU} --slice v6e-8 --volume v:/v train --out /v/a", False),
+        (f"{TPU} --slice v6e-8 --volume v:/crossguard_jax/runs train --out runs/a", False),
+        (f"{TPU} --slice v6e-8 train", False),
+    ],
+)
+def test_a_run_that_ends_with_its_pod_is_noted(run: str, lost: bool) -> None:
+    args = parse(["--on", *shlex.split(run)], ("train",))
+    notes = args.launcher.submission(args).notes
+    assert any("ends with it: gs://BUCKET" in note for note in notes) == lost
+
+
 def test_the_pods_of_an_array_are_no_one_run_and_fail_alone() -> None:
     jobset = rendered(RUNS["an array"])["JobSet"]
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
