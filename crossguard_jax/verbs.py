@@ -116,7 +116,7 @@ VERBS: dict[str, Verb] = {
     "calibrate": Verb(
         help="fit a published detector (HiddenDetect, RCS, JailDAM) to compare a guard with",
         example=(
-            "calibrate --as rcs --model toy://llava --data runs/quickstart/data/test.jsonl "
+            "calibrate --as rcs --model toy://llava --data runs/quickstart/data/val.jsonl "
             "--out runs/rcs"
         ),
         handler="crossguard_jax.evals.calibrate:main",

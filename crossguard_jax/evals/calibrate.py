@@ -6,7 +6,7 @@ the other half where it cuts. No row that it is then judged on should be among t
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.settings import Settings
 from crossguard_jax.hf.clip import load_clip
 from crossguard_jax.hf.load import folder_name
+from crossguard_jax.hf.trained import TrainedRow, content_hash, write_training_data
 from crossguard_jax.systems.rivals import hidden_detect, jaildam, rcs
 from crossguard_jax.systems.rivals.detector import Detector
 from crossguard_jax.systems.rivals.folders import save_detector
@@ -29,6 +30,9 @@ from crossguard_jax.systems.rivals.folders import save_detector
 KINDS = ("hidden_detect", "rcs", "jaildam")
 FPR = 0.05
 """Benign rows above the cut, where nothing else is asked for."""
+NOT_APPLICABLE = "not applicable: it ranks held-out rows no better than chance"
+ORDERS = 5
+"""In which a memory that adapts meets the held-out rows."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -56,18 +60,56 @@ def main(args: argparse.Namespace) -> int:
     held = held_out(len(records), args.seed)
     detector = _fitted(args, path, adapter, records, sets, held)
     name = path if path.startswith("toy://") else folder_name(Path(path).resolve())
-    save_detector(folder, detector, name, adapter or "")
     words = detector.settings.prompt
     truth = np.array([words.target(record.label) for record in records], bool)
     figures = detector.figures(*_arrays([records[i] for i in held]), args.batch_size)
     numbers = np.array([np.nan if isinstance(x, UserError) else x for x in figures])
     auroc = metrics.auroc(numbers, truth[held])
+    remark = "" if auroc.low > 0.5 else NOT_APPLICABLE
+    save_detector(folder, detector, name, adapter or "", remark)
+    rows = [TrainedRow(r.id, r.source, content_hash(r.text, r.images)) for r in records]
+    write_training_data(folder, rows)
     cut = detector.cut
     print(f"{detector.kind}: cuts at {cut.value:.4g}, {cut.fpr:.0%} of {cut.n} benign rows above")
     print(f"auroc {auroc.value:.4f} [{auroc.low:.4f}, {auroc.high:.4f}] n={auroc.n}, held out")
+    if remark:
+        print(remark)
+    if isinstance(detector, jaildam.JailDam):
+        print(
+            "".join(f"{line}\n" for line in _adapting(detector, records, truth, held, args)), end=""
+        )
     code = print_left_out(left_out)
     print(f"detector: {folder}")
     return code
+
+
+def _adapting(
+    detector: jaildam.JailDam,
+    records: Sequence[Record],
+    truth: np.ndarray,
+    held: np.ndarray,
+    args: argparse.Namespace,
+) -> Iterator[str]:
+    """How its memory does that adapts behind each row, which makes verdicts depend on the order:
+    as the paper has it, and as its authors' code does."""
+    images, texts = _arrays([records[i] for i in held])
+    each = jaildam.embed(detector.clip, images, texts, args.batch_size)
+    good = [i for i, row in enumerate(each) if not isinstance(row, UserError)]
+    rows = np.stack([row for row in each if not isinstance(row, UserError)])
+    unsafe = truth[held][good]
+    rng = np.random.default_rng([args.seed, 21])
+    orders = [rng.permutation(len(rows)) for _ in range(ORDERS)]
+    for form in jaildam.FORMS:
+        areas = []
+        for order in orders:
+            errors = jaildam.adapted_errors(
+                detector.memory, detector.autoencoder, rows[order], form
+            )
+            areas.append(metrics.auroc(np.array([*errors]), unsafe[order]).value)
+        yield (
+            f"with a memory that adapts ({form}): auroc {np.mean(areas):.4f}, {min(areas):.4f} to "
+            f"{max(areas):.4f} over {ORDERS} orders of the rows"
+        )
 
 
 def held_out(n: int, seed: int) -> np.ndarray:

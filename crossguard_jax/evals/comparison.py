@@ -122,6 +122,8 @@ def comparison_of(args: argparse.Namespace) -> Evaluation:
         UserError: no system, no data, or a value that is none.
     """
     config = args.config
+    if config is not None:
+        _check_counts(config)
     systems = [] if config is None else [*_systems(config.systems)]
     data = [] if config is None else [*_data(config)]
     systems += [parse_system(spec, args.prompt) for spec in args.model or ()]
@@ -203,6 +205,19 @@ def _data(config: Any) -> Iterable[ComparedData]:
         split = f":{each.split}" if each.split else ""
         spec = f"{name}={each.reader}:{path}{split}"
         yield ComparedData(spec, each.title, each.limit, each.per_category)
+
+
+def _check_counts(config: Any) -> None:
+    benchmarks = [(f"benchmarks.{name}", each) for name, each in _placed(config.benchmarks)]
+    counts = [(name, each, count) for name, each in benchmarks for count in _MOST]
+    for name, section, count in [*counts, ("bootstrap", config.bootstrap, "samples")]:
+        if section[count] < 0:
+            raise UserError(f"{name}.{count} {section[count]}: give 0 or more")
+    if config.speed_rows < 0:
+        raise UserError(f"speed_rows {config.speed_rows}: give 0 or more")
+
+
+_MOST = ("limit", "per_category")
 
 
 def _threshold(given: str) -> float | str:

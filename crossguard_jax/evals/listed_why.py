@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from crossguard_jax.evals.benchmarks import TRAINED_ON
 from crossguard_jax.evals.scoring import Scored
+from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.guard.why import Why
 from crossguard_jax.report.examples import Example
 from crossguard_jax.report.heatmaps import overlay
@@ -38,7 +39,14 @@ class Listed:
         keys = [(each.benchmark.removesuffix(TRAINED_ON), each.id) for each in examples]
         rows = [self._rows[key] for key in keys]
         images, texts = [r.images for r, _ in rows], [r.text for r, _ in rows]
-        reasons = self._explainer.explain(images, texts, [v for _, v in rows], self._batch_size)
+        # By the report's threshold, which need not be the system's own.
+        verdicts = [
+            replace(verdict, unsafe=example.flagged, threshold=example.threshold)
+            if isinstance(verdict, Verdict)
+            else verdict
+            for example, (_, verdict) in zip(examples, rows, strict=True)
+        ]
+        reasons = self._explainer.explain(images, texts, verdicts, self._batch_size)
         return [
             example
             if why is None

@@ -115,6 +115,9 @@ def main(args: argparse.Namespace) -> int:
             notes += [f"{name}: {note}" for note in notes_of(system)]
     print("\n".join(f"{name}, {line}" for name, each in systems.items() for line in each.lines()))
     code = print_left_out(left_out)
+    if missing := [name for name, each in systems.items() if each.reason]:
+        print(f"exit code 1, because rows have no answer of {', '.join(missing)}")
+        code = 1
     meta = {"triplets": args.triplets, "forged": args.forged}
     report = Report("Attack validity", [validity_section(systems, notes)], meta)
     print(f"report: {report.write(folder)}")

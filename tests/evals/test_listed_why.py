@@ -39,11 +39,12 @@ def table(tmp_path_factory):
 def test_the_main_systems_page_explains_its_unsafe_verdicts_and_no_other_ones(tmp_path, table):
     words = ["evaluate", "--data", str(table), "--out", str(tmp_path / "out"), "--why"]
     words += ["--model", "guard=toy://guard_explicit_only", "--model", "always_unsafe"]
+    words += ["--threshold", "0.02"]  # not the guard's own
     assert cli.main([*words, "--store", str(tmp_path / "store"), "--prompt", "short"]) == 0
     out = tmp_path / "out"
     main, control = ((out / f"systems/{n}.html").read_text() for n in ("guard", "always_unsafe"))
     verdicts = [json.loads(v) for v in (out / "guard.verdicts.jsonl").read_text().splitlines()]
-    unsafe = {v["id"] for v in verdicts if v["unsafe"]}
+    unsafe = {v["id"] for v in verdicts if v["p_unsafe"] >= 0.02}
     cards = re.findall(r'<div class="card.*?</div>\n</div>', main, re.DOTALL)
     assert len(cards) == len(verdicts) and 0 < len(unsafe) < len(cards)
     for card in cards:

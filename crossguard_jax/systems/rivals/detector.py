@@ -79,6 +79,7 @@ class Detector(BaseSystem):
     def __init__(self, settings: Settings, cut: Cut, folder: Path):
         super().__init__(settings, folder)
         self.cut = cut
+        self.remarks: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def figures(

@@ -26,7 +26,9 @@ from crossguard_jax.systems.rivals.rcs import Rcs
 NUMBERS = "detector.safetensors"
 
 
-def save_detector(folder: str | Path, detector: Detector, model: str, adapter: str = "") -> None:
+def save_detector(
+    folder: str | Path, detector: Detector, model: str, adapter: str = "", remark: str = ""
+) -> None:
     """Writes a detector.
 
     Args:
@@ -34,9 +36,10 @@ def save_detector(folder: str | Path, detector: Detector, model: str, adapter: s
         detector: any of ours.
         model: the folder of the model that it reads, as it is to be found again.
         adapter: of that model.
+        remark: what is to be said beside its verdicts.
     """
     folder = Path(folder)
-    facts: dict[str, Any] = {"model": model, "adapter": adapter}
+    facts: dict[str, Any] = {"model": model, "adapter": adapter, "remark": remark}
     facts["prompt"] = vars(detector.settings.prompt)
     numbers: dict[str, np.ndarray] = {}
     if isinstance(detector, HiddenDetect):
@@ -93,6 +96,7 @@ def load_detector(folder: str | Path, dtype: str | None = "float32", **options: 
         detector.settings, threshold=0.5 if threshold is None else threshold
     )
     detector.folder = folder
+    detector.remarks = tuple(filter(None, [facts.get("remark")]))
     return detector
 
 

@@ -18,6 +18,7 @@ from crossguard_jax.cmai.immunized import Immunized
 from crossguard_jax.cmai.recipe import immunize
 from crossguard_jax.core.config import load_config
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.data.records import write_jsonl
 from crossguard_jax.evals.benchmarks import evaluate
 from crossguard_jax.evals.calibrate import FPR, held_out
@@ -134,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
         folder, [SweepCell(name, s, work) for s in args.seeds for name in todo], FACTORY, spec
     )
     by_row = cells.of_rows(sweep.run(*cells.workers(args.jobs)))
-    results = {name: by_row[name] for name in names}
+    results = {name: [_unpooled(cell) for cell in by_row[name]] for name in names}
     for name, rows in benchmarks(args.rows, args.seeds[0], (*SETS, BENIGN)).items():
         write_jsonl(rows, folder / "tests", name)
     command = f"crossguard toy rivals --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
@@ -147,6 +148,12 @@ def main(args: argparse.Namespace) -> None:
     columns = {name: title for shown, _ in TABLES.values() for name, title in shown.items()}
     figures = cells.pooled_figures(results, columns)
     cells.leave(folder, "rivals", command, args.seeds, figures, *pages)
+
+
+def _unpooled(cell: cells.Cell) -> cells.Cell:
+    """Areas are no shares of rows: their mean over seeds has no interval of Wilson's."""
+    areas = {k: Estimate.exact(e.value, e.n) for k, e in cell.items() if k.endswith("auroc")}
+    return cell | areas
 
 
 def rival_work(spec: Mapping[str, Any], folder: str) -> Work:
