@@ -277,7 +277,8 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="on the main system's page, say what its unsafe verdicts rest on; FOLDER as in score",
+        help="on the main system's page, say what its unsafe verdicts rest on; FOLDER is what "
+        "crossguard calibrate --as why wrote, without it there are maps of the pictures alone",
     )
     verdict_arguments(parser)
     add_places(parser)

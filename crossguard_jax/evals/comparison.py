@@ -160,9 +160,8 @@ def comparison_of(args: argparse.Namespace) -> Evaluation:
 def parse_model(spec: str) -> tuple[str, str, str | None]:
     """``[NAME=]FOLDER[+ADAPTER]`` to a dotted name, a folder (or ``KIND:WHAT``, see
     `systems.kinds`) and an adapter folder."""
-    name, equals, rest = spec.partition("=")
-    if not equals:
-        name, rest = kinds.name_of(spec.partition("+")[0]), spec
+    name, rest = kinds.named(spec)
+    name = name or kinds.name_of(spec.partition("+")[0])
     path, _, adapter = rest.partition("+")
     return slug(name), path, adapter or None
 

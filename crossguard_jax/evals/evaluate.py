@@ -43,6 +43,7 @@ from crossguard_jax.evals.system_pages import Explained
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.mesh import default_dtype, inference_mesh
+from crossguard_jax.systems import kinds
 from crossguard_jax.systems.load import load
 from crossguard_jax.systems.store import VerdictStore, store_folder, store_name
 from crossguard_jax.systems.system import notes_of
@@ -97,6 +98,8 @@ def main(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         args.usage_error(f"--threshold {args.threshold} is no probability; give 0 to 1")
+    if args.speed_rows is not None and args.speed_rows < 0:
+        args.usage_error(f"--speed-rows {args.speed_rows}: give 0 or more")
     if args.config is None and (args.data is None) == (args.shards is None):
         args.usage_error("give --data or --shards")
     if args.why is not None and (args.shards is not None or processes.count() > 1):
@@ -280,8 +283,8 @@ def read_benchmarks(
     """
     tests: dict[str, list[Record]] = {}
     for spec in specs:
-        name, equals, rest = spec.partition("=")
-        reader, path, split = _parse_data(rest if equals else spec)
+        given, rest = kinds.named(spec)
+        reader, path, split = _parse_data(rest)
         options: dict[str, Any] = {"split": split} if split else {}
         if missing_pictures and sources.has_option(reader, "missing_pictures"):
             options["missing_pictures"] = missing_pictures
@@ -289,7 +292,6 @@ def read_benchmarks(
             options["check_pictures"] = check_pictures
         if limit and sources.has_option(reader, "seed"):
             options["seed"] = seed
-        given = name if equals else ""
 
         def benchmark(record: Record, given: str = given, reader: str = reader) -> str:
             return "_".join(filter(None, [given or record.source or reader, subset_of(record)]))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from crossguard_jax.evals.benchmarks import TRAINED_ON
 from crossguard_jax.evals.scoring import Scored
+from crossguard_jax.guard.arguments import PARTS
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.guard.why import Why
 from crossguard_jax.report.examples import Example
@@ -19,7 +20,8 @@ class Listed:
     Args:
         system: whose verdicts they are.
         scored: its verdicts.
-        folder: what was fitted to it, as of `systems.why.explainer_of`; "" is none.
+        folder: what was fitted to it, as of `systems.why.explainer_of`; "" is none, and then there
+            are maps alone.
         batch_size: rows to a forward pass.
 
     Raises:
@@ -27,8 +29,11 @@ class Listed:
     """
 
     def __init__(self, system: System, scored: Scored, folder: str, batch_size: int = 16):
-        self._explainer = explainer_of(system, folder)
         guard = guard_inside(system)
+        # What was fitted to a guard has the other pictures that a text alone stands beside: without
+        # them most explicit texts are "unsafe only in combination". A detector's is no probability.
+        parts = PARTS if folder and guard is not None else ("picture",)
+        self._explainer = explainer_of(system, folder, parts)
         self._crops = guard is not None and guard.encoder.processor.crops
         self._rows = {(name, record.id): (record, verdict) for name, record, verdict in scored}
         self._batch_size = batch_size

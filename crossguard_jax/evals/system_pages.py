@@ -89,9 +89,9 @@ def _rows(
     )
     if explained is not None:
         caption += (
-            " Below an unsafe verdict stands what it rests on; its map is vermillion where the "
-            "picture speaks for unsafe and blue where against, with a frame around the strongest "
-            "patch."
+            " Below an unsafe verdict stands what it rests on, where that was fitted; its map is "
+            "vermillion where the picture speaks for unsafe and blue where against, with a frame "
+            "around the strongest patch."
         )
     return Section("Rows", (Listing(tuple(shown), caption),))
 

@@ -76,6 +76,14 @@ def name_of(spec: str) -> str:
     return Path(rest).name.removesuffix(".json")
 
 
+def named(spec: str) -> tuple[str, str]:
+    """``[NAME=]WHAT`` as name, which may be "", and what: a path may have an equals sign, too."""
+    name, equals, rest = spec.partition("=")
+    if not equals or set("/:") & set(name) or Path(spec.partition("+")[0]).exists():
+        return "", spec
+    return name, rest
+
+
 def needs_torch(spec: str) -> bool:
     """Whether torch runs it."""
     return any(kind in TORCH for kind in _kinds(spec))
@@ -83,7 +91,7 @@ def needs_torch(spec: str) -> bool:
 
 def _kinds(spec: str) -> Iterator[str]:
     """The kinds in a system's name, from without."""
-    rest = spec.partition("=")[2] or spec
+    rest = named(spec)[1]
     while rest:
         kind, _, rest = rest.partition(":")
         yield kind

@@ -11,7 +11,7 @@ from crossguard_jax.core.config import describe_variants, load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record
-from crossguard_jax.evals.comparison import ComparedData, comparison_of
+from crossguard_jax.evals.comparison import ComparedData, comparison_of, parse_model
 from crossguard_jax.evals.evaluate import read_benchmarks
 from tests.downloads import DOWNLOADS
 
@@ -119,6 +119,8 @@ def test_the_command_lines_systems_come_after_the_configurations_as_rows_more(tm
         (["--config.threshold=high"], "threshold 'high': give named, own, or a number from 0"),
         (["--config.named=other"], "named 'other' is none of the systems"),
         (["--config.exports=('pdf',)"], "exports 'pdf': choose among inspect, guardbench"),
+        (["--config.bootstrap.samples=-5"], "bootstrap.samples -5: give 0 or more"),
+        (["--config.benchmarks.siuo.limit=-3"], "benchmarks.siuo.limit -3: give 0 or more"),
         (["--config.benchmarks.siuo.path=/no/where"], "benchmarks.siuo: /no/where is not there"),
     ],
 )
@@ -157,3 +159,19 @@ def test_rows_are_drawn_by_category_and_by_number_the_same_ones_each_time():
     both = ComparedData("", limit=6, per_category=4).drawn(records, 0)
     assert len(both) == 6 and {r.category for r in both} == {*"abc"}
     assert ComparedData("").drawn(records, 0) == records
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "path", "adapter"),
+    [
+        ("a=runs/x+y", "a", "runs/x", "y"),
+        ("runs/steps=200-0/train/model", "model", "runs/steps=200-0/train/model", None),
+        ("b=runs/steps=200-0/model", "b", "runs/steps=200-0/model", None),
+        ("text_only:runs/steps=2/model", "text_only_model", "text_only:runs/steps=2/model", None),
+        ("steps=200-0/model+steps=200-0/a", "model", "steps=200-0/model", "steps=200-0/a"),
+    ],
+)
+def test_an_equals_sign_in_a_path_names_no_system(spec, name, path, adapter, tmp_path, monkeypatch):
+    (tmp_path / "steps=200-0/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert parse_model(spec) == (name, path, adapter)

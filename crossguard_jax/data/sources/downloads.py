@@ -107,13 +107,21 @@ def _roots(path: Path) -> Iterator[list[Path]]:
     yield [path.parent]
 
 
+SPLITS = {"train", "val", "validation", "dev", "test"}
+"""What files of a split are called; none is another one that was misnamed."""
+
+
 def _like(path: Path, places: Sequence[str]) -> str:
     """What to do, by the name of a file that is nearly what is looked for."""
     files = [each.name for each in archives.listing(path) if archives.is_file(each)]
     names = [Path(place).name for place in places]
     for name in names:
-        if match := difflib.get_close_matches(name, files, n=1, cutoff=0.6):
+        other = [f for f in files if {Path(f).stem, Path(name).stem} <= SPLITS]
+        near = [f for f in files if f not in other]
+        if match := difflib.get_close_matches(name, near, n=1, cutoff=0.6):
             return f"; {match[0]} is, so name it {name}, or give that file itself"
+        if other:
+            return f"; {other[0]} is, which is another split, READER:PATH:{Path(other[0]).stem}"
     return "; give the folder or the archive of the download"
 
 

@@ -1,5 +1,6 @@
 """VLGuard (Zong et al., ICML 2024): safe and unsafe pictures with instructions."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,8 @@ def vlguard(
     place = find(path, "VLGuard", f"{split}.json")
     file = place.file
     pictures = Pictures(place, split, "images", ".", check=check_pictures, missing=missing_pictures)
-    test = _ids(place.root / "test.json") if split != "test" else set()
+    test = {*_ids(place.root / "test.json")} if split != "test" else set()
+    twice = {name for name, n in Counter(_ids(file)).items() if n > 1}
 
     def make(row: int, value: dict[str, Any]) -> list[Record | Rejected]:
         if "id" in value and str(value["id"]) in test:
@@ -68,6 +70,8 @@ def vlguard(
         entries = required(value, "instr-resp")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError("field 'instr-resp' is no list of objects; download the file again")
+        own = str(value.get("id", row))
+        own += f"-row{row}" if own in twice else ""  # the release has an id twice
         texts = [(name, entry) for entry in entries for name in INSTRUCTIONS if name in entry]
         if not texts:
             raise UserError("field 'instr-resp' has no instruction; download the file again")
@@ -85,7 +89,7 @@ def vlguard(
             made.append(
                 replace(
                     base,
-                    id=f"vlguard-{split}-{value.get('id', row)}-{subset}",
+                    id=f"vlguard-{split}-{own}-{subset}",
                     text=text,
                     label=label,
                     category=str(value.get("harmful_category") or subset),
@@ -97,11 +101,11 @@ def vlguard(
     return records_of(file, read_json_rows(file), make, seed)
 
 
-def _ids(file: Path) -> set[str]:
-    """The ids of a split; none where it was not downloaded."""
+def _ids(file: Path) -> list[str]:
+    """The ids of a split, row by row; none where it was not downloaded."""
     note(file)
     rows = read_json_rows(file) if archives.is_file(file) else ()
-    return {str(row["id"]) for _, row in rows if not isinstance(row, RowError) and "id" in row}
+    return [str(row["id"]) for _, row in rows if not isinstance(row, RowError) and "id" in row]
 
 
 def _instruction(entry: dict[str, Any], name: str) -> str:

@@ -13,6 +13,7 @@ from crossguard_jax.core.tasks import normalize_answer
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record, rejection
 from crossguard_jax.evals.benchmarks import slug
+from crossguard_jax.systems.kinds import named
 
 KINDS = {"vqav2": "vqa", "table": "vqa", "coco_captions": "captions", "karpathy": "captions"}
 """What each reader's rows are for."""
@@ -55,15 +56,15 @@ def read_benchmarks(
     """
     benchmarks: dict[str, Benchmark] = {}
     for spec in specs:
-        name, equals, rest = spec.partition("=")
-        reader, _, where = (rest if equals else spec).partition(":")
+        name, rest = named(spec)
+        reader, _, where = rest.partition(":")
         path, _, split = where.partition(":")
         if reader not in KINDS or not path:
             raise UserError(f"--data {spec}: give READER:PATH with READER {', '.join(KINDS)}")
         options: dict[str, Any] = {"split": split} if split else {}
         if limit is not None:
             options["seed"] = 0
-        name = slug(name if equals else reader)
+        name = slug(name or reader)
         rows = left_out.accepted(sources.read(reader, path, **options), lambda row, name=name: name)
         if name in benchmarks:
             raise UserError(f"--data: two data sets are called {name!r}; write NAME=READER:PATH")

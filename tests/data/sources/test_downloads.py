@@ -653,3 +653,25 @@ def test_rows_that_splits_share_have_one_name() -> None:
 def test_the_command_line_offers_every_reader() -> None:
     assert sorted(FORMATS) == sorted(sources.SOURCES)
     assert set(CATALOGUE) <= set(sources.SOURCES)
+
+
+def test_a_file_of_another_split_is_not_to_be_renamed_into_this_one(tmp_path: Path) -> None:
+    download = made(tmp_path, "vlguard")
+    other = {"train.json": "test.json", "test.json": "train.json"}[Path(download.table).name]
+    (tmp_path / other).unlink(missing_ok=True)
+    (tmp_path / download.table).rename(tmp_path / other)
+    with pytest.raises(UserError) as error:
+        read(download, tmp_path)
+    message = one_line(error, tmp_path)
+    assert f"{other} is, which is another split" in message and "name it" not in message
+
+
+def test_rows_of_one_id_in_vlguards_file_are_rows_of_their_own(tmp_path: Path) -> None:
+    download = made(tmp_path, "vlguard")
+    before, _, _ = read(download, tmp_path)
+    file = tmp_path / download.table
+    rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    file.write_text(json.dumps([*rows, rows[-1]]))
+    after, _, _ = read(download, tmp_path)
+    assert len(after) > len(before) and len({r.id for r in after}) == len(after)
+    assert {r.id for r in before if "-row" not in r.id} & {r.id for r in after}
