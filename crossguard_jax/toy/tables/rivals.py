@@ -6,7 +6,7 @@ that ship: detectors are fitted to rows of the training split, controls lose a m
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -106,6 +106,8 @@ TABLES: Mapping[str, tuple[Mapping[str, str], str]] = {
 BESIDE = {"implicit_wide", "two_pictures"}
 """Sources whose share plain implicit rows have here."""
 
+DETECTORS = ("hidden_detect", "rcs", "jaildam")
+
 REFUSALS = ("unsafe",)
 """What the base was taught to refuse with."""
 
@@ -140,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
         write_jsonl(rows, folder / "tests", name)
     command = f"crossguard toy rivals --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     command += f" --steps {args.steps:g}" if args.steps != 1 else ""
-    titles = {name: ROWS[name].title for name in names}
+    titles = {name: title_of(name, by_row[name]) for name in names}
     pages = [
         cells.shares(head, titles, columns, results, args.seeds, caption)
         for head, (columns, caption) in TABLES.items()
@@ -151,9 +153,16 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _unpooled(cell: cells.Cell) -> cells.Cell:
-    """Areas are no shares of rows: their mean over seeds has no interval of Wilson's."""
-    areas = {k: Estimate.exact(e.value, e.n) for k, e in cell.items() if k.endswith("auroc")}
-    return cell | areas
+    """Areas and means are no shares of rows: over seeds they have no interval of Wilson's."""
+    no_shares = [k for k in cell if k.endswith("auroc") or k == "mean.asr"]
+    return cell | {k: Estimate.exact(cell[k].value, cell[k].n) for k in no_shares}
+
+
+def title_of(name: str, of_seeds: Sequence[cells.Cell]) -> str:
+    """A row's title; it says of a detector that ranks no better than chance with any seed that it
+    is not applicable."""
+    tells = any(cell["all.auroc"].low > 0.5 for cell in of_seeds)
+    return ROWS[name].title + (", not applicable" if name in DETECTORS and not tells else "")
 
 
 def rival_work(spec: Mapping[str, Any], folder: str) -> Work:

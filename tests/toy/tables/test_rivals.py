@@ -31,9 +31,11 @@ def test_every_system_has_a_row_and_is_made_after_what_it_reads(args, monkeypatc
     columns = [column for shown, _ in rivals.TABLES.values() for column in shown]
     monkeypatch.setattr(rivals, "system_of", system_of)
     monkeypatch.setattr(rivals, "score_benchmarks", lambda system, tests, name: name)
-    monkeypatch.setattr(
-        rivals, "evaluate", lambda name, cut: {c: share(10 * int(name[-1]) + 5) for c in columns}
-    )
+
+    def figures(name, cut):
+        return {c: share(900 if c == "all.auroc" else 10 * int(name[-1]) + 5) for c in columns}
+
+    monkeypatch.setattr(rivals, "evaluate", figures)
     rivals.main(args)
     assert {(row, seed) for row, seed, _ in made} == {(r, s) for r in rivals.ROWS for s in (0, 1)}
     assert {steps for *_, steps in made} == {0.5}
@@ -48,6 +50,14 @@ def test_every_system_has_a_row_and_is_made_after_what_it_reads(args, monkeypatc
     assert all(page.count(f"| {row.title} | ") == 3 for row in rivals.ROWS.values())
     names = {path.name for path in (args.out / "tests").glob("*.jsonl")}
     assert names == {f"{name}.jsonl" for name in (*rivals.SETS, rivals.BENIGN)}
+
+
+def test_a_detector_that_tells_nothing_says_so_in_its_row():
+    chance = {"all.auroc": Estimate(0.51, 0.48, 0.54, 900)}
+    better = {"all.auroc": Estimate(0.6, 0.57, 0.63, 900)}
+    assert rivals.title_of("hidden_detect", [chance]) == "HiddenDetect, of the base, not applicable"
+    assert rivals.title_of("hidden_detect", [chance, better]) == "HiddenDetect, of the base"
+    assert rivals.title_of("always_unsafe", [chance]) == "Always unsafe"
 
 
 def test_a_row_that_there_is_not_is_refused(args):
