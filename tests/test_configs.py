@@ -477,6 +477,13 @@ def test_rows_that_every_device_would_compute_are_refused_before_anything_is_mad
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("weight", ["-1.0", "nan", "inf"])
+def test_a_rewards_weight_that_is_none_is_refused(weight: str, tmp_path: Path) -> None:
+    override = [f"--config.rewards.weights.safety={weight}"]
+    with pytest.raises(UserError, match="^rewards.weights.safety .*: give a number of 0 or more"):
+        train_rewriter(load_config("configs/impforge.py:tiny", override), [], tmp_path / "run")
+
+
 def test_variants_do_not_share_state() -> None:
     before = guard("tiny").to_json()
     load_config("configs/guard.py:tiny", ["--config.data.sources.implicit.weight=0.75"])

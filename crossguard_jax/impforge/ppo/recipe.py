@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.config import check_positive
 from crossguard_jax.core.errors import check_divides
+from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.sharding import (
     DEFAULT_RULES,
     Rules,
@@ -288,6 +289,9 @@ def train_rewriter(
         config, "rewriter.lora.rank", "rewriter.prompt_length", "rewriter.max_new_tokens"
     )
     check_positive(config, "breadth.archive_size")
+    for name, weight in config.rewards.weights.items():
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"rewards.weights.{name} {weight}: give a number of 0 or more")
     mesh, rules = make_mesh(**config.mesh), {**DEFAULT_RULES, **config.axis_rules}
     accumulate = even_parts("the minibatch", rows, config.optim.accumulate, mesh, rules)
     rewriter = load_rewriter(config, mesh, rules)
