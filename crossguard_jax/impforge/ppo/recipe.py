@@ -20,8 +20,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossguard_jax.core.config import check_positive
-from crossguard_jax.core.errors import check_divides
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, check_divides
 from crossguard_jax.core.sharding import (
     DEFAULT_RULES,
     Rules,
