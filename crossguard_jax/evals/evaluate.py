@@ -228,11 +228,11 @@ def _explained(
     """What explains the rows that the named system's page lists; None without ``--why``."""
     if args.why is None:
         return None
-    from crossguard_jax.evals.listed_why import Listed
+    from crossguard_jax.evals.listed_why import ExplainedRows
 
     (spec,) = (each for each in comparison.systems if each.name == comparison.named)
     system = load(**_loading(args, spec), mesh=inference_mesh(args.mesh))
-    return Listed(system, judgements[spec.name].scored, args.why, args.batch_size)
+    return ExplainedRows(system, judgements[spec.name].scored, args.why, args.batch_size)
 
 
 def _export(

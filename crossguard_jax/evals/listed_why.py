@@ -14,7 +14,7 @@ from crossguard_jax.systems.system import System
 from crossguard_jax.systems.why import explainer_of, guard_inside
 
 
-class Listed:
+class ExplainedRows:
     """Explains rows of a report.
 
     Args:

@@ -43,7 +43,7 @@ FACTORY = "crossguard_jax.toy.tables.rivals:rival_work"
 
 
 @dataclass(frozen=True)
-class Rival:
+class Contender:
     """A row of the table.
 
     Attributes:
@@ -57,18 +57,18 @@ class Rival:
     of: str = ""
 
 
-ROWS: Mapping[str, Rival] = {
-    "base": Rival("Base, taught to refuse by words", "refuses_explicit"),
-    "hidden_detect": Rival("HiddenDetect, of the base", of="base"),
-    "rcs": Rival("RCS, of the base", of="base"),
-    "jaildam": Rival("JailDAM"),
-    "explicit_only": Rival("Explicit data only", "explicit_only"),
-    "no_benign": Rival("No benign data", "no_benign"),
-    "full": Rival("CrossGuard", "tiny"),
-    "text_only": Rival("CrossGuard, text alone", of="full"),
-    "picture_only": Rival("CrossGuard, picture alone", of="full"),
-    "cmai": Rival("CrossGuard + CMAI", "tiny", of="full"),
-    "always_unsafe": Rival("Always unsafe"),
+ROWS: Mapping[str, Contender] = {
+    "base": Contender("Base, taught to refuse by words", "refuses_explicit"),
+    "hidden_detect": Contender("HiddenDetect, of the base", of="base"),
+    "rcs": Contender("RCS, of the base", of="base"),
+    "jaildam": Contender("JailDAM"),
+    "explicit_only": Contender("Explicit data only", "explicit_only"),
+    "no_benign": Contender("No benign data", "no_benign"),
+    "full": Contender("CrossGuard", "tiny"),
+    "text_only": Contender("CrossGuard, text alone", of="full"),
+    "picture_only": Contender("CrossGuard, picture alone", of="full"),
+    "cmai": Contender("CrossGuard + CMAI", "tiny", of="full"),
+    "always_unsafe": Contender("Always unsafe"),
 }
 
 SETS: Mapping[str, str] = {
