@@ -183,7 +183,7 @@ def immunize(
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
     for name, stage in _stages(config):
-        _parts_of(name, stage, mesh, rules)
+        _parts_of(name, stage, mesh, rules)  # refused before anything is loaded
     folder.mkdir(parents=True, exist_ok=True)  # before minutes of loading
     data = Path(data or folder / "data")
     readers, seed = readers or {}, config.train.seed

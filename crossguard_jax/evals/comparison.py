@@ -206,6 +206,9 @@ def _data(config: Any) -> Iterable[ComparedData]:
         yield ComparedData(spec, each.title, each.limit, each.per_category)
 
 
+_MOST = ("limit", "per_category")
+
+
 def _check_counts(config: Any) -> None:
     benchmarks = [(f"benchmarks.{name}", each) for name, each in _placed(config.benchmarks)]
     counts = [(name, each, count) for name, each in benchmarks for count in _MOST]
@@ -214,9 +217,6 @@ def _check_counts(config: Any) -> None:
             raise UserError(f"{name}.{count} {section[count]}: give 0 or more")
     if config.speed_rows < 0:
         raise UserError(f"speed_rows {config.speed_rows}: give 0 or more")
-
-
-_MOST = ("limit", "per_category")
 
 
 def _threshold(given: str) -> float | str:

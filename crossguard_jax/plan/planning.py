@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from crossguard_jax.core.errors import check_divides
 from crossguard_jax.core.sharding import even_parts, make_mesh
 from crossguard_jax.plan.chips import GIB, Machine
 from crossguard_jax.plan.jobs import Job
@@ -134,6 +135,7 @@ def make_plan(
     programs, bare = (programs_of(kind, job) for job in jobs)
     n = programs[0].rows
     accumulate, minibatches = microbatches_of(config, kind)
+    check_divides("ppo.settings.minibatches", minibatches, "--rows", n)
     accumulate = even_parts("--rows", n // minibatches, accumulate, mesh, jobs[0].rules)
     measured = [measure(each, plain, target) for each, plain in zip(programs, bare, strict=True)]
     section = config.rewriter if kind == "ppo" else config.model
