@@ -307,6 +307,7 @@ def toy(parser: argparse.ArgumentParser) -> None:
             "weights",
             "forged",
             "gate",
+            "validity",
             "cmai",
             "immunizing",
             "tasks",
@@ -314,8 +315,8 @@ def toy(parser: argparse.ArgumentParser) -> None:
         ),
         help="make the small models; tables: the guard's parts, the paper's main table with its "
         "rivals, what a guard sees and reads, the rewriter's parts, its rewards' weights, forged "
-        "data's, what the gate buys, what immunizes, how to immunize to the end, captions and "
-        "retrieval, whether reasons hold",
+        "data's, what the gate buys, what gets through before and after, what immunizes, how to "
+        "immunize to the end, captions and retrieval, whether reasons hold",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: runs/toy, or runs/ and the table's name"
@@ -330,10 +331,10 @@ def toy(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="FACTOR",
-        help="on every lesson's length; of rivals and tasks, on each training's",
+        help="on every lesson's length; of rivals, validity and tasks, on each training's",
     )
     table = parser.add_argument_group(
-        "table, rivals, reach, rewriter, weights, forged, gate, cmai, immunizing, tasks"
+        "table, rivals, reach, rewriter, weights, forged, gate, validity, cmai, immunizing, tasks"
     )
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     table.add_argument(

@@ -351,6 +351,7 @@ def toy(args: argparse.Namespace) -> int | None:
         "rewriter": ("crossguard_jax.toy.tables.rewriters", "runs/rewriter", 512),
         "forged": ("crossguard_jax.toy.tables.forged", "runs/forged", 2_000),
         "gate": ("crossguard_jax.toy.tables.gated", "runs/gate", 1_500),
+        "validity": ("crossguard_jax.toy.tables.validity", "runs/gate", 1_500),
         "cmai": ("crossguard_jax.toy.tables.immunized", "runs/cmai", 128),
         "weights": ("crossguard_jax.toy.tables.weights", "runs/weights", 256),
         "immunizing": ("crossguard_jax.toy.tables.immunizing", "runs/immunizing", 320),
