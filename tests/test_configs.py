@@ -416,6 +416,7 @@ def test_a_recipe_names_a_count_below_one_before_it_does_anything(
 @pytest.mark.parametrize(
     ("recipe", "field", "of"),
     [
+        ("guard", "optim.accumulate", "train.batch_size of 40"),
         ("cmai", "optim.accumulate", "train.batch_size of 16"),
         ("cmai", "cmcv.optim.accumulate", "cmcv.train.batch_size of 64"),
         ("impforge", "optim.accumulate", "the minibatch of 16"),

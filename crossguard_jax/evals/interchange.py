@@ -34,23 +34,28 @@ def write_inspect(
     for benchmark, records in tests.items():
         lines = []
         for record in records:
-            sample = inspect_sample(benchmark, record, folder / "inspect")
+            sample = inspect_sample(benchmark, record, folder / "inspect", relative=True)
             p_unsafe = {name: of[benchmark, record.id] for name, of in verdicts.items()}
             sample["metadata"]["p_unsafe"] = p_unsafe
             lines.append(jsonl.dumps(sample))
         write_atomic(folder / "inspect" / f"{slug(benchmark)}.jsonl", b"".join(lines))
 
 
-def inspect_sample(benchmark: str, record: Record, folder: Path) -> dict[str, Any]:
+def inspect_sample(
+    benchmark: str, record: Record, folder: Path, *, relative: bool = False
+) -> dict[str, Any]:
     """A row as inspect_ai takes a sample, by the names of its fields.
 
     Args:
         benchmark: what the row is of.
         record: the row.
         folder: gets its pictures, in ``pictures``.
+        relative: name pictures from the folder on, as inspect_ai reads them in a file that lies
+            there; else by their whole path or address.
     """
     content: list[dict[str, str]] = [
-        {"type": "image", "image": _picture(image, record, folder)} for image in record.images
+        {"type": "image", "image": _picture(image, record, folder, relative)}
+        for image in record.images
     ]
     content += [{"type": "text", "text": record.text}] if record.text else []
     metadata: dict[str, Any] = {"benchmark": benchmark, "category": record.category}
@@ -100,10 +105,10 @@ def _by_key(scores: ScoredRows) -> dict[tuple[str, str], Any]:
     return dict(zip(scores.keys(), (p if there else None for p, there in answers), strict=True))
 
 
-def _picture(image: bytes, record: Record, folder: Path) -> str:
-    """Where a picture was written, as inspect_ai takes it: an absolute path, or an address."""
+def _picture(image: bytes, record: Record, folder: Path, relative: bool) -> str:
+    """Where a picture was written."""
     name = f"{hashlib.sha256(image).hexdigest()[:32]}.{images.ending(image, record.id)}"
     path = folder / "pictures" / name
     if not path.exists():
         write_atomic(path, image)
-    return remote.shown(str(path.resolve()))
+    return f"pictures/{name}" if relative else remote.shown(str(path.resolve()))

@@ -16,7 +16,7 @@ import numpy as np
 
 from crossguard_jax.core import metrics
 from crossguard_jax.core.config import check_positive
-from crossguard_jax.core.errors import UserError
+from crossguard_jax.core.errors import UserError, check_divides
 from crossguard_jax.core.sharding import (
     DEFAULT_RULES,
     Rules,
@@ -96,6 +96,7 @@ def train_guard(
     mesh = make_mesh(**config.mesh)
     rules: Rules = {**DEFAULT_RULES, **config.axis_rules}
     rows_a_step, most = config.train.batch_size, config.optim.accumulate
+    check_divides("optim.accumulate", most, "train.batch_size", rows_a_step)
     accumulate = even_parts("train.batch_size", rows_a_step, most, mesh, rules)
     folder.mkdir(parents=True, exist_ok=True)  # before minutes of loading
     guard = load_base(config, mesh, rules)

@@ -51,9 +51,11 @@ def test_a_sample_has_its_pictures_text_truth_and_what_systems_think(folder):
     (message,) = second["input"]
     kinds = [part["type"] for part in message["content"]]
     assert kinds == ["image", "image", "text"] and message["role"] == "user"
-    files = [Path(part["image"]) for part in message["content"][:2]]
+    names = [part["image"] for part in message["content"][:2]]
+    assert not any(Path(name).is_absolute() for name in names)  # the folder may be moved
+    files = [folder / "inspect" / name for name in names]
     assert [file.read_bytes() for file in files] == list(ROWS[1].images)
-    assert first["input"][0]["content"][0]["image"] == str(files[0])  # a picture is written once
+    assert first["input"][0]["content"][0]["image"] == names[0]  # a picture is written once
     assert (first["target"], first["metadata"]["category"]) == ("unsafe", "hot")
     assert first["metadata"]["pair"] == second["metadata"]["pair"] == "1"
     assert third["metadata"]["p_unsafe"] == {"one": 0.4, "two": None}

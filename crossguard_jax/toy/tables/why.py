@@ -140,6 +140,8 @@ def measure(
         truth.append(of_kinds[1])
     of_test = category_figures(np.concatenate(p), np.concatenate(truth))
     figures |= {f"test_{name}": estimate for name, estimate in of_test.items()}
+    for name in ("ece", "test_ece"):  # no share, so that seeds have a mean and no common interval
+        figures[name] = Estimate.exact(figures[name].value, figures[name].n)
     return figures | {"explicit": proportion(np.concatenate(joint))}
 
 
