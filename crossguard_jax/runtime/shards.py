@@ -7,6 +7,7 @@ joined with another, and it does not matter who made what, or how often it was k
 Who works on which shard is for `executors` to say.
 """
 
+import errno
 import importlib
 import itertools
 import json
@@ -25,6 +26,8 @@ from crossguard_jax.io.files import stamp
 RUN, REPORTS = "run.json", "reports"
 DEADLINE = 1800.0
 ATTEMPTS = 3
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk on which nothing more can be written."""
 DIGESTED = 2**28
 """Bytes of a file, at most, that is known by its content, too: it may come anew from a bucket."""
 
@@ -352,8 +355,21 @@ def do_shard(job: ShardJob, work: Work, shard: Shard, beat: Beat = lambda: None)
     """Makes a shard's output and puts it into its place, or writes down why there is none.
 
     Raises:
+        UserError: the folder takes nothing more, from whomever: no shard can be done.
         Exception: what is no fault of the shard's, as far as anyone knows; it may be tried again.
     """
+    try:
+        return _do_shard(job, work, shard, beat)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{job.folder}: {os.strerror(error.errno)}; make room and start again, what is done "
+            "stays done"
+        ) from error
+
+
+def _do_shard(job: ShardJob, work: Work, shard: Shard, beat: Beat) -> ShardReport:
     output = job.output(shard)
     output.parent.mkdir(parents=True, exist_ok=True)
     before = stamp(shard.path)

@@ -37,6 +37,9 @@ def main() -> None:
         shard = Shard(**value | {"rows": value["rows"] and (value["rows"][0], value["rows"][1])})
         try:
             report = do_shard(job, work, shard, lambda: _tell(out, {"beat": 1}))
+        except UserError as error:
+            _tell(out, {"refused": str(error)})
+            return
         except Exception as error:
             _tell(out, {"failed": reason(error)})
             return

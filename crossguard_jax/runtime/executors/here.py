@@ -36,6 +36,8 @@ class _Here:
         with _Deadline(self._job.deadline) as deadline:
             try:
                 return do_shard(self._job, self._work, shard, deadline.begin)
+            except UserError:
+                raise
             except Exception as error:
                 raise WorkerLost(reason(error)) from error
 

@@ -30,6 +30,7 @@ class Holder(Protocol):
 
         Raises:
             WorkerLost: it cannot be used any more.
+            UserError: no worker can do any shard.
         """
 
     def close(self) -> None:

@@ -137,5 +137,8 @@ class _ActorHolder:
         except self._ray.exceptions.GetTimeoutError:
             pass
         except self._ray.exceptions.RayError as error:
-            raise WorkerLost(reason(getattr(error, "cause", None) or error)) from error
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from error
+            raise WorkerLost(reason(cause)) from error
         raise WorkerLost(f"no batch within {self._deadline:g} s")

@@ -1,10 +1,11 @@
 """A worker without a model: it copies a file's lines in capitals, and fails as its rows say.
 
 A line ``kill FILE`` kills the worker the first time that it is met, ``stick FILE`` has it stand
-still, ``raise FILE`` raises; without a file it does so each time. ``touch FILE`` makes a file for
-which ``wait FILE`` waits. ``bad`` is a row that is rejected.
+still, ``raise FILE`` raises, ``full FILE`` finds the disk full; without a file it does so each
+time. ``touch FILE`` makes a file for which ``wait FILE`` waits. ``bad`` is a row that is rejected.
 """
 
+import errno
 import os
 import signal
 import threading
@@ -57,12 +58,14 @@ def _meet(what: str, once: str = "") -> None:
             threading.Event().wait(0.01)
     if what == "touch":
         Path(once).touch()
-    if what not in ("kill", "stick", "raise") or (once and os.path.exists(once)):
+    if what not in ("kill", "stick", "raise", "full") or (once and os.path.exists(once)):
         return
     if once:
         Path(once).touch()
     if what == "raise":
         raise MemoryError("no memory left")
+    if what == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     threading.Event().wait()

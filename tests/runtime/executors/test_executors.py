@@ -112,6 +112,17 @@ def test_a_shard_that_kills_its_workers_is_given_up_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("on", EXECUTORS)
+def test_a_full_disk_ends_the_run_and_is_no_shards_fault(tmp_path, shards, on) -> None:
+    folder = tmp_path / "out"
+    Path(shards[1].path).write_text(f"full {tmp_path / 'once'}\n")
+    with pytest.raises(UserError, match=f"^{folder}: No space left on device; make room and start"):
+        run_shards(job_in(folder), shards, on, workers=1)
+    assert [*outputs(folder)] == [f"{shards[0].name}.jsonl"]
+    assert not run_shards(job_in(folder), shards, on, workers=1).failed
+    assert len(outputs(folder)) == SHARDS
+
+
+@pytest.mark.parametrize("on", EXECUTORS)
 def test_a_shard_that_cannot_be_read_is_told_with_its_reason(tmp_path, shards, on) -> None:
     Path(shards[1].path).unlink()
     summary = run_shards(job_in(tmp_path / "out"), shards[:3], on, workers=1)
