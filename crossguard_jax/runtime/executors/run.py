@@ -108,6 +108,7 @@ def run_shards(
             "several processes of one run, and each would do all of it: start one (--on local or "
             "ray finds it workers), or tasks of an array that each do their part (--on array)"
         )
+    _make_folder(job)
     if not others:
         refuse_others(job, shards)
     part = part_of(os.environ, shards) if on == "array" else shards
@@ -124,6 +125,16 @@ def run_shards(
     if on != "array":
         sweep(job)
     return ShardSummary([reports[s] for s in part], [reports[s] for s in waiting])
+
+
+def _make_folder(job: ShardJob) -> None:
+    """Before any worker loads a model for what cannot be put down."""
+    try:
+        os.makedirs(job.folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{job.folder}: no folder can be there ({error.strerror}); outputs of shards need one"
+        ) from error
 
 
 def _reports(

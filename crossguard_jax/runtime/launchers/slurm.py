@@ -5,6 +5,7 @@ Slurm's own variables, one process a GPU.
 """
 
 import argparse
+import re
 
 from crossguard_jax.runtime.launchers.scripts import (
     AGAIN_PATTERN,
@@ -40,11 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time", type=one_word, metavar="LIMIT", help="as sbatch takes it: 12:00:00"
     )
-    for option in ("partition", "account", "qos", "constraint", "reservation"):
+    for option in ("partition", "account", "qos", "reservation"):
         parser.add_argument(f"--{option}", type=one_word, metavar="NAME")
+    parser.add_argument(
+        "--constraint", type=_features, metavar="FEATURES", help="as sbatch takes it: 'a100|h100'"
+    )
     parser.add_argument(
         "--restarts", type=natural, default=20, help="requeue at most so often (default: 20)"
     )
+
+
+def _features(text: str) -> str:
+    """An argparse type: nodes' features, joined as sbatch joins them."""
+    if not re.fullmatch(r"[\w.:,|&*!()\[\]-]+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not features of nodes, joined by & | , * ( ) [ ]"
+        )
+    return text
 
 
 def submission(args: argparse.Namespace) -> Submission:

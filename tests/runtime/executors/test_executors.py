@@ -112,6 +112,13 @@ def test_a_shard_that_kills_its_workers_is_given_up_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("on", EXECUTORS)
+def test_a_file_in_the_folders_place_is_seen_before_any_worker_starts(tmp_path, shards, on) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match=f"^{tmp_path / 'out'}: no folder can be there"):
+        run_shards(job_in(tmp_path / "out"), shards, on)
+
+
+@pytest.mark.parametrize("on", EXECUTORS)
 def test_a_full_disk_ends_the_run_and_is_no_shards_fault(tmp_path, shards, on) -> None:
     folder = tmp_path / "out"
     Path(shards[1].path).write_text(f"full {tmp_path / 'once'}\n")

@@ -184,6 +184,7 @@ GCLUSTER = "k8s --by gcluster --cluster c --location l --image i --cache gs://b/
         ("slurm --nodes two train", "'two': needs a whole number"),
         ("slurm --gpus-per-node -1 train", "--gpus-per-node"),
         ("slurm --partition 'a b' train", "argument --partition: 'a b' is not one word"),
+        ("slurm --constraint 'a; b' train", "argument --constraint: 'a; b' is not features"),
         ("slurm --name A train", "argument --name: 'A' is no name"),
         (f"slurm --name {'a' * 41} train", "at most 40"),
         ("slurm --env =x train", "needs NAME=VALUE"),
@@ -265,6 +266,14 @@ def test_what_cannot_be_launched_is_one_line(
 )
 def test_one_process_is_launched_over_shards(command: str, dry_run: Callable[[str], str]) -> None:
     assert " score " in dry_run(command)
+
+
+@pytest.mark.parametrize("features", ["a100", "a100|h100", "gpu&ib", "[rack1*4&rack2*4]"])
+def test_features_of_nodes_are_joined_as_sbatch_joins_them(
+    features: str, dry_run: Callable[[str], str]
+) -> None:
+    job = files_of(dry_run(f"slurm --constraint '{features}' train"))["job.sbatch"]
+    assert f"#SBATCH --constraint={features}\n" in job
 
 
 def test_a_missing_tool_is_one_line_and_nothing_is_written(
