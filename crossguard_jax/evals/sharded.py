@@ -21,13 +21,8 @@ from crossguard_jax.evals.summary import Findings, JudgedSystem, origins_of, pri
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io.jsonl import RowError, read_jsonl
 from crossguard_jax.runtime.executors.run import run_shards
-from crossguard_jax.runtime.shards import (
-    DEADLINE,
-    ShardJob,
-    ShardReport,
-    read_claim,
-    read_manifest,
-)
+from crossguard_jax.runtime.manifests import read_manifest
+from crossguard_jax.runtime.shards import DEADLINE, ShardJob, ShardReport, read_claim
 from crossguard_jax.systems.sharded import FACTORY, kept_costs
 from crossguard_jax.systems.store import store_folder
 

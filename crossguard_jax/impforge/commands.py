@@ -58,7 +58,8 @@ from crossguard_jax.io.http import Client
 from crossguard_jax.nn import lora
 from crossguard_jax.runtime import processes
 from crossguard_jax.runtime.executors.run import ShardSummary, run_shards
-from crossguard_jax.runtime.shards import DEADLINE, ShardJob, read_manifest
+from crossguard_jax.runtime.manifests import read_manifest
+from crossguard_jax.runtime.shards import DEADLINE, ShardJob
 
 
 def run_match(args: argparse.Namespace, load_system: LoadSystem) -> int:

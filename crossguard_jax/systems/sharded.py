@@ -20,6 +20,7 @@ from crossguard_jax.data.records import Rejected, blanked
 from crossguard_jax.hf.trained import content_hash
 from crossguard_jax.io import files, jsonl
 from crossguard_jax.runtime.executors.run import ShardSummary, run_shards
+from crossguard_jax.runtime.manifests import read_manifest
 from crossguard_jax.runtime.mesh import inference_mesh
 from crossguard_jax.runtime.shards import (
     DEADLINE,
@@ -30,7 +31,6 @@ from crossguard_jax.runtime.shards import (
     Work,
     claim,
     read_claim,
-    read_manifest,
 )
 from crossguard_jax.systems.load import identity, load
 from crossguard_jax.systems.results import Item

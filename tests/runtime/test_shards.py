@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossguard_jax.core.errors import UserError
+from crossguard_jax.runtime.manifests import read_manifest
 from crossguard_jax.runtime.shards import (
     Shard,
     ShardJob,
@@ -14,7 +15,6 @@ from crossguard_jax.runtime.shards import (
     claim,
     do_shard,
     finished,
-    read_manifest,
     refuse_others,
 )
 

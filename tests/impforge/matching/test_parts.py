@@ -24,7 +24,7 @@ from crossguard_jax.impforge.matching.parts import (
 from crossguard_jax.impforge.matching.towers import Towers
 from crossguard_jax.io.jsonl import read_jsonl
 from crossguard_jax.runtime.executors.run import run_shards
-from crossguard_jax.runtime.shards import read_manifest
+from crossguard_jax.runtime.manifests import read_manifest
 from tests.impforge.small_clip import world_pictures
 
 CONFIG = ("configs/impforge.py:tiny", ["--config.match.settings.batch_size=4"])

@@ -18,7 +18,8 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.io import files
 from crossguard_jax.runtime.executors.array import part_of
 from crossguard_jax.runtime.executors.run import run_shards
-from crossguard_jax.runtime.shards import Shard, ShardJob, read_manifest
+from crossguard_jax.runtime.manifests import read_manifest
+from crossguard_jax.runtime.shards import Shard, ShardJob
 from tests.runtime.executors import fake_work
 
 FACTORY = "tests.runtime.executors.fake_work:make"
