@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 QUIET_SECONDS = 5.0  # short work prints nothing
-LINE_SECONDS = 30.0  # between lines where they stay: a log file, a batch system
+LINE_SECONDS = 30.0  # from the first line on where they stay: a log file, a batch system
 
 
 class Progress(tqdm):
@@ -43,8 +43,9 @@ class Progress(tqdm):
           enabled: False prints nothing (every process but the first).
         """
         look: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True}
-        if not sys.stderr.isatty():
-            look = {"file": _Lines(sys.stderr), "ncols": 0, "mininterval": LINE_SECONDS}
+        self._lines = not sys.stderr.isatty()
+        if self._lines:
+            look = {"file": _Lines(sys.stderr), "ncols": 0, "mininterval": QUIET_SECONDS}
         look |= {
             "delay": QUIET_SECONDS,
             "miniters": 0,
@@ -61,8 +62,11 @@ class Progress(tqdm):
 
     def display(self, *args: Any, **kwargs: Any) -> bool | None:
         """Silent at first also when ``write`` would have it drawn again."""
-        quiet = self._time() < self.start_t + self.delay
-        return None if quiet else super().display(*args, **kwargs)
+        if self._time() < self.start_t + self.delay:
+            return None
+        if self._lines:
+            self.mininterval = LINE_SECONDS  # the first line comes as soon as on a terminal
+        return super().display(*args, **kwargs)
 
 
 def rounds(n: int, what: str) -> Iterator[int]:

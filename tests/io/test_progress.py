@@ -71,8 +71,9 @@ def test_a_terminal_sees_one_line_redrawn_with_rate_time_left_and_note(clock):
 def test_a_log_file_sees_few_plain_lines(clock):
     written = run(io.StringIO(), clock, seconds=125, steps=1000, total=1000)
     lines = written.splitlines()
-    assert 3 <= len(lines) <= 5
-    assert lines[0].startswith("scoring:  24% 240/1000 [00:30<01:35,  8.00row/s, loss ")
+    assert len(lines) == 6  # after 5 s and then every 30, and the end
+    assert lines[0].startswith("scoring:   4% 40/1000 [00:05<02:00,  8.00row/s, loss ")
+    assert lines[1].startswith("scoring:  28% 280/1000 [00:35<01:30,  8.00row/s, loss ")
     assert lines[-1].startswith("scoring: 100% 1000/1000 [02:05<00:00,  8.00row/s")
     assert not set("\r\x1b") & set(written)
 
