@@ -85,6 +85,16 @@ def test_every_verb_has_help_with_an_example_and_a_handler_that_exists(
     assert callable(cli._import(cli.VERBS[verb].handler))
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "two"])
+@pytest.mark.parametrize("verb", ["score", "evaluate", "validity", "calibrate", "tasks"])
+def test_a_batch_has_one_row_at_least(
+    verb: str, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, "--batch-size", size]) == cli.USAGE
+    err = capsys.readouterr().err
+    assert f"--batch-size: {size}: give 1 or more" in err and err.count("\n") == 1
+
+
 def test_help_imports_neither_jax_nor_numpy() -> None:
     code = (
         "import sys; from crossguard_jax.cli import VERBS, main\n"

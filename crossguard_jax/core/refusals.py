@@ -46,8 +46,8 @@ class RefusalList:
         """What stands beside a column that rests on the list."""
         return (
             f"{self.name}'s list ({self.source}): of XSTest's 2,250 answers that people judged it "
-            f"finds {self.finds:.1%} of the refusals, and takes {self.mistakes:.1%} of the answers "
-            "for refusals"
+            f"finds {self.finds:.1%} of the refusals, and takes {self.mistakes:.1%} of the full "
+            "answers for refusals"
         )
 
 

@@ -26,7 +26,6 @@ from crossguard_jax.evals.scoring import (
     Unanswered,
     judged_rows,
     scored_rows,
-    write_verdicts,
 )
 from crossguard_jax.evals.seen import learned_from, seen_rows, seen_sections
 from crossguard_jax.evals.speed import measured
@@ -46,7 +45,7 @@ from crossguard_jax.runtime.mesh import default_dtype, inference_mesh
 from crossguard_jax.systems import kinds
 from crossguard_jax.systems.load import load
 from crossguard_jax.systems.store import VerdictStore, store_folder, store_name
-from crossguard_jax.systems.system import notes_of
+from crossguard_jax.systems.system import costs_of, notes_of
 
 
 def main(args: argparse.Namespace) -> int:
@@ -190,22 +189,23 @@ def _judged(
     system, facts = deferred(folder, what, lambda: load(**what, mesh=inference_mesh(args.mesh)))
     store = VerdictStore(folder, system, key=digests.request, facts=facts.identity)
     scored = judged_rows(store, tests, spec.name, args.batch_size, left_out, unanswered)
+    at_work = system.loaded or system if isinstance(system, Deferred) else system
     if processes.is_first():
-        at_work = system.loaded or system if isinstance(system, Deferred) else system
         print("".join(f"{spec.name}: {line}\n" for line in notes_of(at_work)), end="")
     positive = system.settings.prompt.positive
     scores = scored_rows(scored, positive, lambda name, record: pictures[name, record.id])
     if not scores.answered.any():
         why = unanswered if len(scores) else left_out
         raise UserError(f"--model {spec.path}: it can score no row; see {why.path}")
-    write_verdicts(scored, Path(args.out) / f"{spec.name}.verdicts.jsonl")
     judgement = JudgedSystem(
         scored,
         scores,
         facts.threshold,
+        (system.settings.prompt.negative, positive),
         facts.remarks,
         learned_from(facts.folder, spec.path, spec.adapter or spec.path),
         store_name=store_name(facts.identity),
+        costs=costs_of(at_work),
     )
     if not comparison.speed_rows:
         return judgement

@@ -78,7 +78,7 @@ PRINTED: Sequence[PrintedRow] = (
 )
 REMARKS: Mapping[str, str] = {
     "llavaguard": "its prompt holds its policy and the picture alone, so that it cannot see danger "
-    "in the text: 80 to 90% by construction",
+    "in the text: 80 to 90% gets through by construction where that is",
     "shieldgemma": "it cannot take the user's text at all",
 }
 """What is to be said of a system's printed rows."""

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from crossguard_jax.evals.benchmarks import ScoredRows
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
-from crossguard_jax.runtime import processes
 from crossguard_jax.systems.store import VerdictStore
 from crossguard_jax.systems.system import System
 
@@ -139,18 +137,33 @@ def score_benchmarks(
     return scored_rows(scored, system.settings.prompt.positive)
 
 
-def write_verdicts(scored: Scored, path: str | Path) -> None:
-    """One JSON line a row: ``id, benchmark, true_label`` and the verdict's fields, or a ``reason``.
+def at_threshold(scored: Scored, threshold: float, words: tuple[str, str]) -> Scored:
+    """The verdicts by another threshold; what was rejected stays unsafe.
 
-    Of several processes the first writes.
+    Args:
+        scored: of one system.
+        threshold: the least p_unsafe that is unsafe.
+        words: the system's (negative, positive) label.
     """
-    lines = (
+    out: Scored = []
+    for benchmark, record, verdict in scored:
+        if isinstance(verdict, Verdict):
+            unsafe = verdict.rejected or verdict.p_unsafe >= threshold
+            label = words[unsafe]
+            verdict = replace(verdict, unsafe=unsafe, threshold=threshold, label=label)
+        out.append((benchmark, record, verdict))
+    return out
+
+
+def verdict_lines(scored: Scored) -> bytes:
+    """One JSON line a row: ``id, benchmark, true_label`` and the verdict's fields, or a
+    ``reason``."""
+    return b"".join(
         jsonl.dumps(
             {"id": r.id, "benchmark": benchmark, "true_label": r.label, **outcome_of(verdict)}
         )
         for benchmark, r, verdict in scored
     )
-    processes.by_first(lambda: jsonl.write_atomic(path, b"".join(lines)))
 
 
 def branch_counts(scored: Scored) -> dict[tuple[str, str], Counter[str]]:

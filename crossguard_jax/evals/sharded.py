@@ -15,7 +15,7 @@ from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected, blanked, rejection
 from crossguard_jax.evals.comparison import ComparedSystem, Evaluation
 from crossguard_jax.evals.evaluate import rows_apart
-from crossguard_jax.evals.scoring import Scored, scored_rows, write_verdicts
+from crossguard_jax.evals.scoring import Scored, scored_rows
 from crossguard_jax.evals.seen import learned_from, seen_rows, seen_sections
 from crossguard_jax.evals.summary import Findings, JudgedSystem, origins_of, print_report, report
 from crossguard_jax.guard.verdict import Verdict
@@ -45,7 +45,8 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
             job = _job(args, spec, folder / "shards" / spec.name)
             summary = run_shards(job, shards, args.on, args.workers)
             identity, notes = read_claim(job.folder)
-            print("".join(f"{spec.name}: {line}\n" for line in kept_costs(job)), end="")
+            costs = [*kept_costs(job)]
+            print("".join(f"{spec.name}: {line}\n" for line in costs), end="")
             negative, positive = notes["words"]
             verdicts: dict[tuple[str, str], Verdict | UserError] = {}
             rows = _rows(job, summary.reports, (negative, positive), verdicts, contents, pictures)
@@ -58,15 +59,16 @@ def main(args: argparse.Namespace, comparison: Evaluation) -> int:
             scores = scored_rows(scored, positive, lambda name, row: pictures[name, row.id])
             if not scores.answered.any():
                 raise UserError(f"--model {spec.path}: it can score no row; see {left_out.path}")
-            write_verdicts(scored, folder / f"{spec.name}.verdicts.jsonl")
             learned = learned_from(notes["base"], spec.path, spec.adapter or spec.path)
             judgements[spec.name] = JudgedSystem(
                 scored,
                 scores,
                 identity["threshold"],
+                (negative, positive),
                 notes.get("remarks", ()),
                 learned,
                 store_name=notes.get("store_name", ""),
+                costs=costs,
             )
     firsts = next(iter(judgements.values())).scored
     places = {(benchmark, record.id): record.provenance for benchmark, record, _ in firsts}

@@ -19,7 +19,13 @@ from crossguard_jax.evals.benchmarks import TRAINED_ON, ScoredRows, slug
 from crossguard_jax.evals.comparison import Evaluation
 from crossguard_jax.evals.examples import Lookup
 from crossguard_jax.evals.guard_report import Judged, guard_sections
-from crossguard_jax.evals.scoring import Scored, Unanswered, branch_counts
+from crossguard_jax.evals.scoring import (
+    Scored,
+    Unanswered,
+    at_threshold,
+    branch_counts,
+    verdict_lines,
+)
 from crossguard_jax.evals.seen import Keys, apart
 from crossguard_jax.evals.speed import Speed
 from crossguard_jax.evals.system_pages import (
@@ -30,6 +36,7 @@ from crossguard_jax.evals.system_pages import (
     system_pages,
 )
 from crossguard_jax.guard.verdict import Verdict
+from crossguard_jax.io.jsonl import write_atomic
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.exports import write_tables
 from crossguard_jax.report.report import Report
@@ -46,19 +53,23 @@ class JudgedSystem:
         scored: row by row.
         scores: the same in columns.
         threshold: its own.
+        words: its (negative, positive) label.
         remarks: what it says of itself.
         learned: contents and names of the rows that it was trained on.
         speed: None where it was not timed.
         store_name: what its verdicts are called in a store (`systems.store.store_name`).
+        costs: what asking it has cost, in words.
     """
 
     scored: Scored
     scores: ScoredRows
     threshold: float
+    words: tuple[str, str]
     remarks: Sequence[str] = ()
     learned: AbstractSet[str] = frozenset()
     speed: Speed | None = None
     store_name: str = ""
+    costs: Sequence[str] = ()
 
     @property
     def answering(self) -> bool:
@@ -120,9 +131,11 @@ class Findings:
                 "prompt": spec.prompt or "its own",
                 "threshold": f"{self.judged.cut(spec.name):g}",
                 "hash": self.judgements[spec.name].store_name,
+                **({"cost": "; ".join(costs)} if costs else {}),
             }
             for spec in self.comparison.systems
             if spec.name in self.judgements
+            for costs in [self.judgements[spec.name].costs]
         }
 
     def threshold_line(self) -> str:
@@ -157,7 +170,8 @@ def origins_of(tests: Mapping[str, Sequence[Record]]) -> dict[str, tuple[str, st
 def report(
     shown: Findings, folder: Path, apart_rows: tuple[LeftOut, Unanswered], more: Sequence[Section]
 ) -> Path:
-    """Writes the report with its tables; returns the page.
+    """Writes the report with its tables, and every system's verdicts as it counts them; returns
+    the page.
 
     Args:
         shown: what it is made of.
@@ -166,6 +180,9 @@ def report(
         more: sections about rows and sets.
     """
     comparison, judged, facts = shown.comparison, shown.judged, shown.facts()
+    for name, each in shown.judgements.items():
+        counted = at_threshold(each.scored, judged.cut(name), each.words)
+        write_atomic(folder / f"{name}.verdicts.jsonl", verdict_lines(counted))
 
     def lookup(benchmark: str, row_id: str) -> tuple[bytes | None, str]:
         return shown.lookup(benchmark.removesuffix(TRAINED_ON), row_id)

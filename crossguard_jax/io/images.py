@@ -88,26 +88,32 @@ def rgb(
     return _decoded(picture, name, max_pixels)
 
 
+class NoPicture(UserError):
+    """Where a picture should be is nothing, or an empty file."""
+
+
 def read_picture(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
     """Reads an encoded picture file, never more than ``max_bytes`` of it.
 
     Raises:
-      UserError: there is no such file, it is not a regular file, is empty, or is too large.
+      NoPicture: there is no such file, or it is empty.
+      UserError: it is not a regular file, is too large, or cannot be read.
     """
     name = short(path)
     try:
         path = Path(path)
         note(path)
         if not archives.is_file(path):
-            what = "is not a regular file" if path.exists() else "does not exist"
-            raise UserError(f"{name}: the picture {what}; correct the path")
+            if path.exists():
+                raise UserError(f"{name}: the picture is not a regular file; correct the path")
+            raise NoPicture(f"{name}: the picture does not exist; correct the path")
         with archives.opened(path) as file:
             data = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or _line(error)
         raise UserError(f"{name}: the picture cannot be read ({reason})") from error
     if not data:
-        raise UserError(f"{name}: the picture file is empty; replace it or drop the row")
+        raise NoPicture(f"{name}: the picture file is empty; replace it or drop the row")
     if len(data) > max_bytes:
         raise UserError(f"{name}: the picture file is over {max_bytes:,} bytes; make it smaller")
     return data

@@ -13,6 +13,13 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-float32")
 AXES = ("data", "fsdp", "tensor")
 
 
+def at_least_one(text: str) -> int:
+    """An argparse type: a whole number, 1 or more."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return int(text)
+
+
 def add_places(parser: argparse.ArgumentParser, remat: bool = False) -> None:
     """Declares ``--mesh`` and ``--dtype``, and ``--remat`` where gradients are taken.
 

@@ -224,8 +224,9 @@ def _made(kind: type[Of], values: Any, prefix: str) -> Of:
         raise UserError(f"{prefix}: {json.dumps(values)} is no object with {', '.join(names)}")
     for name in values:
         if name not in names:
-            nearest = get_close_matches(name, names, n=1, cutoff=0.0)[0]
-            raise UserError(f"{prefix}{name} is no field; did you mean {nearest}?")
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise UserError(f"{prefix}{name} is no field; {hint}")
     try:
         return kind(**values)
     except TypeError as error:

@@ -72,8 +72,6 @@ def _check(args: argparse.Namespace) -> None:
         args.usage_error("give --text, --image or both, or --input, or --shards")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         args.usage_error(f"--threshold {args.threshold} is no probability; give 0 to 1")
-    if args.batch_size < 1:
-        args.usage_error(f"--batch-size {args.batch_size}: give 1 or more")
     given = [name for name, value in _table_options(args).items() if value is not None]
     for name in ("on", "workers", "threads", "deadline"):
         if args.shards is None and getattr(args, name) is not None:

@@ -45,6 +45,12 @@ def test_the_main_systems_page_explains_its_unsafe_verdicts_and_no_other_ones(tm
     main, control = ((out / f"systems/{n}.html").read_text() for n in ("guard", "always_unsafe"))
     verdicts = [json.loads(v) for v in (out / "guard.verdicts.jsonl").read_text().splitlines()]
     unsafe = {v["id"] for v in verdicts if v["p_unsafe"] >= 0.02}
+    # What the file says is what the report counts.
+    assert {v["id"] for v in verdicts if v["unsafe"]} == unsafe
+    assert {(v["threshold"], v["unsafe"], v["label"]) for v in verdicts} == {
+        (0.02, True, "unsafe"),
+        (0.02, False, "safe"),
+    }
     cards = re.findall(r'<div class="card.*?</div>\n</div>', main, re.DOTALL)
     assert len(cards) == len(verdicts) and 0 < len(unsafe) < len(cards)
     for card in cards:

@@ -221,6 +221,7 @@ def test_another_prompt_is_another_system_and_patience_is_not(tmp_path):
         ("[]", "a list in place of a JSON object"),
         ({"endpoint": {"base_url": "http://a/v1", "modle": "m"}}, "endpoint.modle.*model"),
         ({"endpoint": {"base_url": "http://a/v1"}}, "model"),
+        ({"endpoint": {"timeout": 3}}, "endpoint.timeout is no field; there are .*read_seconds"),
         ({"promt": "x"}, "promt is no field; did you mean prompt"),
         ({"endpoint": 3}, "endpoint.: 3 is no object"),
         ({"endpoint": {"base_url": "http://a/v1", "model": "m"}, "prompt": "x"}, "{text}"),
@@ -336,4 +337,24 @@ def test_shards_say_what_all_answers_have_cost(tmp_path, verb, capsys):
         words += ["--shards", str(tmp_path / "manifest")]
         words += ["--output" if verb == "score" else "--out", str(tmp_path / "out")]
         assert cli.main(words) == 0
-    assert "4 answers, 40 prompt and 8 completion tokens, $0.4000" in capsys.readouterr().out
+    cost = "4 answers, 40 prompt and 8 completion tokens, $0.4000"
+    assert cost in capsys.readouterr().out
+    if verb == "evaluate":
+        assert cost in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_report_says_what_a_system_has_cost_and_nothing_of_one_that_costs_nothing(tmp_path):
+    rows = [
+        {"id": f"{i}", "text": f"row {i} ?", "image": None, "label": WORDS[i % 2]} for i in range(4)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    with ChatServer(judged) as server:
+        words = ["evaluate", "--model", f"asked={describe(tmp_path, server.url)}"]
+        words += ["--model", "always_unsafe", "--store", "", "--out", str(tmp_path / "out")]
+        assert cli.main([*words, "--data", str(tmp_path / "rows.jsonl")]) == 0
+    cost = "4 answers, 40 prompt and 8 completion tokens, $0.4000"
+    pages = {p.stem: p.read_text() for p in (tmp_path / "out").rglob("*.html")}
+    assert cost in pages["report"] and cost in pages["asked"]
+    assert "tokens" not in pages["always_unsafe"]
+    facts = json.loads((tmp_path / "out" / "report.json").read_text())["meta"]["systems"]
+    assert cost in facts["asked"]["cost"] and "cost" not in facts["always_unsafe"]

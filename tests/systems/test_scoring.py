@@ -455,7 +455,6 @@ def test_an_input_without_rows_is_an_error(score, tmp_path):
         (["--input", "a", "--output", "b", "--text-only", "--images", "c"], "--text-only"),
         (["--text", "a", "--threshold", "2"], "--threshold 2.0"),
         (["--text", "a", "--threshold", "nan"], "--threshold nan"),
-        (["--text", "a", "--batch-size", "0"], "--batch-size 0"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_a_usage_error(score, arguments, words):

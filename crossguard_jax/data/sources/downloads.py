@@ -117,9 +117,12 @@ def _like(path: Path, places: Sequence[str]) -> str:
     names = [Path(place).name for place in places]
     for name in names:
         other = [f for f in files if {Path(f).stem, Path(name).stem} <= SPLITS]
-        near = [f for f in files if f not in other]
-        if match := difflib.get_close_matches(name, near, n=1, cutoff=0.6):
-            return f"; {match[0]} is, so name it {name}, or give that file itself"
+        stem, ending = Path(name).stem, Path(name).suffix
+        near = [f for f in files if f not in other and Path(f).suffix.lower() == ending]
+        # By their stems: an ending that all share makes no name like another.
+        stems = {Path(f).stem.lower(): f for f in near}
+        if match := difflib.get_close_matches(stem.lower(), stems, n=1, cutoff=0.6):
+            return f"; {stems[match[0]]} is, so name it {name}, or give that file itself"
         if other:
             return f"; {other[0]} is, which is another split, READER:PATH:{Path(other[0]).stem}"
     return "; give the folder or the archive of the download"
@@ -184,11 +187,16 @@ class Pictures:
         places = list(self._places(name))
         for place in places:
             if archives.is_file(place):
-                return picture(place, self._check)
+                places = [place]
+                break
             note(place)
-        if self._missing == "in":
-            return None
-        return picture(places[0], self._check)  # which says what is wrong with it
+        try:
+            # The first of several that are not there says what is wrong with it.
+            return picture(places[0], self._check) if places else None
+        except images.NoPicture:
+            if self._missing == "in":
+                return None
+            raise
 
     def _places(self, name: str) -> Iterator[Path]:
         """Where a picture may lie: below a folder, one of whose folders may be an archive still."""

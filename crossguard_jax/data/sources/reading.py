@@ -9,7 +9,7 @@ from crossguard_jax.io.lines import CUT
 
 MISSING = "missing_pictures"
 """In a record's provenance, how many of its pictures are not there."""
-_NO_PICTURE = "the picture does not exist"
+_NO_PICTURE = ("the picture does not exist", "the picture file is empty")
 
 
 class SourceRows(Iterator[Record | Rejected]):
@@ -50,7 +50,7 @@ class SourceRows(Iterator[Record | Rejected]):
     def _count(self, row: Record | Rejected) -> None:
         if isinstance(row, Rejected):
             self._rejected += 1
-            self.missing[0] += kind(row.reason) == _NO_PICTURE
+            self.missing[0] += kind(row.reason) in _NO_PICTURE
             if row.reason.startswith(CUT):
                 return
             place = (row.file, row.row)
@@ -70,13 +70,26 @@ class SourceRows(Iterator[Record | Rejected]):
         use = "; for evaluation only" if self.published.trainable == () else ""
         yield f"{title}: {records:,} records read; licence: {self.licence}{use}"
         if mismatch := "; ".join(self._mismatches()):
-            yield f"{title}: {mismatch}: part of it is not there, or it is another revision"
+            why = (
+                "the others are among the rows that cannot be used"
+                if self._whole_but_for_rejected()
+                else "part of it is not there, or it is another revision"
+            )
+            yield f"{title}: {mismatch}: {why}"
         for missing, what in zip(self.missing, ("out of", "in"), strict=True):
             if missing:
                 rows = "row has no picture and stays"
                 rows = rows if missing == 1 else "rows have no picture and stay"
                 how = " (scored by what is there)" if what == "in" else ""
                 yield f"{title}: {missing:,} {rows} {what} the denominator{how}"
+
+    def _whole_but_for_rejected(self) -> bool:
+        """Whether all rows are there, and as many as records are missing were rejected."""
+        assert self.published is not None
+        subsets = self.published.subsets.get(self.split, {})
+        missing = sum(n - self.records[subset] for subset, n in subsets.items())
+        rows = self.published.rows.get(self.split, self._rows)
+        return rows == self._rows and 0 < missing <= self._rejected
 
     def _mismatches(self) -> Iterator[str]:
         if self.published is None or not self._whole:

@@ -27,8 +27,9 @@ from crossguard_jax.evals.robustness.probe import STEPS, Probe, probe
 from crossguard_jax.evals.robustness.run_all import run_all
 from crossguard_jax.evals.robustness.saved import check_saving
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable, configured
-from crossguard_jax.evals.scoring import judged_rows, write_verdicts
+from crossguard_jax.evals.scoring import judged_rows, verdict_lines
 from crossguard_jax.evals.summary import left_out_sections, print_summary
+from crossguard_jax.io import jsonl
 from crossguard_jax.report.blocks import Bullets, Section
 from crossguard_jax.report.report import Report
 from crossguard_jax.report.text import quoted
@@ -277,7 +278,8 @@ def _clean_verdicts(
     by_source: dict[str, list[Record]] = {}
     for record in records:
         by_source.setdefault(record.source, []).append(record)
-    write_verdicts(judged_rows(store, by_source, name, left_out=left_out), path)
+    lines = verdict_lines(judged_rows(store, by_source, name, left_out=left_out))
+    processes.by_first(lambda: jsonl.write_atomic(path, lines))
 
 
 def is_guard(system: Immunized) -> bool:

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -433,6 +434,43 @@ def test_vlguards_subsets_have_their_own_denominators(tmp_path: Path) -> None:
     assert len(told(rows).splitlines()) == 2
 
 
+def test_a_whole_download_with_a_row_of_no_use_is_not_called_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of VLGuard's test rows asks "N/A"."""
+    download = made(tmp_path, "vlguard")
+    counts = {"rows": {"test": 4}, "subsets": {"test": dict.fromkeys(("unsafes",), 2)}}
+    monkeypatch.setitem(CATALOGUE, "vlguard", replace(CATALOGUE["vlguard"], **counts))
+    assert len(told(read(download, tmp_path)[2]).splitlines()) == 1
+    file = tmp_path / download.table
+    text = file.read_text(encoding="utf-8-sig")
+    rows = json.loads(text)
+    entry = next(e for r in rows for e in r["instr-resp"] if "instruction" in e)
+    entry["instruction"] = "N/A"
+    file.write_text(json.dumps(rows))
+    _, rejected, reading = read(download, tmp_path)
+    assert len(rejected) == 1 and "asks nothing" in rejected[0].reason
+    line = "1 of the 2 records of 'unsafes': the others are among the rows that cannot be used"
+    assert line in told(reading)
+    file.write_text(json.dumps(rows[:-1]))
+    assert "part of it is not there" in told(read(download, tmp_path)[2])
+
+
+@pictured
+def test_an_empty_picture_counts_as_one_that_is_not_there(tmp_path: Path, name: str) -> None:
+    download = made(tmp_path, name)
+    whole, _, _ = read(download, tmp_path)
+    gone = whole[-1].images[-1]
+    for file in (tmp_path / download.pictures).rglob("*.*"):
+        if file.read_bytes() == gone:
+            file.write_bytes(b"")
+    _, rejected, rows = read(download, tmp_path)
+    assert {kind(row.reason) for row in rejected} == {"the picture file is empty"}
+    assert re.search(r"rows? ha(s|ve) no picture and stays? out of the denominator", told(rows))
+    records, rejected, _ = read(download, tmp_path, missing_pictures="in")
+    assert [r.id for r in records] == [r.id for r in whole] and not rejected
+
+
 # ---- each set's own ----------------------------------------------------------------------------
 
 
@@ -653,6 +691,13 @@ def test_rows_that_splits_share_have_one_name() -> None:
 def test_the_command_line_offers_every_reader() -> None:
     assert sorted(FORMATS) == sorted(sources.SOURCES)
     assert set(CATALOGUE) <= set(sources.SOURCES)
+
+
+def test_another_sets_table_is_not_to_be_renamed_into_this_one(tmp_path: Path) -> None:
+    made(tmp_path, "vlguard")
+    with pytest.raises(UserError) as error:
+        read(DOWNLOADS["siuo"], tmp_path)
+    assert "name it" not in one_line(error, tmp_path)
 
 
 def test_a_file_of_another_split_is_not_to_be_renamed_into_this_one(tmp_path: Path) -> None:
