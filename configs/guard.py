@@ -118,6 +118,13 @@ def tiny() -> ConfigDict:
     return config
 
 
+def tiny_long() -> ConfigDict:
+    """`tiny` for four times as long: what long texts and new wordings want of a small guard."""
+    config = tiny()
+    config.train.update({"steps": 4_800, "eval_every": 600, "save_every": 600})
+    return config
+
+
 def forged() -> ConfigDict:
     """The implicit rows are what ``forge`` wrote; no labelled row says which step is best."""
     config = tiny()
@@ -298,6 +305,7 @@ ABLATIONS = (explicit_only, no_benign, vision_lora, language_lora, other_loss, c
 
 VARIANTS = {
     "tiny": tiny,
+    "tiny_long": tiny_long,
     "forged": forged,
     "llava_7b": llava_7b,
     "nlvr": nlvr,

@@ -246,7 +246,7 @@ def test_an_ablation_differs_from_its_scale_in_exactly_these_fields(file: str, s
 def test_every_variant_is_a_scale_with_an_ablation_or_named_here() -> None:
     """A new variant has to say here what it changes."""
     of_their_own = {
-        "guard": {"forged", "nlvr", "refuses_explicit"},
+        "guard": {"forged", "nlvr", "refuses_explicit", "tiny_long"},
         "cmai": {"forged", "nlvr", "tiny_long"},
         "impforge": {"instruct"},
     }
@@ -255,6 +255,17 @@ def test_every_variant_is_a_scale_with_an_ablation_or_named_here() -> None:
         for scale, prefix in scales.items():
             names |= {f"{prefix}{name}" for name in ablations(file, scale)}
         assert set(describe_variants(f"configs/{file}.py")) == names
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("guard", {"train.steps", "train.eval_every", "train.save_every"}),
+        ("cmai", {"train.steps", "train.batch_size", "train.save_every"}),
+    ],
+)
+def test_a_long_training_differs_in_its_length_alone(file: str, fields: set[str]) -> None:
+    assert differing(f"configs/{file}.py:tiny", f"configs/{file}.py:tiny_long") == fields
 
 
 # ---- What a real configuration means -----------------------------------------------------------
