@@ -119,7 +119,7 @@ def tiny() -> ConfigDict:
 
 
 def tiny_long() -> ConfigDict:
-    """`tiny` for four times as long: what long texts and new wordings want of a small guard."""
+    """`tiny` for four times as long, in the small world: what long texts want of its guard."""
     config = tiny()
     config.train.update({"steps": 4_800, "eval_every": 600, "save_every": 600})
     return config

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from crossguard_jax.evals.robustness.arguments import add_arguments as attack_arguments
-from crossguard_jax.runtime.flags import add_config_places, add_mesh, add_places, at_least_one
+from crossguard_jax.runtime.flags import add_config_places, add_mesh, add_places, positive
 from crossguard_jax.systems.arguments import (
     GUARDS,
     kinds_argument,
@@ -115,7 +115,7 @@ def calibrate(parser: argparse.ArgumentParser) -> None:
         help="as the model is talked to (default: short; of why, what the folder says)",
     )
     add("--seed", type=int, default=0, help="default: 0")
-    add("--batch-size", type=at_least_one, default=16, help="default: 16")
+    add("--batch-size", type=positive, default=16, help="default: 16")
     add("--dtype", default="float32", help="default: float32")
     _out_argument(parser, "runs/detector")
 
@@ -140,7 +140,7 @@ def tasks(parser: argparse.ArgumentParser) -> None:
         "table (whose label is the answer to its text)",
     )
     add("--limit", type=int, metavar="N", help="rows of each data set (default: all)")
-    add("--batch-size", type=at_least_one, default=16, help="default: 16")
+    add("--batch-size", type=positive, default=16, help="default: 16")
     _out_argument(parser, "runs/tasks")
     add_places(parser, remat=True)
     words = parser.add_argument_group("how a LLaVA is asked (default: as LLaVA-1.5 is)")
@@ -258,7 +258,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         help="least p_unsafe for unsafe, for all models that have none of their own in a "
         "configuration (default: the main one's own)",
     )
-    parser.add_argument("--batch-size", type=at_least_one, default=16, help="default: 16")
+    parser.add_argument("--batch-size", type=positive, default=16, help="default: 16")
     parser.add_argument(
         "--blank", choices=("", "picture", "text"), default="", help="score a control"
     )

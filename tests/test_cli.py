@@ -92,7 +92,9 @@ def test_a_batch_has_one_row_at_least(
 ) -> None:
     assert cli.main([verb, "--batch-size", size]) == cli.USAGE
     err = capsys.readouterr().err
-    assert f"--batch-size: {size}: give 1 or more" in err and err.count("\n") == 1
+    assert (
+        f"--batch-size: {size!r}: needs a whole number, at least 1" in err and err.count("\n") == 1
+    )
 
 
 def test_help_imports_neither_jax_nor_numpy() -> None:

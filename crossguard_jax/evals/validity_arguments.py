@@ -2,7 +2,7 @@
 
 import argparse
 
-from crossguard_jax.runtime.flags import add_places, at_least_one
+from crossguard_jax.runtime.flags import add_places, positive
 from crossguard_jax.systems.arguments import GUARDS, kinds_argument
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "compare them",
     )
     add("--prompt", help="a prompt's name (default: what the model folder says)")
-    add("--batch-size", type=at_least_one, default=16, help="default: 16")
+    add("--batch-size", type=positive, default=16, help="default: 16")
     add("--out", metavar="FOLDER", default="runs/validity", help="default: runs/validity")
     add_places(parser)
     kinds_argument(parser)

@@ -13,10 +13,19 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-float32")
 AXES = ("data", "fsdp", "tensor")
 
 
-def at_least_one(text: str) -> int:
-    """An argparse type: a whole number, 1 or more."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+def positive(text: str) -> int:
+    """An argparse type: how many, one at least."""
+    return _number(text, 1)
+
+
+def natural(text: str) -> int:
+    """An argparse type: how many, none included."""
+    return _number(text, 0)
+
+
+def _number(text: str, least: int) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: needs a whole number, at least {least}")
     return int(text)
 
 

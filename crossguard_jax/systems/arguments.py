@@ -3,7 +3,7 @@
 import argparse
 
 from crossguard_jax.guard.arguments import add_why
-from crossguard_jax.runtime.flags import add_places, at_least_one
+from crossguard_jax.runtime.flags import add_places, positive
 from crossguard_jax.systems.kinds import CONSTANTS, KINDS
 
 FORMATS = (
@@ -74,9 +74,7 @@ def score(parser: argparse.ArgumentParser) -> None:
     for column in ("image", "text", "id", "label"):
         many.add_argument(f"--{column}-column", metavar="NAME", help=f"default: {column}")
     many.add_argument("--text-only", action="store_true", help="the table has no pictures")
-    many.add_argument(
-        "--batch-size", type=at_least_one, default=16, metavar="N", help="default: 16"
-    )
+    many.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default: 16")
     many.add_argument(
         "--restart", action="store_true", help="begin anew where an output of another run is"
     )

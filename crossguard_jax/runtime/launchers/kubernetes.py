@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from crossguard_jax.runtime.exits import STARTS_AGAIN
+from crossguard_jax.runtime.flags import natural, positive
 from crossguard_jax.runtime.launchers.scripts import (
     FORGET_SLICES,
     Submission,
@@ -20,10 +21,8 @@ from crossguard_jax.runtime.launchers.scripts import (
     command,
     exports,
     label,
-    natural,
     need,
     one_word,
-    positive,
     quote,
     setup,
     usage,

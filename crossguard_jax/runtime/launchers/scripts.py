@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.runtime.exits import STARTS_AGAIN
+from crossguard_jax.runtime.flags import positive
 
 AGAIN_PATTERN = "|".join(map(str, STARTS_AGAIN))
 """For a shell's ``case``: the exit codes after which a run is started again."""
@@ -69,22 +70,6 @@ def one_word(text: str) -> str:
             f"{text!r} is not one word of letters, digits and . _ : / @ + , = -"
         )
     return text
-
-
-def positive(text: str) -> int:
-    """An argparse type: how many, one at least."""
-    return _number(text, 1)
-
-
-def natural(text: str) -> int:
-    """An argparse type: how many, none included."""
-    return _number(text, 0)
-
-
-def _number(text: str, least: int) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r}: needs a whole number, at least {least}")
-    return int(text)
 
 
 def assignment(text: str) -> tuple[str, str]:

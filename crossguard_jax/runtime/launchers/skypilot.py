@@ -3,6 +3,7 @@
 import argparse
 
 from crossguard_jax.runtime.exits import STARTS_AGAIN
+from crossguard_jax.runtime.flags import positive
 from crossguard_jax.runtime.launchers.scripts import (
     FORGET_SLICES,
     Submission,
@@ -12,7 +13,6 @@ from crossguard_jax.runtime.launchers.scripts import (
     exports,
     need,
     one_word,
-    positive,
     setup,
     usage,
 )

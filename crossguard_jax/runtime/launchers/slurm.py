@@ -7,6 +7,7 @@ Slurm's own variables, one process a GPU.
 import argparse
 import re
 
+from crossguard_jax.runtime.flags import natural, positive
 from crossguard_jax.runtime.launchers.scripts import (
     AGAIN_PATTERN,
     FORGET_SLICES,
@@ -16,9 +17,7 @@ from crossguard_jax.runtime.launchers.scripts import (
     check_shards,
     command,
     exports,
-    natural,
     one_word,
-    positive,
     quote,
     script,
     setup,

@@ -5,6 +5,7 @@ Legacy: ``gcloud compute tpus tpu-vm`` gets fixes only, and knows no slices afte
 
 import argparse
 
+from crossguard_jax.runtime.flags import natural
 from crossguard_jax.runtime.launchers.scripts import (
     AGAIN_PATTERN,
     FORGET_SLICES,
@@ -13,7 +14,6 @@ from crossguard_jax.runtime.launchers.scripts import (
     check_shards,
     command,
     exports,
-    natural,
     need,
     one_word,
     quote,
