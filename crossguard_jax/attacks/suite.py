@@ -45,7 +45,8 @@ class Suite:
     """Attacks by name, in the order in which they run: the cheap ones first save the most.
 
     Attributes:
-        attacks: by name (lower case, digits, underscores); all of one norm and range.
+        attacks: by name (lower case, digits, underscores); all of one norm and range. A suite
+            without any can judge alone.
         objective: what judges an attack without a judge of its own; success is fooled and not
             caught under it.
         batch_size: rows to a batch; the last one is filled up.
@@ -69,8 +70,6 @@ class Suite:
     spread: Callable[[Callable[..., Any], Sequence[Any]], Iterable[Any]] = map
 
     def __post_init__(self) -> None:
-        if not self.attacks:
-            raise UserError("attack suite: no attacks; name at least one")
         for name in self.attacks:
             if not _NAME.fullmatch(name) or name in (CLEAN[0], SWAP[0]):
                 raise UserError(f"attack suite: {name!r} cannot name an attack; write it like pgd")
@@ -117,6 +116,8 @@ class Suite:
             UserError: inputs, radii or multiples that cannot be used.
             ValueError: an attack left its ball, or a margin is not a number.
         """
+        if not self.attacks:
+            raise UserError("attack suite: no attacks; name at least one")
         rows = jax.tree.map(np.asarray, rows)
         self._check(x, rows)
         conditions = digest(rows if among is None else (rows, among))

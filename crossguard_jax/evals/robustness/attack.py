@@ -181,12 +181,11 @@ def validating(
     Raises:
         UserError: the two have a row in common, or rows are given that nothing is chosen by.
     """
-    routes = {attack.route for attack in configured(config).values()}
-    if not config.fpr or not is_guard(first) or not routes & {ROWS, WHOLE}:
+    if not config.fpr or not is_guard(first):
         if args.validation:
             raise UserError(
-                "--validation: nothing is chosen by it; attack.fpr names no rate, no attack is on "
-                "pictures, or the main model is no guard"
+                "--validation: nothing is chosen by it; attack.fpr names no rate, or the main "
+                "model is no guard"
             )
         return Validation(), list(records)
     if not args.validation:

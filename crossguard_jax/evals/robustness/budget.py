@@ -26,7 +26,7 @@ def passes(
         config: ``attack`` of ``configs/cmai.py``.
         attacks: those that run.
         rows: that are attacked.
-        cuts: at which the pictures are attacked.
+        cuts: at which all are attacked.
         clean: rows by which these are chosen.
     """
     radii = sum(epsilon > 0 for epsilon in config.epsilons)
@@ -37,9 +37,9 @@ def passes(
             total = total.plus(each.times(rows * radii * cuts))
             total = total.plus(each.times(DOUBLED * min(config.convergence.rows, rows)))
         elif attack.route == PROMPTS:
-            total = total.plus(each.times(min(rows, int(attack.options["prompts"]))))
+            total = total.plus(each.times(min(rows, int(attack.options["prompts"])) * cuts))
         else:
-            total = total.plus(each.times(rows))
+            total = total.plus(each.times(rows * cuts))
     return total
 
 

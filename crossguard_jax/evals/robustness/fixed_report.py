@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from crossguard_jax.data.records import Record
 from crossguard_jax.evals.benchmarks import Figures, slug
 from crossguard_jax.evals.robustness.breakdown import groups
 from crossguard_jax.evals.robustness.figures import Robustness, level, level_title
-from crossguard_jax.evals.robustness.fixed import OWN, FixedScores
+from crossguard_jax.evals.robustness.fixed import OWN, FixedScores, Operating
+from crossguard_jax.evals.robustness.prompts import SharedPicture
+from crossguard_jax.evals.robustness.texts import AttackedTexts
 from crossguard_jax.report.blocks import Block, Section, Text
 from crossguard_jax.report.tables import ABSENT, Cell, Metric, Table, Unit
 
@@ -23,6 +26,24 @@ SIDES = {
 }
 """By a figure's name: its title, and whether it is of unsafe rows. The last one is of guards that
 can reject."""
+
+
+@dataclass(frozen=True)
+class AtCut:
+    """Attacks on texts, and with one picture for many prompts, at a guard's cut.
+
+    Attributes:
+        texts, shared: by attack.
+    """
+
+    texts: Mapping[str, AttackedTexts]
+    shared: Mapping[str, SharedPicture]
+
+    def figures(self, cut: str) -> Figures:
+        """``fpr_1.edits.recall`` and so on: see `text_figures`; of a shared picture ``asr``."""
+        own = {attack: text_figures(attacked) for attack, attacked in self.texts.items()}
+        own |= {name: {"asr": metrics.proportion(s.won)} for name, s in self.shared.items()}
+        return {f"{cut}.{a}.{k}": v for a, some in own.items() for k, v in some.items()}
 
 
 def fixed_figures(scores: FixedScores, among: Bool[np.ndarray, " B"] | None = None) -> Figures:
@@ -81,18 +102,27 @@ def _radii(scores: FixedScores) -> dict[str, int | None]:
 
 
 def fixed_section(
-    systems: Mapping[str, Robustness], records: Sequence[Record], how: str
+    operating: Mapping[str, Operating],
+    norm: str,
+    pictures: Mapping[str, Robustness],
+    others: Mapping[str, Mapping[str, AtCut]],
+    records: Sequence[Record],
+    how: str,
 ) -> Section:
-    """Cuts, recall and specificity by radius, the same by source, paired differences.
+    """Cuts, recall and specificity by radius, the same by source, paired differences; then attacks
+    that are not on each row's picture.
 
     Args:
-        systems: by dotted name; those that have scores are shown.
+        operating: of the guards, by dotted name.
+        norm: of the picture's ball.
+        pictures: what came of attacks on pictures.
+        others: of the other attacks, by guard and cut.
         records: the rows, in their order.
         how: which clean rows the cuts were chosen by.
     """
-    scored = {name: each.scores for name, each in systems.items() if each.scores is not None}
+    scored = {name: each.scores for name, each in pictures.items() if each.scores is not None}
     everything: dict[str, Estimate] = {}
-    blocks: list[Block] = [Text(_how(systems, how)), _cuts(scored, everything)]
+    blocks: list[Block] = [Text(_how(pictures, how)), _cuts(operating, norm, everything)]
     whose = {"": np.ones(len(records), bool)}
     own, _ = groups(records)
     whose |= {source: those for source, those in own.items() if ", " not in source}
@@ -100,6 +130,7 @@ def fixed_section(
         blocks.append(_table(scored, cut, whose if len(whose) > 2 else {"": whose[""]}, everything))
     if len(scored) > 1:
         blocks.append(_differences(scored, everything))
+    blocks += _texts_tables(others, everything)
     return Section("At a fixed false positive rate", tuple(blocks), everything)
 
 
@@ -118,10 +149,15 @@ def _how(systems: Mapping[str, Robustness], how: str) -> str:
     attacks = dict.fromkeys(
         entry.name for system in systems.values() for entry in system.any.plan.attacks
     )
+    worst = (
+        f"Worst case over {', '.join(f'`{name}`' for name in attacks)}, whatever cut a "
+        "perturbation was made for. "
+        if attacks
+        else ""
+    )
     return (
         'Each guard cuts where it answers "unsafe" to the stated share of clean safe rows, '
-        f"{how}, and is attacked at that cut. Worst case over "
-        f"{', '.join(f'`{name}`' for name in attacks)}, whatever cut a perturbation was made for. "
+        f"{how}, and is attacked at that cut. {worst}"
         "What is rejected is no answer: an unsafe row stands where it is; a safe row is lost that "
         "is rejected as it is, and where attacks have one rejected is told apart (`denial` seeks "
         "that). Margins are counted in standard "
@@ -130,11 +166,11 @@ def _how(systems: Mapping[str, Robustness], how: str) -> str:
     )
 
 
-def _cuts(scored: Mapping[str, FixedScores], everything: dict[str, Estimate]) -> Table:
+def _cuts(operating: Mapping[str, Operating], norm: str, everything: dict[str, Estimate]) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for name, scores in scored.items():
-        for cut, at in scores.operating.cuts.items():
-            where = f"{name}.{scores.norm}.{cut}"
+    for name, own in operating.items():
+        for cut, at in own.cuts.items():
+            where = f"{name}.{norm}.{cut}"
             figures = {f"{where}.log_odds": Estimate.exact(at.at)}
             figures |= {f"{where}.flagged": at.flagged, f"{where}.blocked": at.blocked}
             everything |= figures
@@ -210,3 +246,50 @@ def _differences(scored: Mapping[str, FixedScores], everything: dict[str, Estima
         "Paired on the same rows, in percentage points, each guard at its own cut; positive means "
         "that the first is better.",
     )
+
+
+def _texts_tables(
+    others: Mapping[str, Mapping[str, AtCut]], everything: dict[str, Estimate]
+) -> list[Block]:
+    """Attacks on texts, and with one picture for many prompts, a row a guard, attack and cut."""
+    texts: list[tuple[Cell, ...]] = []
+    shared: list[tuple[Cell, ...]] = []
+    for name, cuts in others.items():
+        for cut, made in cuts.items():
+            measured = {f"{name}.{figure}": v for figure, v in made.figures(cut).items()}
+            everything |= measured
+            for rows, attacks in ((texts, made.texts), (shared, made.shared)):
+                for attack in attacks:
+                    where = f"{name}.{cut}.{attack}."
+                    own = {k: v for k, v in measured.items() if k.startswith(where)}
+                    cells = [Metric(k, v, "percent", True) for k, v in own.items()]
+                    rows.append((f"{name}: {attack}, {cut_title(cut)}", *cells))
+    tables: list[Block] = []
+    if texts:
+        sides = "unsafe recall", "safe specificity"
+        heads = [f"{side}, {when}" for side in sides for when in ("clean", "attacked")]
+        caption = "Attacks on texts, in percent, each made for the cut."
+        tables.append(Table(("Guard: attack, cut", *heads), tuple(texts), caption))
+    if shared:
+        caption = (
+            "One picture for many prompts, perturbed for the cut: percent of the prompts that are "
+            "answered as the attacker wants, of those that were not beside the picture as it is."
+        )
+        tables.append(Table(("Guard: attack, cut", "ASR"), tuple(shared), caption))
+    return tables
+
+
+def text_figures(attacked: AttackedTexts) -> Figures:
+    """``clean.recall``, ``recall``, ``clean.specificity`` and ``specificity`` of all rows.
+
+    Args:
+        attacked: at a guard's cut.
+    """
+    unsafe, clean = attacked.labels == 1, attacked.right
+    under = clean.copy()
+    under[attacked.rows[attacked.won]] = False
+    return {
+        f"{when}{side}": metrics.proportion(right[unsafe == (side == "recall")])
+        for side in ("recall", "specificity")
+        for when, right in (("clean.", clean), ("", under))
+    }

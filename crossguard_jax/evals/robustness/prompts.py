@@ -19,6 +19,7 @@ from crossguard_jax.attacks.problem import Budget, Outcome
 from crossguard_jax.attacks.registry import PROMPTS, REGISTRY, SEARCHES, Registered
 from crossguard_jax.attacks.suite import digest
 from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.operating import at_cut
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.data.records import Record
@@ -56,6 +57,7 @@ def share_pictures(
     epsilon: float,
     batch_size: int,
     seed: int,
+    at: tuple[float, float] | None = None,
 ) -> dict[str, SharedPicture]:
     """The registered attacks of that kind, each with the picture of one record, drawn at random.
 
@@ -67,6 +69,8 @@ def share_pictures(
         norm, epsilon: of the picture's ball.
         batch_size: prompts of a step.
         seed: of everything drawn.
+        at: log odds that a guard cuts at, and the unit of its margins; None: even odds. An attack
+            with too few prompts at a cut is left out.
 
     Raises:
         UserError: fewer than two prompts that are not answered so already, or a prompt that is not
@@ -76,9 +80,9 @@ def share_pictures(
     for name, attack in attacks.items():
         if attack.route == PROMPTS:
             place = Path(folder) / name
-            results[name] = _shared(
-                attack, system, records, place, (norm, epsilon, batch_size, seed)
-            )
+            given = norm, epsilon, batch_size, seed
+            if (shared := _shared(attack, system, records, place, given, at)) is not None:
+                results[name] = shared
     return results
 
 
@@ -88,7 +92,8 @@ def _shared(
     records: Sequence[Record],
     place: Path,
     given: tuple[str, float, int, int],
-) -> SharedPicture:
+    at: tuple[float, float] | None,
+) -> SharedPicture | None:
     norm, epsilon, batch, seed = given
     target = target_of(system, attack.options["target"])
     single = [record for record in records if len(record.images) == 1]
@@ -101,9 +106,13 @@ def _shared(
         for i, text in enumerate(texts)
     ]
     x, rows = system.rows(prompts)
+    if at is not None:
+        rows |= at_cut(len(x), *at)
     size = min(batch, len(prompts))
     answered = _answered(system, rows, x, size, seed)
     chosen = np.flatnonzero(~answered)[: attack.options["prompts"]]
+    if len(chosen) < 2 and at is not None:
+        return None
     if len(chosen) < 2:
         raise UserError(
             f"attack {attack.name}: {len(chosen)} of {len(prompts)} prompts are not answered "

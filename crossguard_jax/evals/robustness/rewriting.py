@@ -15,6 +15,7 @@ import numpy as np
 
 from crossguard_jax.attacks.problem import Outcome
 from crossguard_jax.cmai.immunized import Immunized
+from crossguard_jax.cmai.operating import at_cut
 from crossguard_jax.cmai.task import TaskRequest
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, Float, Int, PRNGKeyArray
@@ -32,15 +33,22 @@ class Rewriting:
         system: what reads them.
         records: labelled.
         which: as of `Immunized.rows`.
+        at: log odds that a guard cuts at, and the unit of its margins; None: even odds.
 
     Raises:
         UserError: a record that cannot be encoded.
     """
 
-    def __init__(self, system: Immunized, records: Sequence[Record], which: int | None = None):
-        self.system, self.records, self.which = system, list(records), which
+    def __init__(
+        self,
+        system: Immunized,
+        records: Sequence[Record],
+        which: int | None = None,
+        at: tuple[float, float] | None = None,
+    ):
+        self.system, self.records, self.which, self._at = system, list(records), which, at
         encoder = system.task.guard.encoder
-        self._labels = [system.task.label(record) for record in records]
+        self.labels = [system.task.label(record) for record in records]
         self._levels = [
             [encoder.levels(image, f"the picture of {r.id}") for image in pictures_of(r.images)]
             for r in records
@@ -59,12 +67,13 @@ class Rewriting:
         for text, i, rows, windows in zip(texts, at, rows_of, read, strict=True):
             if isinstance(rows, UserError):
                 raise UserError(f"row {self.records[i].id}, rewritten: {rows}")
-            requests.append(TaskRequest(text, rows, self._levels[i], windows, self._labels[i]))
+            requests.append(TaskRequest(text, rows, self._levels[i], windows, self.labels[i]))
         return requests
 
     def arrays(self, texts: Sequence[str], at: Sequence[int]) -> tuple[np.ndarray, Batch]:
         """As `Immunized.rows`, of the rows ``at`` with other texts."""
-        return self.system.arrays(self.requests(texts, at), self.which)
+        x, rows = self.system.arrays(self.requests(texts, at), self.which)
+        return x, rows if self._at is None else rows | at_cut(len(x), *self._at)
 
     def whole(self, texts: Sequence[str], at: Sequence[int], what: str) -> list[Row]:
         """Each text's prompt in one window.

@@ -129,7 +129,7 @@ def attack_records(
     seed: int = 0,
     convergence: bool = True,
     keep: bool = False,
-    validation: Sequence[Record] = (),
+    operating: Operating | None = None,
 ) -> Robustness:
     """Every attack on every record with a picture; killed and called again, it goes on.
 
@@ -142,12 +142,11 @@ def attack_records(
         seed: that the system was trained with; the attacks' key does not depend on it.
         keep: the curve's cells keep the pictures that the attacks made.
         convergence: also with twice the steps and the restarts, on the first rows at one radius.
-        validation: clean rows by which a guard's cuts are chosen, at each of which it is attacked
-            again; none: it is attacked at even odds alone.
+        operating: a guard's cuts, at each of which it is attacked again; None: it is attacked at
+            even odds alone.
 
     Raises:
-        UserError: no record with a picture, or whatever `make_suite`, `Suite.run` and
-            `operating_of` refuse.
+        UserError: no record with a picture, or whatever `make_suite` and `Suite.run` refuse.
     """
     seen = [record for record in records if record.image is not None]
     if len(seen) < 2:
@@ -157,9 +156,8 @@ def attack_records(
     suite = make_suite(config, system, other, keep)
     params = {"own": system.params, "other": other.params if other else None}
     key, name = jax.random.key(config.seed), _fingerprint(config, system, params)
-    folder, operating = Path(folder), None
-    if validation:
-        operating = _operating(config, system, suite, params, validation, key)
+    folder = Path(folder)
+    if operating is not None:
         rows |= at_cut(len(x), 0.0, operating.unit)
     measured = functools.partial(measure, suite, params, x, system=name, key=key)
     radii = list(config.epsilons)
@@ -203,16 +201,19 @@ def _of_targets(config: Any, system: Immunized, rows: Any) -> dict[str, np.ndarr
     }
 
 
-def _operating(
-    config: Any,
-    system: Immunized,
-    suite: Suite,
-    params: Any,
-    validation: Sequence[Record],
-    key: PRNGKeyArray,
-) -> Operating:
-    """A guard's cuts, by what the judge of attacks makes of clean rows."""
-    parts = []
+def operating_for(config: Any, system: Immunized, validation: Sequence[Record]) -> Operating:
+    """A guard's cuts, by what the judge of attacks makes of clean rows.
+
+    Args:
+        config: ``attack`` of ``configs/cmai.py``.
+        system: the guard.
+        validation: the rows.
+
+    Raises:
+        UserError: see `operating_of`.
+    """
+    suite = Suite({}, _judge(system), config.batch_size, config.draws, spread=processes.spread)
+    params, key, parts = {"own": system.params}, jax.random.key(config.seed), []
     for start in range(0, len(validation), CHUNK):
         x, rows = system.rows(validation[start : start + CHUNK], which(config))
         rows |= at_cut(len(x), 0.0, 1.0)

@@ -46,7 +46,8 @@ class AttackedTexts:
     Attributes:
         attack: which one.
         rows: which, as positions in the whole set; those that were right when clean.
-        right: clean answer right and not rejected, [B].
+        right: clean answer right and not rejected, [B]; at a cut as of `fixed.FixedScores.right`.
+        labels: the rows' answers, as places among the model's, [B].
         texts: what they have become; as they were where embeddings moved.
         values: `FIELDS` by name, [R]; NaN where there is none.
     """
@@ -54,6 +55,7 @@ class AttackedTexts:
     attack: Registered
     rows: np.ndarray
     right: np.ndarray
+    labels: np.ndarray
     texts: list[str]
     values: dict[str, np.ndarray]
 
@@ -92,9 +94,19 @@ class TextSuite:
     which: int | None = None
 
     def run(
-        self, system: Immunized, records: Sequence[Record], folder: str | Path
+        self,
+        system: Immunized,
+        records: Sequence[Record],
+        folder: str | Path,
+        at: tuple[float, float] | None = None,
     ) -> dict[str, AttackedTexts]:
         """Every attack; killed and called again, it goes on.
+
+        Args:
+            system: what is attacked.
+            records: labelled.
+            folder: of the results.
+            at: where a guard cuts, as of `Rewriting`; an unsafe row that is rejected is right then.
 
         Raises:
             UserError: rows that an attack cannot be made on, or an attack without what it needs.
@@ -102,11 +114,13 @@ class TextSuite:
         attacks = {k: a for k, a in self.attacks.items() if a.route in (TOKENS, EMBEDDINGS)}
         if not attacks:
             return {}
-        rewriting, key = Rewriting(system, records, self.which), jax.random.key(self.seed)
+        rewriting, key = Rewriting(system, records, self.which, at), jax.random.key(self.seed)
         clean = rewriting.judged(
             [r.text for r in records], range(len(records)), key, self.draws, self.batch_size
         )
-        right = ~(clean["margin"] > 0) & ~(clean["detector"] > 0)
+        right, rejected = ~(clean["margin"] > 0), clean["detector"] > 0
+        labels = np.array(rewriting.labels)
+        right = np.where((labels == 1) & (at is not None), right | rejected, right & ~rejected)
         rows, results = np.flatnonzero(right), {}
         whole = f"{digest(system.params)} {system.policy} {system.regime} {system.task.labels}"
         whole += f"{self.norm} {self.epsilon} {self.batch_size} {self.draws} {self.seed} "
@@ -131,7 +145,7 @@ class TextSuite:
                 field: np.array([_number(v) for part in parts for v in part[field]], float)
                 for field in FIELDS
             }
-            results[name] = AttackedTexts(attack, rows, right, texts, values)
+            results[name] = AttackedTexts(attack, rows, right, labels, texts, values)
         return results
 
     def _attacked(

@@ -114,9 +114,11 @@ def test_the_budget_is_every_attacks_passes_at_every_radius() -> None:
 def test_the_budget_has_every_cut_and_the_clean_rows_that_choose_them() -> None:
     config = config_of("pgd").attack
     pgd = REGISTRY["pgd"].changed("", steps=1)
-    one, three = (budget.passes(config, [pgd], 10, cuts, 7) for cuts in (1, 3))
-    each = 2 + pgd.cost.forward + 1
+    edits, shared = (REGISTRY[name].changed("", steps=1) for name in ("edits", "universal_picture"))
+    one, three = (budget.passes(config, [pgd, edits, shared], 10, cuts, 7) for cuts in (1, 3))
+    each = 2 + sum(attack.cost.forward + 1 for attack in (pgd, edits, shared))
     assert three.forward - one.forward == 2 * 10 * each
+    one = budget.passes(config, [pgd], 10, 1, 7)
     assert one.forward - budget.passes(config, [pgd], 10).forward == 7
     line = budget.line(config, [pgd], cut_at(0.9), ROWS_OF_DATA, 2, 0, 50)
     assert ", 4 cuts by 50 clean rows, 2 systems: " in line, "1%, 5%, even odds and its own"
@@ -131,7 +133,7 @@ def cut_at(threshold: float) -> Immunized:
     return Mock(Immunized, task=task, settings=settings, params={})
 
 
-@pytest.mark.parametrize("route", ["half", "none", "no guard", "texts alone", "file"])
+@pytest.mark.parametrize("route", ["half", "texts alone", "none", "no guard", "file"])
 def test_cuts_are_chosen_by_what_is_given_or_by_half_of_the_data(
     route: str, tmp_path: Path
 ) -> None:
@@ -147,7 +149,7 @@ def test_cuts_are_chosen_by_what_is_given_or_by_half_of_the_data(
     args = argparse.Namespace(validation=given)
     with LeftOut(tmp_path / "rejected.jsonl") as left_out:
         chosen, rest = attack.validating(args, config, first, ROWS_OF_DATA, left_out)
-        if route == "half":
+        if route in ("half", "texts alone"):
             assert len(chosen.records) == len(rest) == 5 and "5 of the 10 rows" in chosen.how
             assert not {r.id for r in rest} & {r.id for r in chosen.records}
             return
@@ -348,12 +350,13 @@ def test_what_is_saved_is_read_back_as_a_benchmark_and_a_second_call_goes_on(
     tmp_path: Path, plain: Immunized, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(ROWS_OF_DATA, tmp_path / "data", "test")
+    write_jsonl(records("implicit", "val", 4), tmp_path / "data", "val")
     config = config_of("noise:restarts=1", "edits:candidates=2")
     args = argparse.Namespace(
         model=["plain=toy://llava"],
         data=[str(tmp_path / "data" / "test.jsonl")],
         **{
-            "validation": None,
+            "validation": [str(tmp_path / "data" / "val.jsonl")],
             "surrogate": None,
             "attack": ["noise:restarts=1", "edits:candidates=2"],
         },
@@ -365,6 +368,9 @@ def test_what_is_saved_is_read_back_as_a_benchmark_and_a_second_call_goes_on(
     figures = json.loads((tmp_path / "out" / "report.json").read_text())
     assert figures["plain.attack.noise.asr"]["n"] <= 6 and "plain.attack.edits.asr" in figures
     assert figures["plain.linf.group.implicit.8"]["n"] <= 6
+    for fpr in ("fpr_1", "fpr_5"):
+        sides = [figures[f"plain.{fpr}.edits.{side}"]["n"] for side in ("recall", "specificity")]
+        assert sum(sides) == 6
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Each attack" in text and "AutoAttack" in text and "similarity" in text
     for table in ("linf_8", "edits"):

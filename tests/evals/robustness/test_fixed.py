@@ -225,7 +225,8 @@ def test_the_section_has_recall_and_specificity_apart_by_source_and_paired() -> 
     for name, odds in (("ours", (5.0, -5.0, 5.0)), ("plain", (-5.0, 5.0, -5.0))):
         scores = scores_of((-9.0,) * 3, odds)
         found[name] = Robustness({0: curve()}, {}, scores)
-    section = fixed_section(found, rows, "two rows")
+    operating = {name: each.scores.operating for name, each in found.items()}
+    section = fixed_section(operating, "linf", found, {}, rows, "two rows")
     figures = section.figures
     assert figures["ours.linf.fpr_50.8.recall"].n == 2
     assert figures["ours.linf.fpr_50.group.b.8.recall"].n == 1
@@ -265,10 +266,11 @@ def test_a_guards_figures_are_unchanged_when_its_logits_are_multiplied(
     rows, clean = records("implicit", "test", 16), records("implicit", "val", 16)
     figures = []
     for scale in (1.0, 0.1, 10.0):
+        system = louder(scale)
         result: Robustness = systems.attack_records(
-            *(config, louder(scale), rows, tmp_path / str(scale)),
+            *(config, system, rows, tmp_path / str(scale)),
             convergence=False,
-            validation=clean,
+            operating=systems.operating_for(config, system, clean),
         )
         assert result.scores is not None
         figures.append({k: v.value for k, v in fixed_figures(result.scores).items()})
