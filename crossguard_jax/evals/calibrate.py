@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
         args.usage_error("--concepts goes with --as jaildam, and that needs it")
     folder = Path(args.out)
     with LeftOut(folder / "rejected.jsonl") as left_out:
-        benchmarks = read_benchmarks(args.data, left_out)
+        benchmarks = read_benchmarks(args.data, left_out, tested=False)
     records = [record for rows in benchmarks.values() for record in rows]
     sets = np.repeat(np.arange(len(benchmarks)), [len(rows) for rows in benchmarks.values()])
     _, path, adapter = parse_model(args.model)

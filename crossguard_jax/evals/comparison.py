@@ -127,7 +127,7 @@ def comparison_of(args: argparse.Namespace) -> Evaluation:
     systems = [] if config is None else [*_systems(config.systems)]
     data = [] if config is None else [*_data(config)]
     systems += [parse_system(spec, args.prompt) for spec in args.model or ()]
-    data += [ComparedData(spec) for spec in args.data or ()]
+    data += [ComparedData(spec) for spec in told_apart(args.data or ())]
     if not systems or not (data or args.shards):
         what = "system" if not systems else "benchmark"
         raise UserError(f"{getattr(args, 'spec', 'evaluate')}: no {what} is on; switch one on")
@@ -155,6 +155,23 @@ def comparison_of(args: argparse.Namespace) -> Evaluation:
         "data": args.shards or [each.spec for each in data],
     }
     return Evaluation(tuple(systems), tuple(data), meta=meta, **options)
+
+
+def told_apart(specs: Sequence[str]) -> list[str]:
+    """Data of the command line, where splits of one set that have no names are named after
+    themselves: rows of two are never pooled."""
+    splits: dict[str, set[str]] = {}
+    parsed = []
+    for spec in specs:
+        name, rest = kinds.named(spec)
+        reader, _, where = rest.partition(":")
+        parsed.append((name, reader, where.partition(":")[2]))
+        if not name:
+            splits.setdefault(reader, set()).add(parsed[-1][2])
+    return [
+        f"{reader}_{split}={spec}" if split and not name and len(splits[reader]) > 1 else spec
+        for spec, (name, reader, split) in zip(specs, parsed, strict=True)
+    ]
 
 
 def parse_model(spec: str) -> tuple[str, str, str | None]:

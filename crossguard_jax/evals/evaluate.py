@@ -11,6 +11,7 @@ from typing import Any
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record, blanked
+from crossguard_jax.data.sources.catalogue import tested_split
 from crossguard_jax.data.sources.reading import SourceRows, subset_of
 from crossguard_jax.evals.benchmarks import slug
 from crossguard_jax.evals.comparison import (
@@ -259,6 +260,7 @@ def read_benchmarks(
     check_pictures: bool = True,
     limit: int = 0,
     seed: int = 0,
+    tested: bool = True,
 ) -> dict[str, list[Record]]:
     """Labelled records by benchmark; prints what is to be said of the sets they are from.
 
@@ -277,6 +279,8 @@ def read_benchmarks(
         limit: good rows of each spec at most, in the order that the seed draws, where its reader
             draws one; 0 is all.
         seed: of that order.
+        tested: where no split is named, read the one that systems are tested on
+            (`catalogue.tested_split`), not the one that they learn from.
 
     Raises:
         UserError: a spec that is neither, or no good row at all.
@@ -285,6 +289,7 @@ def read_benchmarks(
     for spec in specs:
         given, rest = kinds.named(spec)
         reader, path, split = _parse_data(rest)
+        split = split or (tested_split(reader, path) if tested else "")
         options: dict[str, Any] = {"split": split} if split else {}
         if missing_pictures and sources.has_option(reader, "missing_pictures"):
             options["missing_pictures"] = missing_pictures

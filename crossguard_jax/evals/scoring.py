@@ -14,6 +14,7 @@ from crossguard_jax.evals.benchmarks import ScoredRows
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.io import jsonl
 from crossguard_jax.io.progress import Progress
+from crossguard_jax.systems.controls import NOTHING
 from crossguard_jax.systems.store import VerdictStore
 from crossguard_jax.systems.system import System
 
@@ -25,12 +26,20 @@ _VERDICT = tuple(field.name for field in fields(Verdict))
 
 
 class Unanswered(LeftOut):
-    """The rows that a system gave no answer to: they stay in every denominator, as wrong."""
+    """The rows that a system gave no answer to: they stay in every denominator, as wrong.
+
+    Attributes:
+        faultless: how many of them are a control's that sees nothing of the row.
+    """
+
+    faultless = 0
 
     def add_record(self, record: Record, name: str, why: UserError) -> None:
         """Takes a row of a system. Of one line of a file there may be several, told apart by id."""
         reason = f"{short(record.id)}: {name}: {why}"
+        before = self.total
         self.add(replace(rejection(record, reason), reason=reason))
+        self.faultless += (self.total - before) * (str(why) in NOTHING.values())
 
     def lines(self) -> Iterator[str]:
         """What to tell people; nothing where every row has an answer."""

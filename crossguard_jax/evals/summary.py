@@ -246,6 +246,8 @@ def print_report(shown: Findings, apart_rows: tuple[LeftOut, Unanswered], page: 
     left_out, unanswered = apart_rows
     code = print_left_out(unanswered)
     code = print_summary(left_out, page) or code
+    if shown.failed:
+        print(f"exit code 1, because of what failed: {', '.join(shown.failed)}")
     return code or int(bool(shown.failed))
 
 
@@ -304,6 +306,8 @@ def print_left_out(left_out: LeftOut, faultless: Collection[str] = ()) -> int:
     for line in left_out.lines():
         print(line)
     faults = sum(n for (_, reason), n in left_out.counts.items() if reason not in faultless)
+    if isinstance(left_out, Unanswered):
+        faults -= left_out.faultless
     if faults:
         what = "have no answer" if isinstance(left_out, Unanswered) else "were left out"
         print(f"exit code 1, because rows {what}")

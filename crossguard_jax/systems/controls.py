@@ -44,11 +44,16 @@ class Constant(BaseSystem):
         return {"constant": self._p}
 
 
+SIDES = ("text", "picture")
+NOTHING = {sees: f"it has no {sees}, which is all that this control sees" for sees in SIDES}
+"""Why a control has no answer to a row: no fault of the row's or the system's."""
+
+
 class HalfBlind(BaseSystem):
     """A system that is given one modality of each row: the other is left out.
 
     A row without a picture keeps its text, so that no row counts as wrong for what it never had. A
-    row without a text has nothing left beside its pictures, which is an error of that row.
+    row without a text has nothing left beside its pictures: no answer, which is nobody's fault.
 
     Args:
         system: any.
@@ -88,7 +93,7 @@ class HalfBlind(BaseSystem):
             batch_size=batch_size,
             threshold=threshold,
         )
-        outcomes: list[Verdict | UserError] = [UserError(f"it has no {self._sees}")] * len(texts)
+        outcomes: list[Verdict | UserError] = [UserError(NOTHING[self._sees])] * len(texts)
         for i, verdict in zip(seen, verdicts, strict=True):
             outcomes[i] = verdict
         return outcomes

@@ -56,6 +56,9 @@ def parse(spec: str) -> tuple[str, str]:
         if not rest:
             raise UserError(f"{spec}: say of what, as in {kind}:FOLDER")
         return kind, rest
+    if not colon and not Path(spec).exists():
+        if near := difflib.get_close_matches(spec, CONSTANTS, n=1, cutoff=0.8):
+            raise UserError(f"{spec}: no such folder; did you mean {near[0]}?")
     word = colon and re.fullmatch(r"\w+", kind) and not rest.startswith("//")
     if (word or kind in KINDS) and not Path(spec).exists():
         nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.0)[0]

@@ -16,6 +16,7 @@ from crossguard_jax.cmai.review import Flagged, ReviewQueue
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected
+from crossguard_jax.data.sources.catalogue import tested_split
 from crossguard_jax.data.sources.common import text_field
 from crossguard_jax.data.sources.packed import reader_of
 from crossguard_jax.guard.arguments import PARTS
@@ -236,6 +237,7 @@ def _reader_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of the format's reader that were given, by the reader's names for them."""
     if args.format != "table":
         given = {name: getattr(args, name) for name in ("split", "missing_pictures")}
+        given["split"] = given["split"] or tested_split(args.format, args.input or "") or None
         return {name: value for name, value in given.items() if value is not None}
     names = {"images": "pictures"} | {f"{n}_column": n for n in ("id", "image", "text", "label")}
     given = _table_options(args)

@@ -11,7 +11,12 @@ from crossguard_jax.core.config import describe_variants, load_config
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record
-from crossguard_jax.evals.comparison import ComparedData, comparison_of, parse_model
+from crossguard_jax.evals.comparison import (
+    ComparedData,
+    comparison_of,
+    parse_model,
+    told_apart,
+)
 from crossguard_jax.evals.evaluate import read_benchmarks
 from tests.downloads import DOWNLOADS
 
@@ -175,3 +180,12 @@ def test_an_equals_sign_in_a_path_names_no_system(spec, name, path, adapter, tmp
     (tmp_path / "steps=200-0/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert parse_model(spec) == (name, path, adapter)
+
+
+def test_splits_of_one_set_are_told_apart_where_nobody_names_them():
+    specs = ["figstep:a:tiny", "figstep:a:all", "own=figstep:b:all", "xstest:c", "a.jsonl"]
+    assert told_apart(specs) == [
+        *("figstep_tiny=figstep:a:tiny", "figstep_all=figstep:a:all"),
+        *specs[2:],
+    ]
+    assert told_apart(specs[1:]) == specs[1:], "one split is called by its set"

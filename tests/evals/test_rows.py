@@ -17,20 +17,22 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.prompts import get_template
 from crossguard_jax.data.records import LeftOut, Record
+from crossguard_jax.data.sources import catalogue
 from crossguard_jax.data.sources.beavertails import CATEGORIES
 from crossguard_jax.data.sources.catalogue import CATALOGUE
-from crossguard_jax.data.sources.reading import row_name
+from crossguard_jax.data.sources.reading import SourceRows, row_name
 from crossguard_jax.evals import evaluate, kept
 from crossguard_jax.evals.robustness.systems import NO_PICTURE, attackable
 from crossguard_jax.evals.scoring import Unanswered, score_benchmarks
 from crossguard_jax.evals.seen import seen_rows, seen_sections
-from crossguard_jax.evals.summary import print_summary
+from crossguard_jax.evals.summary import print_left_out, print_summary
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import answered, contents_hash, open_sources
 from crossguard_jax.guard.verdict import Verdict
 from crossguard_jax.hf.trained import TrainedRow, content_hash, write_training_data
 from crossguard_jax.io import images
 from crossguard_jax.systems import scoring, store
+from crossguard_jax.systems.controls import NOTHING
 from tests.downloads import DOWNLOADS
 
 LONG = "please " * 90
@@ -276,6 +278,54 @@ def test_two_rows_of_one_line_that_have_no_answer_count_as_two(tmp_path):
         for id in ("3-safe", "3-unsafe", "3-unsafe"):
             unanswered.add_record(Record(id, (), "t", provenance=at), "one", UserError("too long"))
     assert unanswered.total == 2 and dict(unanswered.counts) == {("pairs.jsonl", "too long"): 2}
+
+
+def test_a_row_of_which_a_control_sees_nothing_is_no_fault(tmp_path, capsys):
+    with Unanswered(tmp_path / "no_answer.jsonl") as unanswered:
+        for name, why in NOTHING.items():
+            unanswered.add_record(Record(name, (), "t"), "control", UserError(why))
+        assert unanswered.total == 2 and print_left_out(unanswered) == 0
+        assert "2 rows have no answer" in capsys.readouterr().out
+        unanswered.add_record(Record("other", (), "t"), "one", UserError("too long"))
+        assert print_left_out(unanswered) == 1
+
+
+@pytest.mark.parametrize("reader", ["vlguard", "figstep", "vqav2", "beavertails"])
+@pytest.mark.parametrize("tested", [True, False])
+def test_a_system_is_tested_on_other_rows_than_it_learns_from(reader, tested, tmp_path, capsys):
+    """Where nobody names a split."""
+    for each in DOWNLOADS.values():
+        if each.reader == reader:
+            each.write(tmp_path, 8)
+    splits = []
+
+    def read(name, path, split="train", **options):
+        splits.append(split)
+        return iter(())
+
+    with pytest.MonkeyPatch.context() as patch, LeftOut(tmp_path / "r.jsonl") as left_out:
+        patch.setattr(evaluate.sources, "read", lambda *a, **o: SourceRows(a[0], "", read(*a, **o)))
+        evaluate.read_benchmarks(
+            [f"{reader}:{tmp_path}"], left_out, at_least_one=False, tested=tested
+        )
+    assert splits == [CATALOGUE[reader].tested if tested else "train"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "file", "split"),
+    [
+        ("vlguard", "train.json", "train"),
+        ("vlguard", "test.json", "test"),
+        ("figstep", "SafeBench-Tiny.csv", "tiny"),
+        ("figstep", "safebench.csv", "test"),
+        ("vqav2", "v2_OpenEnded_mscoco_train2014_questions.json", "train"),
+        ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", "val"),
+        ("xstest", "xstest_prompts.csv", ""),
+        ("table", "train.jsonl", ""),
+    ],
+)
+def test_a_file_that_is_called_after_a_split_is_of_it(reader, file, split):
+    assert catalogue.tested_split(reader, Path("in") / file) == split
 
 
 def test_a_row_without_an_answer_stays_in_every_systems_denominator_as_wrong(tmp_path, stub):

@@ -42,6 +42,7 @@ def test_a_name_says_what_a_system_is_and_what_a_table_calls_it(spec, parsed, na
     [
         ("always_safe:x", "write it alone"),
         ("text_only:", "text_only:FOLDER"),
+        ("alway_safe", "did you mean always_safe"),
         ("text_only", "did you mean text_only:FOLDER"),
         ("textonly:runs/guard", "did you mean text_only:FOLDER"),
         ("llama_guard4:runs/guard", "did you mean llama_guard_4:FOLDER"),
@@ -101,7 +102,7 @@ def test_a_control_is_the_system_with_the_other_modality_left_out(guard, llava_f
     outcomes = control.score_each(images, texts)
     alone = [(None, TEXT)] * 3
     if sees == "text":
-        assert str(outcomes.pop()) == "it has no text"
+        assert str(outcomes.pop()).startswith("it has no text")
     else:  # a row without a picture keeps its text
         alone = [(png(1), ""), (None, TEXT), ((png(1), png(2)), ""), (png(3), "")]
     expected = guard.score(*zip(*alone, strict=True))

@@ -93,11 +93,16 @@ def _resolved(file: Path, seed: int | None) -> Generator[Record | Rejected, None
         prompt = prompts.setdefault(text, _Prompt(text, row))
         prompt.rows += 1
         prompt.votes.update(categories)
+    harmful = False
     for prompt in shuffled(prompts.values(), seed):
         # Of equals, max gives the first in the fixed order.
         category = max(CATEGORIES, key=lambda name: prompt.votes[name])
         if 2 * prompt.votes[category] > prompt.rows:
+            harmful = True
             yield _record(file, prompt, category)
+    if prompts and not harmful:
+        reason = "no category is true in more than half of a prompt's rows; there is no query here"
+        yield Rejected(str(file), next(iter(prompts.values())).row, reason)
     return votes
 
 

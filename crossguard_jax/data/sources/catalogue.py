@@ -4,8 +4,10 @@ Counts are those of the papers and of the files as published. A download that ha
 rows is read all the same, and one line says so.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from crossguard_jax.core.errors import UserError
 
@@ -21,6 +23,7 @@ class Published:
       subsets: how many records each of a split's subsets has: the denominators, never pooled.
       trainable: the splits that a model may learn from; None for all of them.
       reason: why no more than those.
+      tested: the split that systems are tested on where none is named; "" is the reader's own.
     """
 
     title: str
@@ -29,6 +32,7 @@ class Published:
     subsets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     trainable: tuple[str, ...] | None = ()
     reason: str = "a benchmark says nothing of a model that has learned from it"
+    tested: str = ""
 
 
 _KINDS = ("SD", "SD_TYPO", "TYPO")
@@ -38,6 +42,7 @@ _FIGSTEP = Published(
     rows={"train": 250, "test": 250, "all": 500, "tiny": 50},
     trainable=("train",),
     reason="the other tasks are what guards are tested on",
+    tested="test",
 )
 
 CATALOGUE: dict[str, Published] = {
@@ -60,6 +65,7 @@ CATALOGUE: dict[str, Published] = {
         subsets={"test": {"safe_safes": 558, "safe_unsafes": 558, "unsafes": 442}},
         trainable=("train",),
         reason="the test rows are what guards are tested on",
+        tested="test",
     ),
     "xstest": Published("XSTest", "CC BY 4.0", rows={"": 450}),
     "mossbench": Published(
@@ -83,14 +89,31 @@ CATALOGUE: dict[str, Published] = {
             "330k_test": 33_396,
         },
         trainable=None,
+        tested="test",
     ),
     "vqav2": Published(
         "VQAv2",
         "CC BY 4.0 (questions and answers); its pictures are COCO's",
         rows={"train": 443_757, "val": 214_354, "test": 447_793},
         trainable=None,
+        tested="val",
     ),
 }
+
+
+def tested_split(name: str, path: str | Path) -> str:
+    """The split that systems are tested on where none is named: the one that a file is called
+    after, or else the set's own; "" leaves it to the reader.
+
+    Args:
+      name: the reader.
+      path: the download, or a file of it.
+    """
+    published = CATALOGUE.get(name)
+    if published is None or not published.tested:
+        return ""
+    words = set(re.findall("[a-z]+", Path(path).stem.lower())) if Path(path).suffix else set()
+    return next((split for split in published.rows if split in words), published.tested)
 
 
 def refuse_training(name: str, split: str) -> None:

@@ -1,6 +1,7 @@
 """Where things lie in a download: a folder or an archive, unpacked or not, one level up or down."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -107,25 +108,39 @@ def _roots(path: Path) -> Iterator[list[Path]]:
     yield [path.parent]
 
 
-SPLITS = {"train", "val", "validation", "dev", "test"}
-"""What files of a split are called; none is another one that was misnamed."""
+PARTS = {
+    *("train", "training", "val", "validation", "dev", "test", "testing"),
+    *("v", "tiny", "mini", "full", "gen", "mcqa", "chat", "embodied"),
+}
+"""Words that files of another split, version or part of a set differ by; none of them is the file
+that is looked for under another name."""
 
 
 def _like(path: Path, places: Sequence[str]) -> str:
     """What to do, by the name of a file that is nearly what is looked for."""
     files = [each.name for each in archives.listing(path) if archives.is_file(each)]
-    names = [Path(place).name for place in places]
-    for name in names:
-        other = [f for f in files if {Path(f).stem, Path(name).stem} <= SPLITS]
-        stem, ending = Path(name).stem, Path(name).suffix
-        near = [f for f in files if f not in other and Path(f).suffix.lower() == ending]
+    other = ""
+    for name in (Path(place).name for place in places):
+        stem, ending = Path(name).stem.lower(), Path(name).suffix
         # By their stems: an ending that all share makes no name like another.
-        stems = {Path(f).stem.lower(): f for f in near}
-        if match := difflib.get_close_matches(stem.lower(), stems, n=1, cutoff=0.6):
-            return f"; {stems[match[0]]} is, so name it {name}, or give that file itself"
-        if other:
-            return f"; {other[0]} is, which is another split, READER:PATH:{Path(other[0]).stem}"
+        stems = {Path(f).stem.lower(): f for f in files if Path(f).suffix.lower() == ending}
+        apart = [each for each in stems if (_words(each) ^ _words(stem)) & PARTS]
+        near = difflib.get_close_matches(stem, [s for s in stems if s not in apart], n=1)
+        if near:
+            return f"; {stems[near[0]]} is, so name it {name}, or give that file itself"
+        if match := [s for s in apart if _words(s) <= PARTS or _is_like(s, stem)]:
+            other = other or stems[match[0]]
+    if other:
+        return f"; {other} is, which is another split or part: choose it by READER:PATH:SPLIT"
     return "; give the folder or the archive of the download"
+
+
+def _words(stem: str) -> set[str]:
+    return {*re.findall("[a-z]+", stem)}
+
+
+def _is_like(stem: str, other: str) -> bool:
+    return bool(difflib.get_close_matches(stem, [other], n=1))
 
 
 class Pictures:

@@ -68,7 +68,8 @@ class SourceRows(Iterator[Record | Rejected]):
             return
         title, records = self.published.title, self.records.total()
         use = "; for evaluation only" if self.published.trainable == () else ""
-        yield f"{title}: {records:,} records read; licence: {self.licence}{use}"
+        split = f", split {self.split}" if len(self.published.rows) > 1 else ""
+        yield f"{title}{split}: {records:,} records read; licence: {self.licence}{use}"
         if mismatch := "; ".join(self._mismatches()):
             why = (
                 "the others are among the rows that cannot be used"

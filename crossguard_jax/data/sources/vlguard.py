@@ -41,7 +41,8 @@ def vlguard(
     about the same picture. ``provenance["subset"]`` is the paper's: unsafes, safe_safes or
     safe_unsafes, each with a denominator of its own. The category is the harmful one where the file
     has one, otherwise the subset. Training rows whose id is in ``test.json`` too are rejected, and
-    so are instructions that are empty or "N/A".
+    so are empty instructions, and training rows' "N/A"; that of a test row is in its
+    denominator as published.
 
     Args:
       path: the folder of the download, its archives unpacked or not, or one level from it.
@@ -51,8 +52,11 @@ def vlguard(
       check_pictures: decode each picture here, so that a damaged one is a rejected row.
 
     Raises:
-      UserError: the JSON or the picture folder is missing.
+      UserError: the JSON or the picture folder is missing, or a file of the other split is given.
     """
+    other = "test" if split == "train" else "train"
+    if Path(path).name == f"{other}.json":
+        raise UserError(f"{path}: is split {other}, not {split}; choose it by its name")
     place = find(path, "VLGuard", f"{split}.json")
     file = place.file
     pictures = Pictures(place, split, "images", ".", check=check_pictures, missing=missing_pictures)
@@ -78,7 +82,12 @@ def vlguard(
         made: list[Record | Rejected] = []
         for name, entry in texts:
             try:
-                text = _instruction(entry, name)
+                text = text_field(entry, name)
+                if split != "test" and text.strip().lower() in NONE:
+                    asks = (
+                        f"field {name!r} is {short(repr(text))}, which asks nothing; leave it out"
+                    )
+                    raise UserError(asks)
             except UserError as error:  # a picture's other instruction may be good
                 made.append(Rejected(str(file), row, str(error)))
                 continue
@@ -106,10 +115,3 @@ def _ids(file: Path) -> list[str]:
     note(file)
     rows = read_json_rows(file) if archives.is_file(file) else ()
     return [str(row["id"]) for _, row in rows if not isinstance(row, RowError) and "id" in row]
-
-
-def _instruction(entry: dict[str, Any], name: str) -> str:
-    text = text_field(entry, name)
-    if text.strip().lower() in NONE:
-        raise UserError(f"field {name!r} is {short(repr(text))}, which asks nothing; leave it out")
-    return text

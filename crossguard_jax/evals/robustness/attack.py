@@ -195,7 +195,7 @@ def validating(
             f"seed {config.seed} and left out of the attack"
         )
         return Validation(half, how), rest
-    tests = read_benchmarks(args.validation, left_out)
+    tests = read_benchmarks(args.validation, left_out, tested=False)
     rows = [record for benchmark in tests.values() for record in benchmark]
     rows = attackable(rows, first.task.labels, left_out)
     check_apart(rows, records)

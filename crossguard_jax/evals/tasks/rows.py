@@ -12,6 +12,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks import normalize_answer
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import LeftOut, Record, rejection
+from crossguard_jax.data.sources.catalogue import tested_split
 from crossguard_jax.evals.benchmarks import slug
 from crossguard_jax.systems.kinds import named
 
@@ -59,6 +60,7 @@ def read_benchmarks(
         name, rest = named(spec)
         reader, _, where = rest.partition(":")
         path, _, split = where.partition(":")
+        split = split or tested_split(reader, path)
         if reader not in KINDS or not path:
             raise UserError(f"--data {spec}: give READER:PATH with READER {', '.join(KINDS)}")
         options: dict[str, Any] = {"split": split} if split else {}

@@ -15,6 +15,7 @@ import pytest
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.data import sources
 from crossguard_jax.data.records import Record, Rejected, kind
+from crossguard_jax.data.sources.beavertails import CATEGORIES
 from crossguard_jax.data.sources.catalogue import CATALOGUE, refuse_training
 from crossguard_jax.data.sources.reading import SourceRows, row_name
 from crossguard_jax.io.files import noting, unchanged
@@ -437,7 +438,6 @@ def test_vlguards_subsets_have_their_own_denominators(tmp_path: Path) -> None:
 def test_a_whole_download_with_a_row_of_no_use_is_not_called_incomplete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of VLGuard's test rows asks "N/A"."""
     download = made(tmp_path, "vlguard")
     counts = {"rows": {"test": 4}, "subsets": {"test": dict.fromkeys(("unsafes",), 2)}}
     monkeypatch.setitem(CATALOGUE, "vlguard", replace(CATALOGUE["vlguard"], **counts))
@@ -446,10 +446,10 @@ def test_a_whole_download_with_a_row_of_no_use_is_not_called_incomplete(
     text = file.read_text(encoding="utf-8-sig")
     rows = json.loads(text)
     entry = next(e for r in rows for e in r["instr-resp"] if "instruction" in e)
-    entry["instruction"] = "N/A"
+    entry["instruction"] = ""
     file.write_text(json.dumps(rows))
     _, rejected, reading = read(download, tmp_path)
-    assert len(rejected) == 1 and "asks nothing" in rejected[0].reason
+    assert len(rejected) == 1 and "is empty" in rejected[0].reason
     line = "1 of the 2 records of 'unsafes': the others are among the rows that cannot be used"
     assert line in told(reading)
     file.write_text(json.dumps(rows[:-1]))
@@ -700,15 +700,56 @@ def test_another_sets_table_is_not_to_be_renamed_into_this_one(tmp_path: Path) -
     assert "name it" not in one_line(error, tmp_path)
 
 
-def test_a_file_of_another_split_is_not_to_be_renamed_into_this_one(tmp_path: Path) -> None:
-    download = made(tmp_path, "vlguard")
-    other = {"train.json": "test.json", "test.json": "train.json"}[Path(download.table).name]
-    (tmp_path / other).unlink(missing_ok=True)
-    (tmp_path / download.table).rename(tmp_path / other)
+@pytest.mark.parametrize(
+    ("reader", "split", "there"),
+    [
+        ("vlguard", "train", "test.json"),
+        ("vlguard", "test", "train.json"),
+        ("vqav2", "test", "v2_OpenEnded_mscoco_val2014_questions.json"),
+        ("vqav2", "val", "v2_OpenEnded_mscoco_train2014_questions.json"),
+        ("mm_vet", "v1", "mm-vet-v2.json"),
+        ("mm_vet", "v2", "mm-vet.json"),
+    ],
+)
+def test_a_file_of_another_split_is_not_to_be_renamed_into_this_one(
+    reader: str, split: str, there: str, tmp_path: Path
+) -> None:
+    (tmp_path / there).write_text("[]")
     with pytest.raises(UserError) as error:
-        read(download, tmp_path)
+        list(sources.read(reader, tmp_path, **({"split": split} if split else {})))
     message = one_line(error, tmp_path)
-    assert f"{other} is, which is another split" in message and "name it" not in message
+    assert f"{there} is, which is another split" in message and "name it" not in message
+
+
+def test_an_instruction_of_vlguard_that_asks_nothing_is_a_test_row_as_published(
+    tmp_path: Path,
+) -> None:
+    """One of the release's test rows asks "N/A", and is among the 442."""
+    download = made(tmp_path, "vlguard")
+    file = tmp_path / download.table
+    rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    next(e for r in rows for e in r["instr-resp"] if "instruction" in e)["instruction"] = "N/A"
+    file.write_text(json.dumps(rows))
+    records, rejected, reading = read(download, tmp_path)
+    assert dict(reading.records)["unsafes"] == 2 and not rejected
+    assert [r.text for r in records].count("N/A") == 1
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    (tmp_path / "test.json").unlink()
+    learned = [*sources.read("vlguard", tmp_path, missing_pictures="in")]
+    assert ["asks nothing" in r.reason for r in learned if isinstance(r, Rejected)] == [True]
+
+
+def test_a_file_of_the_other_split_is_refused_by_its_name(tmp_path: Path) -> None:
+    made(tmp_path, "vlguard")
+    with pytest.raises(UserError, match="is split test, not train"):
+        sources.read("vlguard", tmp_path / "test.json")
+
+
+def test_prompts_none_of_which_harms_are_no_silence(tmp_path: Path) -> None:
+    row = {"prompt": "what is tea ?", "category": dict.fromkeys(CATEGORIES, False)}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    (row,) = sources.read("beavertails", tmp_path / "train.jsonl")
+    assert isinstance(row, Rejected) and "there is no query here" in row.reason
 
 
 def test_rows_of_one_id_in_vlguards_file_are_rows_of_their_own(tmp_path: Path) -> None:
