@@ -244,7 +244,15 @@ class Client:
         except openai.APITimeoutError:
             return Failure("no answer within read_seconds (or connect_seconds); raise it")
         except openai.APIConnectionError as error:
-            return Failure(self._line(f"{type(error.__cause__).__name__}: {error.__cause__}"))
+            # By name: which library's class it is depends on the client's version.
+            kind = type(error.__cause__).__name__
+            reason = self._line(f"{kind}: {error.__cause__}")
+            if kind == "ConnectError" and not self._works:
+                raise UserError(
+                    f"{self.endpoint.url}: nobody answers there ({reason}), asked "
+                    f"{1 + len(_retries.get())} times; start the endpoint, or correct base_url"
+                ) from error
+            return Failure(reason)
         except (ValueError, RecursionError) as error:
             return Failure(self._line(f"the answer is not JSON: {error}"))
         try:

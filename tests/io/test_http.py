@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -291,6 +292,16 @@ def test_a_server_that_dies_stops_the_run_and_a_new_run_finishes_the_rest(tmp_pa
         assert server.times_asked[digest(picture(index))] == 1
     # What was under way when it died was asked without an answer, and nothing else twice.
     assert sum(server.times_asked.values()) <= 30 + 4
+
+
+def test_where_nobody_has_ever_answered_the_first_request_ends_the_run(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(UserError, match="nobody answers there .*, asked 2 times; start"):
+        list(
+            Client(endpoint(url, attempts=2, failures_in_a_row=50), tmp_path).complete_many(asks(9))
+        )
 
 
 CHILD = """
