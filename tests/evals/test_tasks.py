@@ -377,7 +377,7 @@ class Fake:
     def figures(self, said):
         return {}
 
-    def differences(self, said, clean):
+    def counts(self, said):
         return {}
 
     def shown(self, said):

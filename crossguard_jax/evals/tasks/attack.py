@@ -14,6 +14,7 @@ from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.typing import Array, PRNGKeyArray
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.robustness.figures import level
+from crossguard_jax.evals.tasks.counts import Counts, differences_of
 
 ATTACKS = tuple(
     name
@@ -81,8 +82,8 @@ class PerturbedTask(Protocol):
     def figures(self, responses: Any) -> Figures:
         """Figures of all rows' responses, by name."""
 
-    def differences(self, responses: Any, clean: Any) -> Figures:
-        """The same figures less those of the clean responses, paired by row."""
+    def counts(self, responses: Any) -> Counts:
+        """What the same figures are made of, row by row."""
 
     def shown(self, response: Any) -> str:
         """A response for a reader."""
@@ -164,12 +165,19 @@ class Measured:
     def figures(self) -> dict[str, Figures]:
         """By ``clean``, ``linf.8`` and so on: the figures, and NAME_difference less clean."""
         figures: dict[str, Figures] = {"clean": self.task.figures(self.clean)}
+        before = self.task.counts(self.clean)
         for epsilon, responses in self.attacked.items():
-            differences = self.task.differences(responses, self.clean)
+            differences = differences_of(self.task.counts(responses), before)
             figures[where(self.attack.norm, epsilon)] = self.task.figures(responses) | {
                 f"{name}_difference": estimate for name, estimate in differences.items()
             }
         return figures
+
+    def counts(self) -> dict[str, Counts]:
+        """By the same places: what the figures are made of."""
+        places = {where(self.attack.norm, e): responses for e, responses in self.attacked.items()}
+        places = {"clean": self.clean} | places
+        return {place: self.task.counts(responses) for place, responses in places.items()}
 
 
 def where(norm: str, epsilon: float) -> str:

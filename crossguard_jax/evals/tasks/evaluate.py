@@ -96,7 +96,20 @@ def evaluate_tasks(
     Raises:
         UserError: a model, a data set or an attack that cannot be used, or two of one name.
     """
-    attack, asking = attack or Attack(), asking or Asking()
+    attack = attack or Attack()
+    return tasks_section(measure_tasks(models, data, left_out, attack, asking, limit), attack)
+
+
+def measure_tasks(
+    models: Sequence[str],
+    data: Sequence[str] | Mapping[str, Benchmark],
+    left_out: LeftOut,
+    attack: Attack,
+    asking: Asking | None = None,
+    limit: int | None = None,
+) -> dict[str, dict[str, Measured]]:
+    """What `evaluate_tasks` shows, by system and benchmark; arguments and errors are its."""
+    asking = asking or Asking()
     measured: dict[str, dict[str, Measured]] = {}
     benchmarks = data
     if not isinstance(benchmarks, Mapping):
@@ -107,7 +120,7 @@ def evaluate_tasks(
             raise UserError(f"--model: two systems are called {name!r}; write NAME=FOLDER")
         tasks = make_tasks(path, adapter, benchmarks, asking, left_out)
         measured[name] = {bench: measure(task, attack) for bench, task in tasks.items()}
-    return tasks_section(measured, attack)
+    return measured
 
 
 def make_tasks(

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 from crossguard_jax.core.metrics import Estimate
+from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.robustness.figures import level_title
 from crossguard_jax.evals.tasks.attack import Attack, Measured, where
+from crossguard_jax.evals.tasks.counts import Counts, differences_of
 from crossguard_jax.report import plots
 from crossguard_jax.report.blocks import Block, Definitions, Plot, Section, Text
 from crossguard_jax.report.tables import ABSENT, Cell, Metric, Table
@@ -55,6 +57,9 @@ def tasks_section(systems: Systems, attack: Attack) -> Section:
         for benchmark, measured in benchmarks.items()
     }
     blocks: list[Block] = [Text(_how(attack)), _terms(estimates), _table(estimates, attack)]
+    compared = compare({s: {b: m.counts() for b, m in of.items()} for s, of in systems.items()})
+    if compared:
+        blocks.append(compared_table(compared, _places(attack)))
     blocks.append(Plot.of("tasks", plots.rate_bars(_bars(estimates, attack), "Percent"), _BARS))
     if attack.epsilons:
         blocks.append(_words(systems, attack))
@@ -64,7 +69,48 @@ def tasks_section(systems: Systems, attack: Attack) -> Section:
         for place, figures in places.items()
         for name, estimate in figures.items()
     }
-    return Section("Tasks", tuple(blocks), everything)
+    return Section("Tasks", tuple(blocks), everything | compared)
+
+
+def compare(systems: Mapping[str, Mapping[str, Mapping[str, Counts]]]) -> Figures:
+    """The first system less each other one, paired by row, where both have read the same rows:
+    ``ours.minus.plain.captions.linf.8.cider``.
+
+    Args:
+        systems: counts by dotted name, benchmark and place.
+    """
+    compared: Figures = {}
+    main, *others = systems
+    for other in others:
+        for benchmark, places in systems[main].items():
+            for place, counts in places.items():
+                against = systems[other].get(benchmark, {}).get(place, {})
+                same = {k: v for k, v in against.items() if len(v) == len(counts.get(k, ()))}
+                for name, estimate in differences_of(counts, same).items():
+                    compared[f"{main}.minus.{other}.{benchmark}.{place}.{name}"] = estimate
+    return compared
+
+
+def compared_table(compared: Figures, places: Mapping[str, str]) -> Table:
+    """`compare`'s figures, a row a pair and figure.
+
+    Args:
+        compared: by name.
+        places: titles of the columns, by the names' part.
+    """
+    rows: dict[str, dict[str, Cell]] = {}
+    for metric, estimate in compared.items():
+        pair, _, rest = metric.partition(".minus.")
+        place = next(p for p in places if f".{p}." in rest)
+        before, _, name = rest.partition(f".{place}.")
+        title = f"{pair} minus {before.replace('.', ': ', 1)}, {_title(name)}"
+        rows.setdefault(title, {})[place] = Metric(metric, estimate, "points", True)
+    return Table(
+        ("First minus second: task", *places.values()),
+        tuple((title, *(cells.get(p, ABSENT) for p in places)) for title, cells in rows.items()),
+        "Times 100, paired by row, with 95% intervals: Newcombe's for shares of rows, else the "
+        "bootstrap's.",
+    )
 
 
 _Estimates = Mapping[tuple[str, str], Mapping[str, Mapping[str, Estimate]]]

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from crossguard_jax.attacks import projections
 from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.cmai.vetted import Vetting
-from crossguard_jax.core import metrics, tasks
+from crossguard_jax.core import tasks
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.core.tasks.retrieval import KS
 from crossguard_jax.core.typing import Array, Bool, Float, PRNGKeyArray
@@ -21,6 +21,7 @@ from crossguard_jax.data.records import LeftOut
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.tasks.answering import Part, Rows, in_batches
 from crossguard_jax.evals.tasks.attack import searched
+from crossguard_jax.evals.tasks.counts import Counts, of_rows
 from crossguard_jax.evals.tasks.objectives import lead, retrieval_objective
 from crossguard_jax.evals.tasks.rows import Benchmark, usable
 from crossguard_jax.hf.clip import ClipEncoder
@@ -143,27 +144,13 @@ class Retrieval:
             for k, estimate in recalls.items()
         }
 
-    def differences(self, responses: Sequence[Vector], clean: Sequence[Vector]) -> Figures:
-        """Paired, less the clean ones; captions of one picture are drawn together."""
-        attacked_ranks, clean_ranks = (
-            tasks.retrieval_ranks(self._similarity(each), self._picture)
-            for each in (responses, clean)
-        )
+    def counts(self, responses: Sequence[Vector]) -> Counts:
+        """Of the same; captions of one picture are its row's."""
+        to_text, to_image = tasks.retrieval_ranks(self._similarity(responses), self._picture)
         of_each = np.bincount(self._picture).astype(np.float64)
-
-        def way_back(k: int) -> metrics.Estimate:
-            hits = [
-                np.bincount(self._picture, weights=each[1] < k)
-                for each in (attacked_ranks, clean_ranks)
-            ]
-            rows = np.stack([hits[0] - hits[1], of_each], axis=1)
-            return tasks.bootstrap(rows, lambda sums: float(sums[0] / sums[1]))
-
-        there = {
-            k: metrics.paired_difference(attacked_ranks[0] < k, clean_ranks[0] < k) for k in KS
-        }
-        return {f"image_to_text.r{k}": estimate for k, estimate in there.items()} | {
-            f"text_to_image.r{k}": way_back(k) for k in KS
+        hits = {k: np.bincount(self._picture, weights=to_image < k) for k in KS}
+        return {f"image_to_text.r{k}": of_rows(to_text < k) for k in KS} | {
+            f"text_to_image.r{k}": np.stack([hits[k], of_each], axis=1) for k in KS
         }
 
     def given(self, responses: Sequence[Vector]) -> Bool[np.ndarray, " M"]:

@@ -13,6 +13,7 @@ from crossguard_jax.core.typing import Bool, Float, PRNGKeyArray
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.tasks.answering import Rows
 from crossguard_jax.evals.tasks.attack import PerturbedTask
+from crossguard_jax.evals.tasks.counts import Counts, of_rows
 
 
 class Ruled(NamedTuple):
@@ -75,11 +76,10 @@ class VettedRows:
         rejected = metrics.proportion(~self.given(responses))
         return self._inner.figures(self._plain(responses)) | {"rejected": rejected}
 
-    def differences(self, responses: Sequence[Ruled], clean: Sequence[Ruled]) -> Figures:
+    def counts(self, responses: Sequence[Ruled]) -> Counts:
         """The inner ones; under attack, a row is rejected that was so before."""
-        same = metrics.paired_difference(~self.given(responses), ~self.given(clean))
-        inner = self._inner.differences(self._plain(responses), self._plain(clean))
-        return inner | {"rejected": same}
+        inner = self._inner.counts(self._plain(responses))
+        return inner | {"rejected": of_rows(~self.given(responses))}
 
     def shown(self, response: Ruled) -> str:
         """What a reader sees."""

@@ -10,11 +10,11 @@ from crossguard_jax.attacks.problem import Budget
 from crossguard_jax.cmai.vetted import Vetting
 from crossguard_jax.core import tasks
 from crossguard_jax.core.errors import UserError
-from crossguard_jax.core.metrics import Estimate
 from crossguard_jax.core.typing import Bool, Float, PRNGKeyArray
 from crossguard_jax.data.records import LeftOut, rejection
 from crossguard_jax.evals.benchmarks import Figures
 from crossguard_jax.evals.tasks.answering import Aim, Answerer, Response, Rows, tokenize
+from crossguard_jax.evals.tasks.counts import Counts, of_rows
 from crossguard_jax.evals.tasks.rows import Benchmark, Item, usable
 from crossguard_jax.guard.guard import Guard
 
@@ -139,9 +139,9 @@ class Vqa(Words):
         """``vqa_accuracy``."""
         return {"vqa_accuracy": tasks.vqa_accuracy(self._plain(responses), self.references)}
 
-    def differences(self, responses: Sequence[Response], clean: Sequence[Response]) -> Figures:
-        """Paired, less the clean ones."""
-        return {"vqa_accuracy": mean(self.scores(responses) - self.scores(clean))}
+    def counts(self, responses: Sequence[Response]) -> Counts:
+        """Of ``vqa_accuracy``."""
+        return {"vqa_accuracy": of_rows(self.scores(responses))}
 
     def _plain(self, responses: Sequence[Response]) -> list[str]:
         # As LLaVA's own evaluation hands its answers in: where all people wrote the very same, the
@@ -174,22 +174,10 @@ class Captions(Words):
             "bleu4": tasks.bleu4(plain, self.references),
         }
 
-    def differences(self, responses: Sequence[Response], clean: Sequence[Response]) -> Figures:
-        """Paired, less the clean ones."""
-        both = [
-            tasks.bleu_counts(self._plain(each), self.references) for each in (responses, clean)
-        ]
-        half = both[0].shape[1]
-        bleu = tasks.bootstrap(
-            np.hstack(both), lambda sums: tasks.bleu_of(sums[:half]) - tasks.bleu_of(sums[half:])
-        )
-        return {"cider": mean(self.scores(responses) - self.scores(clean)), "bleu4": bleu}
+    def counts(self, responses: Sequence[Response]) -> Counts:
+        """Of ``cider`` and ``bleu4``."""
+        bleu = tasks.bleu_counts(self._plain(responses), self.references)
+        return {"cider": of_rows(self.scores(responses)), "bleu4": bleu}
 
     def _plain(self, responses: Sequence[Response]) -> list[str]:
         return [caption.text for caption in responses]
-
-
-def mean(differences: Float[np.ndarray, " M"]) -> Estimate:
-    """The mean, bootstrapped by rows."""
-    rows = np.stack([differences, np.ones_like(differences)], axis=1)
-    return tasks.bootstrap(rows, lambda sums: float(sums[0] / sums[1]))
