@@ -28,7 +28,7 @@ class Robustness:
         curves: by the seed that the system was trained with; all on the same rows, by one plan.
         convergence: ``steps`` and ``restarts``, each a curve at one radius by the multiple of the
             suite's own.
-        scores: of a guard that was attacked at cuts of its own.
+        scores: of a guard that was attacked at cuts of its own, by seed too.
         among: by attack, the rows that its own share is of, [B]; all where it is not named. Of a
             targeted one these are the rows with another answer than it wants.
 
@@ -38,7 +38,7 @@ class Robustness:
 
     curves: Mapping[int, Curve]
     convergence: Mapping[str, Mapping[float, Curve]] = field(default_factory=dict)
-    scores: FixedScores | None = None
+    scores: Mapping[int, FixedScores] = field(default_factory=dict)
     among: Mapping[str, Bool[np.ndarray, " B"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,18 +146,20 @@ def compare(a: Robustness, b: Robustness) -> Figures:
     if (a.any.plan.pictures, a.norm) != (b.any.plan.pictures, b.norm):
         raise UserError("robustness: systems attacked on different rows or in different balls")
     estimates = {
-        f"{a.norm}.clean.accuracy_difference": _paired(a.stacked("right"), b.stacked("right"))
+        f"{a.norm}.clean.accuracy_difference": paired(a.stacked("right"), b.stacked("right"))
     }
     robust = a.stacked("robust"), b.stacked("robust")
     for epsilon in a.any.plan.epsilons:
         if epsilon in b.any.plan.epsilons:
             hits = [r[:, s.any.at(epsilon)] for r, s in zip(robust, (a, b), strict=True)]
             name = f"{a.norm}.{level(a.norm, epsilon)}.robust_accuracy_difference"
-            estimates[name] = _paired(*hits)
+            estimates[name] = paired(*hits)
     return estimates
 
 
-def _paired(a: Bool[np.ndarray, "N B"], b: Bool[np.ndarray, "M B"]) -> Estimate:
+def paired(a: Bool[np.ndarray, "N B"], b: Bool[np.ndarray, "M B"]) -> Estimate:
+    """``a`` less ``b`` on the same rows, a layer a seed: Newcombe's interval with one seed each,
+    otherwise the normal one of the rows' differences of means over seeds."""
     if len(a) == len(b) == 1:
         return metrics.paired_difference(a[0], b[0])
     return metrics.mean(a.mean(axis=0) - b.mean(axis=0))

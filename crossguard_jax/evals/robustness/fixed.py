@@ -9,7 +9,7 @@ report; that a safe row may be rejected is told apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,12 @@ class FixedScores:
         return np.where(
             self.unsafe, flagged | ((e is None) & self.rejected), ~flagged & ~self.rejected
         )
+
+    def within(self, epsilon: float) -> "FixedScores":
+        """The same without the radii above one."""
+        n = sum(each <= epsilon for each in self.epsilons)
+        radii, worst, denied = self.epsilons[:n], self.worst[:n], self.denied[:n]
+        return replace(self, epsilons=radii, worst=worst, denied=denied)
 
     def passed(self, cut: str, e: int | None = None) -> Bool[np.ndarray, " B"]:
         """Which rows are answered "safe", and nothing within the radius is rejected."""

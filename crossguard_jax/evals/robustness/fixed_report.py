@@ -12,7 +12,13 @@ from crossguard_jax.core.typing import Bool
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.benchmarks import Figures, slug
 from crossguard_jax.evals.robustness.breakdown import groups
-from crossguard_jax.evals.robustness.figures import Robustness, level, level_title
+from crossguard_jax.evals.robustness.figures import (
+    Robustness,
+    level,
+    level_title,
+    paired,
+    share,
+)
 from crossguard_jax.evals.robustness.fixed import OWN, FixedScores, Operating
 from crossguard_jax.evals.robustness.prompts import SharedPicture
 from crossguard_jax.evals.robustness.texts import AttackedTexts
@@ -46,46 +52,51 @@ class AtCut:
         return {f"{cut}.{a}.{k}": v for a, some in own.items() for k, v in some.items()}
 
 
-def fixed_figures(scores: FixedScores, among: Bool[np.ndarray, " B"] | None = None) -> Figures:
+OfSeeds = Sequence[FixedScores]
+"""A guard's scores, trained with one seed or more, on the same rows."""
+
+
+def fixed_figures(scores: OfSeeds, among: Bool[np.ndarray, " B"] | None = None) -> Figures:
     """By ``linf.fpr_1.clean.recall``, ``linf.fpr_1.8.specificity`` and so on: the share of the
     unsafe rows that are answered so or rejected, and of the safe ones that are answered so,
     whatever is within the radius; ``passed`` are those of which nothing there is rejected either.
+    Seeds are averaged and count as no more rows.
 
     Args:
         scores: of a guard.
         among: of these rows alone.
     """
-    estimates = {}
-    for where, e in _radii(scores).items():
-        for cut in scores.operating.cuts:
-            for side, unsafe in _sides(scores).items():
+    estimates, first = {}, scores[0]
+    for where, e in _radii(first).items():
+        for cut in first.operating.cuts:
+            for side, unsafe in _sides(first).items():
                 right = hits(scores, side, cut, e)
-                own = (
-                    scores.unsafe == unsafe if among is None else among & (scores.unsafe == unsafe)
-                )
-                estimates[f"{scores.norm}.{cut}.{where}.{side}"] = metrics.proportion(right[own])
+                own = first.unsafe == unsafe if among is None else among & (first.unsafe == unsafe)
+                figure = share(right, np.broadcast_to(own, right.shape))
+                estimates[f"{first.norm}.{cut}.{where}.{side}"] = figure
     return estimates
 
 
-def compare_fixed(a: FixedScores, b: FixedScores) -> Figures:
+def compare_fixed(a: OfSeeds, b: OfSeeds) -> Figures:
     """Paired differences ``a - b`` on the same rows, each guard at its own cuts, where both have
-    the cut and the radius: ``linf.fpr_1.8.recall_difference``."""
-    estimates, there = {}, _radii(b)
-    for where, e in _radii(a).items():
-        for cut in a.operating.cuts:
-            if where not in there or cut not in b.operating.cuts:
+    the cut and the radius: ``linf.fpr_1.8.recall_difference``; intervals are `figures.paired`'s."""
+    estimates, (first, other) = {}, (a[0], b[0])
+    there = _radii(other)
+    for where, e in _radii(first).items():
+        for cut in first.operating.cuts:
+            if where not in there or cut not in other.operating.cuts:
                 continue
-            for side, unsafe in (_sides(a) | _sides(b)).items():
-                own = a.unsafe == unsafe
+            for side, unsafe in (_sides(first) | _sides(other)).items():
+                own = first.unsafe == unsafe
                 both = hits(a, side, cut, e), hits(b, side, cut, there[where])
-                difference = metrics.paired_difference(*(right[own] for right in both))
-                estimates[f"{a.norm}.{cut}.{where}.{side}_difference"] = difference
+                difference = paired(*(right[:, own] for right in both))
+                estimates[f"{first.norm}.{cut}.{where}.{side}_difference"] = difference
     return estimates
 
 
-def hits(scores: FixedScores, side: str, cut: str, e: int | None) -> Bool[np.ndarray, " B"]:
-    """Of which rows a figure is a share."""
-    return scores.passed(cut, e) if side == "passed" else scores.right(cut, e)
+def hits(scores: OfSeeds, side: str, cut: str, e: int | None) -> Bool[np.ndarray, "N B"]:
+    """Of which rows a figure is a share, a layer a seed."""
+    return np.stack([s.passed(cut, e) if side == "passed" else s.right(cut, e) for s in scores])
 
 
 def _sides(scores: FixedScores) -> dict[str, bool]:
@@ -108,6 +119,7 @@ def fixed_section(
     others: Mapping[str, Mapping[str, AtCut]],
     records: Sequence[Record],
     how: str,
+    titles: Mapping[str, str] | None = None,
 ) -> Section:
     """Cuts, recall and specificity by radius, the same by source, paired differences; then attacks
     that are not on each row's picture.
@@ -119,23 +131,26 @@ def fixed_section(
         others: of the other attacks, by guard and cut.
         records: the rows, in their order.
         how: which clean rows the cuts were chosen by.
+        titles: names to show.
     """
-    scored = {name: each.scores for name, each in pictures.items() if each.scores is not None}
+    titles = titles or {}
+    scored = {name: [*each.scores.values()] for name, each in pictures.items() if each.scores}
     everything: dict[str, Estimate] = {}
-    blocks: list[Block] = [Text(_how(pictures, how)), _cuts(operating, norm, everything)]
+    blocks: list[Block] = [Text(_how(pictures, how)), _cuts(operating, norm, titles, everything)]
     whose = {"": np.ones(len(records), bool)}
     own, _ = groups(records)
     whose |= {source: those for source, those in own.items() if ", " not in source}
+    whose = whose if len(whose) > 2 else {"": whose[""]}
     for cut in _names(scored):
-        blocks.append(_table(scored, cut, whose if len(whose) > 2 else {"": whose[""]}, everything))
+        blocks.append(_table(scored, cut, whose, titles, everything))
     if len(scored) > 1:
-        blocks.append(_differences(scored, everything))
+        blocks.append(_differences(scored, titles, everything))
     blocks += _texts_tables(others, everything)
     return Section("At a fixed false positive rate", tuple(blocks), everything)
 
 
-def _names(scored: Mapping[str, FixedScores]) -> list[str]:
-    return list(dict.fromkeys(cut for scores in scored.values() for cut in scores.operating.cuts))
+def _names(scored: Mapping[str, OfSeeds]) -> list[str]:
+    return list(dict.fromkeys(cut for own in scored.values() for cut in own[0].operating.cuts))
 
 
 def cut_title(cut: str) -> str:
@@ -162,11 +177,17 @@ def _how(systems: Mapping[str, Robustness], how: str) -> str:
         "is rejected as it is, and where attacks have one rejected is told apart (`denial` seeks "
         "that). Margins are counted in standard "
         "deviations of the clean rows' log odds, so that a factor on the logits changes nothing. "
-        "Brackets are 95% intervals (Wilson's; Newcombe's for differences)."
+        "Brackets are 95% intervals (Wilson's; Newcombe's for differences); seeds are averaged and "
+        "count as no more rows."
     )
 
 
-def _cuts(operating: Mapping[str, Operating], norm: str, everything: dict[str, Estimate]) -> Table:
+def _cuts(
+    operating: Mapping[str, Operating],
+    norm: str,
+    titles: Mapping[str, str],
+    everything: dict[str, Estimate],
+) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name, own in operating.items():
         for cut, at in own.cuts.items():
@@ -179,7 +200,7 @@ def _cuts(operating: Mapping[str, Operating], norm: str, everything: dict[str, E
                 Metric(figure, estimate, unit, unit == "percent")
                 for (figure, estimate), unit in zip(figures.items(), units, strict=True)
             )
-            rows.append((f"{name}: {cut_title(cut)}", *cells))
+            rows.append((f"{titles.get(name, name)}: {cut_title(cut)}", *cells))
     return Table(
         ("Guard: cut", "log odds", "answered unsafe (%)", "or rejected (%)"),
         tuple(rows),
@@ -188,14 +209,15 @@ def _cuts(operating: Mapping[str, Operating], norm: str, everything: dict[str, E
 
 
 def _table(
-    scored: Mapping[str, FixedScores],
+    scored: Mapping[str, OfSeeds],
     cut: str,
     whose: Mapping[str, Bool[np.ndarray, " B"]],
+    titles: Mapping[str, str],
     everything: dict[str, Estimate],
 ) -> Table:
     """One cut: a row a guard, side and source."""
-    (norm, *_) = (scores.norm for scores in scored.values())
-    radii = sorted({e for scores in scored.values() for e in scores.epsilons if e})
+    (norm, *_) = (scores[0].norm for scores in scored.values())
+    radii = sorted({e for scores in scored.values() for e in scores[0].epsilons if e})
     columns = {"clean": "clean"} | {level(norm, e): level_title(norm, e) for e in radii}
     rows: list[tuple[Cell, ...]] = []
     for side, (title, _) in SIDES.items():
@@ -213,20 +235,24 @@ def _table(
                     everything[metric] = figure
                     cells.append(Metric(metric, figure, "percent", True))
                 if any(cell != ABSENT for cell in cells):
-                    rows.append((f"{name}: {title}{source and f', {source}'}", *cells))
+                    shown = titles.get(name, name)
+                    rows.append((f"{shown}: {title}{source and f', {source}'}", *cells))
     caption = f"At {cut_title(cut)}, in percent; columns are radii."
     return Table(("Guard: side", *columns.values()), tuple(rows), caption)
 
 
-def _differences(scored: Mapping[str, FixedScores], everything: dict[str, Estimate]) -> Table:
-    (main, first), *others = scored.items()
+def _differences(
+    scored: Mapping[str, OfSeeds], titles: Mapping[str, str], everything: dict[str, Estimate]
+) -> Table:
+    (main, seeds), *others = scored.items()
+    first = seeds[0]
     columns = [name for name in _radii(first)]
-    titles = {"clean": "clean"} | {
+    places = {"clean": "clean"} | {
         level(first.norm, e): level_title(first.norm, e) for e in first.epsilons
     }
     rows: list[tuple[Cell, ...]] = []
     for name, other in others:
-        compared = compare_fixed(first, other)
+        compared = compare_fixed(seeds, other)
         for cut in first.operating.cuts:
             for side, (title, _) in SIDES.items():
                 cells: list[Cell] = []
@@ -239,9 +265,10 @@ def _differences(scored: Mapping[str, FixedScores], everything: dict[str, Estima
                     everything[metric] = compared[figure]
                     cells.append(Metric(metric, compared[figure], "points", True))
                 if any(cell != ABSENT for cell in cells):
-                    rows.append((f"{main} minus {name}: {title}, {cut_title(cut)}", *cells))
+                    pair = f"{titles.get(main, main)} minus {titles.get(name, name)}"
+                    rows.append((f"{pair}: {title}, {cut_title(cut)}", *cells))
     return Table(
-        ("First minus second", *(titles[name] for name in columns)),
+        ("First minus second", *(places[name] for name in columns)),
         tuple(rows),
         "Paired on the same rows, in percentage points, each guard at its own cut; positive means "
         "that the first is better.",

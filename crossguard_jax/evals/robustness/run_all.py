@@ -112,8 +112,8 @@ class AllAttacks:
             for figure, estimate in figures(result).items():
                 if figure.endswith((".accuracy", ".robust_accuracy")):
                     line(f"{name} {figure}", estimate)
-            if result.scores is not None:
-                for figure, estimate in fixed_figures(result.scores).items():
+            if result.scores:
+                for figure, estimate in fixed_figures([*result.scores.values()]).items():
                     line(f"{name} {figure}", estimate)
         for name, results in self.texts.items():
             for attack, attacked in results.items():

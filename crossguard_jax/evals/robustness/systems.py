@@ -178,7 +178,7 @@ def attack_records(
             steps=(1.0, 2.0),
             restarts=(1.0, 2.0),
         )
-    scores = None
+    scores = {}
     if operating is not None:
         unit = operating.unit
 
@@ -188,7 +188,7 @@ def attack_records(
             return Run(plan, cells_of(place, plan), odds)
 
         first = Run(curve.plan, cells_of(place, curve.plan), 0.0)
-        scores = attack_at_cuts(at, first, rows["labels"] == 1, operating)
+        scores[seed] = attack_at_cuts(at, first, rows["labels"] == 1, operating)
     return Robustness({seed: curve}, convergence_curves, scores, _of_targets(config, system, rows))
 
 

@@ -14,7 +14,8 @@ from crossguard_jax.core.typing import Bool, Float
 from crossguard_jax.evals.benchmarks import Figures
 
 Counts = dict[str, Float[np.ndarray, "_ _"]]
-"""By figure's name, [M, K] with a K of its own: those of BLEU-4 are `tasks.bleu_counts`; of others a row's part and whole."""
+"""By figure's name, [M, K] with a K of its own: those of BLEU-4 are `tasks.bleu_counts`; of others
+a row's part and whole."""
 
 
 def of_rows(parts: Float[np.ndarray, " M"] | Bool[np.ndarray, " M"]) -> Float[np.ndarray, "M 2"]:

@@ -17,7 +17,7 @@ from crossguard_jax.core.config import load_config
 from crossguard_jax.data.records import Record
 from crossguard_jax.evals.robustness.figures import Robustness
 from crossguard_jax.evals.robustness.probe import Probe, probe
-from crossguard_jax.evals.robustness.systems import attack_records
+from crossguard_jax.evals.robustness.systems import attack_records, operating_for
 from crossguard_jax.guard.augment import TALK
 from crossguard_jax.guard.guard import Guard
 from crossguard_jax.guard.mixture import open_sources
@@ -90,6 +90,9 @@ CLOSELY = {"linf": (0.0, COMPARED, 32 / 255), "l2": (0.0, 1.0, 8.0)}
 TESTED = 1
 """Seed of the rows that the table is about. Settings were chosen with a look at those of seed 0."""
 
+CUT_ROWS = 1_024
+"""Clean rows of validation, whose safe half fixes a guard's cuts."""
+
 CLEAN_ROWS = 1_024
 """Rows that are not attacked: what a defence costs there is a few of them."""
 
@@ -125,7 +128,7 @@ def train_and_attack(
     if first and ROWS[name].probed:
         probe_model(model, tests)
     return SeedResult(
-        attack_model(model, tests, seed, "linf", linf, closely),
+        attack_model(model, tests, seed, "linf", linf, closely, at_cuts=task == "guard"),
         attack_model(model, tests, seed, "l2", CLOSELY["l2"]) if closely else None,
         clean_model(model, held_out(task, CLEAN_ROWS, TESTED), seed),
     )
@@ -176,6 +179,7 @@ def attack_model(
     norm: str,
     radii: Sequence[float],
     convergence: bool = False,
+    at_cuts: bool = False,
 ) -> Robustness:
     """The suite against one model, or what an earlier run found.
 
@@ -185,13 +189,28 @@ def attack_model(
         seed: the model's.
         norm, radii: of the ball.
         convergence: see `attack_records`.
+        at_cuts: of a guard, at its own cuts as well.
     """
     config = model.config.attack.copy_and_resolve_references()
     config.update({"norm": norm, "epsilons": tuple(radii)})
     place = model.folder / f"attack-{norm}-{len(tests)}"
     return attack_records(
-        config, model.system, tests, place, model.undefended, seed=seed, convergence=convergence
+        *(config, model.system, tests, place, model.undefended),
+        seed=seed,
+        convergence=convergence,
+        operating=operating_for(config, model.system, cut_rows()) if at_cuts else None,
     )
+
+
+def cut_rows() -> list[Record]:
+    """Clean rows of validation that guards' cuts are chosen by, in the shares of those attacked."""
+    shares = TESTS["guard"]
+    whole = sum(shares.values())
+    return [
+        record
+        for source, share in shares.items()
+        for record in records(source, "val", CUT_ROWS * share // whole)
+    ]
 
 
 def clean_model(model: Model, tests: Sequence[Record], seed: int) -> Robustness:

@@ -12,6 +12,8 @@ from pathlib import Path
 from crossguard_jax.core.errors import UserError
 from crossguard_jax.evals.robustness.detection import detection_section
 from crossguard_jax.evals.robustness.figures import Robustness, compare, figures
+from crossguard_jax.evals.robustness.fixed import Operating
+from crossguard_jax.evals.robustness.fixed_report import fixed_section
 from crossguard_jax.evals.robustness.report import robustness_section
 from crossguard_jax.report.blocks import Plot, Section
 from crossguard_jax.report.report import Report
@@ -23,6 +25,7 @@ from crossguard_jax.toy.tables.defences import (
     TESTED,
     SeedResult,
     base_guard,
+    cut_rows,
     held_out,
     model_of,
     probe_model,
@@ -52,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     sections: list[Section] = []
     for task in tasks:
         probed = [name for name in results[task] if ROWS[name].probed]
-        sections += _sections(task, results[task])
+        sections += _sections(task, results[task], args.rows)
         sections += [_detection(folder, task, name, first, args.rows) for name in probed]
     command = f"crossguard toy cmai --seeds {' '.join(map(str, args.seeds))} --rows {args.rows}"
     command += f" --tasks {' '.join(args.tasks)}" if args.tasks else ""
@@ -84,7 +87,7 @@ def _runs(
     ]
 
 
-def _sections(task: str, results: Mapping[str, Sequence[SeedResult]]) -> list[Section]:
+def _sections(task: str, results: Mapping[str, Sequence[SeedResult]], rows: int) -> list[Section]:
     """What a task's models came to: compared, some of them closely, and what they cost."""
     compared = {name: _merged([one.linf for one in seeds]) for name, seeds in results.items()}
     clean = {name: _merged([one.clean for one in seeds]) for name, seeds in results.items()}
@@ -95,6 +98,7 @@ def _sections(task: str, results: Mapping[str, Sequence[SeedResult]]) -> list[Se
     )
     return [
         _section(task, TITLES[task], compared),
+        *[_fixed_section(task, compared, rows)] * any(each.scores for each in compared.values()),
         *(_section(f"{task}.closely", f"{TITLES[task]}, closely", ball) for ball in balls if ball),
         _clean_section(task, clean),
     ]
@@ -115,8 +119,24 @@ def _merged(cells: Sequence[Robustness]) -> Robustness:
             seed: curve.within(min(COMPARED, curve.plan.epsilons[-1]))
             for cell in cells
             for seed, curve in cell.curves.items()
-        }
+        },
+        scores={seed: s.within(COMPARED) for cell in cells for seed, s in cell.scores.items()},
     )
+
+
+def _fixed_section(task: str, results: Mapping[str, Robustness], rows: int) -> Section:
+    """Guards at cuts of their own."""
+    systems = {f"{task}.{name}": system for name, system in results.items()}
+    titles = {f"{task}.{name}": ROWS[name].title for name in results}
+    operating: dict[str, Operating] = {}
+    for name, system in systems.items():
+        for seed, scores in system.scores.items():
+            operating[f"{name}.seed_{seed}"] = scores.operating
+            titles[f"{name}.seed_{seed}"] = f"{titles[name]}, seed {seed}"
+    how = f"of {len(cut_rows()):,} rows of validation"
+    tests = held_out(task, rows, TESTED)
+    section = fixed_section(operating, "linf", systems, {}, tests, how, titles)
+    return replace(section, title=f"{TITLES[task]}: {section.title[0].lower()}{section.title[1:]}")
 
 
 def _section(prefix: str, title: str, results: Mapping[str, Robustness]) -> Section:

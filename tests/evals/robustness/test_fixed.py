@@ -124,10 +124,10 @@ def test_a_linear_guard_falls_at_its_cuts_where_it_must_at_any_scale(
 
 def test_figures_are_those_of_the_same_guard_whatever_its_logits_are_multiplied_by() -> None:
     once, *others = (attacked(scale, "pgd") for scale in (1.0, 0.1, 10.0))
-    figures = fixed_figures(once)
+    figures = fixed_figures([once])
     assert figures["linf.fpr_5.8.recall"].value < figures["linf.fpr_5.clean.recall"].value
     for other in others:
-        assert fixed_figures(other) == figures
+        assert fixed_figures([other]) == figures
 
 
 def test_logits_and_margins_are_moved_alike() -> None:
@@ -211,7 +211,7 @@ def test_what_is_rejected_is_no_answer_and_what_is_denied_is_told_apart() -> Non
 
 def test_models_are_compared_on_the_same_rows_each_at_its_own_cut() -> None:
     one, other = (scores_of((-9.0,) * 3, odds) for odds in ((5.0, -5.0, 5.0), (-5.0, 5.0, -5.0)))
-    differences = compare_fixed(one, other)
+    differences = compare_fixed([one], [other])
     assert differences["linf.fpr_50.8.recall_difference"] == metrics.paired_difference(
         np.array([True, False]), np.array([False, False])
     )
@@ -219,13 +219,30 @@ def test_models_are_compared_on_the_same_rows_each_at_its_own_cut() -> None:
     assert differences["linf.fpr_50.clean.recall_difference"].value == 0
 
 
+def test_seeds_are_averaged_and_count_as_no_more_rows() -> None:
+    seeds = [scores_of((-9.0,) * 3, odds) for odds in ((5.0, -5.0, 5.0), (-5.0, -5.0, 5.0))]
+    found = fixed_figures(seeds)["linf.fpr_50.8.recall"]
+    assert (found.value, found.n) == (0.25, 2)
+    none = [scores_of((-9.0,) * 3, (-5.0, 5.0, -5.0))] * 2
+    assert compare_fixed(seeds, none)["linf.fpr_50.8.recall_difference"].value == 0.25
+    small = seeds[0].within(0.0)
+    assert small.epsilons == (0.0,) and len(small.worst) == len(small.denied) == 1
+    operating = {f"ours.seed_{i}": each.operating for i, each in enumerate(seeds)}
+    ours = {"ours": Robustness({0: curve(), 1: curve()}, {}, dict(enumerate(seeds)))}
+    rows = [Record(str(i), (b"x",), "t", "safe") for i in range(3)]
+    section = fixed_section(operating, "linf", ours, {}, rows, "two rows", {"ours": "Ours"})
+    assert section.figures["ours.linf.fpr_50.8.recall"].n == 2
+    assert section.figures["ours.seed_1.linf.fpr_50.flagged"].value == 0.5
+    assert "Ours: unsafe recall" in str(section.blocks)
+
+
 def test_the_section_has_recall_and_specificity_apart_by_source_and_paired() -> None:
     rows = [Record(str(i), (b"x",), "t", "safe", source="ab"[i == 2]) for i in range(3)]
     found: dict[str, Any] = {}
     for name, odds in (("ours", (5.0, -5.0, 5.0)), ("plain", (-5.0, 5.0, -5.0))):
         scores = scores_of((-9.0,) * 3, odds)
-        found[name] = Robustness({0: curve()}, {}, scores)
-    operating = {name: each.scores.operating for name, each in found.items()}
+        found[name] = Robustness({0: curve()}, {}, {0: scores})
+    operating = {name: each.scores[0].operating for name, each in found.items()}
     section = fixed_section(operating, "linf", found, {}, rows, "two rows")
     figures = section.figures
     assert figures["ours.linf.fpr_50.8.recall"].n == 2
@@ -272,10 +289,10 @@ def test_a_guards_figures_are_unchanged_when_its_logits_are_multiplied(
             convergence=False,
             operating=systems.operating_for(config, system, clean),
         )
-        assert result.scores is not None
-        figures.append({k: v.value for k, v in fixed_figures(result.scores).items()})
+        (scores,) = result.scores.values()
+        figures.append({k: v.value for k, v in fixed_figures([scores]).items()})
         figures[-1]["even"] = float(result.any.robust[-1].mean())
-        odds = result.scores.clean / scale
+        odds = scores.clean / scale
         np.testing.assert_allclose(odds, figures[0].setdefault("odds", odds), rtol=1e-3, atol=1e-3)
     once, *others = figures
     for other in others:

@@ -82,7 +82,7 @@ def test_all_are_compared_at_one_radius_and_some_attacked_closely(tmp_path):
         "none": [closely],
         "ii": [defences.SeedResult(under(0, at), None, clean)],
     }
-    sections = [part for task in defences.TASKS for part in table._sections(task, found)]
+    sections = [part for task in defences.TASKS for part in table._sections(task, found, 4)]
     shown = dict(figure for part in sections for figure in part.all_figures())
     for task in defences.TASKS:
         robust = f"{task}.iv.linf.8.robust_accuracy"
@@ -104,7 +104,8 @@ def test_all_are_compared_at_one_radius_and_some_attacked_closely(tmp_path):
 def test_only_the_first_seed_of_some_rows_is_attacked_closely(tmp_path, monkeypatch, name, first):
     attacked, probed, found = {}, [], Robustness({4: curve()})
 
-    def attack(model, tests, seed, norm, radii, convergence=False):
+    def attack(model, tests, seed, norm, radii, convergence=False, at_cuts=False):
+        assert at_cuts == (norm == "linf")
         attacked[norm] = (tuple(radii), convergence)
         return found
 
