@@ -128,7 +128,9 @@ def save_shared(folder: Path, name: str, shared: SharedPicture, label: str) -> N
 
 
 def _about(record: Record, attack: str, attacked: bool) -> dict[str, str]:
-    return {**record.provenance, "attack": attack, "attacked": str(attacked).lower()}
+    # By its name: these rows are there to be handed on.
+    file = {"file": Path(record.provenance["file"]).name} if "file" in record.provenance else {}
+    return {**record.provenance, **file, "attack": attack, "attacked": str(attacked).lower()}
 
 
 def _image(levels: np.ndarray) -> Image.Image:

@@ -378,6 +378,8 @@ def test_what_is_saved_is_read_back_as_a_benchmark_and_a_second_call_goes_on(
             path = tmp_path / "saved" / "plain" / f"{table}.jsonl"
             (rows,) = read_benchmarks([f"saved=table:{path}"], left_out).values()
         assert len(rows) == 6 and not left_out.total
+        for line in path.read_text().splitlines():
+            assert "/" not in json.loads(line)["provenance"]["file"], "a path of one machine"
         assert {row.label for row in rows} <= {"safe", "unsafe"}
     again = plain.task.guard.encoder.levels(rows[0].images[0])
     assert np.abs(255 * again - np.round(255 * again)).max() < 1e-3
