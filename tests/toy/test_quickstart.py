@@ -16,6 +16,8 @@ from crossguard_jax.guard.guard import p_unsafe
 from crossguard_jax.toy import quickstart
 from crossguard_jax.toy.world.sources import records
 
+pytestmark = pytest.mark.timeout(1800)  # all models are compiled, on however slow a machine
+
 SOURCES = (
     "implicit",
     "explicit_text",
