@@ -348,7 +348,6 @@ def test_what_cannot_be_run_is_refused(change: dict[str, Any], words: str) -> No
 @pytest.mark.parametrize(
     "attacks",
     [
-        {},
         {"clean": STEEPEST},
         {"PGD 10": STEEPEST},
         {"a": STEEPEST, "b": NamedAttack(pgd, Budget(0.0, "l2"))},
@@ -357,6 +356,12 @@ def test_what_cannot_be_run_is_refused(change: dict[str, Any], words: str) -> No
 def test_a_suite_of_no_names_or_several_balls_is_refused(attacks: Any) -> None:
     with pytest.raises(UserError, match="attack suite"):
         Suite(attacks, zoo.linear)
+
+
+def test_a_suite_without_attacks_judges_and_attacks_nothing() -> None:
+    x, rows = np.zeros((1, 2), np.float32), {"labels": np.zeros(1, np.int32)}
+    with pytest.raises(UserError, match="no attacks; name at least one"):
+        Suite({}, zoo.linear).run(None, x, rows, [0.1], KEY)
 
 
 @pytest.mark.parametrize("change", [{"kind": "magic"}, {"goal": "win"}, {"samples": 0}])
