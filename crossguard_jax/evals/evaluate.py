@@ -19,6 +19,7 @@ from crossguard_jax.evals.comparison import (
     ComparedSystem,
     Evaluation,
     comparison_of,
+    told_apart,
 )
 from crossguard_jax.evals.digests import Digests
 from crossguard_jax.evals.interchange import write_guardbench, write_inspect
@@ -286,7 +287,7 @@ def read_benchmarks(
         UserError: a spec that is neither, or no good row at all.
     """
     tests: dict[str, list[Record]] = {}
-    for spec in specs:
+    for spec in told_apart(specs):
         given, rest = kinds.named(spec)
         reader, path, split = _parse_data(rest)
         split = split or (tested_split(reader, path) if tested else "")

@@ -311,6 +311,15 @@ def test_a_system_is_tested_on_other_rows_than_it_learns_from(reader, tested, tm
     assert splits == [CATALOGUE[reader].tested if tested else "train"]
 
 
+def test_rows_of_two_splits_are_never_pooled_whoever_reads_them(tmp_path):
+    for name in ("figstep", "figstep, tiny"):
+        DOWNLOADS[name].write(tmp_path, 4)
+    specs = [f"figstep:{tmp_path}:{split}" for split in ("tiny", "all")]
+    with LeftOut(tmp_path / "r.jsonl") as left_out:
+        tests = evaluate.read_benchmarks(specs, left_out)
+    assert set(tests) == {"figstep_tiny", "figstep_all"} and not left_out.total
+
+
 @pytest.mark.parametrize(
     ("reader", "file", "split"),
     [

@@ -84,10 +84,8 @@ def vlguard(
             try:
                 text = text_field(entry, name)
                 if split != "test" and text.strip().lower() in NONE:
-                    asks = (
-                        f"field {name!r} is {short(repr(text))}, which asks nothing; leave it out"
-                    )
-                    raise UserError(asks)
+                    what = short(repr(text))
+                    raise UserError(f"field {name!r} is {what}, which asks nothing; leave it out")
             except UserError as error:  # a picture's other instruction may be good
                 made.append(Rejected(str(file), row, str(error)))
                 continue
